@@ -1,0 +1,71 @@
+// What a CPU kernel is: an op bound to code. The executor runs a step as a list of kernels, each as one or more phases
+// with a barrier between them, each phase as independent shards on the pool's threads.
+//
+// Rules: the number of shards and the split of the work depend on shapes only, never on the thread count, and every
+// reduction has a fixed order; so 1, 2 or 16 threads give the same bits. run() never allocates, throws or blocks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "core/status.h"
+#include "plan/plan.h"
+
+namespace effnet::cpu {
+
+// Hyper-parameters and counters of a step: inputs, never constants of the plan. Order = ts/runtime/scalars.ts.
+struct StepScalars {
+  double lr = 0;
+  double step = 0;           // 0-based optimizer step; the Philox counter
+  double seed = 0;           // integer below 2^53; the Philox key
+  double weight_decay = 0;
+  double momentum = 0;       // SGD, RMSProp: momentum; AdamW: beta1
+  double alpha = 0;          // RMSProp: decay of the mean square; AdamW: beta2
+  double eps = 0;
+  double clip_norm = 0;      // 0 = no clipping
+  double ema_decay = 0;      // the decay in force at this step
+  double optimizer_step = 1; // 1-based count of updates so far including this one (Adam's bias correction)
+  double loss_scale = 1;
+};
+inline constexpr int kStepScalarCount = 11;
+
+struct ExecContext {
+  std::byte* const* arenas;    // indexed by plan::Arena
+  const StepScalars* scalars;
+  std::byte* worker_scratch;   // of this thread: at least worker_scratch_bytes() of the kernel, 64-byte aligned
+  std::byte* shared_scratch;   // of this op: shared_scratch_bytes(), kept from phase to phase, undefined at the first
+  int worker;                  // 0-based thread number; for diagnostics only, never for results
+
+  template <class T>
+  T* ptr(const plan::Tensor* t) const {
+    return t ? reinterpret_cast<T*>(arenas[static_cast<int>(t->arena)] + t->offset) : nullptr;
+  }
+  std::byte* arena(plan::Arena a) const { return arenas[static_cast<int>(a)]; }
+};
+
+class Kernel {
+ public:
+  virtual ~Kernel() = default;
+  // The name shown by dump() and pinned by tests, e.g. "dwconv_fwd_f32:avx3". It names the instruction set.
+  virtual const char* name() const = 0;
+  virtual int phases() const { return 1; }
+  virtual int shards(int phase) const = 0;
+  virtual void run(int phase, int shard, const ExecContext& ctx) = 0;
+  // Called on one thread when weights changed and before the first step: pack what does not change between steps.
+  virtual void prepare(const ExecContext&) {}
+  virtual size_t worker_scratch_bytes() const { return 0; }
+  virtual size_t shared_scratch_bytes() const { return 0; }
+  virtual size_t persistent_bytes() const { return 0; }  // owned by the kernel (packed weights); for accounting
+  virtual double flops() const { return 0; }             // one step, a multiply-add counts 2
+};
+
+using KernelPtr = std::unique_ptr<Kernel>;
+// Every op has a factory `make_<op>`; it refuses dtypes and shapes it has no code for with Code::plan_invalid.
+using KernelFactory = StatusOr<KernelPtr> (*)(const plan::Op& op);
+
+#define EFF_OP(id, name, ...) StatusOr<KernelPtr> make_##name(const plan::Op& op);
+#include "plan/op_table.inc"
+#undef EFF_OP
+
+}  // namespace effnet::cpu
