@@ -1,0 +1,244 @@
+/**
+ * The addon's surface, typed; the single importer of the .node file. Functions over opaque handles; every policy is in
+ * TypeScript. Errors from native code arrive as EffnetError (code, message).
+ */
+import { createRequire } from 'node:module'
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { EffnetError, type ErrorCode } from './errors.js'
+import { packageRoot } from './paths.js'
+
+declare const tag: unique symbol
+type Handle<T extends string> = { readonly [tag]: T }
+
+/** Worker threads of the engine. */
+export type PoolHandle = Handle<'pool'>
+/** Arenas that plans of one model share (weights, gradients, moments, EMA, activations). */
+export type MemoryHandle = Handle<'memory'>
+/** A plan bound to kernels over one memory. */
+export type ExecutableHandle = Handle<'executable'>
+/** A running input pipeline. */
+export type LoaderHandle = Handle<'loader'>
+/** A decoded batch in native memory. */
+export type BatchHandle = Handle<'batch'>
+
+/** Arena numbers of native/plan/format.h. */
+export const ARENA = {
+  weights: 0,
+  grads: 1,
+  moment0: 2,
+  moment1: 3,
+  ema: 4,
+  activations: 5,
+  prepared: 6,
+  input: 7,
+  output: 8,
+} as const
+
+export interface CpuInfo {
+  /** e.g. "AMD EPYC". */
+  model: string
+  /** Best set our kernels use: "avx3", "avx2", ... */
+  isa: string
+  /** What oneDNN dispatches to, e.g. "avx512_core_bf16", "avx512_core_amx". */
+  onednnIsa: string
+  avx2: boolean
+  avx512: boolean
+  avx512Bf16: boolean
+  amxBf16: boolean
+  /** CPUs this process may use: the smallest of affinity and cgroup quota (rounded up), at least 1. */
+  cpus: number
+  /** Bytes this process may use: the smaller of physical memory and the cgroup limit. */
+  memoryBytes: number
+}
+
+export interface DumpOp {
+  name: string
+  op: string
+  kernel: string
+  flags: number
+  flops: number
+  /** Bytes of operands read and written once. */
+  bytes: number
+  /** Mean milliseconds per step since profiling was switched on; 0 without. */
+  ms: number
+}
+
+export interface StepInput {
+  /** Either a batch of a loader... */
+  batch?: BatchHandle
+  /** ...or the bytes of the plan's input arena (copied before the call returns). */
+  bytes?: Uint8Array
+}
+
+/** Where a parameter goes in a file, and how its layout changes: `permute` is the layout stored in the arena. */
+export interface TensorTransfer {
+  arena: number
+  /** Bytes from the start of the arena. */
+  offset: number
+  /** Bytes from the start of the file's data. */
+  fileOffset: number
+  dtype: 'F32' | 'F16' | 'BF16' | 'F64'
+  /** 'none' copies; 'ohwi' and 'hwc' convert between the arena's layout and OIHW / C1HW of the file. */
+  permute: 'none' | 'ohwi' | 'hwc'
+  /** [O, I, kh, kw] for 'ohwi' and 'hwc'; [n] for 'none'. */
+  shape: readonly number[]
+}
+
+export interface FileSpec {
+  path: string
+  /** Written first, as it is. */
+  header: Uint8Array
+  /** Bytes after the header. */
+  dataBytes: number
+  tensors: readonly TensorTransfer[]
+}
+
+export interface WrittenFile {
+  bytes: number
+  /** Lower-case hex. */
+  sha256: string
+}
+
+export interface DecodeOptions {
+  /** 'eval': full decode, Pillow resize of the short side to `resizeTo`, centre crop `size`. 'train': random resized crop + flip. 'full': decoded size. */
+  mode: 'eval' | 'train' | 'full'
+  size: number
+  /** Short side before the centre crop ('eval'). */
+  resizeTo?: number
+  interpolation?: 'bicubic' | 'bilinear'
+  exifOrientation?: boolean
+  maxPixels?: number
+  /** 'train': area range, aspect range, flip probability, Philox key and counters. */
+  scaleMin?: number
+  scaleMax?: number
+  ratioMin?: number
+  ratioMax?: number
+  hflip?: number
+  seed?: number
+  epoch?: number
+  index?: number
+}
+
+export interface DecodedImage {
+  width: number
+  height: number
+  /** RGB, width*height*3. */
+  data: Uint8Array
+}
+
+export interface LoaderOptions {
+  /** Absolute paths; a file that is not a JPEG is handed to `decodeOther`. */
+  files: readonly string[]
+  /** Class index of each file. */
+  labels: Int32Array
+  batchSize: number
+  /** Images are [batchSize, size, size, 3] uint8, then labels int32 at the next multiple of 64 bytes; missing ones of a tail batch have label -1. */
+  decode: DecodeOptions
+  workers: number
+  /** Batches ready or in work. */
+  prefetch: number
+  /** Decodes what is not a JPEG (sharp): gets bytes, gives raw RGB. */
+  decodeOther?: (bytes: Uint8Array, path: string) => Promise<DecodedImage>
+}
+
+export interface LoaderBatch {
+  batch: BatchHandle
+  /** Real samples; below batchSize in a tail batch. */
+  count: number
+  /** Positions in `files` of the samples, in order. */
+  indices: Uint32Array
+  /** Files that could not be read; their slots were filled by the next good sample. */
+  bad: { index: number; code: ErrorCode; message: string }[]
+  /** Milliseconds this call waited for data. */
+  waitMs: number
+}
+
+export interface NativeBinding {
+  version(): { addon: string; onednn: string; opTableHash: number; build: string }
+  cpuInfo(): CpuInfo
+  /** Native bytes held now, by kind; leak tests compare these exactly. */
+  memoryUsage(): { arenas: number; kernels: number; batches: number; handles: number }
+
+  createPool(threads: number): PoolHandle
+  closePool(pool: PoolHandle): void
+
+  createMemory(arenaBytes: readonly number[]): MemoryHandle
+  /** Grows the activation arena (never shrinks); fails with EFF_CLOSED while a step runs. */
+  growActivations(memory: MemoryHandle, bytes: number): void
+  /** Copies between JS and an arena; small ranges only (a step must not be running). */
+  readArena(memory: MemoryHandle, arena: number, offset: number, into: Uint8Array): void
+  writeArena(memory: MemoryHandle, arena: number, offset: number, bytes: Uint8Array): void
+  /** Copies one arena onto another of the same size, or fills with zeros when `from` is -1. */
+  copyArena(memory: MemoryHandle, from: number, to: number): void
+  closeMemory(memory: MemoryHandle): void
+
+  /** Verifies the plan, binds kernels, allocates. Runs on an engine thread. */
+  bind(pool: PoolHandle, memory: MemoryHandle, plan: Uint8Array): Promise<ExecutableHandle>
+  dump(executable: ExecutableHandle): DumpOp[]
+  setProfiling(executable: ExecutableHandle, on: boolean): void
+  /** One step, on the engine's threads. Resolves to a copy of the output arena. */
+  step(executable: ExecutableHandle, input: StepInput, scalars: Float64Array): Promise<Uint8Array>
+  /** Weights changed outside a step: run the prepare program before the next one. */
+  invalidate(executable: ExecutableHandle): void
+  closeExecutable(executable: ExecutableHandle): void
+  /** Reads any tensor of the plan after a step, as bytes (tests and debugging; activations may be overwritten). */
+  readTensor(executable: ExecutableHandle, name: string): Uint8Array
+
+  /** Reads tensors of a file into arenas on an engine thread; ranges are checked against the file's size. */
+  loadTensors(memory: MemoryHandle, path: string, dataStart: number, tensors: readonly TensorTransfer[]): Promise<void>
+  /** Copies arenas now (at a step boundary), then writes, fsyncs and hashes each file off-thread. The folder must exist. */
+  saveTensors(memory: MemoryHandle, files: readonly FileSpec[]): Promise<WrittenFile[]>
+  /** Fsyncs a file or folder off-thread. */
+  fsync(path: string): Promise<void>
+  /** SHA-256 of a file, off-thread. */
+  hashFile(path: string): Promise<WrittenFile>
+
+  /** Decodes one JPEG off-thread. */
+  decodeJpeg(bytes: Uint8Array, options: DecodeOptions): Promise<DecodedImage>
+  /** The resize / crop / flip part of `decodeJpeg` on raw RGB pixels, off-thread. */
+  transformPixels(image: DecodedImage, options: DecodeOptions): Promise<DecodedImage>
+  createLoader(options: LoaderOptions): LoaderHandle
+  /** Starts an epoch over `order` (positions in files), from sample `start` on. */
+  loaderStart(loader: LoaderHandle, order: Uint32Array, start: number, epoch: number, seed: number, dropLast: boolean): void
+  /** The next batch, or null at the end of the epoch. */
+  loaderNext(loader: LoaderHandle): Promise<LoaderBatch | null>
+  /** Gives the batch's memory back to the ring. */
+  releaseBatch(batch: BatchHandle): void
+  /** Copies a batch out (tests, mosaics). */
+  readBatch(batch: BatchHandle): Uint8Array
+  closeLoader(loader: LoaderHandle): void
+}
+
+let loaded: NativeBinding | undefined
+
+/** Loads the addon once. Throws EFF_BACKEND_MISSING with every path tried and the mend. */
+export function binding(): NativeBinding {
+  if (loaded) return loaded
+  const require = createRequire(import.meta.url)
+  const root = packageRoot()
+  const candidates = [
+    process.env['EFFNET_ADDON'],
+    path.join(root, 'build/Release/effnet.node'),
+    path.join(root, `prebuilds/${process.platform}-${process.arch}/effnet.node`),
+  ].filter((p): p is string => Boolean(p))
+  const tried: string[] = []
+  for (const file of candidates) {
+    if (!existsSync(file)) {
+      tried.push(`${file} (not found)`)
+      continue
+    }
+    try {
+      const native = require(file) as NativeBinding & { setErrorFactory(f: (code: string, message: string) => Error): void }
+      native.setErrorFactory((code, message) => new EffnetError(code as ErrorCode, message))
+      loaded = native
+      return native
+    } catch (cause) {
+      tried.push(`${file} (${(cause as Error).message})`)
+    }
+  }
+  throw new EffnetError('EFF_BACKEND_MISSING', `the native addon could not be loaded; tried ${tried.join('; ')}`, {
+    hint: 'npm run setup   (builds it), or set EFFNET_ADDON to the file',
+    details: { tried, platform: process.platform, arch: process.arch, node: process.versions.node },
+  })
+}
