@@ -1,0 +1,62 @@
+// Arenas shared by all plans of a model. Their sizes are fixed at creation, except the activations', which grow to the
+// largest plan bound to them.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "core/status.h"
+#include "plan/format.h"
+
+namespace effnet {
+
+// A zeroed block aligned to 64 bytes (huge pages asked for where large), counted in native_bytes().
+class Block {
+ public:
+  enum class Kind { arena, kernel, batch };
+
+  Block() = default;
+  ~Block();
+  Block(Block&& other) noexcept { swap(other); }
+  Block& operator=(Block&& other) noexcept {
+    Block taken(std::move(other));
+    swap(taken);
+    return *this;
+  }
+  // Fails with Code::oom, naming the size.
+  static StatusOr<Block> allocate(uint64_t bytes, Kind kind);
+  std::byte* data() const { return data_; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  void swap(Block& other) {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(kind_, other.kind_);
+  }
+  std::byte* data_ = nullptr;
+  uint64_t bytes_ = 0;
+  Kind kind_ = Kind::arena;
+};
+
+// Bytes held by live blocks of a kind, process-wide. Leak tests compare it exactly.
+uint64_t native_bytes(Block::Kind kind);
+
+class Memory {
+ public:
+  static StatusOr<std::shared_ptr<Memory>> create(const uint64_t (&arena_bytes)[plan::kArenaCount]);
+
+  std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
+  uint64_t bytes(plan::Arena a) const { return blocks_[static_cast<int>(a)].bytes(); }
+  Status grow_activations(uint64_t bytes);
+
+  // Whether a step or a bind is using the arenas; host access is refused meanwhile.
+  std::atomic<int> busy{0};
+
+ private:
+  Block blocks_[plan::kArenaCount];
+};
+
+}  // namespace effnet

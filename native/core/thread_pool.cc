@@ -1,0 +1,135 @@
+#include "core/thread_pool.h"
+
+#include <immintrin.h>
+#include <pthread.h>
+
+#include <cstdio>
+
+extern "C" void omp_set_num_threads(int);
+
+namespace effnet {
+namespace {
+
+constexpr int kFieldBits = 20;
+constexpr uint64_t kFieldMask = (uint64_t{1} << kFieldBits) - 1;
+// About 50 us of polling before a helper sleeps inside a task: operations follow each other faster than a wake-up.
+constexpr int kSpins = 2000;
+
+int next_shard(uint64_t job) { return static_cast<int>(job & kFieldMask); }
+int shard_count(uint64_t job) { return static_cast<int>((job >> kFieldBits) & kFieldMask); }
+
+// Results must not depend on the thread: every engine thread flushes denormals and keeps oneDNN to itself.
+void enter_engine_thread(int worker) {
+  omp_set_num_threads(1);
+  _mm_setcsr(_mm_getcsr() | 0x8040);  // flush-to-zero, denormals-are-zero
+  char name[16];
+  std::snprintf(name, sizeof name, "effnet-%d", worker);
+  pthread_setname_np(pthread_self(), name);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads) {
+  workers_.emplace_back([this] { coordinator_loop(); });
+  for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { helper_loop(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  shut_down();
+  for (auto& worker : workers_) worker.join();
+}
+
+void ThreadPool::shut_down() {
+  {
+    std::lock_guard lock(mutex_);
+    closed_ = true;
+  }
+  stopping_ = true;
+  queued_.notify_all();
+  wake_.fetch_add(1);
+  wake_.notify_all();
+}
+
+bool ThreadPool::submit(std::function<void()> task) {
+  {
+    std::lock_guard lock(mutex_);
+    if (closed_) return false;
+    tasks_.push_back(std::move(task));
+  }
+  queued_.notify_one();
+  return true;
+}
+
+void ThreadPool::coordinator_loop() {
+  enter_engine_thread(0);
+  for (;;) {
+    std::function<void()> task;
+    {
+      std::unique_lock lock(mutex_);
+      queued_.wait(lock, [this] { return closed_ || !tasks_.empty(); });
+      if (tasks_.empty()) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+    }
+    // After shut_down() queued tasks still run, so that whoever waits for them hears; they see stopping() and end.
+    task_running_ = true;
+    task();
+    task_running_ = false;
+  }
+}
+
+void ThreadPool::run(int shards, Call call, void* context) {
+  call_ = call;
+  context_ = context;
+  done_.store(0, std::memory_order_relaxed);
+  const uint64_t generation = (job_.load(std::memory_order_relaxed) >> (2 * kFieldBits)) + 1;
+  job_.store(generation << (2 * kFieldBits) | static_cast<uint64_t>(shards) << kFieldBits);
+  if (sleepers_.load() > 0) {
+    wake_.fetch_add(1);
+    wake_.notify_all();
+  }
+  while (take_shard(0)) {
+  }
+  for (int spins = 0; done_.load(std::memory_order_acquire) < shards; ++spins) {
+    if (spins < kSpins)
+      _mm_pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+bool ThreadPool::take_shard(int worker) {
+  const uint64_t seen = job_.load(std::memory_order_relaxed);
+  if (next_shard(seen) >= shard_count(seen)) return false;
+  const uint64_t claim = job_.fetch_add(1, std::memory_order_acquire);
+  if (next_shard(claim) >= shard_count(claim)) return false;
+  call_(context_, next_shard(claim), worker);
+  done_.fetch_add(1, std::memory_order_release);
+  return true;
+}
+
+void ThreadPool::helper_loop(int worker) {
+  enter_engine_thread(worker);
+  int idle = 0;
+  while (!stopping_.load(std::memory_order_relaxed) || task_running_.load(std::memory_order_relaxed)) {
+    if (take_shard(worker)) {
+      idle = 0;
+      continue;
+    }
+    if (++idle < kSpins && task_running_.load(std::memory_order_relaxed)) {
+      _mm_pause();
+      continue;
+    }
+    // Sleepers are counted before the last look at the job, and the coordinator looks at the count after publishing
+    // one: either this thread sees the job or the coordinator sees this thread.
+    const uint32_t ticket = wake_.load();
+    sleepers_.fetch_add(1);
+    const uint64_t job = job_.load();
+    if (next_shard(job) >= shard_count(job) && !stopping_.load()) wake_.wait(ticket);
+    sleepers_.fetch_sub(1);
+    idle = 0;
+    if (stopping_.load()) std::this_thread::yield();
+  }
+}
+
+}  // namespace effnet

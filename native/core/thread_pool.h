@@ -1,0 +1,72 @@
+// The engine's threads: one coordinator, which runs tasks (steps, binds) in order, and helpers that join it inside a
+// task for the shards of an operation. Never libuv's threads, no OpenMP team. Nothing spins unless a task runs.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace effnet {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);
+  // Asks the running task to stop (see stopping()), runs no queued one, joins.
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return threads_; }
+  // Queues a task for the coordinator. False when the pool is closing: the task will not run.
+  bool submit(std::function<void()> task);
+  // Refuses new tasks and asks the running one to end; returns at once. Idempotent.
+  void shut_down();
+  // Polled by tasks between operations.
+  bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
+
+  // Runs work(shard, worker) for every shard in [0, shards). Only from inside a task. The order in which shards run,
+  // and on which thread, is not defined; results must not depend on it.
+  template <class F>
+  void parallel(int shards, F&& work) {
+    if (shards <= 0) return;
+    if (shards == 1 || threads_ == 1) {
+      for (int i = 0; i < shards; ++i) work(i, 0);
+      return;
+    }
+    auto call = [](void* context, int shard, int worker) { (*static_cast<std::remove_reference_t<F>*>(context))(shard, worker); };
+    run(shards, call, &work);
+  }
+
+ private:
+  using Call = void (*)(void* context, int shard, int worker);
+  void run(int shards, Call call, void* context);
+  bool take_shard(int worker);
+  void helper_loop(int worker);
+  void coordinator_loop();
+
+  const int threads_;
+  std::atomic<bool> stopping_{false};
+
+  // The job: generation << 40 | shards << 20 | next shard. One word, so that a claim knows what it claimed: while a
+  // claimed shard is not done the job cannot end, hence call_ and context_ are those of its generation.
+  std::atomic<uint64_t> job_{0};
+  std::atomic<int> done_{0};
+  Call call_ = nullptr;
+  void* context_ = nullptr;
+  std::atomic<bool> task_running_{false};
+  std::atomic<uint32_t> wake_{0};
+  std::atomic<int> sleepers_{0};
+
+  std::mutex mutex_;
+  std::condition_variable queued_;
+  std::deque<std::function<void()>> tasks_;
+  bool closed_ = false;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace effnet
