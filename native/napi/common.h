@@ -1,0 +1,125 @@
+// What every file of the addon needs: errors, tagged handles, and promises settled from engine threads.
+// The only folder with Node headers.
+#pragma once
+
+#include <napi.h>
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/status.h"
+
+namespace effnet::napi {
+
+// Per environment (main thread or worker thread). No static references: workers come and go.
+class EnvState {
+ public:
+  // Creates the state as instance data and registers its teardown.
+  static void attach(Napi::Env env);
+  static EnvState& of(Napi::Env env) { return *env.GetInstanceData<EnvState>(); }
+
+  explicit EnvState(Napi::Env env);
+  ~EnvState();
+
+  // An EffnetError with code and message (the class is handed over by TypeScript at load).
+  Napi::Error make_error(Napi::Env env, const Status& status);
+  Napi::FunctionReference error_factory;
+
+  // Runs at teardown, before the environment goes: stop threads, drop references. Returns an id for remove_teardown.
+  uint64_t add_teardown(std::function<void()> hook);
+  void remove_teardown(uint64_t id);
+
+  // The way back to the JavaScript thread; shared with engine threads that may outlive the environment.
+  class Mailbox {
+   public:
+    // Any thread. Runs `work` on the JavaScript thread; after teardown it is dropped (destroyed here).
+    void post(std::function<void(Napi::Env)> work);
+    // JavaScript thread only: while work is expected the event loop stays alive.
+    void expect(Napi::Env env);
+    void settled(Napi::Env env);
+
+   private:
+    friend class EnvState;
+    std::mutex mutex_;
+    napi_threadsafe_function function_ = nullptr;  // null once the environment is going away
+    int expected_ = 0;                             // JavaScript thread only
+  };
+  const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
+
+ private:
+  void tear_down();
+  std::shared_ptr<Mailbox> mailbox_;
+  std::mutex hooks_mutex_;
+  uint64_t next_hook_ = 1;
+  std::vector<std::pair<uint64_t, std::function<void()>>> hooks_;
+};
+
+[[noreturn]] inline void throw_status(Napi::Env env, const Status& status) {
+  throw EnvState::of(env).make_error(env, status);
+}
+inline void check(Napi::Env env, const Status& status) {
+  if (!status.ok()) throw_status(env, status);
+}
+
+// A promise that an engine thread settles. Copyable; exactly one of resolve/reject must be called, from any thread.
+// `keep` holds JavaScript values (buffers) alive until then.
+class Completion {
+ public:
+  static Completion create(Napi::Env env, std::vector<Napi::Value> keep = {});
+  Napi::Promise promise() const;
+  void reject(Status status) const;
+  // `make` runs on the JavaScript thread and gives the promise's value.
+  void resolve(std::function<Napi::Value(Napi::Env)> make) const;
+  // Shorthand: resolve with undefined when ok.
+  void settle(const Status& status) const {
+    if (status.ok())
+      resolve([](Napi::Env env) { return env.Undefined(); });
+    else
+      reject(status);
+  }
+
+ private:
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
+// Opaque handles: an External with a type tag per kind, so that a wrong object throws instead of corrupting memory.
+// T needs `static const napi_type_tag kTag` and `static constexpr const char* kKind`. The JavaScript object owns a
+// shared_ptr<T>; native code that works on it holds another.
+template <class T>
+Napi::Value make_handle(Napi::Env env, std::shared_ptr<T> object) {
+  auto* box = new std::shared_ptr<T>(std::move(object));
+  auto handle = Napi::External<std::shared_ptr<T>>::New(env, box, [](Napi::Env, std::shared_ptr<T>* b) { delete b; });
+  handle.TypeTag(&T::kTag);
+  return handle;
+}
+
+template <class T>
+const std::shared_ptr<T>& get_handle(const Napi::CallbackInfo& info, size_t index) {
+  return get_handle<T>(info.Env(), info[index]);
+}
+
+template <class T>
+const std::shared_ptr<T>& get_handle(Napi::Env env, Napi::Value value) {
+  if (value.IsExternal()) {
+    auto handle = value.As<Napi::External<std::shared_ptr<T>>>();
+    if (handle.CheckTypeTag(&T::kTag)) return *handle.Data();
+  }
+  throw_status(env, error(Code::invalid_argument, "expected a %s handle", T::kKind));
+}
+
+// Argument readers; each throws EFF_INVALID_ARGUMENT naming the argument.
+double get_number(Napi::Env env, Napi::Value value, const char* what, double low, double high);
+std::string get_string(Napi::Env env, Napi::Value value, const char* what);
+struct Bytes {
+  std::byte* data;
+  size_t size;
+};
+// Of a Uint8Array (or any view).
+Bytes get_bytes(Napi::Env env, Napi::Value value, const char* what);
+
+}  // namespace effnet::napi
