@@ -1,0 +1,264 @@
+// The verifier. Every number in the buffer is hostile until checked here; after load() the rest of the engine indexes
+// without looking.
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "plan/plan.h"
+
+namespace effnet::plan {
+namespace {
+
+#define EFF_OP_TABLE_HASH_ONLY
+#include "plan/op_table.inc"
+#undef EFF_OP_TABLE_HASH_ONLY
+
+static_assert(std::endian::native == std::endian::little, "the plan format is little-endian");
+
+struct PortRule {
+  int fixed;
+  uint32_t required;  // bit i: fixed port i must be present
+  bool variadic;
+};
+struct OpRule {
+  OpId id;
+  const char* name;
+  PortRule inputs, outputs, updates;
+  uint32_t attrs;
+};
+
+constexpr OpRule kRules[] = {
+#define EFF_OP(id, name, in, in_mask, in_var, out, out_mask, out_var, upd, upd_mask, upd_var, attrs) \
+  {static_cast<OpId>(id), #name, {in, in_mask, in_var}, {out, out_mask, out_var}, {upd, upd_mask, upd_var}, attrs},
+#include "plan/op_table.inc"
+#undef EFF_OP
+};
+
+const OpRule* rule_of(uint16_t id) {
+  for (const OpRule& rule : kRules)
+    if (static_cast<uint16_t>(rule.id) == id) return &rule;
+  return nullptr;
+}
+
+constexpr uint64_t kMaxPlanBytes = uint64_t{1} << 30;
+constexpr uint64_t kMaxArenaBytes = uint64_t{1} << 42;
+
+// Whether [offset, offset + count * size) lies in a buffer of `total` bytes; no overflow for any input.
+bool in_range(uint64_t offset, uint64_t count, uint64_t size, uint64_t total) {
+  return offset <= total && (size == 0 || count <= (total - offset) / size);
+}
+
+bool overlap(const Tensor& a, const Tensor& b) {
+  return a.arena == b.arena && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
+}
+
+// What an op may write: results go to scratch, gradients, folded weights or the host; weights only through updates.
+bool writable_output(Arena arena) {
+  return arena == Arena::activations || arena == Arena::grads || arena == Arena::prepared || arena == Arena::output;
+}
+
+Status bad(const char* what, uint64_t index, const char* why) {
+  return error(Code::plan_invalid, "plan: %s %llu: %s", what, static_cast<unsigned long long>(index), why);
+}
+
+}  // namespace
+
+size_t dtype_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::bf16:
+    case DType::f16:
+      return 2;
+    case DType::u8:
+      return 1;
+  }
+  return 0;
+}
+
+const char* dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return "f32";
+    case DType::bf16:
+      return "bf16";
+    case DType::f16:
+      return "f16";
+    case DType::u8:
+      return "u8";
+    case DType::i32:
+      return "i32";
+  }
+  return "?";
+}
+
+const char* op_name(OpId id) {
+  const OpRule* rule = rule_of(static_cast<uint16_t>(id));
+  return rule ? rule->name : "?";
+}
+
+const Tensor* Plan::find(std::string_view name) const {
+  for (const Tensor& tensor : tensors_)
+    if (tensor.name == name) return &tensor;
+  return nullptr;
+}
+
+class Loader {
+ public:
+  Loader(std::span<const std::byte> bytes, const Header& header) : bytes_(bytes), header_(header) {}
+
+  Status check_header() const {
+    if (header_.magic != kMagic) return error(Code::plan_invalid, "plan: not a plan (magic %08x)", header_.magic);
+    if (header_.version != kVersion)
+      return error(Code::plan_invalid, "plan: version %u, this build reads %u", header_.version, kVersion);
+    if (header_.op_table_hash != kOpTableHash)
+      return error(Code::plan_invalid, "plan: made for op table %08x, this addon has %08x: rebuild with npm run setup",
+                   header_.op_table_hash, kOpTableHash);
+    if (header_.header_bytes != sizeof(Header) || header_.total_bytes != bytes_.size())
+      return error(Code::plan_invalid, "plan: %zu bytes, its header says %llu", bytes_.size(),
+                   static_cast<unsigned long long>(header_.total_bytes));
+    const uint64_t total = bytes_.size();
+    if (!section(header_.tensors_offset, header_.tensor_count, sizeof(TensorRecord), total) ||
+        !section(header_.ops_offset, header_.op_count, sizeof(OpRecord), total) ||
+        !section(header_.refs_offset, header_.ref_count, sizeof(uint32_t), total) ||
+        !section(header_.attrs_offset, header_.attr_count, sizeof(double), total) ||
+        !in_range(header_.names_offset, header_.names_bytes, 1, total))
+      return error(Code::plan_invalid, "plan: a section lies outside the buffer");
+    for (int i = 0; i < kArenaCount; ++i)
+      if (header_.arena_bytes[i] > kMaxArenaBytes) return bad("arena", static_cast<uint64_t>(i), "too large");
+    return ok_status();
+  }
+
+  Status read_tensors(std::vector<Tensor>& tensors) const {
+    tensors.reserve(header_.tensor_count);
+    for (uint32_t i = 0; i < header_.tensor_count; ++i) {
+      TensorRecord record;
+      std::memcpy(&record, bytes_.data() + header_.tensors_offset + i * sizeof record, sizeof record);
+      if (!name_ok(record.name_offset, record.name_bytes)) return bad("tensor", i, "name outside the name pool");
+      if (record.dtype >= kDTypeCount) return bad("tensor", i, "unknown dtype");
+      if (record.arena >= kArenaCount) return bad("tensor", i, "unknown arena");
+      if (record.rank > 4) return bad("tensor", i, "rank above 4");
+      Tensor tensor;
+      tensor.name = name_at(record.name_offset, record.name_bytes);
+      tensor.dtype = static_cast<DType>(record.dtype);
+      tensor.arena = static_cast<Arena>(record.arena);
+      tensor.rank = record.rank;
+      uint64_t elements = 1;
+      for (int d = 0; d < 4; ++d) {
+        const uint64_t dim = record.dims[d];
+        if (dim == 0 || (d >= record.rank && dim != 1)) return bad("tensor", i, "bad dimension");
+        if (elements > kMaxArenaBytes / dim) return bad("tensor", i, "too many elements");
+        elements *= dim;
+        tensor.dims[d] = static_cast<int64_t>(dim);
+      }
+      if (record.bytes != elements * dtype_bytes(tensor.dtype)) return bad("tensor", i, "bytes do not match its shape");
+      if (record.offset % kAlignment != 0) return bad("tensor", i, "offset is not aligned");
+      if (!in_range(record.offset, record.bytes, 1, header_.arena_bytes[record.arena]))
+        return bad("tensor", i, "lies outside its arena");
+      tensor.offset = record.offset;
+      tensor.bytes = record.bytes;
+      tensors.push_back(tensor);
+    }
+    return ok_status();
+  }
+
+  Status read_ops(const std::vector<Tensor>& tensors, std::vector<Op>& ops) const {
+    ops.reserve(header_.op_count);
+    bool step_seen = false;
+    for (uint32_t i = 0; i < header_.op_count; ++i) {
+      OpRecord record;
+      std::memcpy(&record, bytes_.data() + header_.ops_offset + i * sizeof record, sizeof record);
+      const OpRule* rule = rule_of(record.op);
+      if (!rule) return bad("op", i, "unknown op");
+      if (!name_ok(record.name_offset, record.name_bytes)) return bad("op", i, "name outside the name pool");
+      if (record.flags & ~(kOpPrepare | kOpRecomputed)) return bad("op", i, "unknown flag");
+      Op op;
+      op.id = rule->id;
+      op.flags = record.flags;
+      op.name = name_at(record.name_offset, record.name_bytes);
+      if (op.is_prepare() && step_seen) return bad("op", i, "a prepare op after a step op");
+      step_seen |= !op.is_prepare();
+      if (!resolve(record.input_first, record.input_count, rule->inputs, tensors, op.inputs) ||
+          !resolve(record.output_first, record.output_count, rule->outputs, tensors, op.outputs) ||
+          !resolve(record.update_first, record.update_count, rule->updates, tensors, op.updates))
+        return bad("op", i, "wrong operands");
+      if (record.attr_count != rule->attrs || !in_range(record.attr_first, record.attr_count, 1, header_.attr_count))
+        return bad("op", i, "wrong number of attributes");
+      op.attrs.resize(record.attr_count);
+      std::memcpy(op.attrs.data(), bytes_.data() + header_.attrs_offset + record.attr_first * sizeof(double),
+                  record.attr_count * sizeof(double));
+      for (double value : op.attrs)
+        if (!std::isfinite(value) || std::abs(value) > 1e15) return bad("op", i, "an attribute is not finite");
+      EFF_RETURN_IF_ERROR(check_writes(op, i));
+      ops.push_back(std::move(op));
+    }
+    return ok_status();
+  }
+
+ private:
+  static bool section(uint64_t offset, uint64_t count, uint64_t size, uint64_t total) {
+    return offset % 8 == 0 && in_range(offset, count, size, total);
+  }
+  bool name_ok(uint64_t offset, uint64_t bytes) const { return in_range(offset, bytes, 1, header_.names_bytes); }
+  std::string_view name_at(uint32_t offset, uint32_t bytes) const {
+    return {reinterpret_cast<const char*>(bytes_.data()) + header_.names_offset + offset, bytes};
+  }
+
+  bool resolve(uint32_t first, uint32_t count, const PortRule& rule, const std::vector<Tensor>& tensors,
+               std::vector<const Tensor*>& into) const {
+    const uint32_t fixed = static_cast<uint32_t>(rule.fixed);
+    if (rule.variadic ? count < fixed : count != fixed) return false;
+    if (!in_range(first, count, 1, header_.ref_count)) return false;
+    into.reserve(count);
+    for (uint32_t i = 0; i < count; ++i) {
+      uint32_t ref;
+      std::memcpy(&ref, bytes_.data() + header_.refs_offset + (first + uint64_t{i}) * sizeof ref, sizeof ref);
+      if (ref == kNoTensor) {
+        if (i >= fixed || (rule.required >> i & 1)) return false;
+        into.push_back(nullptr);
+      } else {
+        if (ref >= tensors.size()) return false;
+        into.push_back(&tensors[ref]);
+      }
+    }
+    return true;
+  }
+
+  Status check_writes(const Op& op, uint32_t index) const {
+    for (const Tensor* out : op.outputs) {
+      if (!out) continue;
+      if (!writable_output(out->arena)) return bad("op", index, "writes where results may not go");
+      if ((out->arena == Arena::prepared) != op.is_prepare())
+        return bad("op", index, "only prepare ops write prepared tensors, and they write nothing else");
+      for (const Tensor* in : op.inputs)
+        if (in && overlap(*in, *out)) return bad("op", index, "an output overlaps an input");
+      for (const Tensor* other : op.outputs)
+        if (other && other != out && overlap(*other, *out)) return bad("op", index, "two outputs overlap");
+    }
+    for (const Tensor* updated : op.updates)
+      if (updated && (updated->arena != Arena::weights || updated->dtype != DType::f32 || op.is_prepare()))
+        return bad("op", index, "updates something that is not a weight");
+    return ok_status();
+  }
+
+  std::span<const std::byte> bytes_;
+  const Header& header_;
+};
+
+StatusOr<std::shared_ptr<const Plan>> Plan::load(std::span<const std::byte> bytes) {
+  if (bytes.size() < sizeof(Header) || bytes.size() > kMaxPlanBytes)
+    return error(Code::plan_invalid, "plan: %zu bytes is no plan", bytes.size());
+  std::shared_ptr<Plan> plan(new Plan);
+  plan->storage_.assign(bytes.begin(), bytes.end());
+  Header header;
+  std::memcpy(&header, plan->storage_.data(), sizeof header);
+  Loader loader(plan->storage_, header);
+  EFF_RETURN_IF_ERROR(loader.check_header());
+  EFF_RETURN_IF_ERROR(loader.read_tensors(plan->tensors_));
+  EFF_RETURN_IF_ERROR(loader.read_ops(plan->tensors_, plan->ops_));
+  std::memcpy(plan->arena_bytes_, header.arena_bytes, sizeof header.arena_bytes);
+  return std::shared_ptr<const Plan>(std::move(plan));
+}
+
+}  // namespace effnet::plan
