@@ -28,8 +28,7 @@ StatusOr<Block> Block::allocate(uint64_t bytes, Kind kind) {
   const uint64_t rounded = (bytes + alignment - 1) / alignment * alignment;
   if (rounded < bytes) return error(Code::oom, "%llu bytes asked for", static_cast<unsigned long long>(bytes));
   block.data_ = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
-  if (!block.data_)
-    return error(Code::oom, "%.1f MiB could not be allocated", static_cast<double>(bytes) / (1 << 20));
+  if (!block.data_) return error(Code::oom, "%.1f MiB could not be allocated", static_cast<double>(bytes) / (1 << 20));
   if (alignment == kHugePage) madvise(block.data_, rounded, MADV_HUGEPAGE);
   std::memset(block.data_, 0, rounded);
   block.bytes_ = bytes;

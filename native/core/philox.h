@@ -21,9 +21,9 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, uint3
 }
 
 inline uint32_t philox_u32(uint64_t seed, uint64_t step, uint32_t stream, uint64_t element) {
-  const auto words = philox4x32({static_cast<uint32_t>(element >> 2), stream, static_cast<uint32_t>(step),
-                                 static_cast<uint32_t>(step >> 32)},
-                                static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  const auto words = philox4x32(
+      {static_cast<uint32_t>(element >> 2), stream, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32)},
+      static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
   return words[element & 3];
 }
 

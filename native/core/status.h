@@ -13,19 +13,19 @@ namespace effnet {
 // The text is part of the public contract: it becomes `EffnetError.code` in JavaScript as "EFF_" + name.
 enum class Code : int {
   ok = 0,
-  plan_invalid,     // EFF_PLAN_INVALID: a malformed plan, or one the backend has no kernel for
-  oom,              // EFF_OOM
-  data_decode,      // EFF_DATA_DECODE
-  data_missing,     // EFF_DATA_MISSING
-  data_limit,       // EFF_DATA_LIMIT: an image above the pixel, scan or time limit
-  io,               // EFF_IO: a file could not be read or written (message has errno)
-  no_space,         // EFF_CKPT_NO_SPACE
-  backend_missing,  // EFF_BACKEND_MISSING
-  aborted,          // EFF_ABORTED
-  closed,           // EFF_CLOSED: used after close()
-  nan,              // EFF_NAN
-  invalid_argument, // EFF_INVALID_ARGUMENT
-  internal,         // EFF_INTERNAL
+  plan_invalid,      // EFF_PLAN_INVALID: a malformed plan, or one the backend has no kernel for
+  oom,               // EFF_OOM
+  data_decode,       // EFF_DATA_DECODE
+  data_missing,      // EFF_DATA_MISSING
+  data_limit,        // EFF_DATA_LIMIT: an image above the pixel, scan or time limit
+  io,                // EFF_IO: a file could not be read or written (message has errno)
+  no_space,          // EFF_CKPT_NO_SPACE
+  backend_missing,   // EFF_BACKEND_MISSING
+  aborted,           // EFF_ABORTED
+  closed,            // EFF_CLOSED: used after close()
+  nan,               // EFF_NAN
+  invalid_argument,  // EFF_INVALID_ARGUMENT
+  internal,          // EFF_INTERNAL
 };
 
 class Status {
@@ -46,7 +46,8 @@ inline Status ok_status() { return Status(); }
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-inline Status error(Code code, const char* format, ...) {
+inline Status
+error(Code code, const char* format, ...) {
   char text[1024];
   va_list args;
   va_start(args, format);
@@ -70,9 +71,9 @@ class StatusOr {
   std::optional<T> value_;
 };
 
-#define EFF_RETURN_IF_ERROR(expr)            \
-  do {                                       \
-    ::effnet::Status eff_status_ = (expr);   \
+#define EFF_RETURN_IF_ERROR(expr)              \
+  do {                                         \
+    ::effnet::Status eff_status_ = (expr);     \
     if (!eff_status_.ok()) return eff_status_; \
   } while (0)
 

@@ -38,7 +38,9 @@ class ThreadPool {
       for (int i = 0; i < shards; ++i) work(i, 0);
       return;
     }
-    auto call = [](void* context, int shard, int worker) { (*static_cast<std::remove_reference_t<F>*>(context))(shard, worker); };
+    auto call = [](void* context, int shard, int worker) {
+      (*static_cast<std::remove_reference_t<F>*>(context))(shard, worker);
+    };
     run(shards, call, &work);
   }
 

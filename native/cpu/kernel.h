@@ -17,25 +17,25 @@ namespace effnet::cpu {
 // Hyper-parameters and counters of a step: inputs, never constants of the plan. Order = ts/runtime/scalars.ts.
 struct StepScalars {
   double lr = 0;
-  double step = 0;           // 0-based optimizer step; the Philox counter
-  double seed = 0;           // integer below 2^53; the Philox key
+  double step = 0;  // 0-based optimizer step; the Philox counter
+  double seed = 0;  // integer below 2^53; the Philox key
   double weight_decay = 0;
-  double momentum = 0;       // SGD, RMSProp: momentum; AdamW: beta1
-  double alpha = 0;          // RMSProp: decay of the mean square; AdamW: beta2
+  double momentum = 0;  // SGD, RMSProp: momentum; AdamW: beta1
+  double alpha = 0;     // RMSProp: decay of the mean square; AdamW: beta2
   double eps = 0;
-  double clip_norm = 0;      // 0 = no clipping
-  double ema_decay = 0;      // the decay in force at this step
-  double optimizer_step = 1; // 1-based count of updates so far including this one (Adam's bias correction)
+  double clip_norm = 0;       // 0 = no clipping
+  double ema_decay = 0;       // the decay in force at this step
+  double optimizer_step = 1;  // 1-based count of updates so far including this one (Adam's bias correction)
   double loss_scale = 1;
 };
 inline constexpr int kStepScalarCount = 11;
 
 struct ExecContext {
-  std::byte* const* arenas;    // indexed by plan::Arena
+  std::byte* const* arenas;  // indexed by plan::Arena
   const StepScalars* scalars;
-  std::byte* worker_scratch;   // of this thread: at least worker_scratch_bytes() of the kernel, 64-byte aligned
-  std::byte* shared_scratch;   // of this op: shared_scratch_bytes(), kept from phase to phase, undefined at the first
-  int worker;                  // 0-based thread number; for diagnostics only, never for results
+  std::byte* worker_scratch;  // of this thread: at least worker_scratch_bytes() of the kernel, 64-byte aligned
+  std::byte* shared_scratch;  // of this op: shared_scratch_bytes(), kept from phase to phase, undefined at the first
+  int worker;                 // 0-based thread number; for diagnostics only, never for results
 
   template <class T>
   T* ptr(const plan::Tensor* t) const {
