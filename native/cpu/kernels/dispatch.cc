@@ -1,0 +1,66 @@
+#include "cpu/kernels/dispatch.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "hwy/highway.h"
+
+namespace effnet::cpu {
+namespace {
+
+struct Choice {
+  const char* isa = "avx2";
+  bool unsupported = false;
+  char reason[256] = {};
+};
+
+const char* missing_feature() {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2")) return "AVX2";
+  if (!__builtin_cpu_supports("fma")) return "FMA";
+  if (!__builtin_cpu_supports("bmi2")) return "BMI2";
+  if (!__builtin_cpu_supports("f16c")) return "F16C";
+  return nullptr;
+}
+
+Choice choose() {
+  Choice choice;
+  if (const char* feature = missing_feature()) {
+    choice.unsupported = true;
+    std::snprintf(
+        choice.reason, sizeof choice.reason,
+        "This CPU lacks %s; the CPU backend needs AVX2 with FMA, BMI2 and F16C (Intel Haswell, AMD Zen, or later).",
+        feature);
+    return choice;
+  }
+  const char* limit = std::getenv("EFFNET_MAX_ISA");
+  if (limit && *limit) {
+    if (std::strcmp(limit, "avx2") == 0) {
+      hwy::DisableTargets(HWY_AVX3);
+    } else if (std::strcmp(limit, "avx3") != 0) {
+      choice.unsupported = true;
+      std::snprintf(choice.reason, sizeof choice.reason,
+                    "EFFNET_MAX_ISA is \"%.40s\", which names no instruction set; use avx2 or avx3, or unset it.",
+                    limit);
+      return choice;
+    }
+  }
+  // Version 1.0.3 keeps an earlier choice in force after DisableTargets; this renews it.
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  if (hwy::SupportedTargets() & HWY_AVX3) choice.isa = "avx3";
+  return choice;
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose();
+  return chosen;
+}
+
+}  // namespace
+
+const char* unsupported_cpu_reason() { return choice().unsupported ? choice().reason : nullptr; }
+void init_dispatch() { choice(); }
+const char* isa_name() { return choice().isa; }
+
+}  // namespace effnet::cpu
