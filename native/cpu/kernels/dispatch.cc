@@ -46,9 +46,10 @@ Choice choose() {
       return choice;
     }
   }
-  // Version 1.0.3 keeps an earlier choice in force after DisableTargets; this renews it.
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  if (hwy::SupportedTargets() & HWY_AVX3) choice.isa = "avx3";
+  // Highway 1.0.3: SupportedTargets() makes the unlimited set the choice as a side effect, so Update must come last.
+  const int64_t targets = hwy::SupportedTargets();
+  hwy::GetChosenTarget().Update(targets);
+  if (targets & HWY_AVX3) choice.isa = "avx3";
   return choice;
 }
 
