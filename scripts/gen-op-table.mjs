@@ -1,9 +1,9 @@
 #!/usr/bin/env node
+import { createHash } from 'node:crypto'
 // Writes both sides' op enums from ts/graph/op_table.json. `--check` fails when a generated file is out of date.
 import { readFileSync, writeFileSync } from 'node:fs'
-import { createHash } from 'node:crypto'
-import { fileURLToPath } from 'node:url'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..')
 const { ops } = JSON.parse(readFileSync(path.join(root, 'ts/graph/op_table.json'), 'utf8'))
@@ -16,7 +16,8 @@ for (const op of ops) {
 // The loader of a plan compares this hash, so that two sides built from different tables refuse each other.
 const hash = createHash('sha256').update(JSON.stringify(ops)).digest('hex').slice(0, 8)
 
-const ports = (names) => (names ?? []).map((n) => ({ name: n.replace(/\?$|\.\.\.$/, ''), optional: n.endsWith('?'), variadic: n.endsWith('...') }))
+const ports = (names) =>
+  (names ?? []).map((n) => ({ name: n.replace(/\?$|\.\.\.$/, ''), optional: n.endsWith('?'), variadic: n.endsWith('...') }))
 
 const ts = `// Generated from op_table.json by scripts/gen-op-table.mjs. Do not edit.
 
@@ -91,15 +92,31 @@ const attrs = `// Generated from ts/graph/op_table.json by scripts/gen-op-table.
 namespace effnet::op {
 ${ops
   .map((o) => {
-    const row = (kind, names) => (names.length ? `enum ${kind} : int { ${names.map((n, i) => `k_${n} = ${i}`).join(', ')} };` : '')
+    const row = (kind, names) =>
+      names.length ? `enum ${kind} : int { ${names.map((n, i) => `k_${n} = ${i}`).join(', ')} };` : ''
     const body = [
-      row('In', ports(o.inputs).map((p) => p.name)),
-      row('Out', ports(o.outputs).map((p) => p.name)),
-      row('Update', ports(o.updates).map((p) => p.name)),
+      row(
+        'In',
+        ports(o.inputs).map((p) => p.name),
+      ),
+      row(
+        'Out',
+        ports(o.outputs).map((p) => p.name),
+      ),
+      row(
+        'Update',
+        ports(o.updates).map((p) => p.name),
+      ),
       row('Attr', o.attrs),
     ]
       .filter(Boolean)
-      .map((l) => l.replace(/k_(\w+)/g, (_, n) => `${l.startsWith('enum Attr') ? 'attr_' : l.startsWith('enum Out') ? 'out_' : l.startsWith('enum Update') ? 'upd_' : 'in_'}${n}`))
+      .map((l) =>
+        l.replace(
+          /k_(\w+)/g,
+          (_, n) =>
+            `${l.startsWith('enum Attr') ? 'attr_' : l.startsWith('enum Out') ? 'out_' : l.startsWith('enum Update') ? 'upd_' : 'in_'}${n}`,
+        ),
+      )
     return `namespace ${o.name} {\n${body.join('\n')}\n}`
   })
   .join('\n')}

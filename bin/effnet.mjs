@@ -1,0 +1,12 @@
+#!/usr/bin/env node
+import { existsSync } from 'node:fs'
+import module from 'node:module'
+
+module.enableCompileCache?.()
+const main = new URL('../dist/cli/main.js', import.meta.url)
+if (existsSync(main)) {
+  await import(main.href)
+} else {
+  process.stderr.write('EFF_BACKEND_MISSING  this checkout is not built: dist/cli/main.js is missing\n  Mend: npm run setup\n')
+  process.exitCode = 69
+}

@@ -1,0 +1,51 @@
+#!/usr/bin/env node
+/**
+ * `npm run setup`: makes a checkout ready to use. System packages, npm packages, oneDNN, the addon, the TypeScript; each
+ * step runs only when its inputs changed. Plain Node: this runs before `npm ci`.
+ *
+ *   --test         also what the tests need: GoogleTest, clang-format, the native tests
+ *   --build-only   only the addon and the TypeScript
+ *   --jobs N       compilers at once
+ */
+import { parseArgs } from 'node:util'
+import { buildNative, buildTs, checkNode, defaultJobs, installNpm, nativeCurrent, npmCurrent, tsCurrent } from './lib/build.mjs'
+import { installOnednn, onednnInstalled } from './lib/onednn.mjs'
+import { fail, SetupError, say } from './lib/run.mjs'
+import { ensureSystem } from './lib/system.mjs'
+
+function options() {
+  try {
+    const { values } = parseArgs({
+      options: {
+        test: { type: 'boolean', default: false },
+        'build-only': { type: 'boolean', default: false },
+        jobs: { type: 'string' },
+      },
+    })
+    const jobs = values.jobs === undefined ? defaultJobs() : Number(values.jobs)
+    if (!Number.isInteger(jobs) || jobs < 1) throw new Error(`--jobs ${values.jobs}: expected a whole number from 1`)
+    return { tests: values.test, buildOnly: values['build-only'], jobs }
+  } catch (e) {
+    throw new SetupError(e.message, 'npm run setup -- [--test] [--build-only] [--jobs N]', 64)
+  }
+}
+
+async function setup() {
+  const { tests, buildOnly, jobs } = options()
+  checkNode()
+  const need = { onednn: !onednnInstalled(), npm: !npmCurrent(), native: !nativeCurrent(tests), ts: !tsCurrent() }
+  if (!need.onednn && !need.npm && !need.native && !need.ts) {
+    say('setup', 'everything is up to date')
+    return
+  }
+  if (!buildOnly) {
+    if (need.onednn || need.native) await ensureSystem({ pip: need.onednn, tests })
+    if (need.npm) await installNpm()
+    if (need.onednn) await installOnednn()
+  }
+  if (need.ts) await buildTs()
+  if (need.native) await buildNative({ tests, jobs })
+  say('setup', 'done')
+}
+
+setup().catch(fail)
