@@ -1,0 +1,281 @@
+// The dense convolutions as kernels: oneDNN primitives on fixed tiles, weights packed once per change, epilogues on
+// tiles that are still in cache.
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <string>
+#include <tuple>
+
+#include "core/memory.h"
+#include "cpu/kernel.h"
+#include "cpu/kernels/epilogue.h"
+#include "cpu/onednn/adapter.h"
+#include "cpu/onednn/conv_tiles.h"
+#include "plan/op_ports.h"
+
+namespace effnet::cpu {
+namespace {
+
+using onednn::Conv;
+using onednn::ConvShape;
+using onednn::Pass;
+using onednn::Reorder;
+using onednn::Tile;
+using plan::Tensor;
+
+constexpr size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// All ops of the family begin with these attributes, in this order.
+using Geometry = op::conv2d::Attr;
+
+ConvShape shape_of(const plan::Op& op, Pass pass, const Tensor& src, const Tensor& weights, const Tensor& dst) {
+  ConvShape s{};
+  s.pass = pass;
+  s.dtype = src.dtype;
+  s.n = src.dims[0];
+  s.ih = src.dims[1];
+  s.iw = src.dims[2];
+  s.ic = src.dims[3];
+  s.oh = dst.dims[1];
+  s.ow = dst.dims[2];
+  s.oc = dst.dims[3];
+  s.kh = weights.dims[1];
+  s.kw = weights.dims[2];
+  s.stride = op.attr_int(Geometry::attr_stride);
+  s.pad_t = op.attr_int(Geometry::attr_pad_t);
+  s.pad_l = op.attr_int(Geometry::attr_pad_l);
+  s.pad_b = op.attr_int(Geometry::attr_pad_b);
+  s.pad_r = op.attr_int(Geometry::attr_pad_r);
+  // Rows and columns that no output reads are cut off: oneDNN wants the padding that the sizes imply.
+  s.pad_b = (s.oh - 1) * s.stride + s.kh - s.ih - s.pad_t;
+  s.pad_r = (s.ow - 1) * s.stride + s.kw - s.iw - s.pad_l;
+  return s;
+}
+
+double conv_flops(const ConvShape& s) {
+  return 2.0 * static_cast<double>(s.n * s.oh * s.ow) * static_cast<double>(s.oc * s.kh * s.kw * s.ic);
+}
+
+// Primitives of a set of tiles: few distinct shapes, one weights layout for all (that of the first).
+class TilePrimitives {
+ public:
+  Status init(const std::vector<Tile>& tiles) {
+    std::map<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>, std::shared_ptr<const Conv>> made;
+    for (const Tile& tile : tiles) {
+      const ConvShape& s = tile.shape;
+      auto& conv = made[{s.n, s.ih, s.iw, s.pad_t, s.pad_b}];
+      if (!conv) {
+        auto created = Conv::create(s, convs_.empty() ? nullptr : &convs_.front()->layout());
+        if (!created.ok()) return created.status();
+        conv = created.value();
+      }
+      convs_.push_back(conv);
+      scratch_ = std::max(scratch_, conv->scratch_bytes());
+    }
+    return ok_status();
+  }
+  const Conv& operator[](size_t tile) const { return *convs_[tile]; }
+  size_t scratch_bytes() const { return scratch_; }
+
+ private:
+  std::vector<std::shared_ptr<const Conv>> convs_;
+  size_t scratch_ = 0;
+};
+
+std::string kernel_name(const char* what, plan::DType dtype, const std::string& implementation) {
+  return std::string("onednn_conv_") + what + "_" + plan::dtype_name(dtype) + ":" + implementation;
+}
+
+// Forward and backward data, with an optional gate on the source and an epilogue on the destination.
+class IndependentConv final : public Kernel {
+ public:
+  struct Operands {
+    const Tensor *src, *weights, *dst;  // src is what is read: diff_dst in backward data
+    const Tensor *bias = nullptr, *gate = nullptr, *residual = nullptr;
+    plan::Act act = plan::Act::identity;
+  };
+
+  Status init(const ConvShape& shape, const Operands& operands, const char* what) {
+    shape_ = shape;
+    operands_ = operands;
+    tiles_ = onednn::independent_tiles(shape);
+    EFF_RETURN_IF_ERROR(primitives_.init(tiles_));
+    auto pack = Reorder::pack(shape, primitives_[0].layout());
+    if (!pack.ok()) return pack.status();
+    pack_ = pack.value();
+    auto packed = Block::allocate(primitives_[0].weights_bytes(), Block::Kind::kernel);
+    if (!packed.ok()) return packed.status();
+    packed_ = std::move(packed.value());
+    auto pack_scratch = Block::allocate(pack_->scratch_bytes(), Block::Kind::kernel);
+    if (!pack_scratch.ok()) return pack_scratch.status();
+    pack_scratch_ = std::move(pack_scratch.value());
+    name_ = kernel_name(what, shape.dtype, primitives_[0].implementation());
+    if (operands.gate) {
+      int64_t elements = 0;
+      for (const Tile& tile : tiles_) elements = std::max(elements, tile.src_elements);
+      gated_bytes_ = align64(static_cast<size_t>(elements) * plan::dtype_bytes(shape.dtype));
+    }
+    return ok_status();
+  }
+
+  const char* name() const override { return name_.c_str(); }
+  int shards(int) const override { return static_cast<int>(tiles_.size()); }
+  size_t worker_scratch_bytes() const override { return gated_bytes_ + primitives_.scratch_bytes(); }
+  size_t persistent_bytes() const override { return packed_.bytes() + pack_scratch_.bytes(); }
+  double flops() const override { return conv_flops(shape_); }
+
+  void prepare(const ExecContext& ctx) override {
+    pack_->execute(ctx.ptr<float>(operands_.weights), packed_.data(), pack_scratch_.data());
+  }
+
+  void run(int, int shard, const ExecContext& ctx) override {
+    const Tile& tile = tiles_[static_cast<size_t>(shard)];
+    const bool backward = shape_.pass == Pass::backward_data;
+    const size_t size = plan::dtype_bytes(shape_.dtype);
+    const int64_t read_first = backward ? tile.dst_first : tile.src_first;
+    const int64_t write_first = backward ? tile.src_first : tile.dst_first;
+    const std::byte* src = ctx.ptr<std::byte>(operands_.src) + static_cast<size_t>(read_first) * size;
+    std::byte* dst = ctx.ptr<std::byte>(operands_.dst) + static_cast<size_t>(write_first) * size;
+    if (operands_.gate) {
+      scale_by_gate(src, ctx.ptr<float>(operands_.gate), ctx.worker_scratch, tile.src_first / shape_.ic,
+                    tile.src_elements / shape_.ic, shape_.ih * shape_.iw, shape_.ic, shape_.dtype);
+      src = ctx.worker_scratch;
+    }
+    primitives_[static_cast<size_t>(shard)].execute(src, packed_.data(), ctx.ptr<float>(operands_.bias), dst,
+                                                    ctx.worker_scratch + gated_bytes_);
+    if (operands_.act != plan::Act::identity || operands_.residual) {
+      const std::byte* residual = ctx.ptr<std::byte>(operands_.residual);
+      if (residual) residual += static_cast<size_t>(write_first) * size;
+      act_residual(operands_.act, dst, residual, static_cast<size_t>(tile.dst_elements), shape_.dtype);
+    }
+  }
+
+ private:
+  ConvShape shape_;
+  Operands operands_;
+  std::vector<Tile> tiles_;
+  TilePrimitives primitives_;
+  std::shared_ptr<const Reorder> pack_;
+  Block packed_, pack_scratch_;
+  size_t gated_bytes_ = 0;
+  std::string name_;
+};
+
+// Backward weights. Phase 0: each group of images gives a partial gradient in the primitive's layout; phase 1 adds
+// them in order; phase 2 unpacks to OHWI.
+class WeightsGradient final : public Kernel {
+ public:
+  Status init(const ConvShape& shape, const Tensor* src, const Tensor* diff_dst, const Tensor* diff_weights) {
+    shape_ = shape;
+    src_ = src;
+    diff_dst_ = diff_dst;
+    diff_weights_ = diff_weights;
+    tiles_ = onednn::reduction_tiles(shape);
+    EFF_RETURN_IF_ERROR(primitives_.init(tiles_));
+    auto unpack = Reorder::unpack(shape, primitives_[0].layout());
+    if (!unpack.ok()) return unpack.status();
+    unpack_ = unpack.value();
+    part_bytes_ = align64(primitives_[0].weights_bytes());
+    name_ = kernel_name("bwd_weights", shape.dtype, primitives_[0].implementation());
+    return ok_status();
+  }
+
+  const char* name() const override { return name_.c_str(); }
+  int phases() const override { return 3; }
+  int shards(int phase) const override {
+    if (phase == 0) return static_cast<int>(tiles_.size());
+    if (phase == 1) return tiles_.size() == 1 ? 0 : static_cast<int>((part_floats() + kAddChunk - 1) / kAddChunk);
+    return 1;
+  }
+  size_t worker_scratch_bytes() const override {
+    return std::max(primitives_.scratch_bytes(), unpack_->scratch_bytes());
+  }
+  size_t shared_scratch_bytes() const override { return part_bytes_ * tiles_.size(); }
+  double flops() const override { return conv_flops(shape_); }
+
+  void run(int phase, int shard, const ExecContext& ctx) override {
+    if (phase == 0) {
+      const Tile& tile = tiles_[static_cast<size_t>(shard)];
+      const size_t size = plan::dtype_bytes(shape_.dtype);
+      primitives_[static_cast<size_t>(shard)].execute(
+          ctx.ptr<std::byte>(src_) + static_cast<size_t>(tile.src_first) * size,
+          ctx.shared_scratch + static_cast<size_t>(shard) * part_bytes_, nullptr,
+          ctx.ptr<std::byte>(diff_dst_) + static_cast<size_t>(tile.dst_first) * size, ctx.worker_scratch);
+    } else if (phase == 1) {
+      const size_t first = static_cast<size_t>(shard) * kAddChunk;
+      add_parts(reinterpret_cast<float*>(ctx.shared_scratch) + first, std::min(kAddChunk, part_floats() - first),
+                part_floats(), static_cast<int>(tiles_.size()));
+    } else {
+      unpack_->execute(ctx.shared_scratch, ctx.ptr<float>(diff_weights_), ctx.worker_scratch);
+    }
+  }
+
+ private:
+  static constexpr size_t kAddChunk = 1 << 14;  // floats
+  size_t part_floats() const { return part_bytes_ / sizeof(float); }
+
+  ConvShape shape_;
+  const Tensor *src_ = nullptr, *diff_dst_ = nullptr, *diff_weights_ = nullptr;
+  std::vector<Tile> tiles_;
+  TilePrimitives primitives_;
+  std::shared_ptr<const Reorder> unpack_;
+  size_t part_bytes_ = 0;
+  std::string name_;
+};
+
+Status check_dtype(const plan::Op& op, const Tensor& activation) {
+  if (activation.dtype == plan::DType::f32 || activation.dtype == plan::DType::bf16) return ok_status();
+  return error(Code::plan_invalid, "%.*s: no convolution for %s activations", static_cast<int>(op.name.size()),
+               op.name.data(), plan::dtype_name(activation.dtype));
+}
+
+StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
+                                     const IndependentConv::Operands& operands, const char* what) {
+  EFF_RETURN_IF_ERROR(check_dtype(op, *operands.src));
+  auto kernel = std::make_unique<IndependentConv>();
+  EFF_RETURN_IF_ERROR(kernel->init(shape, operands, what));
+  return KernelPtr(std::move(kernel));
+}
+
+}  // namespace
+
+StatusOr<KernelPtr> make_conv2d(const plan::Op& op) {
+  using namespace op::conv2d;
+  const Tensor &src = *op.in(in_src), &weights = *op.in(in_weights), &dst = *op.out(out_dst);
+  return make_independent(op, shape_of(op, Pass::forward, src, weights, dst), {&src, &weights, &dst}, "fwd");
+}
+
+StatusOr<KernelPtr> make_conv2d_bias_act(const plan::Op& op) {
+  using namespace op::conv2d_bias_act;
+  const Tensor &src = *op.in(in_src), &weights = *op.in(in_weights), &dst = *op.out(out_dst);
+  ConvShape shape = shape_of(op, Pass::forward, src, weights, dst);
+  shape.bias = true;
+  IndependentConv::Operands operands{&src, &weights, &dst};
+  operands.bias = op.in(in_bias);
+  operands.gate = op.in(in_gate);
+  operands.residual = op.in(in_residual);
+  operands.act = op.act(attr_act);
+  if (operands.gate && !onednn::is_pointwise(shape))
+    return error(Code::plan_invalid, "%.*s: a gate needs a 1x1 convolution", static_cast<int>(op.name.size()),
+                 op.name.data());
+  return make_independent(op, shape, operands, "bias_act");
+}
+
+StatusOr<KernelPtr> make_conv2d_bwd_data(const plan::Op& op) {
+  using namespace op::conv2d_bwd_data;
+  const Tensor &diff_dst = *op.in(in_diff_dst), &weights = *op.in(in_weights), &diff_src = *op.out(out_diff_src);
+  return make_independent(op, shape_of(op, Pass::backward_data, diff_src, weights, diff_dst),
+                          {&diff_dst, &weights, &diff_src}, "bwd_data");
+}
+
+StatusOr<KernelPtr> make_conv2d_bwd_weights(const plan::Op& op) {
+  using namespace op::conv2d_bwd_weights;
+  const Tensor &src = *op.in(in_src), &diff_dst = *op.in(in_diff_dst), &diff_weights = *op.out(out_diff_weights);
+  EFF_RETURN_IF_ERROR(check_dtype(op, src));
+  auto kernel = std::make_unique<WeightsGradient>();
+  EFF_RETURN_IF_ERROR(
+      kernel->init(shape_of(op, Pass::backward_weights, src, diff_weights, diff_dst), &src, &diff_dst, &diff_weights));
+  return KernelPtr(std::move(kernel));
+}
+
+}  // namespace effnet::cpu
