@@ -3,9 +3,10 @@ import { existsSync } from 'node:fs'
 import module from 'node:module'
 
 module.enableCompileCache?.()
-const main = new URL('../dist/cli/main.js', import.meta.url)
-if (existsSync(main)) {
-  await import(main.href)
+const entry = new URL('../dist/cli/main.js', import.meta.url)
+if (existsSync(entry)) {
+  const { main } = await import(entry.href)
+  process.exitCode = await main(process.argv.slice(2))
 } else {
   process.stderr.write('EFF_BACKEND_MISSING  this checkout is not built: dist/cli/main.js is missing\n  Mend: npm run setup\n')
   process.exitCode = 69
