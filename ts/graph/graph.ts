@@ -1,28 +1,33 @@
 import { EffnetError } from '../errors.js'
 import { OP_TABLE, type OpName } from './op_table.js'
+import type { Attrs, InferHints, Inputs, OutputSpec } from './ops/def.js'
 import { opDef } from './ops/index.js'
 import type { DType, Node, ParamInfo, Shape, Tensor, TensorRole } from './types.js'
 
 export interface NodeOptions {
   name: string
   /** Shapes of outputs that the inputs do not determine (the source of a strided backward convolution). */
-  shapes?: (Shape | null)[]
+  shapes?: readonly (Shape | null)[]
   /** Storage type of the outputs where the op leaves it open. */
   dtype?: DType
   /** Names of optional outputs that are wanted. */
   want?: readonly string[]
   updates?: readonly Tensor[]
   prepare?: boolean
+  backward?: boolean
   recomputed?: boolean
   /** Role of the outputs; `activation` unless said. */
   role?: TensorRole
   /** Names of outputs by port; `<node name>` or `<node name>:<port>` unless said. */
   outputNames?: Readonly<Record<string, string>>
   /** Existing tensors to write instead of new ones, by port (gradients, outputs). */
-  into?: Readonly<Record<string, Tensor>>
+  into?: Readonly<Record<string, Tensor | undefined>>
 }
 
-/** A graph under construction. Nodes are in execution order; passes build new graphs rather than edit one. */
+/**
+ * A graph under construction. Nodes are in execution order. Autodiff and the optimizer pass append to a graph; every other
+ * pass builds a new one, in which a tensor that survives keeps its name (see `find`).
+ */
 export class Graph {
   readonly tensors: Tensor[] = []
   readonly nodes: Node[] = []
@@ -73,10 +78,17 @@ export class Graph {
       } else flat.push(value as Tensor)
     }
     for (const key of Object.keys(inputs)) if (!info.inputs.some((p) => p.name === key)) fail(`no input ${key}`)
-    for (const key of info.attrs) if (attrs[key] === undefined || !Number.isFinite(attrs[key])) fail(`attribute ${key} is missing`)
+    for (const key of info.attrs)
+      if (attrs[key] === undefined || !Number.isFinite(attrs[key])) fail(`attribute ${key} is missing`)
     for (const key of Object.keys(attrs)) if (!info.attrs.includes(key)) fail(`no attribute ${key}`)
 
-    const specs = opDef(op).infer(flat, attrs, { shapes: options.shapes, dtype: options.dtype })
+    const targets = info.outputs.map((port) => options.into?.[port.name])
+    const specs = this.infer(op, flat, attrs, fail, {
+      shapes: options.shapes ?? targets.map((t) => t?.shape ?? null),
+      dtype: options.dtype ?? targets.find(Boolean)?.dtype,
+      updates: options.updates ?? [],
+    })
+    if (info.updates.length === 0 && options.updates?.length) fail('updates nothing in place')
     const name = this.unique(options.name, 'node:')
     const outputs: (Tensor | null)[] = []
     const result: Record<string, Tensor> = {}
@@ -86,9 +98,11 @@ export class Graph {
         outputs.push(null)
         return
       }
-      let t = options.into?.[port.name]
+      let t = targets[i]
       if (t) {
-        if (t.shape.join() !== spec.shape.join()) fail(`${port.name} is [${spec.shape}], its target ${t.name} [${t.shape}]`)
+        if (t.shape.join() !== spec.shape.join() || t.dtype !== spec.dtype) {
+          fail(`${port.name} is ${spec.dtype}[${spec.shape}], its target ${t.name} ${t.dtype}[${t.shape}]`)
+        }
       } else {
         const label = options.outputNames?.[port.name] ?? (info.outputs.length === 1 ? name : `${name}:${port.name}`)
         t = this.tensor(label, spec.shape, spec.dtype, options.role ?? 'activation')
@@ -105,9 +119,17 @@ export class Graph {
       updates: options.updates ?? [],
       attrs: { ...attrs },
       prepare: options.prepare ?? false,
+      backward: options.backward ?? false,
       recomputed: options.recomputed ?? false,
     })
     return result
+  }
+
+  /** The tensor of this name. Throws EFF_INTERNAL where there is none. */
+  find(name: string): Tensor {
+    const t = this.tensors.find((t) => t.name === name)
+    if (!t) throw new EffnetError('EFF_INTERNAL', `graph ${this.name} has no tensor "${name}"`)
+    return t
   }
 
   get parameters(): Tensor[] {
@@ -116,6 +138,22 @@ export class Graph {
 
   get buffers(): Tensor[] {
     return this.tensors.filter((t) => t.role === 'buffer')
+  }
+
+  /** The op's shape rule, its complaints with the node's name. */
+  private infer(
+    op: OpName,
+    inputs: Inputs,
+    attrs: Attrs,
+    fail: (why: string) => never,
+    hints: InferHints,
+  ): (OutputSpec | null)[] {
+    try {
+      return opDef(op).infer(inputs, attrs, hints)
+    } catch (error) {
+      if (error instanceof EffnetError) return fail(error.message)
+      throw error
+    }
   }
 
   private unique(name: string, space = ''): string {

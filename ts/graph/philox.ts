@@ -3,9 +3,9 @@ export function philoxU32(seed: number, step: number, stream: number, element: n
   const TWO32 = 0x100000000
   let c0 = Math.floor(element / 4) >>> 0
   let c1 = stream >>> 0
-  let c2 = step % TWO32 >>> 0
+  let c2 = (step % TWO32) >>> 0
   let c3 = Math.floor(step / TWO32) >>> 0
-  let k0 = seed % TWO32 >>> 0
+  let k0 = (seed % TWO32) >>> 0
   let k1 = Math.floor(seed / TWO32) >>> 0
   for (let round = 0; round < 10; round++) {
     const [h0, l0] = mulhilo(0xd2511f53, c0)

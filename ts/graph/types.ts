@@ -70,6 +70,8 @@ export interface Node {
   readonly attrs: Readonly<Record<string, number>>
   /** Runs when weights changed, not every step. */
   readonly prepare: boolean
+  /** Belongs to the backward part (made by autodiff, or repeated there). */
+  readonly backward: boolean
   /** A forward node repeated in the backward part to save memory. */
   readonly recomputed: boolean
 }
