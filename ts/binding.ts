@@ -40,6 +40,8 @@ export interface CpuInfo {
   model: string
   /** Best set our kernels use: "avx3", "avx2", ... */
   isa: string
+  /** Why the CPU backend cannot run here, or null. */
+  unsupported: string | null
   /** What oneDNN dispatches to, e.g. "avx512_core_bf16", "avx512_core_amx". */
   onednnIsa: string
   avx2: boolean

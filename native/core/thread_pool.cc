@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 extern "C" void omp_set_num_threads(int);
 
@@ -34,9 +35,47 @@ ThreadPool::ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads) {
   for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { helper_loop(i); });
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { join(); }
+
+void ThreadPool::join() {
   shut_down();
-  for (auto& worker : workers_) worker.join();
+  std::lock_guard lock(join_mutex_);
+  for (auto& worker : workers_)
+    if (worker.joinable()) worker.join();
+}
+
+namespace {
+
+// Never destroyed: used while the process exits.
+struct LivePools {
+  std::mutex mutex;
+  std::vector<std::weak_ptr<ThreadPool>> pools;
+};
+LivePools& live_pools() {
+  static LivePools* pools = [] {
+    std::atexit([] {
+      std::vector<std::weak_ptr<ThreadPool>> all;
+      {
+        std::lock_guard lock(live_pools().mutex);
+        all = live_pools().pools;
+      }
+      for (auto& weak : all)
+        if (auto pool = weak.lock()) pool->join();
+    });
+    return new LivePools;
+  }();
+  return *pools;
+}
+
+}  // namespace
+
+std::shared_ptr<ThreadPool> make_pool(int threads) {
+  std::shared_ptr<ThreadPool> pool(new ThreadPool(threads),
+                                   [](ThreadPool* p) { std::thread([p] { delete p; }).detach(); });
+  std::lock_guard lock(live_pools().mutex);
+  std::erase_if(live_pools().pools, [](const auto& weak) { return weak.expired(); });
+  live_pools().pools.push_back(pool);
+  return pool;
 }
 
 void ThreadPool::shut_down() {
@@ -71,7 +110,6 @@ void ThreadPool::coordinator_loop() {
       task = std::move(tasks_.front());
       tasks_.pop_front();
     }
-    // After shut_down() queued tasks still run, so that whoever waits for them hears; they see stopping() and end.
     task_running_ = true;
     task();
     task_running_ = false;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -16,16 +17,18 @@ namespace effnet {
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
-  // Asks the running task to stop (see stopping()), runs no queued one, joins.
-  ~ThreadPool();
+  ~ThreadPool();  // joins
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return threads_; }
   // Queues a task for the coordinator. False when the pool is closing: the task will not run.
   bool submit(std::function<void()> task);
-  // Refuses new tasks and asks the running one to end; returns at once. Idempotent.
+  // Refuses new tasks and asks the running one to end; returns at once. Idempotent. Tasks already queued still run, so
+  // that whoever waits for them hears; they see stopping() and end.
   void shut_down();
+  // shut_down(), then waits for the threads (at most about one operation). Not from a thread of the pool.
+  void join();
   // Polled by tasks between operations.
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
 
@@ -68,7 +71,12 @@ class ThreadPool {
   std::condition_variable queued_;
   std::deque<std::function<void()>> tasks_;
   bool closed_ = false;
+  std::mutex join_mutex_;
   std::vector<std::thread> workers_;
 };
+
+// A pool whose last owner may be one of its own threads (a task holds what it works on): destruction is handed to a
+// thread of its own. Pools alive when the process exits are joined before static objects go.
+std::shared_ptr<ThreadPool> make_pool(int threads);
 
 }  // namespace effnet

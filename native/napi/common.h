@@ -99,17 +99,17 @@ Napi::Value make_handle(Napi::Env env, std::shared_ptr<T> object) {
 }
 
 template <class T>
-const std::shared_ptr<T>& get_handle(const Napi::CallbackInfo& info, size_t index) {
-  return get_handle<T>(info.Env(), info[index]);
-}
-
-template <class T>
 const std::shared_ptr<T>& get_handle(Napi::Env env, Napi::Value value) {
   if (value.IsExternal()) {
     auto handle = value.As<Napi::External<std::shared_ptr<T>>>();
     if (handle.CheckTypeTag(&T::kTag)) return *handle.Data();
   }
   throw_status(env, error(Code::invalid_argument, "expected a %s handle", T::kKind));
+}
+
+template <class T>
+const std::shared_ptr<T>& get_handle(const Napi::CallbackInfo& info, size_t index) {
+  return get_handle<T>(info.Env(), info[index]);
 }
 
 // Argument readers; each throws EFF_INVALID_ARGUMENT naming the argument.

@@ -1,0 +1,336 @@
+// Pools, memories, executables and steps for JavaScript.
+#include <cstring>
+#include <optional>
+
+#include "cpu/cpu_info.h"
+#include "cpu/kernels/dispatch.h"
+#include "cpu/onednn/adapter.h"
+#include "napi/handles.h"
+
+namespace effnet::napi {
+
+std::atomic<uint64_t> g_live_handles{0};
+
+const napi_type_tag PoolHandle::kTag = {0x6a1f0c5b9d2e4487, 0x8f3b1c6e7a905d21};
+const napi_type_tag MemoryHandle::kTag = {0x2c9e7f4410b84d6a, 0x93d5a8e6f17c0b42};
+const napi_type_tag ExecutableHandle::kTag = {0xb07d3a92e5c14f18, 0x4e6a9b2d8c031f75};
+const napi_type_tag BatchHandle::kTag = {0x51c8e2f7a96b4d03, 0xd2407b9f3e8a1c66};
+
+namespace {
+
+[[noreturn]] void throw_closed(Napi::Env env, const char* kind) {
+  throw_status(env, error(Code::closed, "the %s has been closed", kind));
+}
+
+std::shared_ptr<cpu::Executable> open_executable(const Napi::CallbackInfo& info, size_t index) {
+  const auto& handle = get_handle<ExecutableHandle>(info, index);
+  if (!handle->executable) throw_closed(info.Env(), "executable");
+  return handle->executable;
+}
+
+void require_idle(Napi::Env env, const Memory& memory) {
+  if (memory.busy.load() > 0) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
+}
+
+// A byte range of an arena, checked.
+std::byte* arena_range(const Napi::CallbackInfo& info, const Memory& memory, size_t arena_index, size_t offset_index,
+                       size_t bytes) {
+  Napi::Env env = info.Env();
+  const auto arena = static_cast<plan::Arena>(
+      get_number(env, info[arena_index], "arena", 0, static_cast<int>(plan::Arena::activations)));
+  const double offset = get_number(env, info[offset_index], "offset", 0, 9e15);
+  const uint64_t total = memory.bytes(arena);
+  if (offset > static_cast<double>(total) || bytes > total - static_cast<uint64_t>(offset))
+    throw_status(env, error(Code::invalid_argument, "bytes %.0f to %.0f lie outside arena %d of %llu bytes", offset,
+                            offset + static_cast<double>(bytes), static_cast<int>(arena),
+                            static_cast<unsigned long long>(total)));
+  return memory.arena(arena) + static_cast<uint64_t>(offset);
+}
+
+Napi::Value cpu_info(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const cpu::CpuInfo cpu = cpu::cpu_info();
+  const char* unsupported = cpu::unsupported_cpu_reason();
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("model", cpu.model);
+  object.Set("isa", unsupported ? "none" : cpu::isa_name());
+  object.Set("unsupported", unsupported ? Napi::Value(Napi::String::New(env, unsupported)) : env.Null());
+  object.Set("onednnIsa", onednn::effective_isa());
+  object.Set("avx2", cpu.avx2);
+  object.Set("avx512", cpu.avx512);
+  object.Set("avx512Bf16", cpu.avx512_bf16);
+  object.Set("amxBf16", cpu.amx_bf16);
+  object.Set("cpus", cpu.cpus);
+  object.Set("memoryBytes", static_cast<double>(cpu.memory_bytes));
+  return object;
+}
+
+Napi::Value memory_usage(const Napi::CallbackInfo& info) {
+  Napi::Object object = Napi::Object::New(info.Env());
+  object.Set("arenas", static_cast<double>(native_bytes(Block::Kind::arena)));
+  object.Set("kernels", static_cast<double>(native_bytes(Block::Kind::kernel)));
+  object.Set("batches", static_cast<double>(native_bytes(Block::Kind::batch)));
+  object.Set("handles", static_cast<double>(g_live_handles.load()));
+  return object;
+}
+
+Napi::Value create_pool(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const int threads = static_cast<int>(get_number(env, info[0], "threads", 1, 256));
+  if (const char* reason = cpu::unsupported_cpu_reason()) throw_status(env, error(Code::backend_missing, "%s", reason));
+  auto handle = std::make_shared<PoolHandle>(env);
+  handle->pool = make_pool(threads);
+  // The environment may go while a step runs: its threads must be done before native memory is.
+  std::weak_ptr<ThreadPool> weak = handle->pool;
+  handle->teardown = EnvState::of(env).add_teardown([weak] {
+    if (auto pool = weak.lock()) pool->join();
+  });
+  return make_handle(env, std::move(handle));
+}
+
+void close_pool(const Napi::CallbackInfo& info) {
+  const auto& handle = get_handle<PoolHandle>(info, 0);
+  if (!handle->pool) return;
+  handle->pool->shut_down();
+  handle->pool.reset();
+}
+
+Napi::Value create_memory(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!info[0].IsArray()) throw_status(env, error(Code::invalid_argument, "arenaBytes must be an array"));
+  const Napi::Array list = info[0].As<Napi::Array>();
+  uint64_t sizes[plan::kArenaCount] = {};
+  uint64_t total = 0;
+  for (uint32_t i = 0; i < list.Length() && i < plan::kArenaCount; ++i) {
+    sizes[i] = static_cast<uint64_t>(get_number(env, list.Get(i), "arenaBytes", 0, 4e12));
+    total += sizes[i];
+  }
+  auto memory = Memory::create(sizes);
+  check(env, memory.status());
+  auto handle = std::make_shared<MemoryHandle>(env);
+  handle->memory = memory.value();
+  handle->accounted.set(total);
+  return make_handle(env, std::move(handle));
+}
+
+void grow_activations(const Napi::CallbackInfo& info) {
+  const auto memory = open_memory(info, 0);
+  check(info.Env(), memory->grow_activations(static_cast<uint64_t>(get_number(info.Env(), info[1], "bytes", 0, 4e12))));
+  uint64_t total = 0;
+  for (int i = 0; i < plan::kArenaCount; ++i) total += memory->bytes(static_cast<plan::Arena>(i));
+  get_handle<MemoryHandle>(info, 0)->accounted.set(total);
+}
+
+void read_arena(const Napi::CallbackInfo& info) {
+  const auto memory = open_memory(info, 0);
+  require_idle(info.Env(), *memory);
+  const Bytes into = get_bytes(info.Env(), info[3], "into");
+  const std::byte* from = arena_range(info, *memory, 1, 2, into.size);
+  if (into.size) std::memcpy(into.data, from, into.size);
+}
+
+void write_arena(const Napi::CallbackInfo& info) {
+  const auto memory = open_memory(info, 0);
+  require_idle(info.Env(), *memory);
+  const Bytes from = get_bytes(info.Env(), info[3], "bytes");
+  std::byte* into = arena_range(info, *memory, 1, 2, from.size);
+  if (from.size) std::memcpy(into, from.data, from.size);
+}
+
+void copy_arena(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto memory = open_memory(info, 0);
+  require_idle(env, *memory);
+  const int last = static_cast<int>(plan::Arena::activations);
+  const int from = static_cast<int>(get_number(env, info[1], "from", -1, last));
+  const auto to = static_cast<plan::Arena>(get_number(env, info[2], "to", 0, last));
+  if (from < 0) {
+    std::memset(memory->arena(to), 0, memory->bytes(to));
+    return;
+  }
+  const auto source = static_cast<plan::Arena>(from);
+  if (memory->bytes(source) != memory->bytes(to))
+    throw_status(env, error(Code::invalid_argument, "arenas %d and %d differ in size", from, static_cast<int>(to)));
+  std::memcpy(memory->arena(to), memory->arena(source), memory->bytes(to));
+}
+
+void close_memory(const Napi::CallbackInfo& info) {
+  const auto& handle = get_handle<MemoryHandle>(info, 0);
+  handle->memory.reset();
+  handle->accounted.set(0);
+}
+
+// Marks a memory busy for as long as it lives.
+struct BusyMark {
+  explicit BusyMark(std::shared_ptr<Memory> m) : memory(std::move(m)) { ++memory->busy; }
+  ~BusyMark() { --memory->busy; }
+  std::shared_ptr<Memory> memory;
+};
+
+Napi::Value bind(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto& pool = get_handle<PoolHandle>(info, 0)->pool;
+  if (!pool) throw_closed(env, "pool");
+  const auto memory = open_memory(info, 1);
+  const Bytes plan = get_bytes(env, info[2], "plan");
+  auto copy = std::make_shared<std::vector<std::byte>>(plan.data, plan.data + plan.size);
+  const Completion completion = Completion::create(env);
+  auto busy = std::make_shared<BusyMark>(memory);
+  const bool queued = pool->submit([completion, pool, memory, copy, busy]() mutable {
+    auto bound = cpu::Executable::bind(pool, memory, *copy);
+    busy.reset();
+    if (!bound.ok()) return completion.reject(bound.status());
+    completion.resolve([executable = std::move(bound.value())](Napi::Env e) {
+      auto handle = std::make_shared<ExecutableHandle>(e);
+      handle->executable = executable;
+      handle->accounted.set(executable->owned_bytes());
+      return make_handle(e, std::move(handle));
+    });
+  });
+  if (!queued) completion.reject(error(Code::closed, "the pool has been closed"));
+  return completion.promise();
+}
+
+Napi::Value dump(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto executable = open_executable(info, 0);
+  require_idle(env, *executable->memory());
+  const auto rows = executable->report();
+  Napi::Array list = Napi::Array::New(env, rows.size());
+  for (uint32_t i = 0; i < rows.size(); ++i) {
+    Napi::Object row = Napi::Object::New(env);
+    row.Set("name", rows[i].name);
+    row.Set("op", rows[i].op);
+    row.Set("kernel", rows[i].kernel);
+    row.Set("flags", rows[i].flags);
+    row.Set("flops", rows[i].flops);
+    row.Set("bytes", rows[i].bytes);
+    row.Set("ms", rows[i].ms);
+    list.Set(i, row);
+  }
+  return list;
+}
+
+void set_profiling(const Napi::CallbackInfo& info) {
+  open_executable(info, 0)->profiling = info[1].ToBoolean().Value();
+}
+
+cpu::StepScalars get_scalars(Napi::Env env, Napi::Value value) {
+  const Bytes bytes = get_bytes(env, value, "scalars");
+  cpu::StepScalars scalars;
+  static_assert(sizeof scalars == cpu::kStepScalarCount * sizeof(double));
+  if (bytes.size != sizeof scalars)
+    throw_status(env, error(Code::invalid_argument, "scalars must hold %d numbers", cpu::kStepScalarCount));
+  std::memcpy(&scalars, bytes.data, sizeof scalars);
+  return scalars;
+}
+
+Napi::Value step(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto executable = open_executable(info, 0);
+  const Napi::Object input = info[1].ToObject();
+  const cpu::StepScalars scalars = get_scalars(env, info[2]);
+  const uint64_t needed = executable->plan().arena_bytes(plan::Arena::input);
+
+  struct Job {
+    std::shared_ptr<io::Batch> batch;
+    std::vector<std::byte> bytes;
+    std::vector<std::byte> output;
+    std::optional<BusyMark> busy;
+  };
+  auto job = std::make_shared<Job>();
+  size_t given;
+  if (const Napi::Value batch = input.Get("batch"); !batch.IsUndefined()) {
+    job->batch = open_batch(env, batch);
+    given = job->batch->bytes();
+  } else {
+    const Bytes bytes = get_bytes(env, input.Get("bytes"), "input");
+    given = bytes.size;
+    // The plan reads rows at 64-byte aligned offsets of an aligned block; a vector's data is 16-byte aligned, which
+    // every kernel accepts for inputs.
+    job->bytes.assign(bytes.data, bytes.data + bytes.size);
+  }
+  if (given < needed)
+    throw_status(env, error(Code::invalid_argument, "the input has %zu bytes, the plan reads %llu", given,
+                            static_cast<unsigned long long>(needed)));
+  job->output.resize(executable->plan().arena_bytes(plan::Arena::output));
+  job->busy.emplace(executable->memory());
+  const Completion completion = Completion::create(env);
+  const bool queued = executable->pool()->submit([completion, executable, job, scalars]() mutable {
+    const std::byte* data = job->batch ? job->batch->data() : job->bytes.data();
+    const Status status = executable->step(data, scalars, job->output.data());
+    job->batch.reset();
+    job->busy.reset();
+    if (!status.ok()) return completion.reject(status);
+    completion.resolve([job](Napi::Env e) {
+      auto buffer = Napi::ArrayBuffer::New(e, job->output.size());
+      if (!job->output.empty()) std::memcpy(buffer.Data(), job->output.data(), job->output.size());
+      return Napi::Uint8Array::New(e, job->output.size(), buffer, 0);
+    });
+  });
+  if (!queued) {
+    job->busy.reset();
+    completion.reject(error(Code::closed, "the pool has been closed"));
+  }
+  return completion.promise();
+}
+
+void invalidate(const Napi::CallbackInfo& info) { open_executable(info, 0)->weights_changed = true; }
+
+void close_executable(const Napi::CallbackInfo& info) {
+  const auto& handle = get_handle<ExecutableHandle>(info, 0);
+  handle->executable.reset();
+  handle->accounted.set(0);
+}
+
+Napi::Value read_tensor(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto executable = open_executable(info, 0);
+  require_idle(env, *executable->memory());
+  const std::string name = get_string(env, info[1], "name");
+  const plan::Tensor* tensor = executable->plan().find(name);
+  const std::byte* data = tensor ? executable->data(*tensor) : nullptr;
+  if (!data) throw_status(env, error(Code::invalid_argument, "the plan has no tensor %s to read", name.c_str()));
+  auto buffer = Napi::ArrayBuffer::New(env, tensor->bytes);
+  std::memcpy(buffer.Data(), data, tensor->bytes);
+  return Napi::Uint8Array::New(env, tensor->bytes, buffer, 0);
+}
+
+}  // namespace
+
+std::shared_ptr<Memory> open_memory(const Napi::CallbackInfo& info, size_t index) {
+  const auto& handle = get_handle<MemoryHandle>(info, index);
+  if (!handle->memory) throw_closed(info.Env(), "memory");
+  return handle->memory;
+}
+
+std::shared_ptr<io::Batch> open_batch(Napi::Env env, Napi::Value value) {
+  const auto& handle = get_handle<BatchHandle>(env, value);
+  if (!handle->batch) throw_closed(env, "batch");
+  return handle->batch;
+}
+
+void register_engine(Napi::Env env, Napi::Object exports) {
+  const auto add = [&](const char* name, auto function) {
+    exports.Set(name, Napi::Function::New(env, function, name));
+  };
+  add("cpuInfo", cpu_info);
+  add("memoryUsage", memory_usage);
+  add("createPool", create_pool);
+  add("closePool", close_pool);
+  add("createMemory", create_memory);
+  add("growActivations", grow_activations);
+  add("readArena", read_arena);
+  add("writeArena", write_arena);
+  add("copyArena", copy_arena);
+  add("closeMemory", close_memory);
+  add("bind", bind);
+  add("dump", dump);
+  add("setProfiling", set_profiling);
+  add("step", step);
+  add("invalidate", invalidate);
+  add("closeExecutable", close_executable);
+  add("readTensor", read_tensor);
+}
+
+}  // namespace effnet::napi
