@@ -1,0 +1,440 @@
+// Batch normalisation with activation, gate, stochastic depth and pooling, backward.
+//
+//   xm = src - mean,  z = xm*a + shift (a = scale*inv_std),  g = (diff_dst*gate*drop + diff_pooled/(H*W)) * act'(z)
+//   reduce:  diff_scale = inv_std * sum(g*xm),  diff_shift = sum(g)
+//   apply:   diff_src = a*g + p*xm + q,  p = -a*inv_std*diff_scale/M,  q = -a*diff_shift/M   (p = q = 0 without batch
+//   statistics)
+//
+// z is computed again from src: nothing but src is saved for the backward pass. Each op reads src and diff_dst once.
+// Sums: 4 rows in registers, 64 rows in a tile, tiles in a shard, all FP32; shards in double, in order.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/kernels/bn_act_bwd.cc"
+#include "cpu/kernels/dispatch.h"
+#include "hwy/foreach_target.h"
+#include "cpu/kernels/bn_pack-inl.h"
+
+#ifndef EFFNET_BN_ACT_BWD_ARGS_
+#define EFFNET_BN_ACT_BWD_ARGS_
+#include "cpu/kernels/common.h"
+#include "cpu/kernels/drop.h"
+
+namespace effnet::cpu {
+
+inline constexpr int64_t kMergeChannels = 256;  // channels of a shard of the merge
+
+struct BnActBwdArgs {
+  plan::DType dtype;
+  plan::Act act;
+  const void *diff_dst, *src;
+  const float *mean, *inv_std, *scale, *shift;
+  const float *gate, *diff_pooled;
+  const float *diff_scale, *diff_shift;  // apply: null without batch statistics
+  void* diff_src;                        // apply
+  float* partial;                        // reduce: 2*C sums of this shard
+  int64_t channels, image_rows, total_rows;
+  int64_t pool_rows;  // H*W
+  int64_t row_begin, row_end;
+  Drop drop;
+  const StepScalars* scalars;
+  float* scratch;  // kBnActBwdArrays packed arrays
+};
+inline constexpr int kBnActBwdArrays = 9;
+
+struct BnMergeArgs {
+  const float* partials;  // [shards][2][C]
+  int shards;
+  int64_t channels, begin, end;
+  const float* inv_std;
+  float *diff_scale, *diff_shift;
+};
+}  // namespace effnet::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace effnet::cpu::HWY_NAMESPACE {
+
+struct BwdCoefs {
+  float *mean, *a, *shift;
+  float *factor, *pooled;  // of the image at hand
+  float *p, *q;            // apply
+  bool has_factor, has_pooled;
+};
+
+struct BwdVectors {
+  Vec mean, a, shift, factor, pooled;
+  HWY_INLINE BwdVectors(const BwdCoefs& k, int64_t c) {
+    mean = load(k.mean + c);
+    a = load(k.a + c);
+    shift = load(k.shift + c);
+    factor = k.has_factor ? load(k.factor + c) : splat(1.0f);
+    pooled = k.has_pooled ? load(k.pooled + c) : zero();
+  }
+  template <plan::Act act>
+  HWY_INLINE Vec grad(Vec diff_dst, Vec xm) const {
+    const Vec upstream = hn::MulAdd(diff_dst, factor, pooled);
+    if constexpr (act == plan::Act::identity) return upstream;
+    return hn::Mul(upstream, activate_grad<act>(hn::MulAdd(xm, a, shift)));
+  }
+};
+
+BwdCoefs make_coefs(const BnActBwdArgs& k, int64_t pack) {
+  const int64_t C = k.channels, capacity = packed_capacity(C);
+  float* s = k.scratch;
+  BwdCoefs coefs{s,
+                 s + capacity,
+                 s + 2 * capacity,
+                 s + 3 * capacity,
+                 s + 4 * capacity,
+                 s + 5 * capacity,
+                 s + 6 * capacity,
+                 k.gate || k.drop.rate > 0,
+                 k.diff_pooled != nullptr};
+  fill_packed(coefs.mean, C, pack, [&](int64_t c) { return k.mean[c]; });
+  fill_packed(coefs.a, C, pack, [&](int64_t c) { return k.scale ? k.scale[c] * k.inv_std[c] : 0.0f; });
+  fill_packed(coefs.shift, C, pack, [&](int64_t c) { return k.shift ? k.shift[c] : 0.0f; });
+  return coefs;
+}
+
+// Calls f(row, rows) for the runs of rows of one image, with the image's coefficients in place.
+template <class F>
+HWY_INLINE void for_each_image(const BnActBwdArgs& k, const BwdCoefs& coefs, int64_t pack, F&& f) {
+  const int64_t C = k.channels;
+  const float inv_rows = 1.0f / static_cast<float>(k.pool_rows);
+  for (int64_t row = k.row_begin; row < k.row_end;) {
+    const int64_t image = row / k.image_rows, end = std::min(k.row_end, (image + 1) * k.image_rows);
+    if (coefs.has_factor) {
+      const float drop = k.drop.factor(*k.scalars, image);
+      fill_packed(coefs.factor, C, pack, [&](int64_t c) { return k.gate ? k.gate[image * C + c] * drop : drop; });
+    }
+    if (coefs.has_pooled) {
+      fill_packed(coefs.pooled, C, pack, [&](int64_t c) { return k.diff_pooled[image * C + c] * inv_rows; });
+    }
+    f(row, end - row);
+    row = end;
+  }
+}
+
+template <class T, plan::Act act>
+void reduce_range(const BnActBwdArgs& k) {
+  constexpr int kRows = 4, kBlocksPerTile = 16;
+  const int64_t C = k.channels, pack = pack_factor(C), capacity = packed_capacity(C), width = pack * C;
+  const BwdCoefs coefs = make_coefs(k, pack);
+  float *tile_g = coefs.p, *tile_gx = coefs.q;
+  float *sum_g = k.scratch + 7 * capacity, *sum_gx = sum_g + capacity;
+  for (float* array : {tile_g, tile_gx, sum_g, sum_gx})
+    std::memset(array, 0, static_cast<size_t>(capacity) * sizeof(float));
+
+  const auto flush = [&]() HWY_ATTR {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      store(hn::Add(load(sum_g + c), load(tile_g + c)), sum_g + c);
+      store(hn::Add(load(sum_gx + c), load(tile_gx + c)), sum_gx + c);
+      store(zero(), tile_g + c);
+      store(zero(), tile_gx + c);
+    }
+  };
+
+  const T* src = static_cast<const T*>(k.src);
+  const T* diff_dst = static_cast<const T*>(k.diff_dst);
+  int blocks = 0;
+  for_each_image(k, coefs, pack, [&](int64_t first, int64_t count) HWY_ATTR {
+    for_each_block<kRows>(first, count, C, pack, [&](int64_t r, int64_t w, auto rows) HWY_ATTR {
+      constexpr int R = decltype(rows)::value;
+      const T *x = src + r * C, *d = diff_dst + r * C;
+      for_each_vector(w, [&](int64_t c, size_t n, auto full) HWY_ATTR {
+        const BwdVectors v(coefs, c);
+        Vec sg = zero(), sgx = zero();
+        for (int i = 0; i < R; ++i) {
+          const Vec xm = hn::Sub(load_part(x + i * w + c, n, full), v.mean);
+          const Vec g = v.template grad<act>(load_part(d + i * w + c, n, full), xm);
+          sg = hn::Add(sg, g);
+          sgx = hn::MulAdd(g, xm, sgx);
+        }
+        // Beyond a tail only padding is added to: full vectors do.
+        if constexpr (!decltype(full)::value) {
+          const auto mask = hn::FirstN(F32(), n);
+          sg = hn::IfThenElseZero(mask, sg);
+          sgx = hn::IfThenElseZero(mask, sgx);
+        }
+        store(hn::Add(load(tile_g + c), sg), tile_g + c);
+        store(hn::Add(load(tile_gx + c), sgx), tile_gx + c);
+      });
+      if (++blocks == kBlocksPerTile) {
+        blocks = 0;
+        flush();
+      }
+    });
+  });
+  flush();
+  for (int64_t c = 0; c < C; ++c) {
+    float g = 0, gx = 0;
+    for (int64_t i = c; i < width; i += C) {
+      g += sum_g[i];
+      gx += sum_gx[i];
+    }
+    k.partial[c] = gx;
+    k.partial[C + c] = g;
+  }
+}
+
+void merge_sums(const BnMergeArgs& k) {
+  double gx[kMergeChannels] = {}, g[kMergeChannels] = {};
+  const int64_t count = k.end - k.begin;
+  for (int s = 0; s < k.shards; ++s) {
+    const float* partial = k.partials + 2 * s * k.channels + k.begin;
+    for (int64_t c = 0; c < count; ++c) gx[c] += static_cast<double>(partial[c]);
+    for (int64_t c = 0; c < count; ++c) g[c] += static_cast<double>(partial[k.channels + c]);
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    k.diff_scale[k.begin + c] = static_cast<float>(gx[c] * static_cast<double>(k.inv_std[k.begin + c]));
+    k.diff_shift[k.begin + c] = static_cast<float>(g[c]);
+  }
+}
+
+template <class T, plan::Act act, bool batch_stats>
+void apply_range(const BnActBwdArgs& k) {
+  const int64_t C = k.channels, pack = pack_factor(C);
+  const BwdCoefs coefs = make_coefs(k, pack);
+  if constexpr (batch_stats) {
+    const float inv_m = 1.0f / static_cast<float>(k.total_rows);
+    fill_packed(coefs.p, C, pack, [&](int64_t c) { return -coefs.a[c] * k.inv_std[c] * (k.diff_scale[c] * inv_m); });
+    fill_packed(coefs.q, C, pack, [&](int64_t c) { return -coefs.a[c] * (k.diff_shift[c] * inv_m); });
+  }
+  const T* src = static_cast<const T*>(k.src);
+  const T* diff_dst = static_cast<const T*>(k.diff_dst);
+  T* diff_src = static_cast<T*>(k.diff_src);
+  for_each_image(k, coefs, pack, [&](int64_t first, int64_t count) HWY_ATTR {
+    for_each_block<2>(first, count, C, pack, [&](int64_t r, int64_t w, auto rows) HWY_ATTR {
+      constexpr int R = decltype(rows)::value;
+      for_each_vector(w, [&](int64_t c, size_t n, auto full) HWY_ATTR {
+        const BwdVectors v(coefs, c);
+        const Vec p = batch_stats ? load(coefs.p + c) : zero(), q = batch_stats ? load(coefs.q + c) : zero();
+        for (int i = 0; i < R; ++i) {
+          const int64_t at = r * C + i * w + c;
+          const Vec xm = hn::Sub(load_part(src + at, n, full), v.mean);
+          const Vec g = v.template grad<act>(load_part(diff_dst + at, n, full), xm);
+          Vec y = hn::Mul(v.a, g);
+          if constexpr (batch_stats) y = hn::MulAdd(v.a, g, hn::MulAdd(p, xm, q));
+          store_part(y, diff_src + at, n, full);
+        }
+      });
+    });
+  });
+}
+
+void bn_act_bwd_reduce(const BnActBwdArgs& k) {
+  with_act(k.act, [&](auto act) HWY_ATTR {
+    if (k.dtype == plan::DType::bf16) {
+      reduce_range<BFloat16, act()>(k);
+    } else {
+      reduce_range<float, act()>(k);
+    }
+  });
+}
+
+template <class T>
+void apply_dtype(const BnActBwdArgs& k) {
+  with_act(k.act, [&](auto act) HWY_ATTR {
+    if (k.diff_scale) {
+      apply_range<T, act(), true>(k);
+    } else {
+      apply_range<T, act(), false>(k);
+    }
+  });
+}
+
+void bn_act_bwd_apply(const BnActBwdArgs& k) {
+  if (k.dtype == plan::DType::bf16) {
+    apply_dtype<BFloat16>(k);
+  } else {
+    apply_dtype<float>(k);
+  }
+}
+
+}  // namespace effnet::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace effnet::cpu {
+namespace {
+
+HWY_EXPORT(bn_act_bwd_reduce);
+HWY_EXPORT(bn_act_bwd_apply);
+HWY_EXPORT(merge_sums);
+
+struct BwdPorts {
+  const plan::Tensor *diff_dst, *src, *mean, *inv_std, *scale, *shift, *gate, *diff_pooled;
+  plan::Act act = plan::Act::identity;
+  Drop drop;
+};
+
+class BnBwdBase : public Kernel {
+ public:
+  BnBwdBase(const char* base, const BwdPorts& ports, int64_t min_rows)
+      : p_(ports), name_(kernel_name(base, ports.src->dtype)) {
+    const plan::Tensor& src = *p_.src;
+    channels_ = src.c();
+    rows_ = src.elements() / channels_;
+    pool_rows_ = src.h() * src.w();
+    image_rows_ = p_.gate || p_.diff_pooled || p_.drop.rate > 0 ? pool_rows_ : rows_;
+    split_ = split_rows(rows_, channels_, min_rows);
+  }
+  const char* name() const override { return name_.c_str(); }
+  size_t worker_scratch_bytes() const override {
+    return kBnActBwdArrays * sizeof(float) * static_cast<size_t>(packed_capacity(channels_));
+  }
+
+ protected:
+  BnActBwdArgs args(int shard, const ExecContext& ctx) const {
+    BnActBwdArgs k{};
+    k.dtype = p_.src->dtype;
+    k.act = p_.act;
+    k.diff_dst = ctx.ptr<const void>(p_.diff_dst);
+    k.src = ctx.ptr<const void>(p_.src);
+    k.mean = ctx.ptr<const float>(p_.mean);
+    k.inv_std = ctx.ptr<const float>(p_.inv_std);
+    k.scale = ctx.ptr<const float>(p_.scale);
+    k.shift = ctx.ptr<const float>(p_.shift);
+    k.gate = ctx.ptr<const float>(p_.gate);
+    k.diff_pooled = ctx.ptr<const float>(p_.diff_pooled);
+    k.channels = channels_;
+    k.image_rows = image_rows_;
+    k.total_rows = rows_;
+    k.pool_rows = pool_rows_;
+    k.row_begin = split_.begin(shard);
+    k.row_end = split_.end(shard);
+    k.drop = p_.drop;
+    k.scalars = ctx.scalars;
+    k.scratch = reinterpret_cast<float*>(ctx.worker_scratch);
+    return k;
+  }
+
+  BwdPorts p_;
+  std::string name_;
+  int64_t channels_, rows_, image_rows_, pool_rows_;
+  Split split_;
+};
+
+class BnBwdReduce : public BnBwdBase {
+ public:
+  BnBwdReduce(const char* base, const BwdPorts& ports, const plan::Tensor* diff_scale, const plan::Tensor* diff_shift)
+      : BnBwdBase(base, ports, 32),
+        diff_scale_(diff_scale),
+        diff_shift_(diff_shift),
+        merge_{channels_, kMergeChannels} {}
+  int phases() const override { return 2; }
+  int shards(int phase) const override { return phase == 0 ? split_.count() : merge_.count(); }
+  size_t shared_scratch_bytes() const override {
+    return static_cast<size_t>(split_.count()) * 2 * sizeof(float) * static_cast<size_t>(channels_);
+  }
+  void run(int phase, int shard, const ExecContext& ctx) override {
+    float* partials = reinterpret_cast<float*>(ctx.shared_scratch);
+    if (phase == 0) {
+      BnActBwdArgs k = args(shard, ctx);
+      k.partial = partials + 2 * shard * channels_;
+      EFF_DISPATCH(bn_act_bwd_reduce)(k);
+    } else {
+      EFF_DISPATCH(merge_sums)
+      ({partials, split_.count(), channels_, merge_.begin(shard), merge_.end(shard), ctx.ptr<const float>(p_.inv_std),
+        ctx.ptr<float>(diff_scale_), ctx.ptr<float>(diff_shift_)});
+    }
+  }
+
+ private:
+  const plan::Tensor *diff_scale_, *diff_shift_;
+  Split merge_;
+};
+
+class BnBwdApply : public BnBwdBase {
+ public:
+  BnBwdApply(const char* base, const BwdPorts& ports, const plan::Tensor* diff_scale, const plan::Tensor* diff_shift,
+             const plan::Tensor* diff_src)
+      : BnBwdBase(base, ports, 1), diff_scale_(diff_scale), diff_shift_(diff_shift), diff_src_(diff_src) {}
+  int shards(int) const override { return split_.count(); }
+  void run(int, int shard, const ExecContext& ctx) override {
+    BnActBwdArgs k = args(shard, ctx);
+    k.diff_scale = ctx.ptr<const float>(diff_scale_);
+    k.diff_shift = ctx.ptr<const float>(diff_shift_);
+    k.diff_src = ctx.ptr<void>(diff_src_);
+    EFF_DISPATCH(bn_act_bwd_apply)(k);
+  }
+
+ private:
+  const plan::Tensor *diff_scale_, *diff_shift_, *diff_src_;
+};
+
+Status check_ports(const plan::Op& op, const BwdPorts& p) {
+  OpCheck check(op);
+  check.activation(p.src, "src").like(p.diff_dst, p.src, "diff_dst");
+  if (!check.ok()) return check.status();
+  const int64_t n = p.src->n(), c = p.src->c();
+  check.f32(p.mean, {c}, "mean").f32(p.inv_std, {c}, "inv_std");
+  check.optional_f32(p.scale, {c}, "scale").optional_f32(p.shift, {c}, "shift");
+  check.optional_f32(p.gate, {n, c}, "gate").optional_f32(p.diff_pooled, {n, c}, "diff_pooled");
+  return check.that(p.drop.rate >= 0 && p.drop.rate < 1, "drop_rate").status();
+}
+
+StatusOr<KernelPtr> make_reduce(const plan::Op& op, const char* base, const BwdPorts& p, const plan::Tensor* diff_scale,
+                                const plan::Tensor* diff_shift) {
+  EFF_RETURN_IF_ERROR(check_ports(op, p));
+  const int64_t c = p.src->c();
+  EFF_RETURN_IF_ERROR(OpCheck(op).f32(diff_scale, {c}, "diff_scale").f32(diff_shift, {c}, "diff_shift").status());
+  return KernelPtr(new BnBwdReduce(base, p, diff_scale, diff_shift));
+}
+
+StatusOr<KernelPtr> make_apply(const plan::Op& op, const char* base, const BwdPorts& p, const plan::Tensor* diff_scale,
+                               const plan::Tensor* diff_shift, const plan::Tensor* diff_src, bool batch_stats) {
+  EFF_RETURN_IF_ERROR(check_ports(op, p));
+  OpCheck check(op);
+  check.like(diff_src, p.src, "diff_src").that(p.scale, "scale");
+  if (batch_stats) {
+    check.f32(diff_scale, {p.src->c()}, "diff_scale").f32(diff_shift, {p.src->c()}, "diff_shift");
+  }
+  if (!check.ok()) return check.status();
+  return KernelPtr(
+      new BnBwdApply(base, p, batch_stats ? diff_scale : nullptr, batch_stats ? diff_shift : nullptr, diff_src));
+}
+
+}  // namespace
+
+StatusOr<KernelPtr> make_bn_bwd_reduce(const plan::Op& op) {
+  using namespace op::bn_bwd_reduce;
+  const BwdPorts p{
+      op.in(in_diff_dst),  op.in(in_src), op.in(in_mean), op.in(in_inv_std), nullptr, nullptr, nullptr, nullptr,
+      plan::Act::identity, Drop{}};
+  return make_reduce(op, "bn_bwd_reduce", p, op.out(out_diff_scale), op.out(out_diff_shift));
+}
+
+StatusOr<KernelPtr> make_bn_bwd_apply(const plan::Op& op) {
+  using namespace op::bn_bwd_apply;
+  const BwdPorts p{op.in(in_diff_dst),  op.in(in_src), op.in(in_mean), op.in(in_inv_std),
+                   op.in(in_scale),     nullptr,       nullptr,        nullptr,
+                   plan::Act::identity, Drop{}};
+  return make_apply(op, "bn_bwd_apply", p, op.in(in_diff_scale), op.in(in_diff_shift), op.out(out_diff_src),
+                    op.attr(attr_batch_stats) != 0);
+}
+
+StatusOr<KernelPtr> make_bn_act_bwd_reduce(const plan::Op& op) {
+  using namespace op::bn_act_bwd_reduce;
+  EFF_RETURN_IF_ERROR(OpCheck(op).act(attr_act).that(op.in(in_scale) && op.in(in_shift), "scale, shift").status());
+  const BwdPorts p{op.in(in_diff_dst), op.in(in_src),
+                   op.in(in_mean),     op.in(in_inv_std),
+                   op.in(in_scale),    op.in(in_shift),
+                   op.in(in_gate),     op.in(in_diff_pooled),
+                   op.act(attr_act),   Drop::of(op, attr_drop_rate, attr_rng_stream)};
+  return make_reduce(op, "bn_act_bwd_reduce", p, op.out(out_diff_scale), op.out(out_diff_shift));
+}
+
+StatusOr<KernelPtr> make_bn_act_bwd_apply(const plan::Op& op) {
+  using namespace op::bn_act_bwd_apply;
+  EFF_RETURN_IF_ERROR(OpCheck(op).act(attr_act).that(op.in(in_scale) && op.in(in_shift), "scale, shift").status());
+  const BwdPorts p{op.in(in_diff_dst), op.in(in_src),
+                   op.in(in_mean),     op.in(in_inv_std),
+                   op.in(in_scale),    op.in(in_shift),
+                   op.in(in_gate),     op.in(in_diff_pooled),
+                   op.act(attr_act),   Drop::of(op, attr_drop_rate, attr_rng_stream)};
+  return make_apply(op, "bn_act_bwd_apply", p, op.in(in_diff_scale), op.in(in_diff_shift), op.out(out_diff_src),
+                    op.attr(attr_batch_stats) != 0);
+}
+
+}  // namespace effnet::cpu
+#endif

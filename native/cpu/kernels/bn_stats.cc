@@ -1,0 +1,304 @@
+// Statistics of batch normalisation: mean and 1/sqrt(variance + eps) by channel, and the running averages.
+//
+// Tiles of 64 rows: sums of (x - k) and (x - k)^2 in FP32, k the tile's first row, so that nothing cancels when a mean
+// is large against its deviation; a constant channel has variance 0 exactly. Tiles and then shards are merged in order
+// by Chan's formula in double (about one operation in fifteen). Relative error of the variance below 3e-7 at
+// mean/deviation 0, 3 and 100. Reads src once.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/kernels/bn_stats.cc"
+#include "cpu/kernels/dispatch.h"
+#include "hwy/foreach_target.h"
+#include "cpu/kernels/bn_pack-inl.h"
+
+#ifndef EFFNET_BN_STATS_ARGS_
+#define EFFNET_BN_STATS_ARGS_
+#include <cmath>
+
+#include "cpu/kernels/common.h"
+
+namespace effnet::cpu {
+
+inline constexpr int64_t kStatsMergeChannels = 256;
+
+struct BnStatsArgs {
+  plan::DType dtype;
+  const void* src;
+  int64_t channels, row_begin, row_end;
+  double* partial;  // of this shard: means[C], squared deviations[C]
+  std::byte* scratch;
+};
+
+// Arrays of a shard: shift and the two sums of a tile (float), mean and squared deviations so far (double).
+inline size_t bn_stats_scratch(int64_t channels) {
+  return static_cast<size_t>(packed_capacity(channels)) * (3 * 4 + 2 * 8);
+}
+
+struct BnStatsMergeArgs {
+  const double* partials;  // [shards][2][C]
+  Split rows;
+  int64_t channels, begin, end;
+  double eps, momentum;
+  float *mean, *inv_std, *running_mean, *running_var;
+};
+}  // namespace effnet::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace effnet::cpu::HWY_NAMESPACE {
+
+// Adds a group of `count` values with `mean` and squared deviations `m2` to one of `total` values.
+HWY_INLINE void chan_merge(double total, double count, double group_mean, double group_m2, double& mean, double& m2) {
+  const double delta = group_mean - mean, share = count / (total + count);
+  mean += delta * share;
+  m2 += group_m2 + delta * delta * total * share;
+}
+
+template <class T>
+class StatsShard {
+ public:
+  StatsShard(int64_t channels, std::byte* scratch) : channels_(channels) {
+    const int64_t capacity = packed_capacity(channels);
+    mean_ = reinterpret_cast<double*>(scratch);
+    m2_ = mean_ + capacity;
+    shift_ = reinterpret_cast<float*>(m2_ + capacity);
+    s1_ = shift_ + capacity;
+    s2_ = s1_ + capacity;
+  }
+
+  // Statistics of `rows` rows of `width` columns into mean_ and m2_.
+  HWY_INLINE void columns(const T* src, int64_t rows, int64_t width) {
+    constexpr int64_t kTile = 64;
+    for (int64_t c = 0; c < width; ++c) mean_[c] = m2_[c] = 0;
+    for (int64_t first = 0; first < rows; first += kTile) {
+      const int64_t count = std::min(kTile, rows - first);
+      const T* x = src + first * width;
+      tile(x, first == 0, count, width);
+      merge(static_cast<double>(first), static_cast<double>(count), width);
+    }
+  }
+
+  HWY_INLINE void run(const T* src, int64_t rows, double* partial) {
+    const int64_t C = channels_, pack = pack_factor(C), packed = rows / pack, rest = rows - packed * pack;
+    double *mean = partial, *m2 = partial + C;
+    double total = 0;
+    for (int64_t c = 0; c < C; ++c) mean[c] = m2[c] = 0;
+    if (packed > 0) {
+      columns(src, packed, pack * C);
+      for (int64_t i = 0; i < pack; ++i) {
+        for (int64_t c = 0; c < C; ++c) {
+          chan_merge(total, static_cast<double>(packed), mean_[i * C + c], m2_[i * C + c], mean[c], m2[c]);
+        }
+        total += static_cast<double>(packed);
+      }
+    }
+    if (rest > 0) {
+      columns(src + packed * pack * C, rest, C);
+      for (int64_t c = 0; c < C; ++c) chan_merge(total, static_cast<double>(rest), mean_[c], m2_[c], mean[c], m2[c]);
+    }
+  }
+
+ private:
+  template <int R>
+  HWY_INLINE void rows(const T* x, int64_t width) {
+    for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
+      const Vec k = load(shift_ + c);
+      Vec s1 = load(s1_ + c), s2 = load(s2_ + c);
+      for (int i = 0; i < R; ++i) {
+        const Vec d = hn::Sub(load_part(x + i * width + c, n, full), k);
+        s1 = hn::Add(s1, d);
+        s2 = hn::MulAdd(d, d, s2);
+      }
+      store(s1, s1_ + c);
+      store(s2, s2_ + c);
+    });
+  }
+
+  // The shift of a tile is any value near its mean: of the first tile the mean of 8 rows, then the mean so far. Both
+  // are exact for a constant channel (a sum of 8 equal numbers in a tree rounds nowhere).
+  HWY_INLINE void start_tile(const T* x, bool first, int64_t count, int64_t width) {
+    const hn::ScalableTag<double> dd;
+    const hn::Rebind<float, decltype(dd)> df;
+    if (!first) {
+      for (int64_t c = 0; c < width; c += static_cast<int64_t>(hn::Lanes(dd))) {
+        hn::StoreU(hn::DemoteTo(df, hn::LoadU(dd, mean_ + c)), df, shift_ + c);
+      }
+    }
+    for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
+      store(zero(), s1_ + c);
+      store(zero(), s2_ + c);
+      if (!first) return;
+      const auto row = [&](int64_t r) HWY_ATTR { return load_part(x + r * width + c, n, full); };
+      if (count < 8) {
+        store(row(0), shift_ + c);
+        return;
+      }
+      const Vec low = hn::Add(hn::Add(row(0), row(1)), hn::Add(row(2), row(3)));
+      const Vec high = hn::Add(hn::Add(row(4), row(5)), hn::Add(row(6), row(7)));
+      store(hn::Mul(hn::Add(low, high), splat(0.125f)), shift_ + c);
+    });
+  }
+
+  HWY_INLINE void tile(const T* x, bool first, int64_t count, int64_t width) {
+    start_tile(x, first, count, width);
+    int64_t r = 0;
+    for (; r + 8 <= count; r += 8) rows<8>(x + r * width, width);
+    for (; r < count; ++r) rows<1>(x + r * width, width);
+  }
+
+  HWY_INLINE void merge(double total, double count, int64_t width) {
+    const hn::ScalableTag<double> dd;
+    const hn::Rebind<float, decltype(dd)> df;
+    const auto inv = hn::Set(dd, 1.0 / count), share = hn::Set(dd, count / (total + count)), base = hn::Set(dd, total);
+    for (int64_t c = 0; c < width; c += static_cast<int64_t>(hn::Lanes(dd))) {
+      const auto s1 = hn::PromoteTo(dd, hn::LoadU(df, s1_ + c)), s2 = hn::PromoteTo(dd, hn::LoadU(df, s2_ + c));
+      const auto offset = hn::Mul(s1, inv), m2 = hn::NegMulAdd(s1, offset, s2);
+      const auto mean = hn::LoadU(dd, mean_ + c);
+      const auto delta = hn::Sub(hn::Add(hn::PromoteTo(dd, hn::LoadU(df, shift_ + c)), offset), mean);
+      const auto step = hn::Mul(delta, share);
+      hn::StoreU(hn::Add(mean, step), dd, mean_ + c);
+      hn::StoreU(hn::Add(hn::LoadU(dd, m2_ + c), hn::MulAdd(hn::Mul(delta, base), step, m2)), dd, m2_ + c);
+    }
+  }
+
+  const int64_t channels_;
+  double *mean_, *m2_;
+  float *shift_, *s1_, *s2_;
+};
+
+template <class T>
+void stats_range(const BnStatsArgs& k) {
+  StatsShard<T>(k.channels, k.scratch)
+      .run(static_cast<const T*>(k.src) + k.row_begin * k.channels, k.row_end - k.row_begin, k.partial);
+}
+
+void bn_stats(const BnStatsArgs& k) {
+  if (k.dtype == plan::DType::bf16) {
+    stats_range<BFloat16>(k);
+  } else {
+    stats_range<float>(k);
+  }
+}
+
+void bn_stats_merge(const BnStatsMergeArgs& k) {
+  double mean[kStatsMergeChannels] = {}, m2[kStatsMergeChannels] = {};
+  const int64_t n = k.end - k.begin;
+  for (int s = 0; s < k.rows.count(); ++s) {
+    const double total = static_cast<double>(k.rows.begin(s)), count = static_cast<double>(k.rows.end(s)) - total;
+    const double* partial = k.partials + 2 * s * k.channels + k.begin;
+    for (int64_t c = 0; c < n; ++c) chan_merge(total, count, partial[c], partial[k.channels + c], mean[c], m2[c]);
+  }
+  const double rows = static_cast<double>(k.rows.total), unbiased = rows > 1 ? rows / (rows - 1) : 1;
+  for (int64_t c = 0; c < n; ++c) {
+    const double var = std::max(m2[c] / rows, 0.0);
+    k.mean[k.begin + c] = static_cast<float>(mean[c]);
+    k.inv_std[k.begin + c] = static_cast<float>(1.0 / std::sqrt(var + k.eps));
+    float &rm = k.running_mean[k.begin + c], &rv = k.running_var[k.begin + c];
+    rm = static_cast<float>(rm + k.momentum * (mean[c] - rm));
+    rv = static_cast<float>(rv + k.momentum * (var * unbiased - rv));
+  }
+}
+
+}  // namespace effnet::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace effnet::cpu {
+namespace {
+
+HWY_EXPORT(bn_stats);
+HWY_EXPORT(bn_stats_merge);
+
+class BnStats : public Kernel {
+ public:
+  explicit BnStats(const plan::Op& op) : name_(kernel_name("bn_stats", op.in(op::bn_stats::in_src)->dtype)) {
+    using namespace op::bn_stats;
+    src_ = op.in(in_src);
+    mean_ = op.out(out_mean);
+    inv_std_ = op.out(out_inv_std);
+    running_mean_ = op.upd(upd_running_mean);
+    running_var_ = op.upd(upd_running_var);
+    eps_ = op.attr(attr_eps);
+    momentum_ = op.attr(attr_momentum);
+    channels_ = src_->c();
+    // Whole tiles of packed rows in every shard but the last.
+    const int64_t tile = channels_ < kPackBelow ? 64 * kMaxLanes : 64;
+    rows_ = split_rows(src_->elements() / channels_, channels_, 128, tile);
+    merge_ = {channels_, kStatsMergeChannels};
+  }
+  const char* name() const override { return name_.c_str(); }
+  int phases() const override { return 2; }
+  int shards(int phase) const override { return phase == 0 ? rows_.count() : merge_.count(); }
+  size_t worker_scratch_bytes() const override { return bn_stats_scratch(channels_); }
+  size_t shared_scratch_bytes() const override {
+    return static_cast<size_t>(rows_.count()) * 2 * sizeof(double) * static_cast<size_t>(channels_);
+  }
+  void run(int phase, int shard, const ExecContext& ctx) override {
+    double* partials = reinterpret_cast<double*>(ctx.shared_scratch);
+    if (phase == 0) {
+      EFF_DISPATCH(bn_stats)
+      ({src_->dtype, ctx.ptr<const void>(src_), channels_, rows_.begin(shard), rows_.end(shard),
+        partials + 2 * shard * channels_, ctx.worker_scratch});
+    } else {
+      EFF_DISPATCH(bn_stats_merge)
+      ({partials, rows_, channels_, merge_.begin(shard), merge_.end(shard), eps_, momentum_, ctx.ptr<float>(mean_),
+        ctx.ptr<float>(inv_std_), ctx.ptr<float>(running_mean_), ctx.ptr<float>(running_var_)});
+    }
+  }
+
+ private:
+  std::string name_;
+  const plan::Tensor *src_, *mean_, *inv_std_, *running_mean_, *running_var_;
+  double eps_, momentum_;
+  int64_t channels_;
+  Split rows_, merge_;
+};
+
+// A few hundred values: scalar double, correctly rounded.
+class BnInvStd : public Kernel {
+ public:
+  explicit BnInvStd(const plan::Op& op)
+      : var_(op.in(op::bn_inv_std::in_var)),
+        inv_std_(op.out(op::bn_inv_std::out_inv_std)),
+        eps_(op.attr(op::bn_inv_std::attr_eps)) {}
+  const char* name() const override { return "bn_inv_std_f32:scalar"; }
+  int shards(int) const override { return 1; }
+  void run(int, int, const ExecContext& ctx) override {
+    const float* var = ctx.ptr<const float>(var_);
+    float* inv_std = ctx.ptr<float>(inv_std_);
+    for (int64_t c = 0; c < var_->elements(); ++c) {
+      inv_std[c] = static_cast<float>(1.0 / std::sqrt(static_cast<double>(var[c]) + eps_));
+    }
+  }
+
+ private:
+  const plan::Tensor *var_, *inv_std_;
+  double eps_;
+};
+
+}  // namespace
+
+StatusOr<KernelPtr> make_bn_stats(const plan::Op& op) {
+  using namespace op::bn_stats;
+  OpCheck check(op);
+  check.activation(op.in(in_src), "src");
+  if (!check.ok()) return check.status();
+  const int64_t c = op.in(in_src)->c();
+  check.f32(op.out(out_mean), {c}, "mean").f32(op.out(out_inv_std), {c}, "inv_std");
+  check.f32(op.upd(upd_running_mean), {c}, "running_mean").f32(op.upd(upd_running_var), {c}, "running_var");
+  check.that(op.attr(attr_eps) > 0, "eps must be positive");
+  if (!check.ok()) return check.status();
+  return KernelPtr(new BnStats(op));
+}
+
+StatusOr<KernelPtr> make_bn_inv_std(const plan::Op& op) {
+  using namespace op::bn_inv_std;
+  OpCheck check(op);
+  check.that(op.in(in_var) && op.in(in_var)->dtype == plan::DType::f32, "var")
+      .like(op.out(out_inv_std), op.in(in_var), "inv_std");
+  check.that(op.attr(attr_eps) > 0, "eps must be positive");
+  if (!check.ok()) return check.status();
+  return KernelPtr(new BnInvStd(op));
+}
+
+}  // namespace effnet::cpu
+#endif

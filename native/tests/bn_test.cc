@@ -1,0 +1,424 @@
+#include "tests/kernel_rig.h"
+#include "tests/reference.h"
+
+#include "core/philox.h"
+
+namespace effnet::test {
+namespace {
+
+using plan::Act;
+
+constexpr DType kDTypes[] = {DType::f32, DType::bf16};
+double tolerance(DType dtype) { return dtype == DType::bf16 ? 1.0 / 250 : 4e-6; }
+
+// ---- statistics --------------------------------------------------------------------------------------------------
+
+struct Stats {
+  Values mean, var;
+};
+
+Stats reference_stats(const Shape& s, const Values& x) {
+  Stats stats{Values(static_cast<size_t>(s.c)), Values(static_cast<size_t>(s.c))};
+  for (int64_t c = 0; c < s.c; ++c) {
+    long double sum = 0, squares = 0;
+    for (int64_t r = 0; r < s.rows(); ++r) sum += x[static_cast<size_t>(r * s.c + c)];
+    const long double mean = sum / s.rows();
+    for (int64_t r = 0; r < s.rows(); ++r) {
+      const long double d = x[static_cast<size_t>(r * s.c + c)] - mean;
+      squares += d * d;
+    }
+    stats.mean[static_cast<size_t>(c)] = static_cast<double>(mean);
+    stats.var[static_cast<size_t>(c)] = static_cast<double>(squares / s.rows());
+  }
+  return stats;
+}
+
+struct StatsRig {
+  Rig rig;
+  Tensor *src, *mean, *inv_std, *running_mean, *running_var;
+  StatsRig(DType dtype, const Shape& s, const Values& x, double eps, double momentum)
+      : rig(cpu::make_bn_stats, {eps, momentum}) {
+    src = rig.in(dtype, {s.n, s.h, s.w, s.c}, x);
+    mean = rig.out(DType::f32, {s.c});
+    inv_std = rig.out(DType::f32, {s.c});
+    running_mean = rig.tensor(Arena::weights, DType::f32, {s.c}, Values(static_cast<size_t>(s.c), 0.5));
+    running_var = rig.tensor(Arena::weights, DType::f32, {s.c}, Values(static_cast<size_t>(s.c), 2));
+    rig.add_update(running_mean);
+    rig.add_update(running_var);
+  }
+};
+
+TEST(BnStats, EqualsTheReference) {
+  for (const DType dtype : kDTypes) {
+    for (const Shape& s : kShapes) {
+      SCOPED_TRACE(testing::Message() << s.n << "x" << s.h << "x" << s.w << "x" << s.c);
+      const Values x = stored(dtype, random_values(s.size(), 3, 0.7, 1.5));
+      const double eps = 1e-3, momentum = 0.1;
+      StatsRig t(dtype, s, x, eps, momentum);
+      ASSERT_NO_FATAL_FAILURE(t.rig.run());
+      const Stats want = reference_stats(s, x);
+      Values inv_std, running_mean, running_var;
+      const double m = static_cast<double>(s.rows()), unbiased = m > 1 ? m / (m - 1) : 1;
+      for (size_t c = 0; c < want.mean.size(); ++c) {
+        inv_std.push_back(1 / std::sqrt(want.var[c] + eps));
+        running_mean.push_back(0.9 * 0.5 + 0.1 * want.mean[c]);
+        running_var.push_back(0.9 * 2 + 0.1 * want.var[c] * unbiased);
+      }
+      expect_near(t.rig.get(t.mean), want.mean, 1e-6, 1e-1, "mean");
+      expect_near(t.rig.get(t.inv_std), inv_std, 1e-6, 0, "inv_std");
+      expect_near(t.rig.get(t.running_mean), running_mean, 1e-6, 0, "running_mean");
+      expect_near(t.rig.get(t.running_var), running_var, 1e-6, 0, "running_var");
+    }
+  }
+}
+
+TEST(BnStats, VarianceStaysExactUnderALargeMean) {
+  const Shape s{8, 56, 56, 10};
+  for (const double mean : {0.0, 3.0, 100.0, -100.0}) {
+    const Values x = stored(DType::f32, random_values(s.size(), 11, mean, 1));
+    StatsRig t(DType::f32, s, x, 1e-30, 1);  // momentum 1: running_var is the batch's, unbiased
+    ASSERT_NO_FATAL_FAILURE(t.rig.run());
+    const Stats want = reference_stats(s, x);
+    const Values var = t.rig.get(t.running_var), got = t.rig.get(t.mean);
+    const double m = static_cast<double>(s.rows());
+    for (size_t c = 0; c < var.size(); ++c) {
+      EXPECT_LE(std::abs(var[c] * (m - 1) / m / want.var[c] - 1), 5e-7) << mean;
+      EXPECT_LE(std::abs(got[c] - want.mean[c]), 1e-7 * (1 + std::abs(mean))) << mean;
+    }
+  }
+}
+
+TEST(BnStats, AConstantChannelHasNoVariance) {
+  for (const DType dtype : kDTypes) {
+    const Shape s{3, 21, 23, 17};
+    Values x(s.size());
+    for (size_t i = 0; i < x.size(); ++i) x[i] = i % 17 == 4 ? 0 : 0.1 * static_cast<double>(i % 17) + 1000;
+    StatsRig t(dtype, s, stored(dtype, x), 1e-5, 1);
+    ASSERT_NO_FATAL_FAILURE(t.rig.run());
+    for (const double var : t.rig.get(t.running_var)) EXPECT_EQ(var, 0);
+    for (const double inv_std : t.rig.get(t.inv_std)) EXPECT_NEAR(inv_std, 316.22776601683796, 1e-4);
+  }
+}
+
+TEST(BnStats, RefusesWhatItCannotDo) {
+  StatsRig t(DType::f32, {1, 2, 2, 3}, Values(12, 1), 0, 0.1);
+  EXPECT_EQ(t.rig.make().code(), Code::plan_invalid);
+  StatsRig wrong(DType::i32, {1, 2, 2, 3}, Values(12, 1), 1e-5, 0.1);
+  EXPECT_EQ(wrong.rig.make().code(), Code::plan_invalid);
+}
+
+TEST(BnInvStd, EqualsTheReference) {
+  Rig rig(cpu::make_bn_inv_std, {1e-3});
+  const Values var = stored(DType::f32, {0, 1e-6, 0.5, 3, 1e4});
+  rig.in(DType::f32, {5}, var);
+  const Tensor* inv_std = rig.out(DType::f32, {5});
+  ASSERT_NO_FATAL_FAILURE(rig.run());
+  Values want;
+  for (const double v : var) want.push_back(1 / std::sqrt(v + 1e-3));
+  expect_near(rig.get(inv_std), want, 1e-7, 0, "inv_std");
+}
+
+// ---- normalisation with activation, gate, drop, residual and pooling -----------------------------------------------
+
+// One problem, its inputs as stored, and the terms that all references below are made of.
+struct Problem {
+  Shape s;
+  DType dtype;
+  Act act;
+  bool gated, pooled;
+  double drop_rate;
+  Values src, mean, inv_std, scale, shift, gate, diff_dst, diff_pooled, residual;
+  static constexpr uint64_t kSeed = 5'000'000'123, kStep = 77;
+  static constexpr uint32_t kStream = 9;
+
+  Problem(const Shape& shape, DType type, Act a, bool with_gate = false, bool with_pooled = false, double rate = 0)
+      : s(shape), dtype(type), act(a), gated(with_gate), pooled(with_pooled), drop_rate(rate) {
+    const size_t c = static_cast<size_t>(s.c), nc = static_cast<size_t>(s.n * s.c);
+    src = stored(dtype, random_values(s.size(), 1, 0.3, 2));
+    diff_dst = stored(dtype, random_values(s.size(), 2));
+    residual = stored(dtype, random_values(s.size(), 3));
+    mean = stored(DType::f32, random_values(c, 4, 0.3, 0.2));
+    inv_std = stored(DType::f32, random_values(c, 5, 0.6, 0.05));
+    scale = stored(DType::f32, random_values(c, 6, 1, 0.3));
+    shift = stored(DType::f32, random_values(c, 7, 0, 0.5));
+    gate = stored(DType::f32, random_values(nc, 8, 0.5, 0.2));
+    diff_pooled = stored(DType::f32, random_values(nc, 9, 0, 3));
+  }
+  size_t channel(size_t i) const { return i % static_cast<size_t>(s.c); }
+  size_t image_channel(size_t i) const {
+    return i / static_cast<size_t>(s.h * s.w * s.c) * static_cast<size_t>(s.c) + channel(i);
+  }
+  double xhat(size_t i) const { return (src[i] - mean[channel(i)]) * inv_std[channel(i)]; }
+  double z(size_t i) const { return xhat(i) * scale[channel(i)] + shift[channel(i)]; }
+  double drop(size_t i) const {
+    const uint64_t n = i / static_cast<size_t>(s.h * s.w * s.c);
+    if (drop_rate == 0) return 1;
+    return philox_u32(kSeed, kStep, kStream, n) < static_cast<uint32_t>(std::floor(drop_rate * 4294967296.0))
+               ? 0
+               : 1 / (1 - drop_rate);
+  }
+  double factor(size_t i) const { return drop(i) * (gated ? gate[image_channel(i)] : 1); }
+  double g(size_t i) const {
+    const double upstream =
+        diff_dst[i] * factor(i) + (pooled ? diff_pooled[image_channel(i)] / static_cast<double>(s.h * s.w) : 0);
+    return upstream * act_slope(act, z(i));
+  }
+  std::vector<int64_t> dims() const { return {s.n, s.h, s.w, s.c}; }
+  void set_scalars(Rig& rig) const {
+    rig.scalars().seed = static_cast<double>(kSeed);
+    rig.scalars().step = static_cast<double>(kStep);
+  }
+};
+
+template <class F>
+void for_each_problem(F&& check) {
+  for (const DType dtype : kDTypes) {
+    for (const Shape& s : kShapes) {
+      for (const Act act : kActs) {
+        for (int variant = 0; variant < 5; ++variant) {
+          const bool gated = variant == 1 || variant == 3, pooled = variant == 1 || variant == 2;
+          const double rate = variant >= 3 ? 0.4 : 0;
+          if (variant > 1 && act != Act::silu && act != Act::identity) continue;
+          SCOPED_TRACE(testing::Message() << s.n << "x" << s.h << "x" << s.w << "x" << s.c << " act " << int(act)
+                                          << " variant " << variant << " " << (dtype == DType::bf16 ? "bf16" : "f32"));
+          check(Problem(s, dtype, act, gated, pooled, rate));
+          if (testing::Test::HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+void add_parameters(Rig& rig, const Problem& p, bool with_scale) {
+  rig.in(DType::f32, {p.s.c}, p.mean);
+  rig.in(DType::f32, {p.s.c}, p.inv_std);
+  if (!with_scale) return;
+  rig.in(DType::f32, {p.s.c}, p.scale);
+  rig.in(DType::f32, {p.s.c}, p.shift);
+}
+
+TEST(BnAct, EqualsTheReference) {
+  for_each_problem([](const Problem& p) {
+    const bool with_residual = p.pooled || p.drop_rate > 0;
+    Rig rig(cpu::make_bn_act, {double(int(p.act)), p.drop_rate, Problem::kStream, 1});
+    p.set_scalars(rig);
+    rig.in(p.dtype, p.dims(), p.src);
+    add_parameters(rig, p, true);
+    if (p.gated)
+      rig.in(DType::f32, {p.s.n, p.s.c}, p.gate);
+    else
+      rig.add_in(nullptr);
+    if (with_residual)
+      rig.in(p.dtype, p.dims(), p.residual);
+    else
+      rig.add_in(nullptr);
+    const Tensor* dst = rig.out(p.dtype, p.dims());
+    ASSERT_NO_FATAL_FAILURE(rig.run());
+    Values want(p.s.size());
+    for (size_t i = 0; i < want.size(); ++i) {
+      want[i] = act_value(p.act, p.z(i)) * p.factor(i) + (with_residual ? p.residual[i] : 0);
+    }
+    expect_near(rig.get(dst), want, tolerance(p.dtype), p.dtype == DType::f32 ? 1 : 1e-3, "dst");
+  });
+}
+
+TEST(BnAct, ADroppedImageIsTheResidualBitForBit) {
+  Problem p({64, 3, 3, 17}, DType::bf16, Act::silu, true, false, 0.5);
+  for (const bool with_residual : {false, true}) {
+    Rig rig(cpu::make_bn_act, {1, 0.5, Problem::kStream, 1});
+    p.set_scalars(rig);
+    rig.in(p.dtype, p.dims(), p.src);
+    add_parameters(rig, p, true);
+    rig.in(DType::f32, {p.s.n, p.s.c}, p.gate);
+    if (with_residual)
+      rig.in(p.dtype, p.dims(), p.residual);
+    else
+      rig.add_in(nullptr);
+    const Tensor* dst = rig.out(p.dtype, p.dims());
+    ASSERT_NO_FATAL_FAILURE(rig.run());
+    const Values got = rig.get(dst);
+    size_t dropped = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      if (p.drop(i) != 0) continue;
+      ++dropped;
+      EXPECT_EQ(got[i], with_residual ? p.residual[i] : 0);
+    }
+    EXPECT_GT(dropped, got.size() / 4);
+    EXPECT_LT(dropped, got.size() * 3 / 4);
+  }
+}
+
+TEST(BnApply, EqualsTheReference) {
+  for (const DType dtype : kDTypes) {
+    for (const Shape& s : kShapes) {
+      const Problem p(s, dtype, Act::identity);
+      Rig rig(cpu::make_bn_apply, {1});
+      rig.in(dtype, p.dims(), p.src);
+      add_parameters(rig, p, true);
+      const Tensor* dst = rig.out(dtype, p.dims());
+      ASSERT_NO_FATAL_FAILURE(rig.run());
+      Values want(s.size());
+      for (size_t i = 0; i < want.size(); ++i) want[i] = p.z(i);
+      expect_near(rig.get(dst), want, tolerance(dtype), dtype == DType::f32 ? 1 : 1e-3, "dst");
+    }
+  }
+}
+
+struct Sums {
+  Values diff_scale, diff_shift, scale_terms, shift_terms;
+};
+
+Sums reference_sums(const Problem& p) {
+  const size_t c = static_cast<size_t>(p.s.c);
+  Sums sums{Values(c), Values(c), Values(c), Values(c)};
+  for (size_t i = 0; i < p.s.size(); ++i) {
+    const double g = p.g(i), gx = g * p.xhat(i);
+    sums.diff_scale[p.channel(i)] += gx;
+    sums.diff_shift[p.channel(i)] += g;
+    sums.scale_terms[p.channel(i)] += std::abs(gx);
+    sums.shift_terms[p.channel(i)] += std::abs(g);
+  }
+  return sums;
+}
+
+void expect_sums(const Values& got, const Values& want, const Values& terms, const char* what) {
+  for (size_t c = 0; c < want.size(); ++c) {
+    ASSERT_LE(std::abs(got[c] - want[c]), 1e-6 * terms[c])
+        << what << " " << c << ": " << got[c] << ", want " << want[c];
+  }
+}
+
+TEST(BnActBwdReduce, EqualsTheReference) {
+  for_each_problem([](const Problem& p) {
+    Rig rig(cpu::make_bn_act_bwd_reduce, {double(int(p.act)), p.drop_rate, Problem::kStream});
+    p.set_scalars(rig);
+    rig.in(p.dtype, p.dims(), p.diff_dst);
+    rig.in(p.dtype, p.dims(), p.src);
+    add_parameters(rig, p, true);
+    if (p.gated)
+      rig.in(DType::f32, {p.s.n, p.s.c}, p.gate);
+    else
+      rig.add_in(nullptr);
+    if (p.pooled)
+      rig.in(DType::f32, {p.s.n, p.s.c}, p.diff_pooled);
+    else
+      rig.add_in(nullptr);
+    const Tensor* diff_scale = rig.out(DType::f32, {p.s.c});
+    const Tensor* diff_shift = rig.out(DType::f32, {p.s.c});
+    ASSERT_NO_FATAL_FAILURE(rig.run());
+    const Sums want = reference_sums(p);
+    expect_sums(rig.get(diff_scale), want.diff_scale, want.scale_terms, "diff_scale");
+    expect_sums(rig.get(diff_shift), want.diff_shift, want.shift_terms, "diff_shift");
+  });
+}
+
+TEST(BnBwdReduce, EqualsTheReference) {
+  for (const DType dtype : kDTypes) {
+    for (const Shape& s : kShapes) {
+      const Problem p(s, dtype, Act::identity);
+      Rig rig(cpu::make_bn_bwd_reduce);
+      rig.in(dtype, p.dims(), p.diff_dst);
+      rig.in(dtype, p.dims(), p.src);
+      add_parameters(rig, p, false);
+      const Tensor* diff_scale = rig.out(DType::f32, {s.c});
+      const Tensor* diff_shift = rig.out(DType::f32, {s.c});
+      ASSERT_NO_FATAL_FAILURE(rig.run());
+      const Sums want = reference_sums(p);
+      expect_sums(rig.get(diff_scale), want.diff_scale, want.scale_terms, "diff_scale");
+      expect_sums(rig.get(diff_shift), want.diff_shift, want.shift_terms, "diff_shift");
+    }
+  }
+}
+
+// diff_scale and diff_shift are inputs of the apply ops: any numbers do.
+Values reference_apply(const Problem& p, bool batch_stats, const Values& diff_scale, const Values& diff_shift) {
+  Values want(p.s.size());
+  const double m = static_cast<double>(p.s.rows());
+  for (size_t i = 0; i < want.size(); ++i) {
+    const size_t c = p.channel(i);
+    const double correction = batch_stats ? diff_shift[c] / m + p.xhat(i) * diff_scale[c] / m : 0;
+    want[i] = p.scale[c] * p.inv_std[c] * (p.g(i) - correction);
+  }
+  return want;
+}
+
+TEST(BnActBwdApply, EqualsTheReference) {
+  for_each_problem([](const Problem& p) {
+    for (const bool batch_stats : {false, true}) {
+      Rig rig(cpu::make_bn_act_bwd_apply, {double(int(p.act)), p.drop_rate, Problem::kStream, double(batch_stats)});
+      p.set_scalars(rig);
+      rig.in(p.dtype, p.dims(), p.diff_dst);
+      rig.in(p.dtype, p.dims(), p.src);
+      add_parameters(rig, p, true);
+      const size_t c = static_cast<size_t>(p.s.c);
+      const double m = static_cast<double>(p.s.rows());
+      const Values diff_scale = stored(DType::f32, random_values(c, 20, 0, m)),
+                   diff_shift = stored(DType::f32, random_values(c, 21, 0, m));
+      if (batch_stats) {
+        rig.in(DType::f32, {p.s.c}, diff_scale);
+        rig.in(DType::f32, {p.s.c}, diff_shift);
+      } else {
+        rig.add_in(nullptr);
+        rig.add_in(nullptr);
+      }
+      if (p.gated)
+        rig.in(DType::f32, {p.s.n, p.s.c}, p.gate);
+      else
+        rig.add_in(nullptr);
+      if (p.pooled)
+        rig.in(DType::f32, {p.s.n, p.s.c}, p.diff_pooled);
+      else
+        rig.add_in(nullptr);
+      const Tensor* diff_src = rig.out(p.dtype, p.dims());
+      ASSERT_NO_FATAL_FAILURE(rig.run());
+      expect_near(rig.get(diff_src), reference_apply(p, batch_stats, diff_scale, diff_shift), tolerance(p.dtype),
+                  p.dtype == DType::f32 ? 2 : 1e-3, "diff_src");
+    }
+  });
+}
+
+TEST(BnBwdApply, EqualsTheReference) {
+  for (const DType dtype : kDTypes) {
+    for (const Shape& s : kShapes) {
+      for (const bool batch_stats : {false, true}) {
+        const Problem p(s, dtype, Act::identity);
+        const size_t c = static_cast<size_t>(s.c);
+        const double m = static_cast<double>(s.rows());
+        const Values diff_scale = stored(DType::f32, random_values(c, 20, 0, m)),
+                     diff_shift = stored(DType::f32, random_values(c, 21, 0, m));
+        Rig rig(cpu::make_bn_bwd_apply, {double(batch_stats)});
+        rig.in(dtype, p.dims(), p.diff_dst);
+        rig.in(dtype, p.dims(), p.src);
+        add_parameters(rig, p, false);
+        rig.in(DType::f32, {s.c}, p.scale);
+        if (batch_stats) {
+          rig.in(DType::f32, {s.c}, diff_scale);
+          rig.in(DType::f32, {s.c}, diff_shift);
+        } else {
+          rig.add_in(nullptr);
+          rig.add_in(nullptr);
+        }
+        const Tensor* diff_src = rig.out(dtype, p.dims());
+        ASSERT_NO_FATAL_FAILURE(rig.run());
+        expect_near(rig.get(diff_src), reference_apply(p, batch_stats, diff_scale, diff_shift), tolerance(dtype),
+                    dtype == DType::f32 ? 2 : 1e-3, "diff_src");
+      }
+    }
+  }
+}
+
+TEST(BnBwdApply, RefusesBatchStatisticsWithoutSums) {
+  const Problem p({1, 2, 2, 3}, DType::f32, Act::identity);
+  Rig rig(cpu::make_bn_bwd_apply, {1});
+  rig.in(DType::f32, p.dims(), p.diff_dst);
+  rig.in(DType::f32, p.dims(), p.src);
+  add_parameters(rig, p, false);
+  rig.in(DType::f32, {3}, p.scale);
+  rig.add_in(nullptr);
+  rig.add_in(nullptr);
+  rig.out(DType::f32, p.dims());
+  EXPECT_EQ(rig.make().code(), Code::plan_invalid);
+}
+
+}  // namespace
+}  // namespace effnet::test

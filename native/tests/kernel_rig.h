@@ -1,0 +1,320 @@
+// A rig for kernel tests: builds one op with its tensors, runs its kernel and looks at the results. Every run() is made
+// three times (shards in order, shards shuffled, shards on three threads) on scratch filled with garbage: the bits of
+// all arenas must agree, and nothing outside outputs and updates may change. Values are doubles on the test's side.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernel.h"
+#include "plan/op_ports.h"
+#include "plan/plan.h"
+
+namespace effnet::test {
+
+using plan::Arena;
+using plan::DType;
+using plan::Tensor;
+using Values = std::vector<double>;
+
+inline float bf16_to_float(uint16_t bits) {
+  const uint32_t wide = uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+// Round to nearest even, by the definition: of the two neighbours the nearer one, on a tie the even one.
+inline uint16_t float_to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  const uint32_t low = bits & 0xffff, high = bits >> 16;
+  if (low > 0x8000 || (low == 0x8000 && (high & 1))) return static_cast<uint16_t>(high + 1);
+  return static_cast<uint16_t>(high);
+}
+
+inline double round_to(DType dtype, double value) {
+  return dtype == DType::bf16 ? bf16_to_float(float_to_bf16(static_cast<float>(value)))
+                              : static_cast<double>(static_cast<float>(value));
+}
+
+inline size_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::u8:
+      return 1;
+    case DType::bf16:
+    case DType::f16:
+      return 2;
+    default:
+      return 4;
+  }
+}
+
+class Rig {
+ public:
+  explicit Rig(cpu::KernelFactory factory, std::vector<double> attrs = {}) : factory_(factory) {
+    op_.id = plan::OpId{};
+    op_.flags = 0;
+    op_.name = "op";
+    op_.attrs = std::move(attrs);
+  }
+
+  // A tensor in an arena. Between tensors lies a gap that no kernel may touch.
+  Tensor* tensor(Arena arena, DType dtype, std::vector<int64_t> dims, const Values& values = {}) {
+    Tensor t{};
+    t.name = "t";
+    t.dtype = dtype;
+    t.arena = arena;
+    t.rank = static_cast<int>(dims.size());
+    for (int i = 0; i < 4; ++i) t.dims[i] = i < t.rank ? dims[static_cast<size_t>(i)] : 1;
+    t.bytes = static_cast<uint64_t>(t.elements()) * bytes_of(dtype);
+    auto& memory = arenas_[static_cast<int>(arena)];
+    t.offset = memory.size();
+    memory.resize((memory.size() + t.bytes + 63) / 64 * 64 + 64, 0x7b);
+    tensors_.push_back(t);
+    if (!values.empty()) set(&tensors_.back(), values);
+    return &tensors_.back();
+  }
+  // Places a tensor where another arena has one: gradients, moments and ema lie at the parameter's offset.
+  Tensor* twin(const Tensor* of, Arena arena, const Values& values) {
+    auto& memory = arenas_[static_cast<int>(arena)];
+    const size_t need = arenas_[static_cast<int>(of->arena)].size();
+    if (memory.size() < need) memory.resize(need, 0x7b);
+    Tensor t = *of;
+    t.arena = arena;
+    tensors_.push_back(t);
+    set(&tensors_.back(), values);
+    return &tensors_.back();
+  }
+
+  Tensor* in(DType dtype, std::vector<int64_t> dims, const Values& values) {
+    Tensor* t =
+        tensor(dtype == DType::u8 || dtype == DType::i32 ? Arena::input : Arena::activations, dtype, dims, values);
+    op_.inputs.push_back(t);
+    return t;
+  }
+  Tensor* out(DType dtype, std::vector<int64_t> dims) {
+    Tensor* t = tensor(Arena::activations, dtype, dims);
+    op_.outputs.push_back(t);
+    return t;
+  }
+  void add_in(const Tensor* t) { op_.inputs.push_back(t); }
+  void add_out(const Tensor* t) { op_.outputs.push_back(t); }
+  void add_update(const Tensor* t) { op_.updates.push_back(t); }
+
+  void set(const Tensor* t, const Values& values) {
+    ASSERT_EQ(static_cast<int64_t>(values.size()), t->elements());
+    uint8_t* p = arenas_[static_cast<int>(t->arena)].data() + t->offset;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float f = static_cast<float>(values[i]);
+      const uint16_t half = float_to_bf16(f);
+      const int32_t integer = static_cast<int32_t>(values[i]);
+      const uint8_t byte = static_cast<uint8_t>(values[i]);
+      switch (t->dtype) {
+        case DType::f32:
+          std::memcpy(p + 4 * i, &f, 4);
+          break;
+        case DType::bf16:
+          std::memcpy(p + 2 * i, &half, 2);
+          break;
+        case DType::i32:
+          std::memcpy(p + 4 * i, &integer, 4);
+          break;
+        case DType::u8:
+          p[i] = byte;
+          break;
+        default:
+          FAIL() << "dtype";
+      }
+    }
+  }
+  Values get(const Tensor* t) const {
+    const uint8_t* p = arenas_[static_cast<int>(t->arena)].data() + t->offset;
+    Values values(static_cast<size_t>(t->elements()));
+    for (size_t i = 0; i < values.size(); ++i) {
+      float f;
+      uint16_t half;
+      int32_t integer;
+      switch (t->dtype) {
+        case DType::f32:
+          std::memcpy(&f, p + 4 * i, 4);
+          values[i] = f;
+          break;
+        case DType::bf16:
+          std::memcpy(&half, p + 2 * i, 2);
+          values[i] = bf16_to_float(half);
+          break;
+        case DType::i32:
+          std::memcpy(&integer, p + 4 * i, 4);
+          values[i] = integer;
+          break;
+        default:
+          values[i] = p[i];
+      }
+    }
+    return values;
+  }
+
+  cpu::StepScalars& scalars() { return scalars_; }
+  const cpu::Kernel& kernel() const { return *kernel_; }
+  plan::Op& op() { return op_; }
+
+  Status make() {
+    auto made = factory_(op_);
+    if (!made.ok()) return made.status();
+    kernel_ = std::move(made.value());
+    return ok_status();
+  }
+
+  // Leaves the result of one run in the arenas.
+  void run() {
+    if (!kernel_) {
+      const Status status = make();
+      ASSERT_TRUE(status.ok()) << status.message();
+    }
+    const auto before = snapshot();
+    execute(Order::forward);
+    const auto after = snapshot();
+    check_untouched(before, after);
+    for (const Order order : {Order::shuffled, Order::threads}) {
+      restore(before);
+      execute(order);
+      const auto again = snapshot();
+      for (int a = 0; a < plan::kArenaCount; ++a) {
+        ASSERT_TRUE(again[static_cast<size_t>(a)] == after[static_cast<size_t>(a)])
+            << kernel_->name() << ": other bits in arena " << a << " with shards "
+            << (order == Order::shuffled ? "shuffled" : "on threads");
+      }
+    }
+  }
+
+  // One pass over all phases on the calling thread; for the laboratory.
+  void run_once() { execute(Order::forward); }
+
+ private:
+  enum class Order { forward, shuffled, threads };
+  using Snapshot = std::vector<std::vector<uint8_t>>;
+
+  Snapshot snapshot() const { return Snapshot(arenas_, arenas_ + plan::kArenaCount); }
+  void restore(const Snapshot& s) {
+    for (int a = 0; a < plan::kArenaCount; ++a)
+      std::copy(s[static_cast<size_t>(a)].begin(), s[static_cast<size_t>(a)].end(), arenas_[a].begin());
+  }
+
+  void check_untouched(const Snapshot& before, const Snapshot& after) {
+    std::vector<std::vector<bool>> writable;
+    for (const auto& memory : before) writable.emplace_back(memory.size(), false);
+    const auto allow = [&](const Tensor* t, Arena arena) {
+      if (!t) return;
+      auto& flags = writable[static_cast<size_t>(arena)];
+      const size_t end = std::min<size_t>(flags.size(), t->offset + t->bytes);
+      for (size_t i = t->offset; i < end; ++i) flags[i] = true;
+    };
+    for (const Tensor* t : op_.outputs) allow(t, t ? t->arena : Arena::output);
+    for (const Tensor* t : op_.updates) {
+      allow(t, t->arena);
+      allow(t, Arena::moment0);
+      allow(t, Arena::moment1);
+    }
+    if (op_.outputs.empty() && op_.updates.empty()) {
+      for (const Tensor* t : op_.inputs) allow(t, Arena::ema);
+    }
+    for (size_t a = 0; a < before.size(); ++a) {
+      for (size_t i = 0; i < before[a].size(); ++i) {
+        ASSERT_TRUE(writable[a][i] || before[a][i] == after[a][i])
+            << kernel_->name() << ": wrote arena " << a << " at " << i;
+      }
+    }
+  }
+
+  struct Aligned {
+    explicit Aligned(size_t bytes) : storage(bytes + 128, std::byte{0xff}) {}
+    std::byte* data() {
+      return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(storage.data()) + 63) / 64 * 64);
+    }
+    std::vector<std::byte> storage;
+  };
+
+  void execute(Order order) {
+    Aligned arena_memory[plan::kArenaCount] = {
+        Aligned(arenas_[0].size()), Aligned(arenas_[1].size()), Aligned(arenas_[2].size()),
+        Aligned(arenas_[3].size()), Aligned(arenas_[4].size()), Aligned(arenas_[5].size()),
+        Aligned(arenas_[6].size()), Aligned(arenas_[7].size()), Aligned(arenas_[8].size())};
+    std::byte* pointers[plan::kArenaCount];
+    for (int a = 0; a < plan::kArenaCount; ++a) {
+      pointers[a] = arena_memory[a].data();
+      if (!arenas_[a].empty()) std::memcpy(pointers[a], arenas_[a].data(), arenas_[a].size());
+    }
+    Aligned shared(kernel_->shared_scratch_bytes());
+    cpu::ExecContext context{pointers, &scalars_, nullptr, shared.data(), 0};
+    for (int phase = 0; phase < kernel_->phases(); ++phase) {
+      std::vector<int> shards(static_cast<size_t>(kernel_->shards(phase)));
+      std::iota(shards.begin(), shards.end(), 0);
+      if (order != Order::forward) std::shuffle(shards.begin(), shards.end(), std::mt19937(7));
+      std::atomic<size_t> next{0};
+      const auto work = [&](int worker) {
+        Aligned scratch(kernel_->worker_scratch_bytes());
+        cpu::ExecContext mine = context;
+        mine.worker = worker;
+        mine.worker_scratch = scratch.data();
+        for (size_t i = next++; i < shards.size(); i = next++) kernel_->run(phase, shards[i], mine);
+      };
+      if (order == Order::threads) {
+        std::thread threads[3];
+        for (int i = 0; i < 3; ++i) threads[i] = std::thread(work, i);
+        for (auto& thread : threads) thread.join();
+      } else {
+        work(0);
+      }
+    }
+    for (int a = 0; a < plan::kArenaCount; ++a) {
+      if (!arenas_[a].empty()) std::memcpy(arenas_[a].data(), pointers[a], arenas_[a].size());
+    }
+  }
+
+  cpu::KernelFactory factory_;
+  plan::Op op_;
+  cpu::KernelPtr kernel_;
+  cpu::StepScalars scalars_;
+  std::deque<Tensor> tensors_;
+  std::vector<uint8_t> arenas_[plan::kArenaCount];
+};
+
+inline Values random_values(size_t count, uint32_t seed, double mean = 0, double deviation = 1) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<double> normal(mean, deviation);
+  Values values(count);
+  for (double& v : values) v = normal(engine);
+  return values;
+}
+
+// Rounds test inputs to the dtype in which the tensor stores them, so that the reference starts from the same numbers.
+inline Values stored(DType dtype, Values values) {
+  for (double& v : values) v = round_to(dtype, v);
+  return values;
+}
+
+// |got - want| <= tolerance * (scale + |want|); `scale` is the size of the terms that a result is the sum of.
+inline void expect_near(const Values& got, const Values& want, double tolerance, double scale,
+                        const std::string& what) {
+  ASSERT_EQ(got.size(), want.size()) << what;
+  for (size_t i = 0; i < got.size(); ++i) {
+    ASSERT_LE(std::abs(got[i] - want[i]), tolerance * (scale + std::abs(want[i])))
+        << what << " [" << i << "]: got " << got[i] << ", want " << want[i];
+  }
+}
+
+}  // namespace effnet::test
