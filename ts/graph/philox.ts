@@ -1,38 +1,45 @@
 /** Philox4x32-10 (Salmon et al., SC 2011); the same bits as native/core/philox.h. */
 export function philoxU32(seed: number, step: number, stream: number, element: number): number {
-  const TWO32 = 0x100000000
-  let c0 = Math.floor(element / 4) >>> 0
+  philoxBlock(seed, step, stream, Math.floor(element / 4), words)
+  return words[element % 4]!
+}
+
+const words = new Uint32Array(4)
+const TWO32 = 0x100000000
+
+/** The words of elements 4 * block .. 4 * block + 3. */
+export function philoxBlock(seed: number, step: number, stream: number, block: number, into: Uint32Array): void {
+  let c0 = block >>> 0
   let c1 = stream >>> 0
   let c2 = (step % TWO32) >>> 0
   let c3 = Math.floor(step / TWO32) >>> 0
   let k0 = (seed % TWO32) >>> 0
   let k1 = Math.floor(seed / TWO32) >>> 0
   for (let round = 0; round < 10; round++) {
-    const [h0, l0] = mulhilo(0xd2511f53, c0)
-    const [h1, l1] = mulhilo(0xcd9e8d57, c2)
-    const n0 = (h1 ^ c1 ^ k0) >>> 0
-    const n2 = (h0 ^ c3 ^ k1) >>> 0
-    c0 = n0
-    c1 = l1
-    c2 = n2
-    c3 = l0
+    const n0 = mulHigh(0xcd9e8d57, c2) ^ c1 ^ k0
+    const n2 = mulHigh(0xd2511f53, c0) ^ c3 ^ k1
+    c1 = Math.imul(0xcd9e8d57, c2) >>> 0
+    c3 = Math.imul(0xd2511f53, c0) >>> 0
+    c0 = n0 >>> 0
+    c2 = n2 >>> 0
     k0 = (k0 + 0x9e3779b9) >>> 0
     k1 = (k1 + 0xbb67ae85) >>> 0
   }
-  return [c0, c1, c2, c3][element % 4]!
+  into[0] = c0
+  into[1] = c1
+  into[2] = c2
+  into[3] = c3
 }
 
-function mulhilo(a: number, b: number): [number, number] {
+/** Upper 32 bits of the product of two unsigned words. */
+function mulHigh(a: number, b: number): number {
   const aHi = a >>> 16
   const aLo = a & 0xffff
   const bHi = b >>> 16
   const bLo = b & 0xffff
-  const ll = aLo * bLo
-  const lh = aLo * bHi
   const hl = aHi * bLo
-  const mid = (ll >>> 16) + (lh & 0xffff) + (hl & 0xffff)
-  const hi = aHi * bHi + (lh >>> 16) + (hl >>> 16) + (mid >>> 16)
-  return [hi >>> 0, ((mid << 16) | (ll & 0xffff)) >>> 0]
+  const mid = aLo * bHi + (hl & 0xffff) + ((aLo * bLo) >>> 16)
+  return aHi * bHi + (hl >>> 16) + Math.floor(mid / 0x10000)
 }
 
 /** An element is dropped when its word is below this; rate in [0, 1). */
