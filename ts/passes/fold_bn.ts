@@ -1,0 +1,13 @@
+/** Inference: folds BN with running statistics into convolutions and fuses what follows. */
+import type { Graph } from '../graph/graph.js'
+import { applyPatterns, type Target } from './fuse.js'
+import { bnActPattern } from './fuse_patterns/bn_act.js'
+import { convBiasActPattern } from './fuse_patterns/conv_bias_act.js'
+import { seGatePattern } from './fuse_patterns/se_gate.js'
+
+/**
+ * A new graph in which folded weights are made by prepare nodes (role `prepared`), run when weights changed. A BN that cannot be
+ * folded (its convolution has other readers) is fused with its activation instead.
+ */
+export const foldBn = (graph: Graph, target: Target): Graph =>
+  applyPatterns(graph, [convBiasActPattern, seGatePattern, bnActPattern], target)

@@ -1,0 +1,40 @@
+/** Fusion: replaces chains of primitive ops by the fused ops of the table, one pattern a file in fuse_patterns/. */
+import type { Graph } from '../graph/graph.js'
+import type { Node } from '../graph/types.js'
+import { bnActPattern } from './fuse_patterns/bn_act.js'
+import { type Emission, GraphView, type Pattern, type Target } from './fuse_patterns/pattern.js'
+import { seGatePattern } from './fuse_patterns/se_gate.js'
+import { Rewriter } from './rewrite.js'
+
+export type { Target } from './fuse_patterns/pattern.js'
+
+/** A new graph with every match replaced; a node goes to the first pattern that takes it. */
+export function applyPatterns(graph: Graph, patterns: readonly Pattern[], target: Target): Graph {
+  const view = new GraphView(graph)
+  const usable = patterns.filter((p) => p.applies(target))
+  const removed = new Set<Node>()
+  const emits = new Map<Node | 'prepare', Emission[]>()
+  for (const node of graph.nodes) {
+    for (const pattern of usable) {
+      if (!view.isFree(node)) break
+      const rewrite = pattern.match(node, view)
+      if (!rewrite) continue
+      view.claim(rewrite.removes)
+      for (const each of rewrite.removes) removed.add(each)
+      for (const emission of rewrite.emits) emits.set(emission.at, [...(emits.get(emission.at) ?? []), emission])
+    }
+  }
+  const rewriter = new Rewriter(graph)
+  for (const emission of emits.get('prepare') ?? []) emission.run(rewriter)
+  for (const node of graph.nodes) {
+    for (const emission of emits.get(node) ?? []) emission.run(rewriter)
+    if (!removed.has(node)) rewriter.copy(node)
+  }
+  return rewriter.graph
+}
+
+/**
+ * Fuses a forward graph for training; to be called before `autodiff`, since the fused ops have gradient rules that make the
+ * fused backward ops. Tensors of role `output` and the results of fused chains keep their names.
+ */
+export const fuseTraining = (graph: Graph, target: Target): Graph => applyPatterns(graph, [bnActPattern, seGatePattern], target)

@@ -1,0 +1,64 @@
+/** Appends the update of parameters to a graph that has gradients. */
+import { EffnetError } from '../errors.js'
+import type { Graph } from '../graph/graph.js'
+import type { Tensor } from '../graph/types.js'
+
+export interface OptimizerSpec {
+  /** `rmsprop_tf` has eps inside the root and lr inside the momentum buffer; `rmsprop` is torch's. */
+  name: 'sgd' | 'rmsprop' | 'rmsprop_tf' | 'adamw'
+  /** SGD only. */
+  nesterov?: boolean
+  /** Whether gradients are scaled by the scalar `clip_norm`; needs one more pass over them. */
+  clip?: boolean
+  /** Whether a moving average of all parameters and buffers is kept. */
+  ema?: boolean
+  /** Parameters with weight decay. Default: matrices and convolution weights, but neither biases nor BN's vectors, as in timm. */
+  decays?: (parameter: Tensor) => boolean
+}
+
+/** Appends grad_norm (with `clip`), an update for each decay group, ema_update (with `ema`). Throws EFF_INTERNAL without gradients. */
+export function appendOptimizer(graph: Graph, spec: OptimizerSpec): void {
+  const gradients = graph.tensors.filter((t) => t.role === 'gradient')
+  if (gradients.length === 0) throw new EffnetError('EFF_INTERNAL', `graph ${graph.name} has no gradients to update from`)
+  const decays = spec.decays ?? ((p) => p.shape.length > 1)
+  const norm = spec.clip
+    ? graph.node('grad_norm', { grad: gradients }, {}, { name: 'grad_norm', outputNames: { norm: 'grad_norm' } })['norm']
+    : null
+  for (const decayMult of [1, 0]) {
+    const group = byParameter(graph, gradients).filter((t) => decays(t.of!) === (decayMult === 1))
+    if (group.length === 0) continue
+    const { op, attrs } = formOf(spec)
+    graph.node(
+      op,
+      { norm, grad: group },
+      { ...attrs, decay_mult: decayMult },
+      {
+        name: decayMult === 1 ? 'optimizer' : 'optimizer.no_decay',
+        updates: group.map((t) => t.of!),
+      },
+    )
+  }
+  if (spec.ema) graph.node('ema_update', { src: [...graph.parameters, ...graph.buffers] }, {}, { name: 'ema' })
+}
+
+/** In the order of the parameters, so that neighbours in the arenas are neighbours in the list. */
+const byParameter = (graph: Graph, gradients: readonly Tensor[]): Tensor[] => {
+  const place = new Map(graph.parameters.map((p, i) => [p, i]))
+  return gradients.toSorted((a, b) => place.get(a.of!)! - place.get(b.of!)!)
+}
+
+function formOf(spec: OptimizerSpec): {
+  op: 'optimizer_sgd' | 'optimizer_rmsprop' | 'optimizer_adamw'
+  attrs: Record<string, number>
+} {
+  switch (spec.name) {
+    case 'sgd':
+      return { op: 'optimizer_sgd', attrs: { nesterov: spec.nesterov ? 1 : 0 } }
+    case 'rmsprop':
+      return { op: 'optimizer_rmsprop', attrs: { tf_form: 0 } }
+    case 'rmsprop_tf':
+      return { op: 'optimizer_rmsprop', attrs: { tf_form: 1 } }
+    case 'adamw':
+      return { op: 'optimizer_adamw', attrs: {} }
+  }
+}
