@@ -8,6 +8,8 @@ import path from 'node:path'
 import { EffnetError, type ErrorCode } from './errors.js'
 import { packageRoot } from './paths.js'
 
+export { ARENA } from './graph/plan_format.js'
+
 declare const tag: unique symbol
 type Handle<T extends string> = { readonly [tag]: T }
 
@@ -21,19 +23,6 @@ export type ExecutableHandle = Handle<'executable'>
 export type LoaderHandle = Handle<'loader'>
 /** A decoded batch in native memory. */
 export type BatchHandle = Handle<'batch'>
-
-/** Arena numbers of native/plan/format.h. */
-export const ARENA = {
-  weights: 0,
-  grads: 1,
-  moment0: 2,
-  moment1: 3,
-  ema: 4,
-  activations: 5,
-  prepared: 6,
-  input: 7,
-  output: 8,
-} as const
 
 export interface CpuInfo {
   /** e.g. "AMD EPYC". */
@@ -166,15 +155,19 @@ export interface NativeBinding {
   closePool(pool: PoolHandle): void
 
   createMemory(arenaBytes: readonly number[]): MemoryHandle
-  /** Grows the activation arena (never shrinks); fails with EFF_CLOSED while a step runs. */
-  growActivations(memory: MemoryHandle, bytes: number): void
+  /** Grows an arena to `bytes` if it is smaller, keeping its contents; fails with EFF_CLOSED while a step runs. */
+  ensureArena(memory: MemoryHandle, arena: number, bytes: number): void
   /** Copies between JS and an arena; small ranges only (a step must not be running). */
   readArena(memory: MemoryHandle, arena: number, offset: number, into: Uint8Array): void
   writeArena(memory: MemoryHandle, arena: number, offset: number, bytes: Uint8Array): void
   /** Copies one arena onto another of the same size, or fills with zeros when `from` is -1. */
   copyArena(memory: MemoryHandle, from: number, to: number): void
+  /** Exchanges two arenas of the same size (evaluation with the moving average). */
+  swapArenas(memory: MemoryHandle, a: number, b: number): void
   closeMemory(memory: MemoryHandle): void
 
+  /** The native verifier alone: allocates nothing, binds nothing (the null backend). */
+  verifyPlan(plan: Uint8Array): { ops: number; tensors: number; arenaBytes: number[] }
   /** Verifies the plan, binds kernels, allocates. Runs on an engine thread. */
   bind(pool: PoolHandle, memory: MemoryHandle, plan: Uint8Array): Promise<ExecutableHandle>
   dump(executable: ExecutableHandle): DumpOp[]

@@ -47,14 +47,23 @@ StatusOr<std::shared_ptr<Memory>> Memory::create(const uint64_t (&arena_bytes)[p
   return memory;
 }
 
-Status Memory::grow_activations(uint64_t bytes) {
-  Block& block = blocks_[static_cast<int>(plan::Arena::activations)];
+Status Memory::ensure(plan::Arena a, uint64_t bytes) {
+  Block& block = blocks_[static_cast<int>(a)];
   if (bytes <= block.bytes()) return ok_status();
-  if (busy.load()) return error(Code::closed, "activations cannot grow while a step runs");
-  block = Block();  // freed first: the old contents are undefined between steps
+  if (busy.load()) return error(Code::closed, "arenas cannot grow while a step runs");
+  if (a == plan::Arena::activations) block = Block();  // freed first, so that the peak is not the sum
   auto grown = Block::allocate(bytes, Block::Kind::arena);
   if (!grown.ok()) return grown.status();
+  if (block.bytes()) std::memcpy(grown.value().data(), block.data(), block.bytes());
   block = std::move(grown.value());
+  return ok_status();
+}
+
+Status Memory::swap(plan::Arena a, plan::Arena b) {
+  if (busy.load()) return error(Code::closed, "arenas cannot be exchanged while a step runs");
+  if (bytes(a) != bytes(b))
+    return error(Code::invalid_argument, "arenas %d and %d differ in size", static_cast<int>(a), static_cast<int>(b));
+  std::swap(blocks_[static_cast<int>(a)], blocks_[static_cast<int>(b)]);
   return ok_status();
 }
 

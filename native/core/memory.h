@@ -1,5 +1,5 @@
-// Arenas shared by all plans of a model. Their sizes are fixed at creation, except the activations', which grow to the
-// largest plan bound to them.
+// Arenas shared by all plans of a model. They grow to what the plans bound to them need: an engine that only predicts
+// holds no gradients or moments.
 #pragma once
 
 #include <atomic>
@@ -50,7 +50,11 @@ class Memory {
 
   std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
   uint64_t bytes(plan::Arena a) const { return blocks_[static_cast<int>(a)].bytes(); }
-  Status grow_activations(uint64_t bytes);
+  // Grows an arena to `bytes` if it is smaller, keeping its contents (new bytes are zero). Activations are undefined
+  // between steps and not copied. Code::closed while a step runs.
+  Status ensure(plan::Arena a, uint64_t bytes);
+  // Exchanges two arenas of the same size.
+  Status swap(plan::Arena a, plan::Arena b);
 
   // Whether a step or a bind is using the arenas; host access is refused meanwhile.
   std::atomic<int> busy{0};

@@ -113,9 +113,12 @@ Napi::Value create_memory(const Napi::CallbackInfo& info) {
   return make_handle(env, std::move(handle));
 }
 
-void grow_activations(const Napi::CallbackInfo& info) {
+void ensure_arena(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
   const auto memory = open_memory(info, 0);
-  check(info.Env(), memory->grow_activations(static_cast<uint64_t>(get_number(info.Env(), info[1], "bytes", 0, 4e12))));
+  const auto arena =
+      static_cast<plan::Arena>(get_number(env, info[1], "arena", 0, static_cast<int>(plan::Arena::activations)));
+  check(env, memory->ensure(arena, static_cast<uint64_t>(get_number(env, info[2], "bytes", 0, 4e12))));
   uint64_t total = 0;
   for (int i = 0; i < plan::kArenaCount; ++i) total += memory->bytes(static_cast<plan::Arena>(i));
   get_handle<MemoryHandle>(info, 0)->accounted.set(total);
@@ -154,6 +157,15 @@ void copy_arena(const Napi::CallbackInfo& info) {
   std::memcpy(memory->arena(to), memory->arena(source), memory->bytes(to));
 }
 
+void swap_arenas(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto memory = open_memory(info, 0);
+  const int last = static_cast<int>(plan::Arena::activations);
+  const auto a = static_cast<plan::Arena>(get_number(env, info[1], "a", 0, last));
+  const auto b = static_cast<plan::Arena>(get_number(env, info[2], "b", 0, last));
+  check(env, memory->swap(a, b));
+}
+
 void close_memory(const Napi::CallbackInfo& info) {
   const auto& handle = get_handle<MemoryHandle>(info, 0);
   handle->memory.reset();
@@ -166,6 +178,21 @@ struct BusyMark {
   ~BusyMark() { --memory->busy; }
   std::shared_ptr<Memory> memory;
 };
+
+Napi::Value verify_plan(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const Bytes bytes = get_bytes(env, info[0], "plan");
+  const auto plan = plan::Plan::load({bytes.data, bytes.size});
+  check(env, plan.status());
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("ops", static_cast<double>(plan.value()->ops().size()));
+  object.Set("tensors", static_cast<double>(plan.value()->tensors().size()));
+  Napi::Array arenas = Napi::Array::New(env, plan::kArenaCount);
+  for (uint32_t i = 0; i < plan::kArenaCount; ++i)
+    arenas.Set(i, static_cast<double>(plan.value()->arena_bytes(static_cast<plan::Arena>(i))));
+  object.Set("arenaBytes", arenas);
+  return object;
+}
 
 Napi::Value bind(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -319,10 +346,12 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   add("createPool", create_pool);
   add("closePool", close_pool);
   add("createMemory", create_memory);
-  add("growActivations", grow_activations);
+  add("ensureArena", ensure_arena);
+  add("verifyPlan", verify_plan);
   add("readArena", read_arena);
   add("writeArena", write_arena);
   add("copyArena", copy_arena);
+  add("swapArenas", swap_arenas);
   add("closeMemory", close_memory);
   add("bind", bind);
   add("dump", dump);

@@ -1,0 +1,119 @@
+/** Writes a graph and its memory plan as the flat buffer that native/plan/format.h describes. */
+import { createHash } from 'node:crypto'
+import { EffnetError } from '../errors.js'
+import type { Graph } from '../graph/graph.js'
+import { OP_TABLE, OP_TABLE_HASH } from '../graph/op_table.js'
+import { type DType, type Node, type Tensor, tensorBytes } from '../graph/types.js'
+import { ARENA_COUNT } from '../graph/plan_format.js'
+import type { MemoryPlan } from './plan_memory.js'
+
+const MAGIC = 0x50464645
+const VERSION = 1
+const HEADER_BYTES = 88 + 8 * ARENA_COUNT
+const TENSOR_BYTES = 48
+const OP_BYTES = 44
+const NO_TENSOR = 0xffffffff
+const DTYPE_CODES: Record<DType, number> = { f32: 0, bf16: 1, f16: 2, u8: 3, i32: 4 }
+const FLAG_PREPARE = 1
+const FLAG_RECOMPUTED = 2
+
+export interface EmittedPlan {
+  readonly bytes: Uint8Array<ArrayBuffer>
+  /** SHA-256 of the bytes, hex: equal plans on every rank have equal hashes. */
+  readonly hash: string
+}
+
+class Names {
+  private readonly chunks: Uint8Array[] = []
+  private readonly encoder = new TextEncoder()
+  size = 0
+
+  add(name: string): [offset: number, bytes: number] {
+    const chunk = this.encoder.encode(name)
+    const offset = this.size
+    this.chunks.push(chunk)
+    this.size += chunk.length
+    return [offset, chunk.length]
+  }
+
+  write(into: Uint8Array, at: number): void {
+    for (const chunk of this.chunks) {
+      into.set(chunk, at)
+      at += chunk.length
+    }
+  }
+}
+
+const up8 = (n: number): number => Math.ceil(n / 8) * 8
+
+export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
+  const tensors = graph.tensors.filter((t) => memory.placements.has(t.id))
+  const indexOf = new Map(tensors.map((t, i) => [t.id, i]))
+  // Prepare ops come first; the order within each program stays.
+  const nodes = [...graph.nodes.filter((n) => n.prepare), ...graph.nodes.filter((n) => !n.prepare)]
+  const names = new Names()
+  const refs: number[] = []
+  const attrs: number[] = []
+
+  const refer = (list: readonly (Tensor | null)[]): [first: number, count: number] => {
+    const first = refs.length
+    for (const t of list) {
+      const index = t ? indexOf.get(t.id) : NO_TENSOR
+      if (index === undefined) throw new EffnetError('EFF_INTERNAL', `${t!.name} has no place in the memory plan`)
+      refs.push(index)
+    }
+    return [first, list.length]
+  }
+  const operands = (node: Node): number[] => {
+    const info = OP_TABLE[node.op]
+    const ranges = [...refer(node.inputs), ...refer(node.outputs), ...refer(node.updates)]
+    const first = attrs.length
+    for (const name of info.attrs) attrs.push(node.attrs[name]!)
+    return [...ranges, first, info.attrs.length]
+  }
+  const tensorNames = tensors.map((t) => names.add(t.name))
+  const nodeRecords = nodes.map((node) => ({ node, name: names.add(node.name), operands: operands(node) }))
+
+  const tensorsAt = up8(HEADER_BYTES)
+  const opsAt = up8(tensorsAt + tensors.length * TENSOR_BYTES)
+  const refsAt = up8(opsAt + nodes.length * OP_BYTES)
+  const attrsAt = up8(refsAt + refs.length * 4)
+  const namesAt = attrsAt + attrs.length * 8
+  const total = up8(namesAt + names.size)
+  const bytes = new Uint8Array(total)
+  const view = new DataView(bytes.buffer)
+  const u16 = (at: number, v: number) => view.setUint16(at, v, true)
+  const u32 = (at: number, v: number) => view.setUint32(at, v, true)
+  const u64 = (at: number, v: number) => view.setBigUint64(at, BigInt(v), true)
+
+  ;[MAGIC, VERSION, OP_TABLE_HASH, HEADER_BYTES].forEach((v, i) => u32(4 * i, v))
+  u64(16, total)
+  ;[tensors.length, nodes.length, refs.length, attrs.length].forEach((v, i) => u32(24 + 4 * i, v))
+  ;[tensorsAt, opsAt, refsAt, attrsAt, namesAt, names.size].forEach((v, i) => u64(40 + 8 * i, v))
+  memory.arenaBytes.forEach((v, i) => u64(88 + 8 * i, v))
+
+  tensors.forEach((t, i) => {
+    const at = tensorsAt + i * TENSOR_BYTES
+    const { arena, offset } = memory.placements.get(t.id)!
+    u32(at, tensorNames[i]![0])
+    u32(at + 4, tensorNames[i]![1])
+    view.setUint8(at + 8, DTYPE_CODES[t.dtype])
+    view.setUint8(at + 9, arena)
+    view.setUint8(at + 10, t.shape.length)
+    u64(at + 16, offset)
+    u64(at + 24, tensorBytes(t))
+    for (let d = 0; d < 4; d++) u32(at + 32 + 4 * d, t.shape[d] ?? 1)
+  })
+  nodeRecords.forEach(({ node, name, operands }, i) => {
+    const at = opsAt + i * OP_BYTES
+    u16(at, OP_TABLE[node.op].id)
+    u16(at + 2, (node.prepare ? FLAG_PREPARE : 0) | (node.recomputed ? FLAG_RECOMPUTED : 0))
+    u32(at + 4, name[0])
+    u32(at + 8, name[1])
+    operands.forEach((v, k) => u32(at + 12 + 4 * k, v))
+  })
+  refs.forEach((v, i) => u32(refsAt + 4 * i, v))
+  attrs.forEach((v, i) => view.setFloat64(attrsAt + 8 * i, v, true))
+  names.write(bytes, namesAt)
+  return { bytes, hash: createHash('sha256').update(bytes).digest('hex') }
+}

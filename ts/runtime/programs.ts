@@ -1,0 +1,84 @@
+/** From a model to plans: which passes run, in which order, for a training step and for evaluation. */
+import { Graph } from '../graph/graph.js'
+import type { Tensor } from '../graph/types.js'
+import { buildEfficientNet, type ModelConfig } from '../nn/index.js'
+import { appendOptimizer, autodiff, eliminateDead, foldBn, fuseTraining, markOutputs, type OptimizerSpec, type RecomputePolicy, recompute } from '../passes/index.js'
+
+export interface TrainProgramOptions {
+  batchSize: number
+  /** Side of the square images, pixels. */
+  imageSize: number
+  dtype: 'f32' | 'bf16'
+  optimizer: Omit<OptimizerSpec, 'clip' | 'ema'>
+  labelSmoothing: number
+  dropRate: number
+  dropPathRate: number
+  /** Whether gradients are clipped to the scalar `clip_norm`. */
+  clip: boolean
+  ema: boolean
+  /** Parameters that are not trained. */
+  frozen?: ((name: string) => boolean) | undefined
+  recompute?: RecomputePolicy
+  /** false leaves every op primitive: the twin that fused graphs are tested against. */
+  fuse?: boolean
+}
+
+export interface EvalProgramOptions {
+  batchSize: number
+  imageSize: number
+  dtype: 'f32' | 'bf16'
+  fuse?: boolean
+}
+
+/** Names of the outputs in the plans below. */
+export const OUTPUTS = { loss: 'loss:loss', rank: 'loss:rank', gradNorm: 'grad_norm' } as const
+
+function withLoss(graph: Graph, config: ModelConfig, batch: number, logits: Tensor, labelSmoothing: number): Tensor {
+  const labels = graph.input('labels', [batch], 'i32')
+  return graph.node('softmax_cross_entropy', { logits, labels }, { label_smoothing: labelSmoothing }, { name: 'loss' })['loss']!
+}
+
+/** Forward, backward, update: one step. Inputs `images` u8 [N,S,S,3] and `labels` i32 [N]. */
+export function trainProgram(config: ModelConfig, o: TrainProgramOptions): Graph {
+  let graph = new Graph(`${config.name} train ${o.batchSize}x${o.imageSize}`)
+  const net = buildEfficientNet(graph, config, {
+    batch: o.batchSize,
+    height: o.imageSize,
+    width: o.imageSize,
+    mode: 'train',
+    dtype: o.dtype,
+    dropRate: o.dropRate,
+    dropPathRate: o.dropPathRate,
+    ...(o.frozen && { frozen: o.frozen }),
+  })
+  withLoss(graph, config, o.batchSize, net.logits, o.labelSmoothing)
+  if (o.fuse ?? true) graph = fuseTraining(graph)
+  autodiff(graph, graph.find(OUTPUTS.loss))
+  appendOptimizer(graph, { ...o.optimizer, clip: o.clip, ema: o.ema })
+  graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.clip ? [OUTPUTS.gradNorm] : [])])
+  graph = recompute(graph, o.recompute ?? 'none')
+  return eliminateDead(graph)
+}
+
+export interface EvalProgram {
+  graph: Graph
+  logits: string
+  features: string
+}
+
+/** Forward with running statistics folded into the weights. Labels of -1 are not counted. */
+export function evalProgram(config: ModelConfig, o: EvalProgramOptions): EvalProgram {
+  let graph = new Graph(`${config.name} eval ${o.batchSize}x${o.imageSize}`)
+  const net = buildEfficientNet(graph, config, {
+    batch: o.batchSize,
+    height: o.imageSize,
+    width: o.imageSize,
+    mode: 'eval',
+    dtype: o.dtype,
+  })
+  withLoss(graph, config, o.batchSize, net.logits, 0)
+  const [logits, features] = [net.logits.name, net.features.name]
+  if (o.fuse ?? true) graph = foldBn(graph)
+  graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, logits, features])
+  return { graph: eliminateDead(graph), logits, features }
+}

@@ -1,0 +1,375 @@
+/**
+ * A model on a device: its weights in native arenas, and the plans compiled for them. Everything here is asynchronous off
+ * the event loop except small reads and writes of weights; `close()` frees native memory at once.
+ */
+import {
+  ARENA,
+  binding,
+  type CpuInfo,
+  type ExecutableHandle,
+  type MemoryHandle,
+  type PoolHandle,
+  type StepInput,
+} from '../binding.js'
+import { EffnetError } from '../errors.js'
+import type { Graph } from '../graph/graph.js'
+import { ARENA_COUNT } from '../graph/plan_format.js'
+import { elements, type Tensor } from '../graph/types.js'
+import { type ModelConfig, modelParams } from '../nn/index.js'
+import type { OptimizerSpec } from '../passes/index.js'
+import { emit } from '../passes/emit.js'
+import { type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
+import { type DumpRow, dumpRows } from './dump.js'
+import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
+import { packScalars, type StepScalars } from './scalars.js'
+import { type WeightSlot, type WeightsLayout, weightsLayout } from './weights_layout.js'
+
+export type SessionPrecision = 'fp32' | 'bf16-mixed'
+
+export interface SessionOptions {
+  config: ModelConfig
+  precision: SessionPrecision
+  /** Engine threads; default: the CPUs this process may use (affinity and container quota). */
+  threads?: number | undefined
+}
+
+export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'optimizer'> {
+  optimizer: Pick<OptimizerSpec, 'name' | 'nesterov' | 'decays'>
+}
+
+export interface EvalPlanOptions {
+  batchSize: number
+  imageSize: number
+}
+
+export interface StepResult {
+  /** Mean over the labelled images. */
+  loss: number
+  /** Of each image: how many classes scored above the label's; 0 = top-1 hit, below 5 = top-5 hit, -1 = unlabelled. */
+  ranks: Int32Array
+  /** L2 norm of all gradients before clipping, where the plan clips. */
+  gradNorm?: number
+}
+
+export interface EvalResult extends StepResult {
+  /** [batch, classes], row-major. */
+  logits: Float32Array
+  /** Pooled head activations [batch, head], row-major. */
+  features: Float32Array
+}
+
+/** A graph compiled for a session: the plan's bytes, the native executable, and where its outputs lie. */
+class Compiled {
+  private executable: ExecutableHandle | undefined
+
+  private constructor(
+    executable: ExecutableHandle,
+    readonly graph: Graph,
+    readonly memory: MemoryPlan,
+    readonly hash: string,
+  ) {
+    this.executable = executable
+  }
+
+  static async create(pool: PoolHandle, memory: MemoryHandle, graph: Graph, request: MemoryRequest): Promise<Compiled> {
+    const native = binding()
+    const plan = planMemory(graph, request)
+    const { bytes, hash } = emit(graph, plan)
+    plan.arenaBytes.forEach((size, arena) => {
+      if (arena <= ARENA.activations) native.ensureArena(memory, arena, size)
+    })
+    return new Compiled(await native.bind(pool, memory, bytes), graph, plan, hash)
+  }
+
+  get handle(): ExecutableHandle {
+    if (!this.executable) throw new EffnetError('EFF_CLOSED', `the plan "${this.graph.name}" has been closed`)
+    return this.executable
+  }
+
+  step(input: StepInput, scalars: Partial<StepScalars>): Promise<Uint8Array> {
+    return binding().step(this.handle, input, packScalars(scalars))
+  }
+
+  private tensor(name: string): { tensor: Tensor; offset: number } {
+    const tensor = this.graph.find(name)
+    return { tensor, offset: this.memory.placements.get(tensor.id)!.offset }
+  }
+
+  floats(output: Uint8Array, name: string): Float32Array {
+    const { tensor, offset } = this.tensor(name)
+    return new Float32Array(output.buffer, output.byteOffset + offset, elements(tensor.shape))
+  }
+
+  ints(output: Uint8Array, name: string): Int32Array {
+    const { tensor, offset } = this.tensor(name)
+    return new Int32Array(output.buffer, output.byteOffset + offset, elements(tensor.shape))
+  }
+
+  /** Bytes of the input arena; images at 0, labels at the returned offset. */
+  get inputLayout(): { bytes: number; labelsOffset: number } {
+    return { bytes: this.memory.arenaBytes[ARENA.input]!, labelsOffset: this.tensor('labels').offset }
+  }
+
+  close(): void {
+    if (this.executable) binding().closeExecutable(this.executable)
+    this.executable = undefined
+  }
+}
+
+abstract class BoundPlan {
+  constructor(
+    protected readonly compiled: Compiled,
+    readonly batchSize: number,
+    readonly imageSize: number,
+  ) {}
+
+  /** SHA-256 of the plan. */
+  get hash(): string {
+    return this.compiled.hash
+  }
+
+  /** Bytes of a batch, and where its labels begin (images are at 0). */
+  get inputLayout(): { bytes: number; labelsOffset: number } {
+    return this.compiled.inputLayout
+  }
+
+  /** Bytes of each arena this plan needs, by the numbers of `ARENA`. */
+  get arenaBytes(): readonly number[] {
+    return this.compiled.memory.arenaBytes
+  }
+
+  /** The plan and its binding as a table: op, kernel, shapes, bytes, FLOPs, offset, saved or recomputed. */
+  dump(): DumpRow[] {
+    return dumpRows(this.compiled.graph, this.compiled.memory, binding().dump(this.compiled.handle))
+  }
+
+  /** Measures every op from the next step on; `dump()` then has mean milliseconds. */
+  profile(on: boolean): void {
+    binding().setProfiling(this.compiled.handle, on)
+  }
+
+  /** Bytes of a tensor after a step, for tests and debugging. Activations may have been overwritten by later ops. */
+  readTensor(name: string): Uint8Array {
+    return binding().readTensor(this.compiled.handle, name)
+  }
+
+  /** A batch as `step` takes it. */
+  packInput(images: Uint8Array, labels?: ArrayLike<number>): StepInput {
+    const { bytes, labelsOffset } = this.inputLayout
+    const expected = this.batchSize * this.imageSize * this.imageSize * 3
+    if (images.length !== expected) {
+      throw new EffnetError('EFF_INVALID_ARGUMENT', `images have ${images.length} bytes, the plan takes ${expected}`, {
+        hint: `give uint8 pixels [${this.batchSize}, ${this.imageSize}, ${this.imageSize}, 3]`,
+      })
+    }
+    const packed = new Uint8Array(bytes)
+    packed.set(images)
+    const into = new Int32Array(packed.buffer, labelsOffset, this.batchSize).fill(-1)
+    if (labels) into.set(labels)
+    return { bytes: packed }
+  }
+
+  close(): void {
+    this.compiled.close()
+  }
+}
+
+export class TrainPlan extends BoundPlan {
+  constructor(
+    compiled: Compiled,
+    options: TrainPlanOptions,
+    private readonly afterStep: () => void,
+  ) {
+    super(compiled, options.batchSize, options.imageSize)
+  }
+
+  /**
+   * One optimizer step: forward, backward, update.
+   * @throws EFF_CLOSED, EFF_INVALID_ARGUMENT (a batch too small for the plan), EFF_ABORTED (closed meanwhile)
+   */
+  async step(input: StepInput, scalars: Partial<StepScalars>): Promise<StepResult> {
+    const output = await this.compiled.step(input, scalars)
+    this.afterStep()
+    const result: StepResult = {
+      loss: this.compiled.floats(output, OUTPUTS.loss)[0]!,
+      ranks: this.compiled.ints(output, OUTPUTS.rank),
+    }
+    const { graph } = this.compiled
+    if (graph.has(OUTPUTS.gradNorm)) result.gradNorm = this.compiled.floats(output, OUTPUTS.gradNorm)[0]!
+    return result
+  }
+}
+
+export class EvalPlan extends BoundPlan {
+  constructor(
+    compiled: Compiled,
+    options: EvalPlanOptions,
+    private readonly names: { logits: string; features: string },
+  ) {
+    super(compiled, options.batchSize, options.imageSize)
+  }
+
+  async run(input: StepInput): Promise<EvalResult> {
+    const output = await this.compiled.step(input, {})
+    return {
+      loss: this.compiled.floats(output, OUTPUTS.loss)[0]!,
+      ranks: this.compiled.ints(output, OUTPUTS.rank),
+      logits: this.compiled.floats(output, this.names.logits),
+      features: this.compiled.floats(output, this.names.features),
+    }
+  }
+
+  /** Weights were written from outside a step: fold and pack them again before the next run. */
+  invalidate(): void {
+    binding().invalidate(this.compiled.handle)
+  }
+}
+
+export class Session implements AsyncDisposable {
+  private plans = new Set<BoundPlan>()
+  private pool: PoolHandle | undefined
+  private memoryHandle: MemoryHandle | undefined
+  private emaInUse = false
+
+  private constructor(
+    readonly config: ModelConfig,
+    readonly precision: SessionPrecision,
+    readonly threads: number,
+    readonly cpu: CpuInfo,
+    readonly layout: WeightsLayout,
+  ) {
+    this.pool = binding().createPool(threads)
+    const sizes = new Array<number>(ARENA_COUNT).fill(0)
+    sizes[ARENA.weights] = layout.bytes
+    this.memoryHandle = binding().createMemory(sizes)
+  }
+
+  /**
+   * Starts threads and allocates the weights (zero until written).
+   * @throws EFF_BACKEND_MISSING (addon or instruction set), EFF_PRECISION (bf16 without AVX512_BF16 or AMX), EFF_OOM
+   */
+  static async create(options: SessionOptions): Promise<Session> {
+    const cpu = binding().cpuInfo()
+    if (cpu.unsupported) throw new EffnetError('EFF_BACKEND_MISSING', cpu.unsupported)
+    if (options.precision === 'bf16-mixed' && !cpu.avx512Bf16 && !cpu.amxBf16) {
+      throw new EffnetError('EFF_PRECISION', `bf16-mixed needs AVX512_BF16 or AMX; this ${cpu.model} has neither`, {
+        hint: '--precision fp32',
+      })
+    }
+    const layout = weightsLayout(modelParams(options.config))
+    return new Session(options.config, options.precision, options.threads ?? cpu.cpus, cpu, layout)
+  }
+
+  /** Parameters and buffers in the order of the model's state dict. */
+  get slots(): readonly WeightSlot[] {
+    return this.layout.slots
+  }
+
+  get memory(): MemoryHandle {
+    if (!this.memoryHandle) throw new EffnetError('EFF_CLOSED', 'the model has been closed')
+    return this.memoryHandle
+  }
+
+  private get dtype(): 'f32' | 'bf16' {
+    return this.precision === 'fp32' ? 'f32' : 'bf16'
+  }
+
+  private openPool(): PoolHandle {
+    if (!this.pool) throw new EffnetError('EFF_CLOSED', 'the model has been closed')
+    return this.pool
+  }
+
+  /** Compiles a training step. @throws EFF_OOM with the bytes asked for */
+  async trainPlan(options: TrainPlanOptions): Promise<TrainPlan> {
+    const pool = this.openPool()
+    const graph = trainProgram(this.config, { ...options, dtype: this.dtype })
+    const { name } = options.optimizer
+    const compiled = await Compiled.create(pool, this.memory, graph, {
+      weightOffsets: this.layout.offsets,
+      weightBytes: this.layout.bytes,
+      mirrors: { grads: true, moment0: true, moment1: name !== 'sgd', ema: options.ema },
+    })
+    return this.keep(new TrainPlan(compiled, options, () => this.weightsChanged()))
+  }
+
+  /** Compiles a forward pass with BN folded into the weights. */
+  async evalPlan(options: EvalPlanOptions): Promise<EvalPlan> {
+    const pool = this.openPool()
+    const { graph, logits, features } = evalProgram(this.config, { ...options, dtype: this.dtype })
+    const compiled = await Compiled.create(pool, this.memory, graph, {
+      weightOffsets: this.layout.offsets,
+      weightBytes: this.layout.bytes,
+    })
+    return this.keep(new EvalPlan(compiled, options, { logits, features }))
+  }
+
+  private keep<P extends BoundPlan>(plan: P): P {
+    this.plans.add(plan)
+    const close = plan.close.bind(plan)
+    plan.close = () => {
+      this.plans.delete(plan)
+      close()
+    }
+    return plan
+  }
+
+  /** After any change of weights outside a training step, so that evaluation folds them anew. */
+  weightsChanged(): void {
+    for (const plan of this.plans) if (plan instanceof EvalPlan) plan.invalidate()
+  }
+
+  /** A parameter or buffer as stored (OHWI, HWC). `arena`: weights unless given. Blocks for the copy only. */
+  read(name: string, arena: number = ARENA.weights): Float32Array {
+    const slot = this.slot(name)
+    const values = new Float32Array(slot.size)
+    binding().readArena(this.memory, arena, slot.offset, new Uint8Array(values.buffer))
+    return values
+  }
+
+  write(name: string, values: Float32Array, arena: number = ARENA.weights): void {
+    const slot = this.slot(name)
+    if (values.length !== slot.size) {
+      throw new EffnetError('EFF_INVALID_ARGUMENT', `${name} has ${slot.size} elements, not ${values.length}`)
+    }
+    binding().writeArena(this.memory, arena, slot.offset, new Uint8Array(values.buffer, values.byteOffset, values.byteLength))
+    if (arena === ARENA.weights) this.weightsChanged()
+  }
+
+  private slot(name: string): WeightSlot {
+    const slot = this.slots.find((s) => s.name === name)
+    if (!slot) throw new EffnetError('EFF_INVALID_ARGUMENT', `${this.config.name} has no tensor ${name}`)
+    return slot
+  }
+
+  /** Starts the moving average from the present weights. */
+  resetEma(): void {
+    binding().ensureArena(this.memory, ARENA.ema, this.layout.bytes)
+    binding().copyArena(this.memory, ARENA.weights, ARENA.ema)
+  }
+
+  /** Zeroes gradients and optimizer state. */
+  resetOptimizer(): void {
+    for (const arena of [ARENA.moment0, ARENA.moment1]) binding().copyArena(this.memory, -1, arena)
+  }
+
+  /** Exchanges weights and moving average: evaluation between `useEma(true)` and `useEma(false)` uses the average. */
+  useEma(on: boolean): void {
+    if (on === this.emaInUse) return
+    binding().swapArenas(this.memory, ARENA.weights, ARENA.ema)
+    this.emaInUse = on
+    this.weightsChanged()
+  }
+
+  /** Frees native memory and stops the threads; a step in flight is cut short. Idempotent. */
+  close(): void {
+    for (const plan of [...this.plans]) plan.close()
+    if (this.memoryHandle) binding().closeMemory(this.memoryHandle)
+    if (this.pool) binding().closePool(this.pool)
+    this.memoryHandle = undefined
+    this.pool = undefined
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.close()
+  }
+}
