@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "plan/plan.h"
+#include "plan/shapes.h"
 
 namespace effnet::plan {
 namespace {
@@ -191,7 +192,25 @@ class Loader {
       for (double value : op.attrs)
         if (!std::isfinite(value) || std::abs(value) > 1e15) return bad("op", i, "an attribute is not finite");
       EFF_RETURN_IF_ERROR(check_writes(op, i));
+      EFF_RETURN_IF_ERROR(check_shapes(op));
       ops.push_back(std::move(op));
+    }
+    return ok_status();
+  }
+
+  // Optimizers find moments and averages at the parameters' offsets in arenas of the same layout.
+  Status check_mirrors(const std::vector<Op>& ops) const {
+    const auto mirrors = [this](Arena a) {
+      return header_.arena_bytes[static_cast<int>(a)] >= header_.arena_bytes[static_cast<int>(Arena::weights)];
+    };
+    for (uint32_t i = 0; i < ops.size(); ++i) {
+      const OpId id = ops[i].id;
+      const bool one_moment = id == OpId::optimizer_sgd;
+      const bool two_moments = id == OpId::optimizer_rmsprop || id == OpId::optimizer_adamw;
+      if ((one_moment || two_moments) && !(mirrors(Arena::grads) && mirrors(Arena::moment0)))
+        return bad("op", i, "the arenas of gradients and moments are smaller than the weights");
+      if (two_moments && !mirrors(Arena::moment1)) return bad("op", i, "the arena of second moments is too small");
+      if (id == OpId::ema_update && !mirrors(Arena::ema)) return bad("op", i, "the arena of the average is too small");
     }
     return ok_status();
   }
@@ -257,6 +276,7 @@ StatusOr<std::shared_ptr<const Plan>> Plan::load(std::span<const std::byte> byte
   EFF_RETURN_IF_ERROR(loader.check_header());
   EFF_RETURN_IF_ERROR(loader.read_tensors(plan->tensors_));
   EFF_RETURN_IF_ERROR(loader.read_ops(plan->tensors_, plan->ops_));
+  EFF_RETURN_IF_ERROR(loader.check_mirrors(plan->ops_));
   std::memcpy(plan->arena_bytes_, header.arena_bytes, sizeof header.arena_bytes);
   return std::shared_ptr<const Plan>(std::move(plan));
 }

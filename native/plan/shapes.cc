@@ -1,0 +1,518 @@
+#include "plan/shapes.h"
+
+#include <initializer_list>
+
+#include "plan/op_ports.h"
+
+namespace effnet::plan {
+namespace {
+
+// Collects the checks of one op; the first that fails is reported. A null operand (absent optional) passes.
+class Checker {
+ public:
+  explicit Checker(const Op& op) : op_(op) {}
+
+  void expect(bool ok, const char* what) {
+    if (!ok && !failed_) failed_ = what;
+  }
+  Status status() const {
+    if (!failed_) return ok_status();
+    return error(Code::plan_invalid, "plan: op %.*s (%s): %s", static_cast<int>(op_.name.size()), op_.name.data(),
+                 op_name(op_.id), failed_);
+  }
+
+  // Storage of images and their gradients.
+  void image(const Tensor* t) {
+    if (!t) return;
+    expect(t->rank == 4, "an image is not of rank 4");
+    expect(t->dtype == DType::f32 || t->dtype == DType::bf16, "an image is neither f32 nor bf16");
+  }
+  void same(const Tensor* a, const Tensor* b) {
+    if (!a || !b) return;
+    expect(a->dtype == b->dtype, "types differ");
+    same_shape(a, b);
+  }
+  void same_shape(const Tensor* a, const Tensor* b) {
+    if (!a || !b) return;
+    expect(a->rank == b->rank, "ranks differ");
+    for (int d = 0; d < 4; ++d) expect(a->dims[d] == b->dims[d], "shapes differ");
+  }
+  void shape(const Tensor* t, std::initializer_list<int64_t> dims, DType dtype = DType::f32) {
+    if (!t) return;
+    expect(t->dtype == dtype, "wrong type");
+    expect(t->rank == static_cast<int>(dims.size()), "wrong rank");
+    int d = 0;
+    for (int64_t dim : dims) expect(t->dims[d++] == dim, "wrong shape");
+  }
+  void range(int attr, double low, double high) {
+    expect(op_.attr(attr) >= low && op_.attr(attr) <= high, "an attribute is out of range");
+  }
+  void flag(int attr) { expect(op_.attr(attr) == 0 || op_.attr(attr) == 1, "a flag is neither 0 nor 1"); }
+  void act(int attr) {
+    const double code = op_.attr(attr);
+    expect(code == static_cast<int>(code) && code >= 0 && code <= static_cast<int>(Act::sigmoid), "unknown activation");
+  }
+  void drop(int rate, int stream) {
+    expect(op_.attr(rate) >= 0 && op_.attr(rate) < 1, "a drop rate is not in [0, 1)");
+    range(stream, 0, 4294967295.0);
+  }
+
+  // dst[o] reads src[o * stride - pad .. + k): every output must see at least one real pixel, none may be missing.
+  void convolution(const Tensor* src, const Tensor* dst, int64_t kh, int64_t kw, int first_attr) {
+    image(src);
+    image(dst);
+    expect(src->dtype == dst->dtype, "types differ");
+    expect(src->dims[0] == dst->dims[0], "batch sizes differ");
+    for (int i = 0; i < 5; ++i) {
+      const double value = op_.attr(first_attr + i);
+      expect(value == static_cast<int64_t>(value), "a stride or padding is not an integer");
+      expect(value >= (i == 0 ? 1 : 0) && value <= 64, "a stride or padding is out of range");
+    }
+    expect(kh >= 1 && kh <= 64 && kw >= 1 && kw <= 64, "a kernel size is out of range");
+    if (failed_) return;
+    const int64_t stride = op_.attr_int(first_attr);
+    const int64_t top = op_.attr_int(first_attr + 1), left = op_.attr_int(first_attr + 2);
+    const int64_t bottom = op_.attr_int(first_attr + 3), right = op_.attr_int(first_attr + 4);
+    expect(top < kh && bottom < kh && left < kw && right < kw, "padding is not below the kernel size");
+    const int64_t height = src->dims[1] + top + bottom - kh, width = src->dims[2] + left + right - kw;
+    expect(height >= 0 && width >= 0, "the kernel is larger than the padded image");
+    expect(dst->dims[1] == height / stride + 1 && dst->dims[2] == width / stride + 1, "wrong output size");
+  }
+  void dense_weights(const Tensor* weights, const Tensor* src, const Tensor* dst) {
+    expect(weights->rank == 4, "dense weights are not OHWI");
+    shape(weights, {dst->dims[3], weights->dims[1], weights->dims[2], src->dims[3]});
+  }
+  void depthwise_weights(const Tensor* weights, const Tensor* src, const Tensor* dst) {
+    expect(weights->rank == 3, "depthwise weights are not HWC");
+    shape(weights, {weights->dims[0], weights->dims[1], src->dims[3]});
+    expect(src->dims[3] == dst->dims[3], "channels differ");
+  }
+  void channels(const Tensor* image, std::initializer_list<const Tensor*> vectors) {
+    for (const Tensor* v : vectors) shape(v, {image->dims[3]});
+  }
+  void per_image(const Tensor* image, const Tensor* t) { shape(t, {image->dims[0], image->dims[3]}); }
+
+ private:
+  const Op& op_;
+  const char* failed_ = nullptr;
+};
+
+void check_dense(Checker& c, const Op& op) {
+  namespace fwd = op::conv2d;
+  namespace bwd_data = op::conv2d_bwd_data;
+  namespace bwd_weights = op::conv2d_bwd_weights;
+  namespace fused = op::conv2d_bias_act;
+  switch (op.id) {
+    case OpId::conv2d: {
+      const Tensor *src = op.in(fwd::in_src), *weights = op.in(fwd::in_weights), *dst = op.out(fwd::out_dst);
+      c.convolution(src, dst, weights->dims[1], weights->dims[2], fwd::attr_stride);
+      return c.dense_weights(weights, src, dst);
+    }
+    case OpId::conv2d_bwd_data: {
+      const Tensor *dst = op.in(bwd_data::in_diff_dst), *weights = op.in(bwd_data::in_weights);
+      const Tensor* src = op.out(bwd_data::out_diff_src);
+      c.convolution(src, dst, weights->dims[1], weights->dims[2], bwd_data::attr_stride);
+      return c.dense_weights(weights, src, dst);
+    }
+    case OpId::conv2d_bwd_weights: {
+      const Tensor *src = op.in(bwd_weights::in_src), *dst = op.in(bwd_weights::in_diff_dst);
+      const Tensor* weights = op.out(bwd_weights::out_diff_weights);
+      c.convolution(src, dst, weights->dims[1], weights->dims[2], bwd_weights::attr_stride);
+      return c.dense_weights(weights, src, dst);
+    }
+    default: {
+      const Tensor *src = op.in(fused::in_src), *weights = op.in(fused::in_weights), *dst = op.out(fused::out_dst);
+      c.convolution(src, dst, weights->dims[1], weights->dims[2], fused::attr_stride);
+      c.dense_weights(weights, src, dst);
+      c.channels(dst, {op.in(fused::in_bias)});
+      c.per_image(src, op.in(fused::in_gate));
+      c.same(dst, op.in(fused::in_residual));
+      return c.act(fused::attr_act);
+    }
+  }
+}
+
+void check_depthwise(Checker& c, const Op& op) {
+  namespace fwd = op::depthwise_conv2d;
+  namespace bwd_data = op::depthwise_conv2d_bwd_data;
+  namespace bwd_weights = op::depthwise_conv2d_bwd_weights;
+  namespace fused = op::depthwise_conv2d_bias_act;
+  switch (op.id) {
+    case OpId::depthwise_conv2d: {
+      const Tensor *src = op.in(fwd::in_src), *weights = op.in(fwd::in_weights), *dst = op.out(fwd::out_dst);
+      c.convolution(src, dst, weights->dims[0], weights->dims[1], fwd::attr_stride);
+      return c.depthwise_weights(weights, src, dst);
+    }
+    case OpId::depthwise_conv2d_bwd_data: {
+      const Tensor *dst = op.in(bwd_data::in_diff_dst), *weights = op.in(bwd_data::in_weights);
+      const Tensor* src = op.out(bwd_data::out_diff_src);
+      c.convolution(src, dst, weights->dims[0], weights->dims[1], bwd_data::attr_stride);
+      return c.depthwise_weights(weights, src, dst);
+    }
+    case OpId::depthwise_conv2d_bwd_weights: {
+      const Tensor *src = op.in(bwd_weights::in_src), *dst = op.in(bwd_weights::in_diff_dst);
+      const Tensor* weights = op.out(bwd_weights::out_diff_weights);
+      c.convolution(src, dst, weights->dims[0], weights->dims[1], bwd_weights::attr_stride);
+      return c.depthwise_weights(weights, src, dst);
+    }
+    default: {
+      const Tensor *src = op.in(fused::in_src), *weights = op.in(fused::in_weights), *dst = op.out(fused::out_dst);
+      c.convolution(src, dst, weights->dims[0], weights->dims[1], fused::attr_stride);
+      c.depthwise_weights(weights, src, dst);
+      c.channels(dst, {op.in(fused::in_bias)});
+      c.per_image(dst, op.out(fused::out_pooled));
+      return c.act(fused::attr_act);
+    }
+  }
+}
+
+void check_batch_norm(Checker& c, const Op& op) {
+  switch (op.id) {
+    case OpId::bn_stats: {
+      using namespace op::bn_stats;
+      const Tensor* src = op.in(in_src);
+      c.image(src);
+      c.channels(src, {op.out(out_mean), op.out(out_inv_std), op.upd(upd_running_mean), op.upd(upd_running_var)});
+      c.range(attr_eps, 0, 1);
+      return c.range(attr_momentum, 0, 1);
+    }
+    case OpId::bn_inv_std: {
+      using namespace op::bn_inv_std;
+      c.shape(op.in(in_var), {op.in(in_var)->dims[0]});
+      c.same(op.in(in_var), op.out(out_inv_std));
+      return c.range(attr_eps, 0, 1);
+    }
+    case OpId::bn_apply: {
+      using namespace op::bn_apply;
+      c.image(op.in(in_src));
+      c.same(op.in(in_src), op.out(out_dst));
+      c.channels(op.in(in_src), {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift)});
+      return c.flag(attr_batch_stats);
+    }
+    case OpId::bn_bwd_reduce: {
+      using namespace op::bn_bwd_reduce;
+      c.image(op.in(in_src));
+      c.same(op.in(in_src), op.in(in_diff_dst));
+      return c.channels(op.in(in_src),
+                        {op.in(in_mean), op.in(in_inv_std), op.out(out_diff_scale), op.out(out_diff_shift)});
+    }
+    case OpId::bn_bwd_apply: {
+      using namespace op::bn_bwd_apply;
+      c.image(op.in(in_src));
+      c.same(op.in(in_src), op.in(in_diff_dst));
+      c.same(op.in(in_src), op.out(out_diff_src));
+      c.channels(op.in(in_src),
+                 {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_diff_scale), op.in(in_diff_shift)});
+      c.flag(attr_batch_stats);
+      return c.expect(op.attr(attr_batch_stats) == 0 || (op.in(in_diff_scale) && op.in(in_diff_shift)),
+                      "batch statistics need both sums");
+    }
+    case OpId::fold_bn: {
+      using namespace op::fold_bn;
+      const Tensor* weights = op.in(in_weights);
+      c.flag(attr_depthwise);
+      c.range(attr_eps, 0, 1);
+      c.expect(weights->rank == (op.attr(attr_depthwise) == 1 ? 3 : 4), "wrong rank of weights");
+      c.expect(weights->dtype == DType::f32, "weights are not f32");
+      c.same(weights, op.out(out_folded_weights));
+      const int64_t channels = op.attr(attr_depthwise) == 1 ? weights->dims[2] : weights->dims[0];
+      for (const Tensor* v :
+           {op.in(in_scale), op.in(in_shift), op.in(in_running_mean), op.in(in_running_var), op.out(out_folded_bias)})
+        c.shape(v, {channels});
+      return;
+    }
+    default:
+      return;
+  }
+}
+
+void check_fused_bn(Checker& c, const Op& op) {
+  switch (op.id) {
+    case OpId::bn_act: {
+      using namespace op::bn_act;
+      const Tensor* src = op.in(in_src);
+      c.image(src);
+      c.same(src, op.out(out_dst));
+      c.same(src, op.in(in_residual));
+      c.per_image(src, op.in(in_gate));
+      c.channels(src, {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift)});
+      c.drop(attr_drop_rate, attr_rng_stream);
+      return c.act(attr_act);
+    }
+    case OpId::bn_act_pool: {
+      using namespace op::bn_act_pool;
+      const Tensor* src = op.in(in_src);
+      c.image(src);
+      c.per_image(src, op.out(out_pooled));
+      c.channels(src, {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift)});
+      return c.act(attr_act);
+    }
+    case OpId::bn_act_bwd_reduce: {
+      using namespace op::bn_act_bwd_reduce;
+      const Tensor* src = op.in(in_src);
+      c.image(src);
+      c.same(src, op.in(in_diff_dst));
+      c.per_image(src, op.in(in_gate));
+      c.per_image(src, op.in(in_diff_pooled));
+      c.channels(src, {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift), op.out(out_diff_scale),
+                       op.out(out_diff_shift)});
+      c.drop(attr_drop_rate, attr_rng_stream);
+      return c.act(attr_act);
+    }
+    case OpId::bn_act_bwd_apply: {
+      using namespace op::bn_act_bwd_apply;
+      const Tensor* src = op.in(in_src);
+      c.image(src);
+      c.same(src, op.in(in_diff_dst));
+      c.same(src, op.out(out_diff_src));
+      c.per_image(src, op.in(in_gate));
+      c.per_image(src, op.in(in_diff_pooled));
+      c.channels(src, {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift), op.in(in_diff_scale),
+                       op.in(in_diff_shift)});
+      c.drop(attr_drop_rate, attr_rng_stream);
+      c.flag(attr_batch_stats);
+      c.expect(op.attr(attr_batch_stats) == 0 || (op.in(in_diff_scale) && op.in(in_diff_shift)),
+               "batch statistics need both sums");
+      return c.act(attr_act);
+    }
+    case OpId::bn_act_bwd_gate: {
+      using namespace op::bn_act_bwd_gate;
+      const Tensor* src = op.in(in_src);
+      c.image(src);
+      c.same(src, op.in(in_diff_dst));
+      c.per_image(src, op.out(out_diff_gate));
+      c.channels(src, {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift)});
+      return c.act(attr_act);
+    }
+    default:
+      return;
+  }
+}
+
+// Ops on images or on [N, C] alike.
+void check_elementwise(Checker& c, const Op& op) {
+  switch (op.id) {
+    case OpId::input_normalize: {
+      using namespace op::input_normalize;
+      const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
+      c.image(dst);
+      c.expect(src->dtype == DType::u8 && src->dims[3] == 3, "not an RGB image");
+      c.same_shape(src, dst);
+      for (int attr : {attr_std0, attr_std1, attr_std2}) c.range(attr, 1e-6, 1e6);
+      return;
+    }
+    case OpId::cast: {
+      using namespace op::cast;
+      const auto floating = [](const Tensor* t) { return t->dtype == DType::f32 || t->dtype == DType::bf16; };
+      c.expect(floating(op.in(in_src)) && floating(op.out(out_dst)), "only f32 and bf16 are cast");
+      return c.same_shape(op.in(in_src), op.out(out_dst));
+    }
+    case OpId::activation: {
+      using namespace op::activation;
+      c.same(op.in(in_src), op.out(out_dst));
+      return c.act(attr_act);
+    }
+    case OpId::activation_bwd: {
+      using namespace op::activation_bwd;
+      c.same(op.in(in_src), op.in(in_diff_dst));
+      c.same(op.in(in_src), op.out(out_diff_src));
+      return c.act(attr_act);
+    }
+    case OpId::add: {
+      using namespace op::add;
+      c.same(op.in(in_src0), op.in(in_src1));
+      return c.same(op.in(in_src0), op.out(out_dst));
+    }
+    case OpId::drop_path:
+    case OpId::dropout: {
+      using namespace op::drop_path;
+      c.same(op.in(in_src), op.out(out_dst));
+      return c.drop(attr_drop_rate, attr_rng_stream);
+    }
+    case OpId::global_avg_pool: {
+      using namespace op::global_avg_pool;
+      c.image(op.in(in_src));
+      return c.per_image(op.in(in_src), op.out(out_dst));
+    }
+    case OpId::global_avg_pool_bwd: {
+      using namespace op::global_avg_pool_bwd;
+      c.image(op.out(out_diff_src));
+      return c.per_image(op.out(out_diff_src), op.in(in_diff_dst));
+    }
+    case OpId::channel_scale: {
+      using namespace op::channel_scale;
+      c.image(op.in(in_src));
+      c.same(op.in(in_src), op.out(out_dst));
+      return c.per_image(op.in(in_src), op.in(in_gate));
+    }
+    case OpId::channel_scale_bwd_gate: {
+      using namespace op::channel_scale_bwd_gate;
+      c.image(op.in(in_src));
+      c.same(op.in(in_src), op.in(in_diff_dst));
+      return c.per_image(op.in(in_src), op.out(out_diff_gate));
+    }
+    default:
+      return;
+  }
+}
+
+void check_matrices(Checker& c, const Op& op) {
+  switch (op.id) {
+    case OpId::linear: {
+      using namespace op::linear;
+      const int64_t n = op.in(in_src)->dims[0], i = op.in(in_src)->dims[1], o = op.in(in_weights)->dims[0];
+      c.shape(op.in(in_src), {n, i});
+      c.shape(op.in(in_weights), {o, i});
+      c.shape(op.in(in_bias), {o});
+      return c.shape(op.out(out_dst), {n, o});
+    }
+    case OpId::linear_bwd_data: {
+      using namespace op::linear_bwd_data;
+      const int64_t n = op.in(in_diff_dst)->dims[0], o = op.in(in_weights)->dims[0], i = op.in(in_weights)->dims[1];
+      c.shape(op.in(in_diff_dst), {n, o});
+      c.shape(op.in(in_weights), {o, i});
+      return c.shape(op.out(out_diff_src), {n, i});
+    }
+    case OpId::linear_bwd_weights: {
+      using namespace op::linear_bwd_weights;
+      const int64_t n = op.in(in_src)->dims[0], i = op.in(in_src)->dims[1], o = op.in(in_diff_dst)->dims[1];
+      c.shape(op.in(in_src), {n, i});
+      c.shape(op.in(in_diff_dst), {n, o});
+      c.shape(op.out(out_diff_weights), {o, i});
+      return c.shape(op.out(out_diff_bias), {o});
+    }
+    case OpId::se_gate: {
+      using namespace op::se_gate;
+      const int64_t n = op.in(in_pooled)->dims[0], ch = op.in(in_pooled)->dims[1], r = op.in(in_weights0)->dims[0];
+      c.shape(op.in(in_pooled), {n, ch});
+      c.shape(op.in(in_weights0), {r, ch});
+      c.shape(op.in(in_bias0), {r});
+      c.shape(op.in(in_weights1), {ch, r});
+      c.shape(op.in(in_bias1), {ch});
+      c.shape(op.out(out_gate), {n, ch});
+      c.shape(op.out(out_hidden), {n, r});
+      return c.act(attr_act);
+    }
+    case OpId::se_gate_bwd: {
+      using namespace op::se_gate_bwd;
+      const int64_t n = op.in(in_pooled)->dims[0], ch = op.in(in_pooled)->dims[1], r = op.in(in_weights0)->dims[0];
+      for (const Tensor* t : {op.in(in_diff_gate), op.in(in_pooled), op.in(in_gate), op.out(out_diff_pooled)})
+        c.shape(t, {n, ch});
+      c.shape(op.in(in_hidden), {n, r});
+      for (const Tensor* t : {op.in(in_weights0), op.out(out_diff_weights0)}) c.shape(t, {r, ch});
+      for (const Tensor* t : {op.in(in_weights1), op.out(out_diff_weights1)}) c.shape(t, {ch, r});
+      c.shape(op.out(out_diff_bias0), {r});
+      c.shape(op.out(out_diff_bias1), {ch});
+      return c.act(attr_act);
+    }
+    case OpId::softmax_cross_entropy: {
+      using namespace op::softmax_cross_entropy;
+      const int64_t n = op.in(in_logits)->dims[0], k = op.in(in_logits)->dims[1];
+      c.shape(op.in(in_logits), {n, k});
+      c.shape(op.in(in_labels), {n}, DType::i32);
+      c.shape(op.out(out_loss), {1});
+      c.shape(op.out(out_diff_logits), {n, k});
+      c.shape(op.out(out_rank), {n}, DType::i32);
+      return c.range(attr_label_smoothing, 0, 1);
+    }
+    case OpId::softmax: {
+      using namespace op::softmax;
+      c.shape(op.in(in_logits), {op.in(in_logits)->dims[0], op.in(in_logits)->dims[1]});
+      return c.same(op.in(in_logits), op.out(out_probs));
+    }
+    default:
+      return;
+  }
+}
+
+// Optimizers address moments by the parameter's offset and gradients by their own.
+void check_update(Checker& c, const Op& op) {
+  const auto gradient = [&](const Tensor* grad) {
+    c.expect(grad->arena == Arena::grads && grad->dtype == DType::f32, "not a gradient");
+  };
+  if (op.id == OpId::grad_norm) {
+    for (const Tensor* grad : op.inputs) gradient(grad);
+    return c.shape(op.out(op::grad_norm::out_norm), {1});
+  }
+  if (op.id == OpId::ema_update) {
+    for (const Tensor* src : op.inputs)
+      c.expect(src->arena == Arena::weights && src->dtype == DType::f32, "averages something that is not a weight");
+    return;
+  }
+  c.shape(op.inputs[0], {1});
+  c.expect(op.inputs.size() == op.updates.size() + 1, "parameters and gradients differ in number");
+  for (size_t i = 0; i < op.updates.size() && i + 1 < op.inputs.size(); ++i) {
+    gradient(op.inputs[i + 1]);
+    c.same(op.inputs[i + 1], op.updates[i]);
+    c.expect(op.inputs[i + 1]->offset == op.updates[i]->offset, "a gradient is not at its parameter's offset");
+  }
+}
+
+}  // namespace
+
+Status check_shapes(const Op& op) {
+  Checker checker(op);
+  switch (op.id) {
+    case OpId::conv2d:
+    case OpId::conv2d_bwd_data:
+    case OpId::conv2d_bwd_weights:
+    case OpId::conv2d_bias_act:
+      check_dense(checker, op);
+      break;
+    case OpId::depthwise_conv2d:
+    case OpId::depthwise_conv2d_bwd_data:
+    case OpId::depthwise_conv2d_bwd_weights:
+    case OpId::depthwise_conv2d_bias_act:
+      check_depthwise(checker, op);
+      break;
+    case OpId::bn_stats:
+    case OpId::bn_inv_std:
+    case OpId::bn_apply:
+    case OpId::bn_bwd_reduce:
+    case OpId::bn_bwd_apply:
+    case OpId::fold_bn:
+      check_batch_norm(checker, op);
+      break;
+    case OpId::bn_act:
+    case OpId::bn_act_pool:
+    case OpId::bn_act_bwd_reduce:
+    case OpId::bn_act_bwd_apply:
+    case OpId::bn_act_bwd_gate:
+      check_fused_bn(checker, op);
+      break;
+    case OpId::input_normalize:
+    case OpId::cast:
+    case OpId::activation:
+    case OpId::activation_bwd:
+    case OpId::add:
+    case OpId::drop_path:
+    case OpId::dropout:
+    case OpId::global_avg_pool:
+    case OpId::global_avg_pool_bwd:
+    case OpId::channel_scale:
+    case OpId::channel_scale_bwd_gate:
+      check_elementwise(checker, op);
+      break;
+    case OpId::linear:
+    case OpId::linear_bwd_data:
+    case OpId::linear_bwd_weights:
+    case OpId::se_gate:
+    case OpId::se_gate_bwd:
+    case OpId::softmax_cross_entropy:
+    case OpId::softmax:
+      check_matrices(checker, op);
+      break;
+    case OpId::grad_norm:
+    case OpId::optimizer_sgd:
+    case OpId::optimizer_rmsprop:
+    case OpId::optimizer_adamw:
+    case OpId::ema_update:
+      check_update(checker, op);
+      break;
+    case OpId::fill:
+      break;
+  }
+  return checker.status();
+}
+
+}  // namespace effnet::plan
