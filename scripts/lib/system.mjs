@@ -38,6 +38,16 @@ const REQUIREMENTS = [
     packages: ['libjpeg62-turbo-dev'],
     found: () => hasHeaders('cstdio', 'jpeglib.h') && hasLibrary('libjpeg.a'),
   },
+  {
+    what: 'OpenSSL headers and libcrypto.a (SHA-256)',
+    packages: ['libssl-dev'],
+    found: () => hasHeaders('openssl/sha.h') && hasLibrary('libcrypto.a'),
+  },
+  {
+    what: 'OpenSSL headers and libcrypto.a',
+    packages: ['libssl-dev'],
+    found: () => hasHeaders('openssl/evp.h') && hasLibrary('libcrypto.a'),
+  },
 ]
 /** Only the download of the oneDNN wheels uses it. */
 const PIP = {
