@@ -45,10 +45,10 @@ export interface Preprocessing {
 
 export interface ModelSummary {
   name: string
-  /** Trainable tensors and the rest, in numbers (buffers not counted). */
+  /** Elements of parameters; running statistics are not counted. */
   params: number
   trainableParams: number
-  /** 2 x multiply-accumulates of convolutions and matrix products, in billions, for one image at `imageSize`. */
+  /** 1e9 multiply-accumulates of one image at `imageSize`, as papers print GFLOPs. */
   gflops: number
   imageSize: number
   numClasses: number

@@ -148,7 +148,8 @@ export interface ResolvedOptions {
   checkpoint: Required<CheckpointOptions>
   workers: number
   prefetch: number
-  maxBad: number
+  /** null: 0.1 %, at least 10 files. */
+  maxBad: number | null
   exifOrientation: boolean
   maxPixels: number
 }

@@ -1,0 +1,198 @@
+/** Predictions and embeddings: images are decoded a batch ahead of the network; an unreadable one gives an error in its place. */
+
+import type { DecodeOptions } from '../binding.js'
+import { DEFAULT_MAX_PIXELS, inputPath, readImage } from '../data/decode.js'
+import type { ImageInput } from '../data/types.js'
+import { EffnetError } from '../errors.js'
+import type { Model } from '../model.js'
+import { evalResize } from '../nn/index.js'
+import type { EvalResult } from '../runtime/session.js'
+import { argmax, logSumExp } from '../train/metrics.js'
+import type {
+  ClassScore,
+  Embedding,
+  EmbedOptions,
+  Prediction,
+  PredictionError,
+  PredictionResult,
+  PredictOptions,
+} from './types.js'
+
+const DEFAULT_BATCH = 32
+const DEFAULT_TOP_K = 5
+const LABEL_ALIGN = 64
+
+/** Codes that belong to one image; anything else ends the call. */
+const OF_IMAGE = new Set(['EFF_DATA_DECODE', 'EFF_DATA_LIMIT', 'EFF_DATA_MISSING', 'EFF_IO', 'EFF_INVALID_ARGUMENT'])
+
+interface Decoded {
+  path: string | undefined
+  pixels?: Uint8Array
+  error?: PredictionError['error']
+}
+
+/** Bytes of a plan's input arena: images [batch, size, size, 3], labels int32 at the next multiple of 64. */
+export function inputBytes(batch: number, size: number): { bytes: Uint8Array; labels: Int32Array } {
+  const pixels = batch * size * size * 3
+  const labelsAt = Math.ceil(pixels / LABEL_ALIGN) * LABEL_ALIGN
+  const bytes = new Uint8Array(labelsAt + batch * 4)
+  return { bytes, labels: new Int32Array(bytes.buffer, labelsAt, batch).fill(-1) }
+}
+
+/** The k best classes with their softmax probabilities; the smaller index wins a tie. */
+export function topClasses(
+  logits: Float32Array,
+  start: number,
+  count: number,
+  k: number,
+  labels?: readonly string[],
+): ClassScore[] {
+  const norm = logSumExp(logits, start, count)
+  const best: number[] = []
+  if (k === 1) best.push(argmax(logits, start, count))
+  else if (k > 32) {
+    const all = Array.from({ length: count }, (_, i) => i)
+    best.push(...all.sort((a, b) => logits[start + b]! - logits[start + a]! || a - b).slice(0, k))
+  } else {
+    for (let i = 0; i < count; i++) {
+      const value = logits[start + i]!
+      if (best.length === k && value <= logits[start + best[k - 1]!]!) continue
+      let at = best.length
+      while (at > 0 && value > logits[start + best[at - 1]!]!) at--
+      best.splice(at, 0, i)
+      if (best.length > k) best.pop()
+    }
+  }
+  return best.map((index) => {
+    const label = labels?.[index]
+    return { index, ...(label === undefined ? {} : { label }), score: Math.exp(logits[start + index]! - norm) }
+  })
+}
+
+function evalDecode(model: Model, o: EmbedOptions): DecodeOptions {
+  const { config } = model
+  const size = o.imageSize ?? config.evalSize
+  return {
+    mode: 'eval',
+    size,
+    resizeTo: evalResize(config, size, o.cropPct),
+    interpolation: o.interpolation ?? config.preprocessing.interpolation,
+    exifOrientation: o.exifOrientation ?? true,
+    maxPixels: o.maxPixels ?? DEFAULT_MAX_PIXELS,
+  }
+}
+
+async function decodeOne(input: ImageInput, options: DecodeOptions): Promise<Decoded> {
+  const path = inputPath(input)
+  try {
+    return { path, pixels: (await readImage(input, options)).data }
+  } catch (cause) {
+    if (cause instanceof EffnetError && OF_IMAGE.has(cause.code)) {
+      return { path, error: { code: cause.code, message: cause.message } }
+    }
+    throw cause
+  }
+}
+
+async function* chunks<T>(items: Iterable<T> | AsyncIterable<T>, size: number): AsyncGenerator<T[]> {
+  let chunk: T[] = []
+  for await (const item of items) {
+    chunk.push(item)
+    if (chunk.length < size) continue
+    yield chunk
+    chunk = []
+  }
+  if (chunk.length > 0) yield chunk
+}
+
+async function runBatch(model: Model, images: readonly Decoded[], size: number, limit: number): Promise<EvalResult | undefined> {
+  const good = images.filter((d) => d.pixels !== undefined)
+  if (good.length === 0) return undefined
+  const batch = model.plans.batchFor(good.length, size, limit)
+  const { bytes } = inputBytes(batch, size)
+  good.forEach((d, i) => {
+    bytes.set(d.pixels!, i * size * size * 3)
+  })
+  return model.plans.run(batch, size, { bytes })
+}
+
+/** Yields for each input, in order, what `make` makes of the batch's output at its row, or its error. */
+async function* run<T>(
+  model: Model,
+  inputs: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+  o: EmbedOptions,
+  make: (output: EvalResult, row: number, path: string | undefined) => T,
+): AsyncGenerator<T | PredictionError> {
+  const decode = evalDecode(model, o)
+  const limit = o.batchSize ?? DEFAULT_BATCH
+  if (!(Number.isInteger(limit) && limit > 0)) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', `batchSize must be a whole number above 0, not ${limit}`)
+  }
+  const source = chunks(inputs, limit)
+  const fetch = async (): Promise<Decoded[] | undefined> => {
+    const next = await source.next()
+    if (next.done) return undefined
+    return Promise.all(next.value.map((input) => decodeOne(input, decode)))
+  }
+  let ahead = fetch()
+  try {
+    for (;;) {
+      checkAborted(o.signal)
+      const images = await ahead
+      if (images === undefined) return
+      ahead = fetch()
+      // Awaited in the next turn of the loop; a failure meanwhile must not count as unhandled.
+      ahead.catch(() => undefined)
+      const output = await runBatch(model, images, decode.size, limit)
+      let row = 0
+      for (const image of images) {
+        if (image.error) yield withPath(image.path, { error: image.error })
+        else yield make(output!, row++, image.path)
+      }
+    }
+  } finally {
+    await ahead.catch(() => undefined)
+    await source.return(undefined)
+  }
+}
+
+const withPath = <T extends object>(path: string | undefined, value: T): T => (path === undefined ? value : { path, ...value })
+
+function checkAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new EffnetError('EFF_ABORTED', 'the call was aborted', { cause: signal.reason })
+}
+
+/** Results in input order, as they come; for any number of images. */
+export function predictStream(
+  model: Model,
+  inputs: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+  o: PredictOptions = {},
+): AsyncGenerator<PredictionResult> {
+  const classes = model.config.numClasses
+  const k = o.topK ?? Math.min(DEFAULT_TOP_K, classes)
+  if (!(Number.isInteger(k) && k > 0)) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', `topK must be a whole number above 0, not ${k}`)
+  }
+  return run<Prediction>(model, inputs, o, (output, row, path) => {
+    const start = row * classes
+    const topk = topClasses(output.logits, start, classes, Math.min(k, classes), model.classes)
+    return withPath(path, { topk, ...(o.logits ? { logits: output.logits.slice(start, start + classes) } : {}) })
+  })
+}
+
+export function embedStream(
+  model: Model,
+  inputs: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+  o: EmbedOptions = {},
+): AsyncGenerator<Embedding | PredictionError> {
+  return run<Embedding>(model, inputs, o, (output, row, path) => {
+    const width = model.config.head
+    return withPath(path, { features: output.features.slice(row * width, (row + 1) * width) })
+  })
+}
+
+export async function collect<T>(results: AsyncGenerator<T>): Promise<T[]> {
+  const all: T[] = []
+  for await (const result of results) all.push(result)
+  return all
+}

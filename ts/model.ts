@@ -1,0 +1,336 @@
+/** A classifier: configuration, class names, and weights in an engine session. Everything public about a model hangs here. */
+import { existsSync } from 'node:fs'
+import { stat } from 'node:fs/promises'
+import path from 'node:path'
+import type { ImageInput } from './data/types.js'
+import { EffnetError } from './errors.js'
+import { selectNames } from './infer/freeze.js'
+import { imagenetLabels } from './infer/labels.js'
+import { PlanCache } from './infer/plans.js'
+import { checkDevice, normalizePrecision } from './infer/precision.js'
+import { collect, embedStream, predictStream } from './infer/predict.js'
+import type {
+  CreateModelOptions,
+  EmbeddingResult,
+  EmbedOptions,
+  FreezeSelector,
+  LoadModelOptions,
+  ModelSummary,
+  ParameterInfo,
+  Precision,
+  PredictionResult,
+  PredictOptions,
+  WeightsSource,
+} from './infer/types.js'
+import { countMacs, getModelConfig, type ModelConfig, type ModelName } from './nn/index.js'
+import { initParams } from './nn/init.js'
+import { packageRoot } from './paths.js'
+import { Session } from './runtime/session.js'
+import { modelJson, readModelJson, resolveCheckpoint, startCheckpoint } from './train/checkpoint.js'
+import { EMA_FILE, MODEL_FILE, readWeightsFile, writeWeightsFile } from './train/tensor_files.js'
+import { canonicalName, openSafetensors } from './weights/index.js'
+
+const IMAGENET_CLASSES = 1000
+/** Last tensor of a classifier under the names of timm, torchvision and NVIDIA. */
+const CLASSIFIER_BIASES = ['classifier.bias', 'classifier.1.bias', 'classifier.fc.bias']
+
+/** How `fit` changed what an image becomes before the network. */
+export interface EvaluationSettings {
+  size: number
+  cropPct: number
+  interpolation: 'bicubic' | 'bilinear'
+}
+
+export class Model {
+  /** Evaluation plans; the engine's own. */
+  readonly plans: PlanCache
+  private currentConfig: ModelConfig
+  private classNames: readonly string[] | undefined
+  private source: WeightsSource
+  private readonly frozenNames = new Set<string>()
+  private closing: Promise<void> | undefined
+
+  /** Use `createModel` or `loadModel`. */
+  constructor(
+    readonly session: Session,
+    config: ModelConfig,
+    source: WeightsSource,
+    classes: readonly string[] | undefined,
+  ) {
+    this.plans = new PlanCache(session)
+    this.currentConfig = config
+    this.source = source
+    this.classNames = classes
+  }
+
+  get name(): string {
+    return this.currentConfig.name
+  }
+
+  get config(): ModelConfig {
+    return this.currentConfig
+  }
+
+  get numClasses(): number {
+    return this.currentConfig.numClasses
+  }
+
+  /** Names of the classes, where known. */
+  get classes(): readonly string[] | undefined {
+    return this.classNames
+  }
+
+  get precision(): Precision {
+    return this.session.precision
+  }
+
+  get device(): string {
+    return 'cpu'
+  }
+
+  /** Where the weights came from. */
+  get weights(): WeightsSource {
+    return this.source
+  }
+
+  summary(): ModelSummary {
+    const parameters = this.parameters().filter((p) => p.role === 'parameter')
+    const count = (list: ParameterInfo[]) => list.reduce((sum, p) => sum + p.size, 0)
+    const { config } = this
+    const { mean, std, interpolation, cropPct } = config.preprocessing
+    return {
+      name: this.name,
+      params: count(parameters),
+      trainableParams: count(parameters.filter((p) => p.trainable)),
+      gflops: countMacs(config, config.imageSize, config.imageSize) / 1e9,
+      imageSize: config.imageSize,
+      numClasses: config.numClasses,
+      precision: this.precision,
+      device: this.device,
+      preprocessing: { mean, std, interpolation, cropPct },
+      weights: this.source,
+    }
+  }
+
+  /** Parameters and buffers in the order of the state dict. */
+  parameters(): ParameterInfo[] {
+    return this.session.slots.map(({ name, info, size, role }) => ({
+      name,
+      shape: info.torchShape,
+      size,
+      role,
+      trainable: role === 'parameter' && !this.frozenNames.has(name),
+    }))
+  }
+
+  /**
+   * Leaves parameters out of training. A batch normalisation whose scale is frozen uses and keeps its running statistics.
+   * Counts for every `fit` that begins afterwards.
+   * @throws EFF_INVALID_ARGUMENT when nothing matches
+   */
+  freeze(selector: FreezeSelector): void {
+    for (const name of selectNames(this.parameterNames(), selector)) this.frozenNames.add(name)
+  }
+
+  unfreeze(selector: FreezeSelector = 'all'): void {
+    for (const name of selectNames(this.parameterNames(), selector)) this.frozenNames.delete(name)
+  }
+
+  get frozen(): readonly string[] {
+    return [...this.frozenNames]
+  }
+
+  /**
+   * Classes of images, in input order; an unreadable one gives `{error}` in its place.
+   * @throws EFF_ABORTED, EFF_CLOSED
+   */
+  predict(images: ImageInput | readonly ImageInput[], options: PredictOptions = {}): Promise<PredictionResult[]> {
+    return collect(predictStream(this, asList(images), options))
+  }
+
+  /** As `predict`, for any number of images; results come as batches are done. */
+  predictStream(
+    images: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options: PredictOptions = {},
+  ): AsyncGenerator<PredictionResult> {
+    return predictStream(this, images, options)
+  }
+
+  /** Pooled features before the classifier, [head width] each. */
+  embed(images: ImageInput | readonly ImageInput[], options: EmbedOptions = {}): Promise<EmbeddingResult[]> {
+    return collect(embedStream(this, asList(images), options))
+  }
+
+  /**
+   * Writes the weights: a path that ends in `.safetensors` gives one file under timm's names; any other a folder that
+   * `loadModel` reads, with class names and preprocessing.
+   */
+  async save(target: string): Promise<void> {
+    const { session } = this
+    if (target.endsWith('.safetensors')) {
+      await this.plans.exclusive(() => writeWeightsFile(session, target))
+      return
+    }
+    await this.plans.exclusive(async () => {
+      const { done } = await startCheckpoint(session, path.resolve(target), modelJson(this.config, this.classNames), {
+        ema: false,
+      })
+      await done
+    })
+  }
+
+  /** Frees native memory. Idempotent; work in flight fails with EFF_CLOSED or EFF_ABORTED. */
+  close(): Promise<void> {
+    this.closing ??= this.plans.close().then(() => this.session.close())
+    return this.closing
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  /** Called by the Trainer: the data's class names, and how images were cropped, belong to the model from now on. */
+  adopt(classes: readonly string[], evaluation: EvaluationSettings & { imageSize: number }): void {
+    this.classNames = [...classes]
+    const { size, cropPct, interpolation, imageSize } = evaluation
+    this.currentConfig = {
+      ...this.currentConfig,
+      imageSize,
+      evalSize: size,
+      preprocessing: {
+        ...this.currentConfig.preprocessing,
+        cropPct,
+        interpolation,
+        cropMode: 'center',
+        evalResize: Math.round(size / cropPct),
+      },
+    }
+  }
+
+  /** Called by the Trainer when a checkpoint's weights were read into the session. */
+  adoptWeights(source: WeightsSource): void {
+    this.source = source
+    this.session.weightsChanged()
+  }
+
+  private parameterNames(): string[] {
+    return this.session.slots.filter((s) => s.role === 'parameter').map((s) => s.name)
+  }
+}
+
+const asList = (images: ImageInput | readonly ImageInput[]): readonly ImageInput[] =>
+  Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
+
+/** Weights that come with the package. @throws EFF_WEIGHTS_MISSING */
+export function bundledWeights(name: string): string {
+  const file = path.join(packageRoot(), 'models/pretrained', `${name}.safetensors`)
+  if (existsSync(file)) return file
+  throw new EffnetError('EFF_WEIGHTS_MISSING', `no weights of ${name} come with the package`, {
+    hint: 'give a safetensors file (--weights FILE), or use tf_efficientnet_b0',
+    details: { path: file },
+  })
+}
+
+/** Classes of the classifier in a file; undefined where its names tell nothing (loading will say more). */
+async function classesOfFile(file: string): Promise<number | undefined> {
+  const { tensors } = await openSafetensors(file)
+  for (const entry of tensors.values()) {
+    if (CLASSIFIER_BIASES.includes(canonicalName(entry.name)) && entry.shape.length === 1) return entry.shape[0]
+  }
+  return undefined
+}
+
+/** The session is closed again when what follows its creation fails. */
+async function withSession<T>(session: Session, work: (session: Session) => Promise<T>): Promise<T> {
+  try {
+    return await work(session)
+  } catch (cause) {
+    session.close()
+    throw cause
+  }
+}
+
+/**
+ * A model by name, with random or given weights.
+ * @throws EFF_MODEL_UNKNOWN with the nearest names; EFF_WEIGHTS_MISSING, EFF_WEIGHTS_SHAPE, EFF_WEIGHTS_CORRUPT;
+ *   EFF_PRECISION, EFF_BACKEND_MISSING, EFF_OOM
+ */
+export async function createModel(name: ModelName | (string & {}), options: CreateModelOptions = {}): Promise<Model> {
+  checkDevice(options.device ?? 'auto')
+  const precision = normalizePrecision(options.precision ?? 'fp32')
+  const { classes, imageSize } = options
+  if (classes && options.numClasses !== undefined && classes.length !== options.numClasses) {
+    throw new EffnetError('EFF_CONFIG_VALUE', `${classes.length} class names for numClasses = ${options.numClasses}`)
+  }
+  const base = getModelConfig(name).name
+  const file = options.pretrained === true ? bundledWeights(base) : options.pretrained || undefined
+  const inFile = file === undefined ? undefined : await classesOfFile(file)
+  const numClasses = options.numClasses ?? classes?.length ?? inFile
+  const config = getModelConfig(name, {
+    ...(numClasses === undefined ? {} : { numClasses }),
+    ...(imageSize === undefined ? {} : { imageSize }),
+  })
+  const session = await Session.create({ config, precision, threads: options.threads })
+  return withSession(session, async () => {
+    const source = await fillWeights(session, config, file, options.seed ?? 0)
+    const names = classes ?? (file !== undefined && config.numClasses === IMAGENET_CLASSES ? imagenetLabels() : undefined)
+    return new Model(session, config, source, names)
+  })
+}
+
+async function fillWeights(
+  session: Session,
+  config: ModelConfig,
+  file: string | undefined,
+  seed: number,
+): Promise<WeightsSource> {
+  const total = session.slots.length
+  const write = (param: { name: string }, values: Float32Array) => session.write(param.name, values)
+  if (file === undefined) {
+    await initParams(config, seed, write)
+    return { kind: 'random', matched: 0, total }
+  }
+  const match = await readWeightsFile(session, file, { replaceHead: true })
+  if (match.headReplaced) {
+    await initParams(config, seed, write, { only: (name) => name.startsWith('classifier.'), newHead: true })
+  }
+  return {
+    kind: 'file',
+    path: path.resolve(file),
+    naming: match.naming,
+    matched: match.transfers.length,
+    total,
+    ...(match.headReplaced ? { headReplaced: match.headReplaced } : {}),
+  }
+}
+
+/**
+ * A model from a checkpoint folder, or from a run folder (its best checkpoint). Sizes and SHA-256 of the files are checked.
+ * @throws EFF_CKPT_MISSING, EFF_CKPT_CORRUPT naming the file, EFF_CKPT_VERSION
+ */
+export async function loadModel(dir: string, options: LoadModelOptions = {}): Promise<Model> {
+  checkDevice(options.device ?? 'auto')
+  const precision = normalizePrecision(options.precision ?? 'fp32')
+  if (dir.endsWith('.safetensors') && (await stat(dir).catch(() => undefined))?.isFile()) {
+    throw new EffnetError('EFF_CKPT_MISSING', `${dir} is a weights file, not a checkpoint folder`, {
+      hint: 'createModel(name, { pretrained: file })   (--model NAME --weights FILE)',
+    })
+  }
+  const folder = await resolveCheckpoint(dir)
+  const { model, hasEma } = await readModelJson(folder)
+  if (options.ema && !hasEma) {
+    throw new EffnetError('EFF_CKPT_MISSING', `${folder}: no moving average in this checkpoint`, { hint: 'load it without ema' })
+  }
+  const session = await Session.create({ config: model.config, precision, threads: options.threads })
+  return withSession(session, async () => {
+    const match = await readWeightsFile(session, path.join(folder, options.ema ? EMA_FILE : MODEL_FILE))
+    const source: WeightsSource = {
+      kind: 'checkpoint',
+      path: folder,
+      naming: match.naming,
+      matched: match.transfers.length,
+      total: session.slots.length,
+    }
+    return new Model(session, model.config, source, model.classes ?? undefined)
+  })
+}

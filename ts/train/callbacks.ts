@@ -1,0 +1,163 @@
+/** Calls callbacks in order, and the built-in ones. */
+import { EffnetError } from '../errors.js'
+import { csvLine } from './files.js'
+import type { RunFolder } from './run_folder.js'
+import type { Callback, EpochEvent, StepEvent, TrainerContext } from './types.js'
+
+type Hook = Exclude<keyof Callback, 'name' | 'state' | 'load'>
+type HookArgs<H extends Hook> = Required<Callback>[H] extends (ctx: TrainerContext, ...args: infer A) => void | Promise<void>
+  ? A
+  : never
+
+export class CallbackList {
+  constructor(private readonly callbacks: readonly Callback[]) {
+    const names = callbacks.map((c) => c.name)
+    const twice = names.find((name, i) => names.indexOf(name) !== i)
+    if (twice !== undefined) {
+      throw new EffnetError('EFF_CONFIG_VALUE', `two callbacks are named "${twice}"`, { hint: 'give each its own name' })
+    }
+  }
+
+  async call<H extends Hook>(hook: H, ctx: TrainerContext, ...args: HookArgs<H>): Promise<void> {
+    for (const callback of this.callbacks) {
+      const method = callback[hook] as ((ctx: TrainerContext, ...args: unknown[]) => void | Promise<void>) | undefined
+      if (method) await method.call(callback, ctx, ...args)
+    }
+  }
+
+  /** Whether any callback has the hook: a step need not pay for what nobody hears. */
+  has(hook: Hook): boolean {
+    return this.callbacks.some((c) => c[hook] !== undefined)
+  }
+
+  state(): Record<string, unknown> {
+    const states: Record<string, unknown> = {}
+    for (const callback of this.callbacks) if (callback.state) states[callback.name] = callback.state()
+    return states
+  }
+
+  load(states: Readonly<Record<string, unknown>>): void {
+    for (const callback of this.callbacks) {
+      if (callback.load && callback.name in states) callback.load(states[callback.name])
+    }
+  }
+}
+
+export interface EarlyStoppingOptions {
+  /** Default 'val/top1'. */
+  monitor?: string
+  /** Default: 'min' for losses, else 'max'. */
+  mode?: 'max' | 'min'
+  /** Epochs without improvement before the run ends; default 10. */
+  patience?: number
+  /** Smallest change that counts; default 0. */
+  minDelta?: number
+}
+
+/** Ends the run when a metric has not improved for `patience` epochs in which it was measured. */
+export class EarlyStopping implements Callback {
+  readonly name = 'early-stopping'
+  private readonly monitor: string
+  private readonly sign: 1 | -1
+  private readonly patience: number
+  private readonly minDelta: number
+  private best: number | null = null
+  private waited = 0
+
+  constructor(options: EarlyStoppingOptions = {}) {
+    this.monitor = options.monitor ?? 'val/top1'
+    const mode = options.mode ?? (this.monitor.endsWith('loss') ? 'min' : 'max')
+    this.sign = mode === 'max' ? 1 : -1
+    this.patience = options.patience ?? 10
+    this.minDelta = options.minDelta ?? 0
+  }
+
+  onEpochEnd(ctx: TrainerContext, event: EpochEvent): void {
+    const value = event.metrics[this.monitor]
+    if (value === undefined || Number.isNaN(value)) return
+    if (this.best === null || this.sign * (value - this.best) > this.minDelta) {
+      this.best = value
+      this.waited = 0
+      return
+    }
+    this.waited++
+    if (this.waited >= this.patience) ctx.stop('early-stop')
+  }
+
+  state(): unknown {
+    return { best: this.best, waited: this.waited }
+  }
+
+  load(state: unknown): void {
+    const { best, waited } = state as { best: number | null; waited: number }
+    this.best = best
+    this.waited = waited
+  }
+}
+
+/** metrics.csv: one row an epoch; the columns never change within a run. */
+export class CsvLogger implements Callback {
+  readonly name = 'csv-logger'
+
+  constructor(
+    private readonly folder: RunFolder,
+    private readonly columns: readonly string[],
+  ) {}
+
+  async begin(resumeStep: number | undefined): Promise<void> {
+    const header = csvLine(['epoch', 'step', 'time_s', ...this.columns])
+    if (resumeStep === undefined) await this.folder.start('metrics.csv', header)
+    else await this.folder.cut('metrics.csv', resumeStep, (line) => optionalNumber(line.split(',')[1]))
+  }
+
+  async onEpochEnd(_ctx: TrainerContext, event: EpochEvent): Promise<void> {
+    const time = (event.elapsedMs / 1000).toFixed(3)
+    const cells = this.columns.map((column) => event.metrics[column])
+    await this.folder.append('metrics.csv', csvLine([event.epoch + 1, event.step, time, ...cells]))
+  }
+}
+
+/** steps.jsonl: one object each `every` steps. */
+export class JsonlLogger implements Callback {
+  readonly name = 'jsonl-logger'
+
+  constructor(
+    private readonly folder: RunFolder,
+    private readonly every: number,
+  ) {}
+
+  async begin(resumeStep: number | undefined): Promise<void> {
+    if (resumeStep === undefined) await this.folder.start('steps.jsonl', '')
+    else await this.folder.cut('steps.jsonl', resumeStep, stepOfLine)
+  }
+
+  async onStepEnd(_ctx: TrainerContext, event: StepEvent): Promise<void> {
+    if (event.step % this.every !== 0 && event.stepInEpoch !== event.stepsPerEpoch) return
+    const { epoch, step, loss, lr, imagesPerS, dataWait, elapsedMs, gradNorm } = event
+    const line = {
+      epoch,
+      step,
+      loss,
+      lr,
+      imagesPerS,
+      dataWait,
+      timeS: elapsedMs / 1000,
+      ...(gradNorm === undefined ? {} : { gradNorm }),
+    }
+    await this.folder.append('steps.jsonl', `${JSON.stringify(line)}\n`)
+  }
+}
+
+const optionalNumber = (text: string | undefined): number | undefined => {
+  const value = Number(text)
+  return text === undefined || Number.isNaN(value) ? undefined : value
+}
+
+/** A line that is not JSON (a crash while it was written) lies behind every step. */
+function stepOfLine(line: string): number {
+  try {
+    return (JSON.parse(line) as { step: number }).step
+  } catch {
+    return Number.POSITIVE_INFINITY
+  }
+}

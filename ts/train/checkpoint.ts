@@ -1,0 +1,155 @@
+/**
+ * Checkpoints of models and runs: what is in the folder, and how it becomes a model or a running training again.
+ * How the folder comes to exist whole or not at all is checkpoint_folder.ts.
+ */
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
+import { binding } from '../binding.js'
+import { EffnetError } from '../errors.js'
+import type { ModelConfig } from '../nn/index.js'
+import type { Session } from '../runtime/session.js'
+import { packageVersion } from '../version.js'
+import { CHECKPOINT_VERSION, findFolder, readManifest, startFolder, verifyFolder } from './checkpoint_folder.js'
+import { EMA_FILE, type TensorContent, tensorBytes, writeTensorFiles } from './tensor_files.js'
+import type { FitResult, Metrics, ResolvedOptions } from './types.js'
+
+export const MODEL_JSON = 'model.json'
+export const STATE_JSON = 'state.json'
+
+/** model.json: all that prediction needs beside the weights. */
+export interface ModelJson {
+  format: 'effnet-model'
+  version: number
+  config: ModelConfig
+  classes: readonly string[] | null
+}
+
+/** Bit-exact continuation holds between equal ones. */
+export interface MachineState {
+  package: string
+  onednn: string
+  isa: string
+  onednnIsa: string
+}
+
+export interface TrainState {
+  format: 'effnet-state'
+  version: number
+  /** Whole epochs done. */
+  epoch: number
+  /** Optimizer steps done. */
+  step: number
+  stepInEpoch: number
+  /** Position in the order of epoch `epoch`. */
+  sample: number
+  seed: number
+  /** Updates of the moving average. */
+  emaUpdates: number
+  options: ResolvedOptions
+  /** Peak rate and steps of the schedule. */
+  schedule: { stepsPerEpoch: number; totalSteps: number }
+  running: number[]
+  metrics: Metrics
+  best: { metric: string; value: number; epoch: number; step: number } | null
+  callbacks: Record<string, unknown>
+  data: { images: number; sha256: string; classes: readonly string[] }
+  machine: MachineState
+  elapsedMs: number
+  trainedMs: number
+  trainedImages: number
+  waitMs: number
+  /** Set when the run came to its end. */
+  result: FitResult | null
+}
+
+export function machineState(): MachineState {
+  const native = binding()
+  const { isa, onednnIsa } = native.cpuInfo()
+  return { package: packageVersion(), onednn: native.version().onednn, isa, onednnIsa }
+}
+
+export const modelJson = (config: ModelConfig, classes: readonly string[] | undefined): ModelJson => ({
+  format: 'effnet-model',
+  version: CHECKPOINT_VERSION,
+  config,
+  classes: classes ?? null,
+})
+
+/** Copies the weights now; the folder is complete when `done` resolves to its bytes. */
+export function startCheckpoint(
+  session: Session,
+  target: string,
+  model: ModelJson,
+  content: TensorContent,
+  state?: TrainState,
+): Promise<{ done: Promise<number> }> {
+  return startFolder(binding(), target, {
+    step: state?.step ?? 0,
+    bytes: tensorBytes(session, content),
+    writeTensors: (dir) => writeTensorFiles(session, dir, content),
+    json: { [MODEL_JSON]: model, ...(state ? { [STATE_JSON]: state } : {}) },
+  })
+}
+
+/**
+ * The checkpoint folder a user means: a checkpoint, or a run folder (its best, else its last).
+ * @throws EFF_CKPT_MISSING
+ */
+export async function resolveCheckpoint(given: string): Promise<string> {
+  const dir = path.resolve(given)
+  const candidates = [dir, path.join(dir, 'checkpoints/best'), path.join(dir, 'checkpoints/last')]
+  for (const candidate of candidates) {
+    const found = await findFolder(candidate)
+    if (found) return found
+  }
+  throw new EffnetError('EFF_CKPT_MISSING', `${given}: no complete checkpoint here`, {
+    hint: 'give a checkpoint folder (runs/.../checkpoints/best) or a run folder',
+    details: { path: dir },
+  })
+}
+
+/** Verified contents of a model's or a run's checkpoint. */
+export async function readModelJson(dir: string): Promise<{ model: ModelJson; hasEma: boolean }> {
+  const manifest = await verifyFolder(binding(), dir)
+  const model = await readJson<ModelJson>(dir, MODEL_JSON, 'effnet-model')
+  return { model, hasEma: EMA_FILE in manifest.files }
+}
+
+/** @throws EFF_CKPT_MISSING when the folder holds a model without training state */
+export async function readTrainState(dir: string): Promise<TrainState> {
+  const manifest = await readManifest(dir)
+  if (manifest && !(STATE_JSON in manifest.files)) {
+    throw new EffnetError('EFF_CKPT_MISSING', `${dir}: a model without training state cannot be resumed`, {
+      hint: 'start a new run from it: createModel(name, { pretrained: file })',
+    })
+  }
+  return readJson<TrainState>(dir, STATE_JSON, 'effnet-state')
+}
+
+async function readJson<T extends { format: string; version: number }>(
+  dir: string,
+  name: string,
+  format: T['format'],
+): Promise<T> {
+  const file = path.join(dir, name)
+  const corrupt = (why: string, cause?: unknown): never => {
+    throw new EffnetError('EFF_CKPT_CORRUPT', `${file}: ${why}`, { details: { path: file }, cause })
+  }
+  let value: T
+  try {
+    value = JSON.parse(await readFile(file, 'utf8')) as T
+  } catch (cause) {
+    return corrupt((cause as Error).message, cause)
+  }
+  if (value.format !== format) corrupt(`not of format ${format}`)
+  if (value.version > CHECKPOINT_VERSION) {
+    throw new EffnetError(
+      'EFF_CKPT_VERSION',
+      `${file}: version ${value.version}; this package reads up to ${CHECKPOINT_VERSION}`,
+      {
+        hint: 'update the package effnet-native',
+      },
+    )
+  }
+  return value
+}

@@ -1,0 +1,113 @@
+/** Top-1, top-5 and cross-entropy of a model over a labelled dataset. */
+import { NativeImageLoader } from '../data/loader.js'
+import type { ImageDataset } from '../data/types.js'
+import { EffnetError } from '../errors.js'
+import type { Model } from '../model.js'
+import { evalResize } from '../nn/index.js'
+import { DetailedMetrics, RunningMetrics } from './metrics.js'
+import type { EvaluateModelOptions, EvaluateResult } from './types.js'
+
+/** @throws EFF_DATA_LABEL when the data's classes cannot be the model's */
+export function checkClasses(model: Model, data: ImageDataset): void {
+  const { numClasses } = model.config
+  if (data.classes.length !== numClasses) {
+    throw new EffnetError('EFF_DATA_LABEL', `${data.root}: ${data.classes.length} classes, the model has ${numClasses}`, {
+      hint: `createModel(name, { numClasses: ${data.classes.length} }) replaces the classifier`,
+      details: { data: data.classes.length, model: numClasses },
+    })
+  }
+  const names = model.classes
+  if (names === undefined || model.weights.kind !== 'checkpoint') return
+  const at = data.classes.findIndex((name, i) => name !== names[i])
+  if (at < 0) return
+  throw new EffnetError(
+    'EFF_DATA_LABEL',
+    `${data.root}: class ${at} is "${data.classes[at]}", in the checkpoint "${names[at]}"`,
+    {
+      hint: 'use the data (or the class folders) that the model was trained on',
+      details: { index: at },
+    },
+  )
+}
+
+/** Loader and size of a validation run; kept by the Trainer from one validation to the next. */
+export class Evaluator {
+  readonly size: number
+  private readonly loader: NativeImageLoader
+  private readonly classes: readonly string[]
+
+  constructor(
+    private readonly model: Model,
+    private readonly options: EvaluateModelOptions,
+  ) {
+    const { config } = model
+    this.size = options.imageSize ?? config.evalSize
+    const { data } = options
+    this.classes = data.classes
+    this.loader = new NativeImageLoader(data, {
+      batchSize: Math.min(options.batchSize ?? 32, data.length),
+      transform: {
+        mode: 'eval',
+        size: this.size,
+        resizeTo: evalResize(config, this.size, options.cropPct),
+        interpolation: options.interpolation ?? config.preprocessing.interpolation,
+        ...(options.exifOrientation === undefined ? {} : { exifOrientation: options.exifOrientation }),
+        ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
+      },
+      shuffle: false,
+      ...(options.workers === undefined ? {} : { workers: options.workers }),
+      ...(options.prefetch === undefined ? {} : { prefetch: options.prefetch }),
+      ...(options.maxBad === undefined ? {} : { maxBad: options.maxBad }),
+    })
+  }
+
+  /** One pass. `details`: per-class counts, confusion and worst errors too. */
+  async run(details: boolean, onProgress?: (done: number, total: number) => void | Promise<void>): Promise<EvaluateResult> {
+    const { model, loader, options } = this
+    const { labels, files } = options.data
+    const running = new RunningMetrics()
+    const detailed = details ? new DetailedMetrics(this.classes) : undefined
+    const started = performance.now()
+    let done = 0
+    loader.load({ epoch: 0, sample: 0, seed: 0 })
+    for await (const batch of loader.epoch()) {
+      if (options.signal?.aborted)
+        throw new EffnetError('EFF_ABORTED', 'evaluation was aborted', { cause: options.signal.reason })
+      const output = await model.plans.run(loader.batchSize, this.size, { batch: batch.handle })
+      running.add(output.loss, output.ranks)
+      if (detailed) {
+        const own = Int32Array.from(batch.indices, (i) => labels[i]!)
+        detailed.add(output.logits, output.ranks, own, batch.count, (i) => files[batch.indices[i]!]!)
+      }
+      done += batch.count
+      await onProgress?.(done, options.data.length)
+    }
+    const elapsedMs = performance.now() - started
+    return {
+      metrics: { 'val/top1': running.top1, 'val/top5': running.top5, 'val/loss': running.loss },
+      images: running.count,
+      imagesPerS: (1000 * running.count) / elapsedMs,
+      elapsedMs,
+      badFiles: loader.badFiles,
+      ...(detailed ? { details: detailed.result() } : {}),
+    }
+  }
+
+  close(): void {
+    this.loader.close()
+  }
+}
+
+/**
+ * Evaluates the weights as they are, with the model's own evaluation size and crop unless told otherwise.
+ * @throws EFF_DATA_LABEL, EFF_DATA_DECODE (too many unreadable files), EFF_ABORTED
+ */
+export async function evaluateModel(model: Model, options: EvaluateModelOptions): Promise<EvaluateResult> {
+  checkClasses(model, options.data)
+  const evaluator = new Evaluator(model, options)
+  try {
+    return await evaluator.run(options.details ?? true, options.onProgress)
+  } finally {
+    evaluator.close()
+  }
+}

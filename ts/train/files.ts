@@ -1,0 +1,63 @@
+/** Small files written so that a reader sees the old or the new one, never half of it. */
+import { open, readFile, rename, rm } from 'node:fs/promises'
+import path from 'node:path'
+import { EffnetError } from '../errors.js'
+
+/** Writes and fsyncs a new file. */
+export async function writeSynced(file: string, data: string | Uint8Array): Promise<void> {
+  const handle = await open(file, 'w')
+  try {
+    await handle.writeFile(data)
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}
+
+let temporaries = 0
+
+/** Replaces a file: temporary name, fsync, rename. */
+export async function writeAtomic(file: string, data: string | Uint8Array): Promise<void> {
+  const temporary = path.join(path.dirname(file), `.${path.basename(file)}.${process.pid}.${temporaries++}`)
+  try {
+    await writeSynced(temporary, data)
+    await rename(temporary, file)
+  } catch (cause) {
+    await rm(temporary, { force: true })
+    throw ioError(cause, file)
+  }
+}
+
+export const json = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`
+
+/** The text, or undefined where there is no such file. */
+export async function readOptional(file: string): Promise<string | undefined> {
+  try {
+    return await readFile(file, 'utf8')
+  } catch (cause) {
+    const code = (cause as NodeJS.ErrnoException).code
+    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined
+    throw ioError(cause, file)
+  }
+}
+
+export function ioError(cause: unknown, file: string): EffnetError {
+  if (cause instanceof EffnetError) return cause
+  const { code, message } = cause as NodeJS.ErrnoException
+  if (code === 'ENOSPC' || code === 'EDQUOT') {
+    return new EffnetError('EFF_CKPT_NO_SPACE', `${file}: no space left on the disk`, {
+      hint: 'free some space, then --resume',
+      cause,
+    })
+  }
+  return new EffnetError('EFF_IO', `${file}: ${message}`, { cause, details: { errno: code, path: file } })
+}
+
+/** One cell of a CSV line (RFC 4180). */
+export const csvCell = (value: string | number | undefined): string => {
+  if (value === undefined) return ''
+  const text = String(value)
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text
+}
+
+export const csvLine = (cells: readonly (string | number | undefined)[]): string => `${cells.map(csvCell).join(',')}\n`

@@ -1,0 +1,171 @@
+/** The folder of a run: what was asked, what came of it, and its checkpoints. All small files are replaced atomically. */
+import { execFile } from 'node:child_process'
+import { appendFile, mkdir, stat, writeFile } from 'node:fs/promises'
+import os from 'node:os'
+import path from 'node:path'
+import { promisify } from 'node:util'
+import { binding } from '../binding.js'
+import type { BadFile } from '../data/types.js'
+import { EffnetError } from '../errors.js'
+import { packageVersion } from '../version.js'
+import { csvLine, ioError, json, readOptional, writeAtomic } from './files.js'
+
+export type RunState = 'running' | 'finished' | 'interrupted' | 'failed'
+
+export interface RunStatus {
+  state: RunState
+  step: number
+  epoch: number
+  best: { metric: string; value: number; epoch: number; step: number } | null
+  updated: string
+  message: string | null
+}
+
+/** Any of these makes a folder a run. */
+const MARKS = ['status.json', 'checkpoints', 'resolved.yaml', 'metrics.csv']
+
+/** Environment variables that change results or speed; others may hold secrets. */
+const ENV = /^(EFFNET_(?!.*(TOKEN|KEY|SECRET))|OMP_NUM_THREADS$|NODE_OPTIONS$|UV_THREADPOOL_SIZE$|CUDA_VISIBLE_DEVICES$)/
+
+const exists = (file: string): Promise<boolean> =>
+  stat(file).then(
+    () => true,
+    () => false,
+  )
+
+export class RunFolder {
+  readonly checkpoints: string
+  private statusWritten = 0
+
+  constructor(readonly dir: string) {
+    this.checkpoints = path.join(dir, 'checkpoints')
+  }
+
+  get last(): string {
+    return path.join(this.checkpoints, 'last')
+  }
+
+  get best(): string {
+    return path.join(this.checkpoints, 'best')
+  }
+
+  file(name: string): string {
+    return path.join(this.dir, name)
+  }
+
+  async isRun(): Promise<boolean> {
+    for (const mark of MARKS) if (await exists(this.file(mark))) return true
+    return false
+  }
+
+  /** @throws EFF_RUN_EXISTS when there is a run and it is not to be continued */
+  async open(resume: boolean): Promise<void> {
+    if (!resume && (await this.isRun())) {
+      throw new EffnetError('EFF_RUN_EXISTS', `${this.dir}: there is a run already`, {
+        hint: '--resume continues it; or give another --out',
+        details: { path: this.dir },
+      })
+    }
+    try {
+      await mkdir(this.checkpoints, { recursive: true })
+    } catch (cause) {
+      throw ioError(cause, this.dir)
+    }
+  }
+
+  async writeConfig(config: unknown, resolved: unknown): Promise<void> {
+    const { stringify } = await import('yaml')
+    await writeAtomic(this.file('config.yaml'), stringify(config))
+    await writeAtomic(this.file('resolved.yaml'), stringify(resolved))
+  }
+
+  async writeEnvironment(command: readonly string[] | undefined, more: Record<string, unknown>): Promise<void> {
+    const native = binding()
+    await writeAtomic(
+      this.file('environment.json'),
+      json({
+        package: packageVersion(),
+        addon: native.version(),
+        node: process.versions.node,
+        v8: process.versions.v8,
+        platform: `${process.platform}-${process.arch}`,
+        os: `${os.type()} ${os.release()}`,
+        cpu: native.cpuInfo(),
+        hostCores: os.cpus().length,
+        memoryBytes: os.totalmem(),
+        ...more,
+        command: command ?? null,
+        cwd: process.cwd(),
+        git: await gitCommit(),
+        env: Object.fromEntries(Object.entries(process.env).filter(([key]) => ENV.test(key))),
+        started: new Date().toISOString(),
+      }),
+    )
+  }
+
+  async writeStatus(status: Omit<RunStatus, 'updated'>): Promise<void> {
+    this.statusWritten = performance.now()
+    await writeAtomic(this.file('status.json'), json({ ...status, updated: new Date().toISOString() } satisfies RunStatus))
+  }
+
+  /** Milliseconds since the status was last written. */
+  get statusAge(): number {
+    return performance.now() - this.statusWritten
+  }
+
+  async readStatus(): Promise<RunStatus | undefined> {
+    const text = await readOptional(this.file('status.json'))
+    if (text === undefined) return undefined
+    try {
+      return JSON.parse(text) as RunStatus
+    } catch {
+      return undefined
+    }
+  }
+
+  async append(name: string, text: string): Promise<void> {
+    try {
+      await appendFile(this.file(name), text)
+    } catch (cause) {
+      throw ioError(cause, this.file(name))
+    }
+  }
+
+  async start(name: string, text: string): Promise<void> {
+    try {
+      await writeFile(this.file(name), text)
+    } catch (cause) {
+      throw ioError(cause, this.file(name))
+    }
+  }
+
+  /** Drops lines of a resumed run that lie behind the step it continues from. `stepOf` gives undefined for a header. */
+  async cut(name: string, step: number, stepOf: (line: string) => number | undefined): Promise<void> {
+    const text = await readOptional(this.file(name))
+    if (text === undefined) return
+    // The last line may be incomplete after a crash; it has no newline then.
+    const whole = text.slice(0, text.lastIndexOf('\n') + 1)
+    const kept = whole.split('\n').filter((line) => line !== '' && (stepOf(line) ?? 0) <= step)
+    await writeAtomic(this.file(name), kept.map((line) => `${line}\n`).join(''))
+  }
+
+  async writeBadFiles(bad: readonly BadFile[]): Promise<void> {
+    if (bad.length === 0) return
+    const lines = bad.map((b) => csvLine([b.path, b.code, b.message]))
+    await writeAtomic(this.file('bad_files.csv'), csvLine(['path', 'code', 'message']) + lines.join(''))
+  }
+
+  async writeResults(results: unknown): Promise<void> {
+    await writeAtomic(this.file('results.json'), json(results))
+  }
+}
+
+/** Commit of the folder the program runs in, when it is a git checkout. */
+async function gitCommit(): Promise<string | null> {
+  try {
+    const { stdout } = await promisify(execFile)('git', ['rev-parse', 'HEAD'], { timeout: 2000 })
+    return stdout.trim()
+  } catch {
+    return null
+  }
+}
