@@ -2,8 +2,9 @@
  * The addon's surface, typed; the single importer of the .node file. Functions over opaque handles; every policy is in
  * TypeScript. Errors from native code arrive as EffnetError (code, message).
  */
-import { createRequire } from 'node:module'
+
 import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import path from 'node:path'
 import { EffnetError, type ErrorCode } from './errors.js'
 import { packageRoot } from './paths.js'

@@ -22,6 +22,8 @@
 #include "plan/op_ports.h"
 #include "plan/plan.h"
 
+extern "C" void omp_set_num_threads(int);  // as the engine's threads: oneDNN runs on the calling thread alone
+
 namespace effnet::test {
 
 using plan::Arena;
@@ -260,12 +262,15 @@ class Rig {
     }
     Aligned shared(kernel_->shared_scratch_bytes());
     cpu::ExecContext context{pointers, &scalars_, nullptr, shared.data(), 0};
+    omp_set_num_threads(1);
+    kernel_->prepare(context);
     for (int phase = 0; phase < kernel_->phases(); ++phase) {
       std::vector<int> shards(static_cast<size_t>(kernel_->shards(phase)));
       std::iota(shards.begin(), shards.end(), 0);
       if (order != Order::forward) std::shuffle(shards.begin(), shards.end(), std::mt19937(7));
       std::atomic<size_t> next{0};
       const auto work = [&](int worker) {
+        omp_set_num_threads(1);
         Aligned scratch(kernel_->worker_scratch_bytes());
         cpu::ExecContext mine = context;
         mine.worker = worker;

@@ -3,8 +3,8 @@ import { createHash } from 'node:crypto'
 import { EffnetError } from '../errors.js'
 import type { Graph } from '../graph/graph.js'
 import { OP_TABLE, OP_TABLE_HASH } from '../graph/op_table.js'
-import { type DType, type Node, type Tensor, tensorBytes } from '../graph/types.js'
 import { ARENA_COUNT } from '../graph/plan_format.js'
+import { type DType, type Node, type Tensor, tensorBytes } from '../graph/types.js'
 import type { MemoryPlan } from './plan_memory.js'
 
 const MAGIC = 0x50464645
@@ -86,11 +86,15 @@ export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
   const u32 = (at: number, v: number) => view.setUint32(at, v, true)
   const u64 = (at: number, v: number) => view.setBigUint64(at, BigInt(v), true)
 
-  ;[MAGIC, VERSION, OP_TABLE_HASH, HEADER_BYTES].forEach((v, i) => u32(4 * i, v))
+  const fill = (write: (at: number, v: number) => void, at: number, size: number, values: readonly number[]) => {
+    for (const [i, v] of values.entries()) write(at + size * i, v)
+  }
+
+  fill(u32, 0, 4, [MAGIC, VERSION, OP_TABLE_HASH, HEADER_BYTES])
   u64(16, total)
-  ;[tensors.length, nodes.length, refs.length, attrs.length].forEach((v, i) => u32(24 + 4 * i, v))
-  ;[tensorsAt, opsAt, refsAt, attrsAt, namesAt, names.size].forEach((v, i) => u64(40 + 8 * i, v))
-  memory.arenaBytes.forEach((v, i) => u64(88 + 8 * i, v))
+  fill(u32, 24, 4, [tensors.length, nodes.length, refs.length, attrs.length])
+  fill(u64, 40, 8, [tensorsAt, opsAt, refsAt, attrsAt, namesAt, names.size])
+  fill(u64, 88, 8, memory.arenaBytes)
 
   tensors.forEach((t, i) => {
     const at = tensorsAt + i * TENSOR_BYTES
@@ -110,10 +114,10 @@ export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
     u16(at + 2, (node.prepare ? FLAG_PREPARE : 0) | (node.recomputed ? FLAG_RECOMPUTED : 0))
     u32(at + 4, name[0])
     u32(at + 8, name[1])
-    operands.forEach((v, k) => u32(at + 12 + 4 * k, v))
+    fill(u32, at + 12, 4, operands)
   })
-  refs.forEach((v, i) => u32(refsAt + 4 * i, v))
-  attrs.forEach((v, i) => view.setFloat64(attrsAt + 8 * i, v, true))
+  fill(u32, refsAt, 4, refs)
+  fill((at, v) => view.setFloat64(at, v, true), attrsAt, 8, attrs)
   names.write(bytes, namesAt)
   return { bytes, hash: createHash('sha256').update(bytes).digest('hex') }
 }

@@ -2,7 +2,18 @@
 import { Graph } from '../graph/graph.js'
 import type { Tensor } from '../graph/types.js'
 import { buildEfficientNet, type ModelConfig } from '../nn/index.js'
-import { appendOptimizer, autodiff, eliminateDead, foldBn, fuseTraining, markOutputs, type OptimizerSpec, type RecomputePolicy, recompute } from '../passes/index.js'
+import {
+  appendOptimizer,
+  autodiff,
+  eliminateDead,
+  foldBn,
+  fuseTraining,
+  markOutputs,
+  type OptimizerSpec,
+  type RecomputePolicy,
+  recompute,
+  type Target,
+} from '../passes/index.js'
 
 export interface TrainProgramOptions {
   batchSize: number
@@ -19,6 +30,7 @@ export interface TrainProgramOptions {
   /** Parameters that are not trained. */
   frozen?: ((name: string) => boolean) | undefined
   recompute?: RecomputePolicy
+  target: Target
   /** false leaves every op primitive: the twin that fused graphs are tested against. */
   fuse?: boolean
 }
@@ -27,13 +39,14 @@ export interface EvalProgramOptions {
   batchSize: number
   imageSize: number
   dtype: 'f32' | 'bf16'
+  target: Target
   fuse?: boolean
 }
 
 /** Names of the outputs in the plans below. */
 export const OUTPUTS = { loss: 'loss:loss', rank: 'loss:rank', gradNorm: 'grad_norm' } as const
 
-function withLoss(graph: Graph, config: ModelConfig, batch: number, logits: Tensor, labelSmoothing: number): Tensor {
+function withLoss(graph: Graph, batch: number, logits: Tensor, labelSmoothing: number): Tensor {
   const labels = graph.input('labels', [batch], 'i32')
   return graph.node('softmax_cross_entropy', { logits, labels }, { label_smoothing: labelSmoothing }, { name: 'loss' })['loss']!
 }
@@ -51,13 +64,12 @@ export function trainProgram(config: ModelConfig, o: TrainProgramOptions): Graph
     dropPathRate: o.dropPathRate,
     ...(o.frozen && { frozen: o.frozen }),
   })
-  withLoss(graph, config, o.batchSize, net.logits, o.labelSmoothing)
-  if (o.fuse ?? true) graph = fuseTraining(graph)
+  withLoss(graph, o.batchSize, net.logits, o.labelSmoothing)
+  if (o.fuse ?? true) graph = fuseTraining(graph, o.target)
   autodiff(graph, graph.find(OUTPUTS.loss))
   appendOptimizer(graph, { ...o.optimizer, clip: o.clip, ema: o.ema })
   graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.clip ? [OUTPUTS.gradNorm] : [])])
-  graph = recompute(graph, o.recompute ?? 'none')
-  return eliminateDead(graph)
+  return recompute(eliminateDead(graph), o.recompute ?? 'none')
 }
 
 export interface EvalProgram {
@@ -76,9 +88,9 @@ export function evalProgram(config: ModelConfig, o: EvalProgramOptions): EvalPro
     mode: 'eval',
     dtype: o.dtype,
   })
-  withLoss(graph, config, o.batchSize, net.logits, 0)
+  withLoss(graph, o.batchSize, net.logits, 0)
   const [logits, features] = [net.logits.name, net.features.name]
-  if (o.fuse ?? true) graph = foldBn(graph)
+  if (o.fuse ?? true) graph = foldBn(graph, o.target)
   graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, logits, features])
   return { graph: eliminateDead(graph), logits, features }
 }

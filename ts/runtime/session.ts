@@ -16,8 +16,8 @@ import type { Graph } from '../graph/graph.js'
 import { ARENA_COUNT } from '../graph/plan_format.js'
 import { elements, type Tensor } from '../graph/types.js'
 import { type ModelConfig, modelParams } from '../nn/index.js'
-import type { OptimizerSpec } from '../passes/index.js'
 import { emit } from '../passes/emit.js'
+import type { OptimizerSpec, Target } from '../passes/index.js'
 import { type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
@@ -33,7 +33,7 @@ export interface SessionOptions {
   threads?: number | undefined
 }
 
-export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'optimizer'> {
+export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'optimizer' | 'target'> {
   optimizer: Pick<OptimizerSpec, 'name' | 'nesterov' | 'decays'>
 }
 
@@ -175,12 +175,15 @@ abstract class BoundPlan {
 }
 
 export class TrainPlan extends BoundPlan {
+  private readonly clips: boolean
+
   constructor(
     compiled: Compiled,
     options: TrainPlanOptions,
     private readonly afterStep: () => void,
   ) {
     super(compiled, options.batchSize, options.imageSize)
+    this.clips = options.clip
   }
 
   /**
@@ -194,8 +197,7 @@ export class TrainPlan extends BoundPlan {
       loss: this.compiled.floats(output, OUTPUTS.loss)[0]!,
       ranks: this.compiled.ints(output, OUTPUTS.rank),
     }
-    const { graph } = this.compiled
-    if (graph.has(OUTPUTS.gradNorm)) result.gradNorm = this.compiled.floats(output, OUTPUTS.gradNorm)[0]!
+    if (this.clips) result.gradNorm = this.compiled.floats(output, OUTPUTS.gradNorm)[0]!
     return result
   }
 }
@@ -274,6 +276,10 @@ export class Session implements AsyncDisposable {
     return this.precision === 'fp32' ? 'f32' : 'bf16'
   }
 
+  private get target(): Target {
+    return { device: 'cpu', isa: this.cpu.isa }
+  }
+
   private openPool(): PoolHandle {
     if (!this.pool) throw new EffnetError('EFF_CLOSED', 'the model has been closed')
     return this.pool
@@ -282,7 +288,7 @@ export class Session implements AsyncDisposable {
   /** Compiles a training step. @throws EFF_OOM with the bytes asked for */
   async trainPlan(options: TrainPlanOptions): Promise<TrainPlan> {
     const pool = this.openPool()
-    const graph = trainProgram(this.config, { ...options, dtype: this.dtype })
+    const graph = trainProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
     const { name } = options.optimizer
     const compiled = await Compiled.create(pool, this.memory, graph, {
       weightOffsets: this.layout.offsets,
@@ -295,7 +301,7 @@ export class Session implements AsyncDisposable {
   /** Compiles a forward pass with BN folded into the weights. */
   async evalPlan(options: EvalPlanOptions): Promise<EvalPlan> {
     const pool = this.openPool()
-    const { graph, logits, features } = evalProgram(this.config, { ...options, dtype: this.dtype })
+    const { graph, logits, features } = evalProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
     const compiled = await Compiled.create(pool, this.memory, graph, {
       weightOffsets: this.layout.offsets,
       weightBytes: this.layout.bytes,

@@ -1,0 +1,216 @@
+// Dense convolutions against plain loops in double precision.
+#include "cpu/onednn/conv_tiles.h"
+#include "kernel_rig.h"
+
+namespace effnet::test {
+namespace {
+
+struct Case {
+  int64_t n, h, w, ic, oc, k, stride, top, left, bottom, right;
+  int64_t oh() const { return (h + top + bottom - k) / stride + 1; }
+  int64_t ow() const { return (w + left + right - k) / stride + 1; }
+  std::string name() const {
+    return std::to_string(n) + "x" + std::to_string(h) + "x" + std::to_string(w) + "x" + std::to_string(ic) + "->" +
+           std::to_string(oc) + " k" + std::to_string(k) + " s" + std::to_string(stride) + " p" + std::to_string(top) +
+           std::to_string(bottom);
+  }
+  std::vector<double> attrs() const {
+    return {double(stride), double(top), double(left), double(bottom), double(right)};
+  }
+};
+
+Case pointwise(int64_t n, int64_t h, int64_t w, int64_t ic, int64_t oc) { return {n, h, w, ic, oc, 1, 1, 0, 0, 0, 0}; }
+Case same3(int64_t n, int64_t h, int64_t w, int64_t ic, int64_t oc, int64_t stride) {
+  const auto total = [stride](int64_t in) {
+    return std::max<int64_t>(((in + stride - 1) / stride - 1) * stride + 3 - in, 0);
+  };
+  const int64_t v = total(h), u = total(w);
+  return {n, h, w, ic, oc, 3, stride, v / 2, u / 2, v - v / 2, u - u / 2};
+}
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = {
+      pointwise(1, 1, 1, 1280, 17),
+      pointwise(2, 7, 7, 24, 40),
+      pointwise(5, 7, 7, 112, 20),
+      pointwise(3, 14, 14, 16, 96),
+      pointwise(1, 7, 7, 192, 320),
+      pointwise(1, 28, 28, 40, 24),
+      pointwise(1, 1, 7, 3, 1),
+      same3(2, 32, 32, 3, 32, 2),
+      same3(1, 33, 31, 3, 24, 2),
+      same3(2, 12, 12, 24, 48, 1),
+      same3(3, 9, 7, 8, 13, 2),
+      same3(1, 56, 56, 24, 96, 1),
+      {2, 16, 16, 3, 8, 3, 2, 1, 1, 1, 1},
+      {1, 15, 16, 16, 16, 3, 2, 1, 1, 1, 1},
+  };
+  return all;
+}
+
+// The five loops; calls visit(src index, weight index, dst index) for every product.
+template <class F>
+void for_each_product(const Case& c, F visit) {
+  for (int64_t n = 0; n < c.n; ++n)
+    for (int64_t y = 0; y < c.oh(); ++y)
+      for (int64_t x = 0; x < c.ow(); ++x)
+        for (int64_t ky = 0; ky < c.k; ++ky)
+          for (int64_t kx = 0; kx < c.k; ++kx) {
+            const int64_t iy = y * c.stride + ky - c.top, ix = x * c.stride + kx - c.left;
+            if (iy < 0 || ix < 0 || iy >= c.h || ix >= c.w) continue;
+            for (int64_t o = 0; o < c.oc; ++o)
+              for (int64_t i = 0; i < c.ic; ++i)
+                visit(static_cast<size_t>(((n * c.h + iy) * c.w + ix) * c.ic + i),
+                      static_cast<size_t>(((o * c.k + ky) * c.k + kx) * c.ic + i),
+                      static_cast<size_t>(((n * c.oh() + y) * c.ow() + x) * c.oc + o));
+          }
+}
+
+struct Data {
+  Values src, weights, diff_dst;
+  Data(const Case& c, DType dtype)
+      : src(stored(dtype, random_values(static_cast<size_t>(c.n * c.h * c.w * c.ic), 1))),
+        weights(stored(DType::f32, random_values(static_cast<size_t>(c.oc * c.k * c.k * c.ic), 2))),
+        diff_dst(stored(dtype, random_values(static_cast<size_t>(c.n * c.oh() * c.ow() * c.oc), 3))) {}
+};
+
+class ConvTest : public testing::TestWithParam<DType> {
+ protected:
+  // bf16 is available where oneDNN has kernels for it; without AVX-512 there is nothing to test.
+  void SetUp() override {
+    if (GetParam() == DType::bf16 && !__builtin_cpu_supports("avx512bf16"))
+      GTEST_SKIP() << "no AVX512_BF16 on this CPU";
+    if (const char* isa = std::getenv("EFFNET_MAX_ISA"); isa && GetParam() == DType::bf16 && std::string(isa) == "avx2")
+      GTEST_SKIP() << "bf16 needs AVX-512";
+  }
+  DType dtype() const { return GetParam(); }
+  double tolerance() const { return dtype() == DType::bf16 ? 0x1p-8 : 3e-6; }
+  Values rounded_weights(const Data& d) const { return stored(dtype(), d.weights); }
+  double scale(int64_t terms) const {
+    return std::sqrt(static_cast<double>(terms)) * (dtype() == DType::bf16 ? 0.1 : 1);
+  }
+};
+
+TEST_P(ConvTest, Forward) {
+  for (const Case& c : cases()) {
+    const Data d(c, dtype());
+    Rig rig(cpu::make_conv2d, c.attrs());
+    rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
+    rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+    const Tensor* dst = rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc});
+    rig.run();
+    if (HasFatalFailure()) FAIL() << c.name();
+    Values want(static_cast<size_t>(dst->elements()));
+    const Values w = rounded_weights(d);
+    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += d.src[s] * w[k]; });
+    expect_near(rig.get(dst), want, tolerance(), scale(c.k * c.k * c.ic), c.name());
+    EXPECT_EQ(std::string(rig.kernel().name()).find("ref"), std::string::npos) << rig.kernel().name();
+  }
+}
+
+TEST_P(ConvTest, BackwardData) {
+  for (const Case& c : cases()) {
+    if (c.ic == 3) continue;  // the stem needs no gradient of the images
+    const Data d(c, dtype());
+    Rig rig(cpu::make_conv2d_bwd_data, c.attrs());
+    rig.in(dtype(), {c.n, c.oh(), c.ow(), c.oc}, d.diff_dst);
+    rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+    const Tensor* diff_src = rig.out(dtype(), {c.n, c.h, c.w, c.ic});
+    rig.run();
+    if (HasFatalFailure()) FAIL() << c.name();
+    Values want(static_cast<size_t>(diff_src->elements()));
+    const Values w = rounded_weights(d);
+    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[s] += d.diff_dst[t] * w[k]; });
+    expect_near(rig.get(diff_src), want, tolerance(), scale(c.k * c.k * c.oc), c.name());
+  }
+}
+
+TEST_P(ConvTest, BackwardWeights) {
+  for (const Case& c : cases()) {
+    const Data d(c, dtype());
+    Rig rig(cpu::make_conv2d_bwd_weights, c.attrs());
+    rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
+    rig.in(dtype(), {c.n, c.oh(), c.ow(), c.oc}, d.diff_dst);
+    const Tensor* diff_weights = rig.out(DType::f32, {c.oc, c.k, c.k, c.ic});
+    rig.run();
+    if (HasFatalFailure()) FAIL() << c.name();
+    Values want(static_cast<size_t>(diff_weights->elements()));
+    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[k] += d.src[s] * d.diff_dst[t]; });
+    // The gradient is FP32 in both types: products of bf16 values are exact.
+    expect_near(rig.get(diff_weights), want, 3e-6, scale(c.n * c.oh() * c.ow()) * 10, c.name());
+  }
+}
+
+TEST_P(ConvTest, BiasActivationGateResidual) {
+  for (const Case& c : cases()) {
+    for (const bool gated : {false, true}) {
+      if (gated && c.k != 1) continue;
+      const Data d(c, dtype());
+      const Values bias = stored(DType::f32, random_values(static_cast<size_t>(c.oc), 4));
+      const Values gate = stored(DType::f32, random_values(static_cast<size_t>(c.n * c.ic), 5, 0.5, 0.2));
+      const Values residual = stored(dtype(), random_values(d.diff_dst.size(), 6));
+      auto attrs = c.attrs();
+      attrs.push_back(static_cast<double>(plan::Act::silu));
+      Rig rig(cpu::make_conv2d_bias_act, attrs);
+      rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
+      rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+      rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc}, bias));
+      if (gated)
+        rig.in(DType::f32, {c.n, c.ic}, gate);
+      else
+        rig.add_in(nullptr);
+      rig.in(dtype(), {c.n, c.oh(), c.ow(), c.oc}, residual);
+      const Tensor* dst = rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc});
+      rig.run();
+      if (HasFatalFailure()) FAIL() << c.name();
+      Values src = d.src;
+      if (gated)
+        for (size_t i = 0; i < src.size(); ++i) {
+          const size_t image = i / static_cast<size_t>(c.h * c.w * c.ic);
+          src[i] = round_to(dtype(), src[i] * gate[image * static_cast<size_t>(c.ic) + i % static_cast<size_t>(c.ic)]);
+        }
+      Values want(static_cast<size_t>(dst->elements()));
+      const Values w = rounded_weights(d);
+      for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += src[s] * w[k]; });
+      for (size_t i = 0; i < want.size(); ++i) {
+        const double x = want[i] + bias[i % static_cast<size_t>(c.oc)];
+        want[i] = x / (1 + std::exp(-x)) + residual[i];
+      }
+      expect_near(rig.get(dst), want, 2 * tolerance(), scale(c.k * c.k * c.ic) + 2, c.name());
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, ConvTest, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& info) { return info.param == DType::bf16 ? "bf16" : "f32"; });
+
+TEST(ConvTiles, CoverEveryElementOnce) {
+  for (const Case& c : cases()) {
+    onednn::ConvShape shape{onednn::Pass::forward,
+                            DType::f32,
+                            c.n,
+                            c.h,
+                            c.w,
+                            c.ic,
+                            c.oh(),
+                            c.ow(),
+                            c.oc,
+                            c.k,
+                            c.k,
+                            c.stride,
+                            c.top,
+                            c.left,
+                            c.bottom,
+                            c.right};
+    int64_t covered = 0;
+    for (const auto& tile : onednn::independent_tiles(shape)) {
+      EXPECT_EQ(tile.dst_first, covered) << c.name();
+      covered += tile.dst_elements;
+    }
+    EXPECT_EQ(covered, c.n * c.oh() * c.ow() * c.oc) << c.name();
+    EXPECT_LE(onednn::reduction_tiles(shape).size(), 8u);
+  }
+}
+
+}  // namespace
+}  // namespace effnet::test
