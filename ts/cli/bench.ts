@@ -1,0 +1,281 @@
+import { EffnetError } from '../errors.js'
+import { type Call, defineVerb } from './call.js'
+import { EXIT } from './exit.js'
+import { checkDeviceOption, headerLine } from './model_source.js'
+import { defineOptions, ENGINE } from './options.js'
+import { compact, grouped, mebibytes, type Ui } from './ui.js'
+
+const BENCH = defineOptions({
+  mode: { kind: 'choice', value: 'M', choices: ['infer', 'train', 'data'], shown: 'infer', help: 'infer, train or data' },
+  model: { kind: 'text', value: 'NAME', shown: 'tf_efficientnet_b0', help: 'model name (effnet models list)' },
+  data: { kind: 'text', value: 'DIR', help: '--mode data: folder with train/, or the folder of classes itself' },
+  batchSize: { kind: 'int', value: 'N', min: 1, max: 65_536, shown: '1; train, data: 32', help: 'images a step' },
+  imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
+  steps: { kind: 'int', value: 'N', min: 1, max: 1_000_000, shown: '10 s, at least 5', help: 'steps that are timed' },
+  warmup: { kind: 'int', value: 'N', min: 0, max: 100_000, shown: '3', help: 'steps before them' },
+  optimizer: {
+    kind: 'choice',
+    value: 'O',
+    choices: ['adamw', 'sgd', 'rmsprop', 'rmsprop_tf'],
+    shown: 'adamw',
+    help: 'adamw, sgd, rmsprop or rmsprop_tf',
+  },
+  workers: { kind: 'int', value: 'N', min: 1, max: 256, shown: 'usable CPUs', help: '--mode data: decoding threads' },
+  seed: {
+    kind: 'int',
+    value: 'S',
+    min: 0,
+    max: Number.MAX_SAFE_INTEGER,
+    env: ['EFFNET_SEED'],
+    shown: '0',
+    help: 'of weights and pixels',
+  },
+  ...ENGINE,
+})
+type BenchCall = Call<typeof BENCH>
+
+const TARGET_MS = 10_000
+const LEAST_STEPS = 5
+const PROFILED_STEPS = 3
+const TOP_KERNELS = 15
+
+export interface Latency {
+  mean: number
+  p50: number
+  p90: number
+  p95: number
+  p99: number
+}
+
+/** Mean and nearest-rank percentiles of durations in ms. */
+export function latencyOf(ms: readonly number[]): Latency {
+  const sorted = [...ms].sort((a, b) => a - b)
+  const rank = (p: number): number => sorted[Math.max(0, Math.ceil((p / 100) * sorted.length) - 1)] ?? Number.NaN
+  const mean = sorted.reduce((sum, x) => sum + x, 0) / sorted.length
+  return { mean, p50: rank(50), p90: rank(90), p95: rank(95), p99: rank(99) }
+}
+
+/** Runs `step` until `steps` are timed, or for ten seconds and five steps where no number is asked for. */
+async function timeSteps(step: () => Promise<unknown>, warmup: number, steps: number | undefined, ui: Ui): Promise<number[]> {
+  for (let i = 0; i < warmup; i++) await step()
+  const times: number[] = []
+  let total = 0
+  while (steps === undefined ? times.length < LEAST_STEPS || total < TARGET_MS : times.length < steps) {
+    const start = performance.now()
+    await step()
+    const ms = performance.now() - start
+    times.push(ms)
+    total += ms
+    ui.progress(() => [
+      { text: `step ${times.length}${steps ? `/${steps}` : ''}  ${(total / times.length).toFixed(2)} ms`, rank: 0 },
+    ])
+  }
+  return times
+}
+
+/** Pixels that differ between runs of the program only by the seed (xorshift32). */
+function randomPixels(bytes: number, seed: number): Uint8Array {
+  const pixels = new Uint8Array(bytes)
+  let x = (seed ^ 0x9e3779b9) >>> 0 || 1
+  for (let i = 0; i < bytes; i++) {
+    x ^= x << 13
+    x ^= x >>> 17
+    x ^= x << 5
+    pixels[i] = x & 0xff
+  }
+  return pixels
+}
+
+export interface KernelRow {
+  op: string
+  kernel: string
+  ms: number
+  bytes: number
+  flops: number
+}
+
+/** Time, bytes and FLOPs of ops that run the same kernel, slowest first. */
+export function groupKernels(rows: readonly KernelRow[]): (KernelRow & { count: number })[] {
+  const groups = new Map<string, KernelRow & { count: number }>()
+  for (const row of rows) {
+    const key = `${row.op} ${row.kernel}`
+    const group = groups.get(key) ?? { op: row.op, kernel: row.kernel, ms: 0, bytes: 0, flops: 0, count: 0 }
+    group.ms += row.ms
+    group.bytes += row.bytes
+    group.flops += row.flops
+    group.count++
+    groups.set(key, group)
+  }
+  return [...groups.values()].sort((a, b) => b.ms - a.ms)
+}
+
+function kernelTable(ui: Ui, rows: readonly KernelRow[]): void {
+  const groups = groupKernels(rows)
+  const total = groups.reduce((sum, g) => sum + g.ms, 0)
+  const rate = (amount: number, ms: number): string => (ms > 0 ? (amount / ms / 1e6).toFixed(1) : '-')
+  ui.line()
+  ui.table(
+    [
+      { title: 'op' },
+      { title: 'kernel' },
+      { title: 'n', align: 'right' },
+      { title: 'ms', align: 'right' },
+      { title: '%', align: 'right' },
+      { title: 'GF/s', align: 'right' },
+      { title: 'GB/s', align: 'right' },
+    ],
+    groups
+      .slice(0, TOP_KERNELS)
+      .map((g) => [
+        g.op,
+        g.kernel,
+        String(g.count),
+        g.ms.toFixed(3),
+        ((100 * g.ms) / total).toFixed(1),
+        g.flops > 0 ? rate(g.flops, g.ms) : '-',
+        rate(g.bytes, g.ms),
+      ]),
+  )
+  const more = groups.length - TOP_KERNELS
+  if (more > 0) ui.line(ui.paint.dim(`and ${more} more; --json has all`))
+}
+
+interface Measured {
+  times: number[]
+  rows: KernelRow[]
+  arenaBytes: number
+}
+
+/** Times the steps of a plan, then measures its kernels in a few more. */
+async function measure(
+  plan: { profile(on: boolean): void; dump(): (KernelRow & { name: string })[]; readonly arenaBytes: readonly number[] },
+  step: () => Promise<unknown>,
+  { options: o, ui }: BenchCall,
+): Promise<Measured> {
+  const times = await timeSteps(step, o.warmup ?? 3, o.steps, ui)
+  plan.profile(true)
+  for (let i = 0; i < PROFILED_STEPS; i++) await step()
+  plan.profile(false)
+  const rows = plan.dump().filter((row) => row.ms > 0)
+  return { times, rows, arenaBytes: plan.arenaBytes.reduce((sum, n) => sum + n, 0) }
+}
+
+async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<void> {
+  const { options: o, ui } = call
+  const { DEFAULT_MODEL } = await import('./pretrained.js')
+  const { createModel } = await import('../model.js')
+  const name = (o.model ?? DEFAULT_MODEL) as Parameters<typeof createModel>[0]
+  const { engineOptions } = await import('./model_source.js')
+  const model = await createModel(name, {
+    ...engineOptions(o),
+    ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),
+    ...(o.seed === undefined ? {} : { seed: o.seed }),
+  })
+  try {
+    const { config, session } = model
+    const imageSize = o.imageSize ?? (mode === 'train' ? config.imageSize : config.evalSize)
+    const batchSize = o.batchSize ?? (mode === 'train' ? 32 : 1)
+    ui.line(`bench  ${config.name} @${imageSize} · ${mode} · batch ${batchSize}`)
+    const pixels = randomPixels(batchSize * imageSize * imageSize * 3, o.seed ?? 0)
+    const labels = Int32Array.from({ length: batchSize }, (_, i) => i % config.numClasses)
+    let measured: Measured
+    if (mode === 'infer') {
+      const plan = await session.evalPlan({ batchSize, imageSize })
+      const input = plan.packInput(pixels, labels)
+      measured = await measure(plan, () => plan.run(input), call)
+    } else {
+      const optimizer = { name: o.optimizer ?? 'adamw' } as const
+      const off = { dropRate: 0, dropPathRate: 0, ema: false, clip: false }
+      const plan = await session.trainPlan({ batchSize, imageSize, optimizer, labelSmoothing: 0.1, ...off })
+      const input = plan.packInput(pixels, labels)
+      const scalars = { lr: 1e-4, seed: o.seed ?? 0, weight_decay: 0.01, momentum: 0.9, alpha: 0.999, eps: 1e-8 }
+      let step = 0
+      measured = await measure(plan, () => plan.step(input, { ...scalars, step, optimizer_step: ++step }), call)
+    }
+    report(ui, measured, batchSize)
+  } finally {
+    await model.close()
+  }
+}
+
+function report(ui: Ui, { times, rows, arenaBytes }: Measured, batchSize: number): void {
+  const latency = latencyOf(times)
+  const imagesPerS = (1e3 * batchSize) / latency.mean
+  const peak = process.resourceUsage().maxRSS * 1024
+  ui.object({
+    images_per_s: imagesPerS,
+    latency_ms: latency,
+    peak_bytes: peak,
+    arena_bytes: arenaBytes,
+    steps: times.length,
+    kernels: rows.map(({ op, kernel, ms, bytes, flops }) => ({ op, kernel, ms, bytes, flops })),
+  })
+  if (ui.json) return
+  ui.answer(`speed  ${compact(imagesPerS)} img/s over ${times.length} steps`)
+  const { mean, p50, p90, p95, p99 } = latency
+  const parts = Object.entries({ mean, p50, p90, p95, p99 }).map(([k, v]) => `${k} ${v.toFixed(2)}`)
+  ui.answer(`step   ${parts.join(' · ')} ms`)
+  ui.answer(`memory ${mebibytes(peak)} peak of the process, ${mebibytes(arenaBytes)} in arenas`)
+  kernelTable(ui, rows)
+}
+
+async function benchData({ options: o, ui }: BenchCall): Promise<void> {
+  if (o.data === undefined) {
+    throw new EffnetError('EFF_CONFIG_VALUE', 'effnet bench --mode data needs --data', {
+      hint: '--data DIR   with train/, or a folder a class',
+    })
+  }
+  const { imageFolder } = await import('../data/image_folder.js')
+  const data = await imageFolder(o.data, { split: 'train' })
+  const size = o.imageSize ?? 224
+  const batchSize = Math.min(o.batchSize ?? 32, data.length)
+  ui.line(`bench  ${data.root} · ${grouped(data.length)} images · crops of ${size} · batch ${batchSize}`)
+  const workers = o.workers ?? o.threads
+  const loader = data.loader({
+    batchSize,
+    dropLast: true,
+    transform: { mode: 'train', size },
+    seed: o.seed ?? 0,
+    ...(workers === undefined ? {} : { workers }),
+  })
+  try {
+    let batches = loader.epoch()
+    const next = async (): Promise<void> => {
+      for (;;) {
+        const { done } = await batches.next()
+        if (!done) return
+        batches = loader.epoch()
+      }
+    }
+    const times = await timeSteps(next, o.warmup ?? 3, o.steps, ui)
+    const imagesPerS = (1e3 * batchSize * times.length) / times.reduce((sum, ms) => sum + ms, 0)
+    for (const bad of loader.badFiles) ui.warn(bad.code, `${bad.code}  ${bad.path}: ${bad.message}`)
+    ui.warningsLeft()
+    ui.object({ images_per_s: imagesPerS, steps: times.length, batch_size: batchSize, bad_files: loader.badFiles.length })
+    if (!ui.json) ui.answer(`speed  ${compact(imagesPerS)} img/s decoded, cropped and flipped, over ${times.length} batches`)
+    await batches.return?.(undefined)
+  } finally {
+    loader.close()
+  }
+}
+
+export const verb = defineVerb(
+  {
+    name: 'bench',
+    summary: 'speed of training, inference or the input pipeline',
+    examples: [
+      'effnet bench --model efficientnet_b0 --mode train --batch-size 32 --image-size 128',
+      'effnet bench --mode data --data photos --image-size 224 --json',
+    ],
+    options: BENCH,
+  },
+  async (call) => {
+    const { options: o, ui } = call
+    await checkDeviceOption(o.device)
+    ui.line(await headerLine(o, ui))
+    const mode = o.mode ?? 'infer'
+    if (mode === 'data') await benchData(call)
+    else await benchModel(call, mode)
+    return EXIT.ok
+  },
+)

@@ -1,0 +1,195 @@
+/** Looks at what the engine needs on this machine; every miss comes with its mend. */
+import { constants, existsSync, readFileSync } from 'node:fs'
+import { access, open, rm, statfs } from 'node:fs/promises'
+import os from 'node:os'
+import path from 'node:path'
+import type { CpuInfo } from '../binding.js'
+import { EffnetError } from '../errors.js'
+import { packageRoot } from '../paths.js'
+import { packageVersion } from '../version.js'
+import { defineVerb } from './call.js'
+import { describeError } from './errors_ui.js'
+import { EXIT } from './exit.js'
+import { defineOptions } from './options.js'
+import { pretrainedFiles } from './pretrained.js'
+import { mebibytes } from './ui.js'
+
+const NODE_MINIMUM: readonly [number, number] = [20, 17]
+const NAPI_MINIMUM = 9
+const LOW_SPACE = 1024 ** 3
+const PROBE_BYTES = 32 * 1024 ** 2
+
+export interface Check {
+  name: string
+  /** `warn`: works, but something is slower or missing; `fail`: the engine cannot run. */
+  status: 'ok' | 'warn' | 'fail'
+  value: string
+  mend?: string
+}
+
+const ok = (name: string, value: string): Check => ({ name, status: 'ok', value })
+
+function checkNode(): Check[] {
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
+  const recent = major > NODE_MINIMUM[0] || (major === NODE_MINIMUM[0] && minor >= NODE_MINIMUM[1])
+  const napi = Number(process.versions['napi'] ?? 0)
+  return [
+    recent
+      ? ok('node', process.versions.node)
+      : { name: 'node', status: 'fail', value: process.versions.node, mend: `install Node ${NODE_MINIMUM.join('.')} or later` },
+    napi >= NAPI_MINIMUM
+      ? ok('node-api', String(napi))
+      : { name: 'node-api', status: 'fail', value: String(napi), mend: `install Node ${NODE_MINIMUM.join('.')} or later` },
+    ok('platform', `${process.platform}-${process.arch}, ${os.type()} ${os.release()}`),
+  ]
+}
+
+function checkCpu(info: CpuInfo): Check[] {
+  const host = os.cpus().length
+  const limit = info.cpus < host ? `${info.cpus} of ${host} (affinity or container limit)` : `${info.cpus}`
+  const memory = os.totalmem()
+  const bounded = info.memoryBytes < memory * 0.999 ? ` of ${mebibytes(memory)} (container limit)` : ''
+  return [
+    ok('cpu', info.model),
+    info.avx2
+      ? ok('isa', `${info.isa}; oneDNN ${info.onednnIsa}`)
+      : { name: 'isa', status: 'fail', value: info.isa, mend: 'a CPU with AVX2 is needed (Intel from 2013, AMD from 2015)' },
+    info.avx512Bf16
+      ? ok('bf16-mixed', info.amxBf16 ? 'AMX' : 'AVX512_BF16')
+      : {
+          name: 'bf16-mixed',
+          status: 'warn',
+          value: 'this CPU has neither AVX512_BF16 nor AMX',
+          mend: 'use --precision fp32 (the default)',
+        },
+    ok('cpus', limit),
+    info.memoryBytes >= 2 * LOW_SPACE
+      ? ok('memory', `${mebibytes(info.memoryBytes)}${bounded}`)
+      : {
+          name: 'memory',
+          status: 'warn',
+          value: `${mebibytes(info.memoryBytes)}${bounded}`,
+          mend: 'small batches only: --batch-size 8, or raise the memory limit of the container',
+        },
+  ]
+}
+
+async function checkAddon(): Promise<Check[]> {
+  const { binding } = await import('../binding.js')
+  try {
+    const native = binding()
+    const v = native.version()
+    return [ok('addon', `${v.addon}, ${v.build}`), ok('oneDNN', v.onednn), ...checkCpu(native.cpuInfo())]
+  } catch (error) {
+    const { code, message, mend } = describeError(error)
+    return [{ name: 'addon', status: 'fail', value: `${code}: ${message}`, mend: mend ?? 'npm run setup' }]
+  }
+}
+
+async function checkSharp(): Promise<Check> {
+  try {
+    const { default: sharp } = await import('sharp')
+    return ok('sharp', `${sharp.versions.sharp ?? 'present'} (PNG, WebP, TIFF, AVIF, GIF)`)
+  } catch {
+    return { name: 'sharp', status: 'warn', value: 'absent: only JPEG can be read', mend: 'npm install sharp' }
+  }
+}
+
+function checkPretrained(): Check {
+  const files = pretrainedFiles()
+  if (files.length > 0) return ok('weights', files.map((f) => path.basename(f)).join(', '))
+  return {
+    name: 'weights',
+    status: 'warn',
+    value: `no pretrained weights in ${path.join(packageRoot(), 'models/pretrained')}`,
+    mend: 'check the package out or install it again; predict needs --model and --weights until then',
+  }
+}
+
+/** Free space of the working folder and the rate at which it takes 32 MiB with an fsync at the end. */
+async function checkDisk(folder: string): Promise<Check[]> {
+  const { bavail, bsize } = await statfs(folder)
+  const free = bavail * bsize
+  const space: Check =
+    free >= LOW_SPACE
+      ? ok('disk space', `${mebibytes(free)} free in ${folder}`)
+      : {
+          name: 'disk space',
+          status: 'warn',
+          value: `${mebibytes(free)} free in ${folder}`,
+          mend: 'a B0 run needs about 150 MB a checkpoint: free some space, or train with --out on another disk',
+        }
+  if (free < 2 * PROBE_BYTES) return [space]
+  const probe = path.join(folder, `.effnet-doctor-${process.pid}`)
+  try {
+    await access(folder, constants.W_OK)
+    const block = Buffer.alloc(1024 ** 2, 0x5a)
+    const file = await open(probe, 'wx')
+    const start = performance.now()
+    try {
+      for (let i = 0; i < PROBE_BYTES; i += block.length) await file.write(block)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+    const rate = PROBE_BYTES / ((performance.now() - start) / 1e3)
+    const value = `${mebibytes(rate)}/s written and synced`
+    if (rate > 20 * 1024 ** 2) return [space, ok('disk speed', value)]
+    return [space, { name: 'disk speed', status: 'warn', value, mend: 'checkpoints will be slow: --out on a faster disk' }]
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === undefined) throw error
+    return [
+      space,
+      {
+        name: 'disk speed',
+        status: 'warn',
+        value: (error as Error).message,
+        mend: 'run where you can write, or give --out to train',
+      },
+    ]
+  } finally {
+    await rm(probe, { force: true })
+  }
+}
+
+function checkContainer(): Check {
+  const inside =
+    existsSync('/.dockerenv') ||
+    existsSync('/run/.containerenv') ||
+    (existsSync('/proc/1/cgroup') && /docker|kubepods|containerd|lxc/.test(readFileSync('/proc/1/cgroup', 'utf8')))
+  return ok('container', inside ? 'yes' : 'none seen')
+}
+
+const MARK = { ok: 'ok  ', warn: 'warn', fail: 'FAIL' } as const
+
+export const verb = defineVerb(
+  {
+    name: 'doctor',
+    summary: 'check this machine and tell the mend of what is missing',
+    examples: ['effnet doctor', 'effnet doctor --json'],
+    options: defineOptions({}),
+  },
+  async ({ ui }) => {
+    const checks: Check[] = [
+      ok('effnet', packageVersion()),
+      ...checkNode(),
+      ...(await checkAddon()),
+      await checkSharp(),
+      checkPretrained(),
+      checkContainer(),
+      ...(await checkDisk(process.cwd())),
+    ]
+    const failed = checks.filter((c) => c.status === 'fail')
+    const width = Math.max(...checks.map((c) => c.name.length))
+    for (const check of checks) {
+      const colour = { ok: ui.paint.green, warn: ui.paint.yellow, fail: ui.paint.red }[check.status]
+      ui.line(`${colour(MARK[check.status])}  ${check.name.padEnd(width)}  ${check.value}`)
+      if (check.mend) ui.line(`      ${' '.repeat(width)}  Mend: ${check.mend}`)
+    }
+    ui.object({ ok: failed.length === 0, checks })
+    if (failed.length === 0) return EXIT.ok
+    throw new EffnetError('EFF_BACKEND_MISSING', `the engine cannot run here: ${failed.map((f) => f.name).join(', ')}`, {
+      hint: failed[0]!.mend ?? 'npm run setup',
+    })
+  },
+)

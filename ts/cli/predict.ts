@@ -1,0 +1,81 @@
+import type { PredictionResult } from '../infer/types.js'
+import { defineVerb } from './call.js'
+import { EXIT } from './exit.js'
+import { checkDeviceOption, openModel } from './model_source.js'
+import { defineOptions, ENGINE, WEIGHTS } from './options.js'
+import type { Ui } from './ui.js'
+
+const options = defineOptions({
+  ...WEIGHTS,
+  topK: { kind: 'int', value: 'K', min: 1, shown: '5', help: 'classes named for each image' },
+  logits: { kind: 'flag', help: 'the logits of every class too (--json)' },
+  batchSize: { kind: 'int', value: 'N', min: 1, max: 4096, shown: '32', help: 'images a step' },
+  imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
+  cropPct: { kind: 'number', value: 'X', min: 0, above: true, max: 1, shown: 'the model’s', help: 'crop side / short side' },
+  exif: { kind: 'choice', value: 'on|off', choices: ['on', 'off'], shown: 'on', help: 'rotate as the EXIF tag says' },
+  ...ENGINE,
+})
+
+/** One image: a JSON object, or its classes under its name. */
+function print(ui: Ui, result: PredictionResult): void {
+  const path = result.path ?? ''
+  if ('error' in result) {
+    ui.object({ path, error: { code: result.error.code, message: result.error.message } })
+    if (!ui.json) ui.error(`${ui.paint.red(result.error.code)}  ${path}: ${result.error.message}\n`)
+    return
+  }
+  if (ui.json) {
+    ui.object({ path, topk: result.topk, ...(result.logits ? { logits: Array.from(result.logits) } : {}) })
+    return
+  }
+  ui.answer(ui.paint.bold(path))
+  for (const { index, label, score } of result.topk) {
+    ui.answer(
+      `  ${(100 * score).toFixed(2).padStart(6)} %  ${label ?? `class ${index}`}${label ? ui.paint.dim(`  ${index}`) : ''}`,
+    )
+  }
+}
+
+export const verb = defineVerb(
+  {
+    name: 'predict',
+    summary: 'name what is on images',
+    examples: ['effnet predict photo.jpg', "effnet predict --checkpoint runs/first/checkpoints/best --json 'photos/**/*.jpg'"],
+    options,
+    positional: {
+      usage: 'PATH...',
+      min: 1,
+      help: 'name image files, a folder of them, or a quoted glob: effnet predict photo.jpg',
+    },
+    notes: [
+      `Without --model and --checkpoint: tf_efficientnet_b0 with the package's ImageNet weights. Exit 65 if an image was unreadable.`,
+    ],
+  },
+  async ({ options: o, args, ui }) => {
+    await checkDeviceOption(o.device)
+    const { expandInputs } = await import('./inputs.js')
+    const files = await expandInputs(args)
+    const model = await openModel(o)
+    let unreadable = 0
+    try {
+      const results = model.predictStream(files, {
+        ...(o.topK === undefined ? {} : { topK: o.topK }),
+        ...(o.batchSize === undefined ? {} : { batchSize: o.batchSize }),
+        ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),
+        ...(o.cropPct === undefined ? {} : { cropPct: o.cropPct }),
+        logits: o.logits,
+        exifOrientation: o.exif !== 'off',
+      })
+      for await (const result of results) {
+        if ('error' in result) unreadable++
+        print(ui, result)
+        if (ui.outputClosed) return EXIT.io
+      }
+    } finally {
+      await model.close()
+    }
+    if (unreadable === 0) return EXIT.ok
+    ui.error(`${unreadable} of ${files.length} images could not be read\n`)
+    return EXIT.malformed
+  },
+)

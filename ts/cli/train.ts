@@ -1,0 +1,194 @@
+import path from 'node:path'
+import type { ImageFolder } from '../data/types.js'
+import { EffnetError } from '../errors.js'
+import type { Model } from '../model.js'
+import type { FitResult, TrainerOptions } from '../train/types.js'
+import { type Call, defineVerb } from './call.js'
+import { EXIT } from './exit.js'
+import { checkDeviceOption, engineOptions, headerLine, modelLine } from './model_source.js'
+import { commandLine, shown } from './paths_ui.js'
+import { runTarget } from './run_target.js'
+import { handleSignals } from './signals.js'
+import { TRAIN, type TrainValues } from './train_options.js'
+import { endBlock, TrainUi } from './train_ui.js'
+import { grouped, type Ui } from './ui.js'
+
+/** Leaves undefined values out, as exact optional properties want it. */
+function given<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(values).filter(([, v]) => v !== undefined)) as {
+    [K in keyof T]?: Exclude<T[K], undefined>
+  }
+}
+
+function need(value: string | undefined, flag: string, hint: string): string {
+  if (value !== undefined) return value
+  throw new EffnetError('EFF_CONFIG_VALUE', `effnet train needs ${flag}`, { hint })
+}
+
+async function openData(o: TrainValues, dir: string, ui: Ui): Promise<ImageFolder> {
+  const { imageFolder } = await import('../data/image_folder.js')
+  const data = await imageFolder(dir, given({ valSplit: o.valSplit, seed: o.seed }))
+  const val = data.val ? `val ${grouped(data.val.length)}` : 'no validation images'
+  ui.line(
+    `data   ${shown(data.train.root)} ${grouped(data.train.length)} images, ${grouped(data.classes.length)} classes · ${val}`,
+  )
+  if (!data.val)
+    ui.warn('no-val', `${shown(data.root)} has no val/: accuracy will not be measured`, '--val-split 0.1 holds a tenth out')
+  if (data.classes.length === 1) ui.warn('one-class', `there is one class only (${data.classes[0]}): nothing can be learned`)
+  return data
+}
+
+async function openModel(o: TrainValues, name: string, data: ImageFolder, ui: Ui): Promise<Model> {
+  const { createModel } = await import('../model.js')
+  const model = await createModel(name as Parameters<typeof createModel>[0], {
+    classes: data.classes,
+    ...given({ pretrained: o.weights, imageSize: o.imageSize, seed: o.seed }),
+    ...engineOptions(o),
+  })
+  if (o.freeze !== undefined) model.freeze(o.freeze)
+  ui.line(await modelLine(model, o.imageSize ?? model.config.imageSize))
+  if (o.freeze !== undefined) {
+    const { params, trainableParams } = model.summary()
+    ui.line(`frozen ${o.freeze}: ${grouped(params - trainableParams)} of ${grouped(params)} parameters keep their values`)
+  }
+  return model
+}
+
+function trainerOptions(o: TrainValues, model: Model, outDir: string, config: Record<string, unknown>): TrainerOptions {
+  return {
+    model,
+    outDir,
+    config,
+    command: ['effnet', ...process.argv.slice(2)],
+    ...given({
+      optimizer: o.optimizer,
+      lr: o.lr,
+      weightDecay: o.weightDecay,
+      schedule: o.schedule,
+      warmupEpochs: o.warmupEpochs,
+      labelSmoothing: o.labelSmoothing,
+      ema: o.ema === 0 ? false : o.ema,
+      batchSize: o.batchSize,
+      imageSize: o.imageSize,
+      augment: o.cropScale === undefined ? undefined : { scale: [o.cropScale, 1] as const },
+      cropPct: o.cropPct,
+      dropRate: o.dropRate,
+      dropPathRate: o.dropPathRate,
+      clipNorm: o.clipNorm,
+      maxEpochs: o.epochs,
+      maxSteps: o.maxSteps,
+      maxTime: o.maxTime,
+      seed: o.seed,
+      deterministic: o.deterministic ? (true as const) : undefined,
+      logEvery: o.logEvery,
+      checkpoint: o.checkpointEvery === undefined ? undefined : { everySteps: o.checkpointEvery },
+      workers: o.workers,
+      maxBad: o.maxBad,
+      exifOrientation: o.exif === undefined ? undefined : o.exif === 'on',
+    }),
+  }
+}
+
+/** The last line of `--json`. */
+const resultObject = (r: FitResult): Record<string, unknown> => ({
+  status: r.status,
+  reason: r.reason,
+  epoch: r.epoch,
+  step: r.step,
+  metrics: r.metrics,
+  ...(r.best ? { best: r.best } : {}),
+  images_per_s: r.imagesPerS,
+  data_wait: r.dataWait,
+  elapsed_s: r.elapsedMs / 1e3,
+  bad_files: r.badFiles.length,
+  checkpoint: r.checkpoint ?? null,
+  ...(r.bestCheckpoint ? { best_checkpoint: r.bestCheckpoint } : {}),
+  ...(r.outDir ? { out: r.outDir } : {}),
+})
+
+interface Fit {
+  model: Model
+  data: ImageFolder
+  outDir: string
+  resume: string | undefined
+  config: Record<string, unknown>
+}
+
+async function runFit(o: TrainValues, { model, data, outDir, resume, config }: Fit, ui: Ui): Promise<FitResult> {
+  const { Trainer } = await import('../train/trainer.js')
+  const trainer = new Trainer(trainerOptions(o, model, outDir, config))
+  const console = new TrainUi(ui)
+  const events = trainer.events()
+  const reading = (async () => {
+    for await (const event of events) console.on(event)
+  })()
+  const release = handleSignals(
+    {
+      stop: (signal) => trainer.stop(signal),
+      checkpoint: () => trainer.requestCheckpoint(),
+      note: (text) => ui.line(text),
+      now: (exitCode, reason) => {
+        ui.error(`${reason}\n`)
+        process.exit(exitCode)
+      },
+    },
+    1e3 * (o.grace ?? 25),
+  )
+  try {
+    const result = await trainer.fit({ train: data.train, ...given({ val: data.val, resume }) })
+    await reading
+    return result
+  } catch (error) {
+    // What was said before the error is shown before it.
+    await new Promise((resolve) => setImmediate(resolve))
+    await events.return?.()
+    throw error
+  } finally {
+    release()
+    ui.warningsLeft()
+  }
+}
+
+async function run({ options, ui }: Call<typeof TRAIN>): Promise<number> {
+  await checkDeviceOption(options.device)
+  ui.line(await headerLine(options, ui))
+  const target = await runTarget(options)
+  const o = target.options
+  const dir = need(o.data, '--data', '--data DIR   holds train/ and val/, each with a folder a class')
+  const name = need(o.model, '--model', '--model NAME   e.g. --model efficientnet_b0 (effnet models list names all)')
+  const { getModelConfig } = await import('../nn/index.js')
+  getModelConfig(name)
+  const data = await openData(o, dir, ui)
+  const outDir = await target.outDir(name)
+  const model = await openModel(o, name, data, ui)
+  try {
+    const config = {
+      ...given({ ...o, resume: undefined }),
+      data: path.resolve(dir),
+      ...(o.weights === undefined ? {} : { weights: path.resolve(o.weights) }),
+    }
+    const result = await runFit(o, { model, data, outDir, resume: target.resume, config }, ui)
+    const resume = commandLine(['effnet', 'train', '--resume', shown(outDir)])
+    endBlock(ui, result, { data: dir, val: data.val && shown(data.val.root), model: name, resume })
+    ui.object({ result: resultObject(result) })
+    return result.status === 'finished' ? EXIT.ok : EXIT.interrupted
+  } finally {
+    await model.close()
+  }
+}
+
+export const verb = defineVerb(
+  {
+    name: 'train',
+    summary: 'train, or fine-tune with --weights, on a folder of images',
+    examples: [
+      'effnet train --data photos --model tf_efficientnet_b0 --weights b0.safetensors --epochs 4 --out runs/first',
+      'effnet train --resume runs/first',
+    ],
+    options: TRAIN,
+    notes: [
+      'Ctrl-C, SIGTERM: checkpoint at this step, exit 75 (resume me); a second Ctrl-C: exit 130. SIGUSR2: checkpoint, go on.',
+    ],
+  },
+  run,
+)
