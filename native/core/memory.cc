@@ -51,6 +51,7 @@ Status Memory::ensure(plan::Arena a, uint64_t bytes) {
   Block& block = blocks_[static_cast<int>(a)];
   if (bytes <= block.bytes()) return ok_status();
   if (busy.load()) return error(Code::closed, "arenas cannot grow while a step runs");
+  wait_unpinned();
   if (a == plan::Arena::activations) block = Block();  // freed first, so that the peak is not the sum
   auto grown = Block::allocate(bytes, Block::Kind::arena);
   if (!grown.ok()) return grown.status();
@@ -61,10 +62,26 @@ Status Memory::ensure(plan::Arena a, uint64_t bytes) {
 
 Status Memory::swap(plan::Arena a, plan::Arena b) {
   if (busy.load()) return error(Code::closed, "arenas cannot be exchanged while a step runs");
+  wait_unpinned();
   if (bytes(a) != bytes(b))
     return error(Code::invalid_argument, "arenas %d and %d differ in size", static_cast<int>(a), static_cast<int>(b));
   std::swap(blocks_[static_cast<int>(a)], blocks_[static_cast<int>(b)]);
   return ok_status();
+}
+
+void Memory::pin() {
+  std::lock_guard lock(pin_mutex_);
+  ++pins_;
+}
+
+void Memory::unpin() {
+  std::lock_guard lock(pin_mutex_);
+  if (--pins_ == 0) unpinned_.notify_all();
+}
+
+void Memory::wait_unpinned() {
+  std::unique_lock lock(pin_mutex_);
+  unpinned_.wait(lock, [this] { return pins_ == 0; });
 }
 
 }  // namespace effnet

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 #include "core/status.h"
 #include "plan/format.h"
@@ -56,10 +58,21 @@ class Memory {
   // Exchanges two arenas of the same size.
   Status swap(plan::Arena a, plan::Arena b);
 
-  // Whether a step or a bind is using the arenas; host access is refused meanwhile.
+  // Whether a step, a bind or a load is using the arenas; host access is refused meanwhile.
   std::atomic<int> busy{0};
 
+  // Pinned between the start of a checkpoint's snapshot (or a load) and its end on an engine thread: whoever changes
+  // the arenas waits, so a step may be queued at once. Any thread.
+  void pin();
+  void unpin();
+  void wait_unpinned();
+  // Of `busy`, loads in flight. They may overlap each other (different ranges) but no step.
+  std::atomic<int> loads{0};
+
  private:
+  std::mutex pin_mutex_;
+  std::condition_variable unpinned_;
+  int pins_ = 0;
   Block blocks_[plan::kArenaCount];
 };
 

@@ -110,6 +110,7 @@ void Executable::prepare(const ExecContext& base) {
 }
 
 Status Executable::step(const std::byte* input, const StepScalars& scalars, std::byte* output) {
+  memory_->wait_unpinned();
   std::byte* arenas[plan::kArenaCount];
   for (int i = 0; i < plan::kArenaCount; ++i) arenas[i] = memory_->arena(static_cast<plan::Arena>(i));
   arenas[static_cast<int>(plan::Arena::prepared)] = prepared_.data();

@@ -28,8 +28,9 @@ std::shared_ptr<cpu::Executable> open_executable(const Napi::CallbackInfo& info,
   return handle->executable;
 }
 
-void require_idle(Napi::Env env, const Memory& memory) {
+void require_idle(Napi::Env env, Memory& memory) {
   if (memory.busy.load() > 0) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
+  memory.wait_unpinned();
 }
 
 // A byte range of an arena, checked.
