@@ -1,0 +1,138 @@
+#include "tests/kernel_rig.h"
+#include "tests/reference.h"
+
+namespace effnet::test {
+namespace {
+
+using plan::Act;
+
+// Squeeze-and-excitation in double. Gradients are written out from the chain rule, element by element.
+struct Se {
+  int64_t n, c, r;
+  Act act;
+  Values pooled, weights0, bias0, weights1, bias1, diff_gate;
+  Values hidden, gate;
+
+  Se(int64_t images, int64_t channels, int64_t squeezed, Act a) : n(images), c(channels), r(squeezed), act(a) {
+    pooled = stored(DType::f32, random_values(size(n, c), 1, 0.3));
+    weights0 = stored(DType::f32, random_values(size(r, c), 2, 0, 1 / std::sqrt(static_cast<double>(c))));
+    bias0 = stored(DType::f32, random_values(static_cast<size_t>(r), 3));
+    weights1 = stored(DType::f32, random_values(size(c, r), 4, 0, 1 / std::sqrt(static_cast<double>(r))));
+    bias1 = stored(DType::f32, random_values(static_cast<size_t>(c), 5));
+    diff_gate = stored(DType::f32, random_values(size(n, c), 6));
+    hidden.resize(size(n, r));
+    gate.resize(size(n, c));
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < r; ++j) {
+        double sum = bias0[static_cast<size_t>(j)];
+        for (int64_t k = 0; k < c; ++k) sum += at(pooled, i, c, k) * at(weights0, j, c, k);
+        hidden[static_cast<size_t>(i * r + j)] = sum;
+      }
+      for (int64_t k = 0; k < c; ++k) {
+        double sum = bias1[static_cast<size_t>(k)];
+        for (int64_t j = 0; j < r; ++j) sum += act_value(act, at(hidden, i, r, j)) * at(weights1, k, r, j);
+        gate[static_cast<size_t>(i * c + k)] = 1 / (1 + std::exp(-sum));
+      }
+    }
+  }
+  static size_t size(int64_t rows, int64_t columns) { return static_cast<size_t>(rows * columns); }
+  static double at(const Values& v, int64_t row, int64_t columns, int64_t column) {
+    return v[static_cast<size_t>(row * columns + column)];
+  }
+  static double& at(Values& v, int64_t row, int64_t columns, int64_t column) {
+    return v[static_cast<size_t>(row * columns + column)];
+  }
+};
+
+template <class F>
+void for_each_case(F&& check) {
+  struct Sizes {
+    int64_t n, c, r;
+  };
+  for (const Sizes& s :
+       {Sizes{1, 1, 1}, Sizes{3, 8, 1}, Sizes{1, 17, 3}, Sizes{5, 96, 4}, Sizes{9, 24, 17}, Sizes{6, 300, 28}}) {
+    for (const Act act : kActs) {
+      SCOPED_TRACE(testing::Message() << s.n << "x" << s.c << "x" << s.r << " act " << int(act));
+      check(Se(s.n, s.c, s.r, act));
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(SeGate, EqualsTheReference) {
+  for_each_case([](const Se& se) {
+    Rig rig(cpu::make_se_gate, {double(int(se.act))});
+    rig.in(DType::f32, {se.n, se.c}, se.pooled);
+    rig.in(DType::f32, {se.r, se.c}, se.weights0);
+    rig.in(DType::f32, {se.r}, se.bias0);
+    rig.in(DType::f32, {se.c, se.r}, se.weights1);
+    rig.in(DType::f32, {se.c}, se.bias1);
+    const Tensor* gate = rig.out(DType::f32, {se.n, se.c});
+    const Tensor* hidden = rig.out(DType::f32, {se.n, se.r});
+    ASSERT_NO_FATAL_FAILURE(rig.run());
+    expect_near(rig.get(hidden), se.hidden, 1e-6, 2, "hidden");
+    expect_near(rig.get(gate), se.gate, 2e-6, 0.5, "gate");
+  });
+}
+
+TEST(SeGateBwd, EqualsTheReference) {
+  for_each_case([](const Se& se) {
+    Rig rig(cpu::make_se_gate_bwd, {double(int(se.act))});
+    // The kernel starts from the stored hidden and gate; so does the reference.
+    const Values hidden = stored(DType::f32, se.hidden), gate = stored(DType::f32, se.gate);
+    rig.in(DType::f32, {se.n, se.c}, se.diff_gate);
+    rig.in(DType::f32, {se.n, se.c}, se.pooled);
+    rig.in(DType::f32, {se.n, se.r}, hidden);
+    rig.in(DType::f32, {se.n, se.c}, gate);
+    rig.in(DType::f32, {se.r, se.c}, se.weights0);
+    rig.in(DType::f32, {se.c, se.r}, se.weights1);
+    const Tensor* diff_pooled = rig.out(DType::f32, {se.n, se.c});
+    const Tensor* diff_weights0 = rig.out(DType::f32, {se.r, se.c});
+    const Tensor* diff_bias0 = rig.out(DType::f32, {se.r});
+    const Tensor* diff_weights1 = rig.out(DType::f32, {se.c, se.r});
+    const Tensor* diff_bias1 = rig.out(DType::f32, {se.c});
+    ASSERT_NO_FATAL_FAILURE(rig.run());
+
+    Values pooled(Se::size(se.n, se.c)), weights0(Se::size(se.r, se.c)), bias0(static_cast<size_t>(se.r));
+    Values weights1(Se::size(se.c, se.r)), bias1(static_cast<size_t>(se.c));
+    for (int64_t i = 0; i < se.n; ++i) {
+      Values d(static_cast<size_t>(se.c)), e(static_cast<size_t>(se.r));
+      for (int64_t k = 0; k < se.c; ++k) {
+        const double g = Se::at(gate, i, se.c, k), dk = Se::at(se.diff_gate, i, se.c, k) * g * (1 - g);
+        bias1[static_cast<size_t>(k)] += dk;
+        for (int64_t j = 0; j < se.r; ++j) {
+          const double h = Se::at(hidden, i, se.r, j);
+          Se::at(weights1, k, se.r, j) += dk * act_value(se.act, h);
+          e[static_cast<size_t>(j)] += dk * Se::at(se.weights1, k, se.r, j) * act_slope(se.act, h);
+        }
+      }
+      for (int64_t j = 0; j < se.r; ++j) {
+        bias0[static_cast<size_t>(j)] += e[static_cast<size_t>(j)];
+        for (int64_t k = 0; k < se.c; ++k) {
+          Se::at(weights0, j, se.c, k) += e[static_cast<size_t>(j)] * Se::at(se.pooled, i, se.c, k);
+          Se::at(pooled, i, se.c, k) += e[static_cast<size_t>(j)] * Se::at(se.weights0, j, se.c, k);
+        }
+      }
+    }
+    expect_near(rig.get(diff_pooled), pooled, 1e-6, 1, "diff_pooled");
+    expect_near(rig.get(diff_weights0), weights0, 1e-6, 1, "diff_weights0");
+    expect_near(rig.get(diff_bias0), bias0, 1e-6, 1, "diff_bias0");
+    expect_near(rig.get(diff_weights1), weights1, 1e-6, 1, "diff_weights1");
+    expect_near(rig.get(diff_bias1), bias1, 1e-6, 1, "diff_bias1");
+  });
+}
+
+TEST(SeGate, RefusesShapesThatDoNotFit) {
+  Rig rig(cpu::make_se_gate, {1});
+  rig.in(DType::f32, {2, 8}, Values(16, 1));
+  rig.in(DType::f32, {3, 8}, Values(24, 1));
+  rig.in(DType::f32, {3}, Values(3, 1));
+  rig.in(DType::f32, {3, 8}, Values(24, 1));  // must be [8, 3]
+  rig.in(DType::f32, {8}, Values(8, 1));
+  rig.out(DType::f32, {2, 8});
+  rig.out(DType::f32, {2, 3});
+  EXPECT_EQ(rig.make().code(), Code::plan_invalid);
+}
+
+}  // namespace
+}  // namespace effnet::test
