@@ -56,11 +56,14 @@ Napi::Value cpu_info(const Napi::CallbackInfo& info) {
   object.Set("model", cpu.model);
   object.Set("isa", unsupported ? "none" : cpu::isa_name());
   object.Set("unsupported", unsupported ? Napi::Value(Napi::String::New(env, unsupported)) : env.Null());
-  object.Set("onednnIsa", onednn::effective_isa());
+  // What is in force: EFFNET_MAX_ISA and oneDNN's own limit take capabilities away.
+  const std::string onednn_isa = onednn::effective_isa();
+  const auto allows = [&](const char* set) { return onednn_isa.find(set) != std::string::npos; };
+  object.Set("onednnIsa", onednn_isa);
   object.Set("avx2", cpu.avx2);
   object.Set("avx512", cpu.avx512);
-  object.Set("avx512Bf16", cpu.avx512_bf16);
-  object.Set("amxBf16", cpu.amx_bf16);
+  object.Set("avx512Bf16", cpu.avx512_bf16 && (allows("bf16") || allows("fp16") || allows("amx")));
+  object.Set("amxBf16", cpu.amx_bf16 && allows("amx"));
   object.Set("cpus", cpu.cpus);
   object.Set("memoryBytes", static_cast<double>(cpu.memory_bytes));
   return object;

@@ -2,14 +2,27 @@
 
 #include <oneapi/dnnl/dnnl.h>
 
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 namespace effnet::onednn {
 namespace {
 
+// oneDNN reads its limit once, before its first use; ours (EFFNET_MAX_ISA, see cpu/kernels/dispatch.h) implies one.
+void limit_isa() {
+  static const bool done = [] {
+    const char* limit = std::getenv("EFFNET_MAX_ISA");
+    if (limit && std::string_view(limit) == "avx2") dnnl_set_max_cpu_isa(dnnl_cpu_isa_avx2);
+    return true;
+  }();
+  static_cast<void>(done);
+}
+
 // The engine lives as long as the process: pools may still run while static objects are destroyed.
 dnnl_engine_t engine() {
   static dnnl_engine_t instance = [] {
+    limit_isa();
     dnnl_engine_t e = nullptr;
     dnnl_engine_create(&e, dnnl_cpu, 0);
     return e;
@@ -269,6 +282,7 @@ std::string version() {
 }
 
 std::string effective_isa() {
+  limit_isa();
   switch (dnnl_get_effective_cpu_isa()) {
     case dnnl_cpu_isa_sse41:
       return "sse41";

@@ -1,0 +1,102 @@
+// The pool: every shard exactly once, results visible after the barrier, clean shutdown with work queued.
+#include "core/thread_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <future>
+#include <numeric>
+
+namespace effnet {
+namespace {
+
+template <class F>
+void in_task(ThreadPool& pool, F work) {
+  std::promise<void> done;
+  ASSERT_TRUE(pool.submit([&] {
+    work();
+    done.set_value();
+  }));
+  done.get_future().wait();
+}
+
+TEST(ThreadPool, RunsEveryShardOnceAndWaits) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    in_task(pool, [&] {
+      for (int round = 0; round < 3000; ++round) {
+        const int shards = round % 37;
+        std::vector<int> runs(static_cast<size_t>(shards), 0);  // plain ints: the barrier must order the writes
+        pool.parallel(shards, [&](int shard, int worker) {
+          EXPECT_GE(worker, 0);
+          EXPECT_LT(worker, threads);
+          ++runs[static_cast<size_t>(shard)];
+        });
+        ASSERT_EQ(std::accumulate(runs.begin(), runs.end(), 0), shards);
+        for (int r : runs) ASSERT_EQ(r, 1);
+      }
+    });
+  }
+}
+
+TEST(ThreadPool, TasksRunInOrder) {
+  ThreadPool pool(2);
+  std::vector<int> order;
+  std::promise<void> last;
+  for (int i = 0; i < 50; ++i)
+    ASSERT_TRUE(pool.submit([&order, &last, i] {
+      order.push_back(i);
+      if (i == 49) last.set_value();
+    }));
+  last.get_future().wait();
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(order[static_cast<size_t>(i)], i);
+}
+
+TEST(ThreadPool, ShutDownLetsQueuedTasksSeeTheStop) {
+  std::atomic<int> stopped{0};
+  {
+    ThreadPool pool(3);
+    std::promise<void> started;
+    pool.submit([&] {
+      started.set_value();
+      while (!pool.stopping()) std::this_thread::yield();
+      ++stopped;
+    });
+    for (int i = 0; i < 3; ++i)
+      pool.submit([&] {
+        if (pool.stopping()) ++stopped;
+      });
+    started.get_future().wait();
+    pool.shut_down();
+    EXPECT_FALSE(pool.submit([] {}));
+  }
+  EXPECT_EQ(stopped, 4);
+}
+
+TEST(ThreadPool, LastOwnerMayBeItsOwnThread) {
+  std::promise<void> done;
+  auto pool = make_pool(2);
+  pool->submit([pool, &done] {
+    pool->parallel(4, [](int, int) {});
+    done.set_value();
+  });
+  pool.reset();
+  done.get_future().wait();
+}
+
+TEST(ThreadPool, TwoPoolsAtOnce) {
+  ThreadPool a(2), b(2);
+  std::atomic<int64_t> sums[2] = {};
+  std::promise<void> done[2];
+  ThreadPool* pools[2] = {&a, &b};
+  for (int p = 0; p < 2; ++p)
+    pools[p]->submit([&, p] {
+      for (int round = 0; round < 500; ++round) pools[p]->parallel(16, [&](int shard, int) { sums[p] += shard; });
+      done[p].set_value();
+    });
+  for (auto& d : done) d.get_future().wait();
+  EXPECT_EQ(sums[0], 500 * 120);
+  EXPECT_EQ(sums[1], 500 * 120);
+}
+
+}  // namespace
+}  // namespace effnet
