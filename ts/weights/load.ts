@@ -75,7 +75,14 @@ function headClasses(
  */
 export function matchWeights(file: SafetensorsFile, config: ModelConfig, options: MatchOptions): WeightsMatch {
   const { offsetOf, arena = ARENA.weights, replaceHead = false } = options
-  const byName = new Map([...file.tensors.values()].map((t) => [canonicalName(t.name), t]))
+  const byName = new Map<string, TensorEntry>()
+  const problems: Mismatch[] = []
+  for (const t of file.tensors.values()) {
+    const name = canonicalName(t.name)
+    const first = byName.get(name)
+    if (first) problems.push({ kind: 'unexpected', tensor: t.name, text: `is ${first.name} once more` })
+    else byName.set(name, t)
+  }
   const naming = detectNaming(byName)
   if (!naming) throw unknownNames(file, config)
 
@@ -88,7 +95,6 @@ export function matchWeights(file: SafetensorsFile, config: ModelConfig, options
   const replaced = otherHead && replaceHead
 
   const transfers: TensorTransfer[] = []
-  const problems: Mismatch[] = []
   for (const param of params) {
     if (replaced && param.name.startsWith('classifier.')) continue
     const entry = find(param)
