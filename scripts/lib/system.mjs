@@ -43,11 +43,6 @@ const REQUIREMENTS = [
     packages: ['libssl-dev'],
     found: () => hasHeaders('openssl/sha.h') && hasLibrary('libcrypto.a'),
   },
-  {
-    what: 'OpenSSL headers and libcrypto.a',
-    packages: ['libssl-dev'],
-    found: () => hasHeaders('openssl/evp.h') && hasLibrary('libcrypto.a'),
-  },
 ]
 /** Only the download of the oneDNN wheels uses it. */
 const PIP = {
