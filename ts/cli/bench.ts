@@ -164,7 +164,7 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
   const { options: o, ui } = call
   const { DEFAULT_MODEL } = await import('./pretrained.js')
   const { createModel } = await import('../model.js')
-  const name = (o.model ?? DEFAULT_MODEL) as Parameters<typeof createModel>[0]
+  const name = o.model ?? DEFAULT_MODEL
   const { engineOptions } = await import('./model_source.js')
   const model = await createModel(name, {
     ...engineOptions(o),

@@ -2,8 +2,8 @@
 import { EffnetError } from '../errors.js'
 import type { CreateModelOptions, Device, LoadModelOptions, Precision } from '../infer/types.js'
 import type { Model } from '../model.js'
-import type { ModelName } from '../nn/index.js'
 import { shown } from './paths_ui.js'
+import { DEFAULT_MODEL } from './pretrained.js'
 import type { Ui } from './ui.js'
 
 export interface EngineValues {
@@ -55,17 +55,9 @@ export async function openModel(o: WeightsValues): Promise<Model> {
     await model.close()
     throw wrongClasses(o.checkpoint, numClasses, o.numClasses)
   }
-  const { isModelName } = await import('../nn/index.js')
-  const { DEFAULT_MODEL, bundledWeights } = await import('./pretrained.js')
   const name = o.model ?? DEFAULT_MODEL
-  if (o.weights === undefined && isModelName(name) && bundledWeights(name) === undefined) {
-    throw new EffnetError('EFF_WEIGHTS_MISSING', `no weights of ${name} come with the package`, {
-      hint: `effnet ... --model ${name} --weights FILE.safetensors, or --checkpoint DIR of a training run`,
-      details: { model: name },
-    })
-  }
   const { createModel } = await import('../model.js')
-  const model = await createModel(name as ModelName, {
+  const model = await createModel(name, {
     pretrained: o.weights ?? true,
     ...(o.numClasses === undefined ? {} : { numClasses: o.numClasses }),
     ...engineOptions(o),

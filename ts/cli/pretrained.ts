@@ -15,6 +15,6 @@ export function pretrainedFiles(): string[] {
     .map((f) => path.join(folder, f))
 }
 
-/** The file with weights of `model`, e.g. `tf_efficientnet_b0.safetensors` or `tf_efficientnet_b0.in1k.safetensors`. */
+/** The file with weights of `model`, where there is one. */
 export const bundledWeights = (model: string): string | undefined =>
-  pretrainedFiles().find((file) => path.basename(file).startsWith(`${model}.`))
+  pretrainedFiles().find((file) => path.basename(file) === `${model}.safetensors`)

@@ -40,7 +40,7 @@ async function openData(o: TrainValues, dir: string, ui: Ui): Promise<ImageFolde
 
 async function openModel(o: TrainValues, name: string, data: ImageFolder, ui: Ui): Promise<Model> {
   const { createModel } = await import('../model.js')
-  const model = await createModel(name as Parameters<typeof createModel>[0], {
+  const model = await createModel(name, {
     classes: data.classes,
     ...given({ pretrained: o.weights, imageSize: o.imageSize, seed: o.seed }),
     ...engineOptions(o),

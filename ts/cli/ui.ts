@@ -100,7 +100,11 @@ export function compact(n: number): string {
   if (!Number.isFinite(n)) return String(n)
   if (n === 0) return '0'
   const size = Math.abs(n)
-  if (size < 1e-4 || size >= 1e6) return n.toExponential(2).replace(/\.?0+e/, 'e')
+  if (size < 1e-4 || size >= 1e6)
+    return n
+      .toExponential(2)
+      .replace(/\.?0+e/, 'e')
+      .replace('e+', 'e')
   return String(Number(n.toPrecision(4)))
 }
 

@@ -1,0 +1,200 @@
+/** Words to values: options, their schema, the environment, suggestions, help. Nothing here needs the engine. */
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { build } from 'esbuild'
+import { describe, expect, it } from 'vitest'
+import { defineOptions, ENGINE, parseWords } from '../../ts/cli/options.js'
+import { validate } from '../../ts/cli/schema.js'
+import { nearest } from '../../ts/cli/suggest.js'
+import { effnet } from './helpers/capture.js'
+
+const table = defineOptions({
+  lr: { kind: 'number', value: 'X', min: 0, above: true, help: 'rate' },
+  steps: { kind: 'int', value: 'N', min: 1, max: 9, help: 'steps' },
+  resume: { kind: 'text', value: 'PATH', optional: true, help: 'go on' },
+  out: { kind: 'text', value: 'DIR', help: 'folder' },
+  deterministic: { kind: 'flag', env: ['EFFNET_DETERMINISTIC'], help: 'same bits' },
+  ...ENGINE,
+})
+
+const read = (words: string[], env: Record<string, string> = {}) => {
+  const parsed = parseWords(words, 'train', table, env)
+  return { ...validate(table, parsed.raw), args: parsed.positional, verbosity: parsed.verbosity }
+}
+
+describe('options', () => {
+  it('takes --name value and --name=value', () => {
+    expect(read(['--lr', '1e-3', '--steps=4'])).toMatchObject({ lr: 1e-3, steps: 4 })
+  })
+
+  it('leaves out what is not given and has false flags', () => {
+    expect(read([])).toMatchObject({ lr: undefined, deterministic: false, verbosity: 0, args: [] })
+  })
+
+  it('--resume stands alone, before another option, and with a path', () => {
+    expect(read(['--resume']).resume).toBe('')
+    expect(read(['--resume', '--lr', '1']).resume).toBe('')
+    expect(read(['--resume', 'runs/a']).resume).toBe('runs/a')
+    expect(read([]).resume).toBeUndefined()
+  })
+
+  it('counts -v', () => {
+    expect(read(['-v']).verbosity).toBe(1)
+    expect(read(['-vv']).verbosity).toBe(2)
+    expect(read(['--verbose']).verbosity).toBe(1)
+  })
+
+  it('keeps words that are no options in order', () => {
+    expect(read(['a', '--lr', '1', 'b', '--', '--c']).args).toEqual(['a', 'b', '--c'])
+  })
+
+  it.each(['fp32', '32', '32-true', 'FP32'])('precision %s is fp32', (name) => {
+    expect(read(['--precision', name]).precision).toBe('fp32')
+  })
+
+  it.each(['bf16-mixed', 'bf16'])('precision %s is bf16-mixed', (name) => {
+    expect(read(['--precision', name]).precision).toBe('bf16-mixed')
+  })
+
+  it.each([
+    [['--lr', 'abc'], /--lr: 'abc'/, /number above 0/],
+    [['--lr', '0'], /--lr: '0'/, /number above 0/],
+    [['--lr', '-1'], /--lr: '-1'/, /number above 0/],
+    [['--lr', 'Infinity'], /'Infinity'/, /number above 0/],
+    [['--lr', '0x10'], /'0x10'/, /number above 0/],
+    [['--lr', ''], /--lr: ''/, /number above 0/],
+    [['--steps', '1.5'], /--steps: '1.5'/, /whole number from 1 to 9/],
+    [['--steps', '10'], /--steps: '10'/, /whole number from 1 to 9/],
+    [['--out', ''], /--out: ''/, /not be empty/],
+    [['--precision', 'fp8'], /--precision: 'fp8'/, /fp32, bf16-mixed/],
+    [['--threads', '0'], /--threads: '0'/, /from 1/],
+  ])('%j is EFF_CONFIG_VALUE with the accepted form', (words, message, hint) => {
+    expect(() => read(words)).toThrow(
+      expect.objectContaining({
+        code: 'EFF_CONFIG_VALUE',
+        message: expect.stringMatching(message),
+        hint: expect.stringMatching(hint),
+      }),
+    )
+  })
+
+  it('an option without its value says what it takes', () => {
+    expect(() => read(['--out'])).toThrow(
+      expect.objectContaining({ code: 'EFF_CONFIG_VALUE', message: expect.stringContaining('--out needs a value') }),
+    )
+  })
+
+  it('an unknown option names the nearest with its meaning', () => {
+    expect(() => read(['--treads', '2'])).toThrow(
+      expect.objectContaining({
+        code: 'EFF_CONFIG_KEY',
+        message: expect.stringContaining('--treads'),
+        hint: expect.stringMatching(/--threads N {3}worker threads/),
+      }),
+    )
+    expect(() => read(['--det=1'])).toThrow(expect.objectContaining({ hint: expect.stringContaining('--deterministic') }))
+    expect(() => read(['--zzzzzz'])).toThrow(expect.objectContaining({ hint: expect.stringContaining('--help') }))
+  })
+})
+
+describe('environment', () => {
+  it('gives defaults that the command line overrides', () => {
+    const env = { EFFNET_NUM_THREADS: '3', EFFNET_PRECISION: 'bf16', EFFNET_DEVICE: 'cpu', EFFNET_DETERMINISTIC: '1' }
+    expect(read([], env)).toMatchObject({ threads: 3, precision: 'bf16-mixed', device: 'cpu', deterministic: true })
+    expect(read(['--threads', '1', '--precision', '32'], env)).toMatchObject({ threads: 1, precision: 'fp32' })
+  })
+
+  it('EFFNET_NUM_THREADS comes before OMP_NUM_THREADS', () => {
+    expect(read([], { OMP_NUM_THREADS: '4' }).threads).toBe(4)
+    expect(read([], { OMP_NUM_THREADS: '4', EFFNET_NUM_THREADS: '2' }).threads).toBe(2)
+  })
+
+  it('an empty variable counts as absent; 0 switches a flag off', () => {
+    expect(read([], { EFFNET_NUM_THREADS: '', EFFNET_DETERMINISTIC: '0' })).toMatchObject({
+      threads: undefined,
+      deterministic: false,
+    })
+  })
+
+  it('a wrong value names the variable', () => {
+    expect(() => read([], { EFFNET_NUM_THREADS: 'many' })).toThrow(
+      expect.objectContaining({ code: 'EFF_CONFIG_VALUE', message: expect.stringContaining('EFFNET_NUM_THREADS') }),
+    )
+  })
+})
+
+describe('suggestions', () => {
+  it('come within two edits or as a beginning, nearest first', () => {
+    expect(nearest('epoch', ['epochs', 'ema', 'checkpoint'])).toEqual(['epochs'])
+    expect(nearest('batch', ['batch-size', 'bench'])).toEqual(['bench', 'batch-size'])
+    expect(nearest('lr-peak', ['lr', 'out'])).toEqual([])
+    expect(nearest('wieghts', ['weights', 'weight-decay'])).toEqual(['weights'])
+    expect(nearest('xy', ['lr'])).toEqual([])
+  })
+})
+
+describe('help', () => {
+  const verbs = ['train', 'eval', 'predict', 'models', 'bench', 'doctor', 'version']
+
+  it.each(verbs)('%s fits a screen and begins with two examples', async (verb) => {
+    const { code, stdout, stderr } = await effnet([verb, '--help'])
+    const lines = stdout.trimEnd().split('\n')
+    expect(code).toBe(0)
+    expect(stderr).toBe('')
+    expect(lines.length).toBeLessThanOrEqual(45)
+    expect(Math.max(...lines.map((l) => l.length))).toBeLessThanOrEqual(120)
+    expect(lines[0]).toMatch(new RegExp(`^ {2}effnet ${verb}`))
+    expect(lines[1]).toMatch(new RegExp(`^ {2}effnet ${verb}`))
+  })
+
+  it('without a verb lists them all', async () => {
+    const { code, stdout } = await effnet(['--help'])
+    expect(code).toBe(0)
+    for (const verb of verbs) expect(stdout).toMatch(new RegExp(`^ {2}${verb} `, 'm'))
+    expect((await effnet(['help', 'eval'])).stdout).toBe((await effnet(['eval', '-h'])).stdout)
+  })
+
+  it('names every option of the contract', async () => {
+    const { stdout } = await effnet(['train', '--help'])
+    const contract =
+      'data model weights epochs batch-size image-size optimizer lr schedule warmup-epochs weight-decay label-smoothing crop-scale ' +
+      'crop-pct drop-rate drop-path-rate ema precision seed threads deterministic out resume json'
+    for (const name of contract.split(' ')) expect(stdout).toMatch(new RegExp(`--${name}\\b`))
+    const predict = (await effnet(['predict', '--help'])).stdout
+    for (const name of 'model weights checkpoint num-classes precision device threads batch-size top-k logits json'.split(' '))
+      expect(predict).toMatch(new RegExp(`--${name}\\b`))
+    const bench = (await effnet(['bench', '--help'])).stdout
+    for (const name of 'model mode batch-size image-size precision threads device steps data json'.split(' '))
+      expect(bench).toMatch(new RegExp(`--${name}\\b`))
+  })
+
+  it('is reached without the schema library, the engine or an image library', async () => {
+    const root = path.resolve(fileURLToPath(import.meta.url), '../../..')
+    const { metafile } = await build({
+      absWorkingDir: root,
+      entryPoints: ['ts/cli/main.ts'],
+      bundle: true,
+      format: 'esm',
+      platform: 'node',
+      packages: 'external',
+      write: false,
+      metafile: true,
+      logLevel: 'silent',
+    })
+    const reached = new Set<string>()
+    const packages = new Set<string>()
+    const visit = (file: string): void => {
+      if (reached.has(file)) return
+      reached.add(file)
+      for (const { path: target, kind, external } of metafile.inputs[file]?.imports ?? []) {
+        if (kind !== 'import-statement') continue
+        if (external) packages.add(target)
+        else visit(target)
+      }
+    }
+    for (const entry of ['ts/cli/main.ts', 'ts/cli/train.ts', 'ts/cli/predict.ts', 'ts/cli/eval.ts', 'ts/cli/bench.ts'])
+      visit(entry)
+    expect([...packages].filter((name) => !name.startsWith('node:'))).toEqual(['commander'])
+    expect([...reached].filter((file) => /ts\/(binding|model|runtime|train|data|infer|nn\/index)/.test(file))).toEqual([])
+  })
+})
