@@ -78,6 +78,8 @@ const trainArgs = (out) => [
   '7',
   '--lr',
   '1e-3',
+  '--checkpoint-every',
+  '2',
   '--out',
   out,
 ]
