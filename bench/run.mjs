@@ -30,25 +30,33 @@ const { values } = parseArgs({
 const threads = Number(values.threads)
 const rounds = values.short ? 1 : Number(values.rounds)
 
-const workOf = (c) => [
-  ['--model', c.model],
-  ['--mode', c.mode],
-  ['--batch-size', String(c.batchSize)],
-  ['--image-size', String(c.imageSize)],
-  ['--precision', c.precision],
-  ['--threads', String(threads)],
-  ['--steps', String(c.steps)],
-]
+const workOf = (c) =>
+  Object.entries({
+    model: c.model,
+    'batch-size': c.batchSize,
+    'image-size': c.imageSize,
+    precision: c.precision,
+    threads,
+    steps: c.steps,
+  })
+    .filter(([, v]) => v !== undefined)
+    .flatMap(([k, v]) => [`--${k}`, String(v)])
 
-async function python(script, c, extra = []) {
-  const args = [path.join(root, 'bench/peers', script), ...workOf(c).flat(), '--cache', onnxCache, ...extra]
-  const { stdout } = await promisify(execFile)(peerPython, args, { cwd: root, maxBuffer: 1 << 24 })
+async function python(script, c) {
+  const mode = c.mode === 'data' ? [] : ['--mode', c.mode]
+  const args = ['-B', path.join(root, 'bench/peers', script), ...workOf(c), ...mode, '--cache', onnxCache]
+  const env = { ...process.env, BENCH_DATA: c.data && path.join(root, c.data, 'train') }
+  const { stdout } = await promisify(execFile)(peerPython, args, { cwd: root, env, maxBuffer: 1 << 24 })
   return JSON.parse(stdout.trim().split('\n').at(-1))
 }
 
 const CONTENDERS = {
-  effnet: async (c) => (await effnetOk(['bench', ...workOf(c).flat()], { quiet: true })).at(-1),
+  effnet: async (c) => {
+    const data = c.data ? ['--data', c.data] : []
+    return (await effnetOk(['bench', '--mode', c.mode, ...workOf(c), ...data], { quiet: true })).at(-1)
+  },
   torch: (c) => python('torch_cpu.py', c),
+  torch_data: (c) => python('torch_data.py', c),
   ort: (c) => python('ort_cpu.py', c),
 }
 
@@ -93,7 +101,7 @@ function machine() {
 function table(report) {
   const cell = (r) => (r ? `${r.median.toFixed(1)} (${r.min.toFixed(1)}-${r.max.toFixed(1)})` : '')
   const ratio = (a, b) => (b ? (a.median / b.median).toFixed(2) : '')
-  const rows = report.rows.map(({ id, results: { effnet, torch, ort } }) =>
+  const rows = report.rows.map(({ id, results: { effnet, torch_data, torch = torch_data, ort } }) =>
     ['', id, cell(effnet), cell(torch), ratio(effnet, torch), cell(ort), ratio(effnet, ort), ''].join(' | ').trim(),
   )
   return `# ${report.date}, ${report.machine.cpu}
@@ -105,7 +113,7 @@ ${Object.entries(report.versions)
 
 Images/s: median of the rounds (slowest-fastest). Ratios: ours / theirs, above 1 is faster.
 
-| case | effnet | PyTorch eager, channels last | ratio | ONNX Runtime | ratio |
+| case | effnet | PyTorch (eager, channels last; its DataLoader in data rows) | ratio | ONNX Runtime | ratio |
 | --- | --- | --- | --- | --- | --- |
 ${rows.join('\n')}
 
