@@ -155,17 +155,17 @@ describe('time left', () => {
   it('is the mean step, the first ones left out, plus the ends of epochs', () => {
     const eta = new Eta()
     let now = 0
-    const after = (ms: number): void => {
+    const stepAfter = (ms: number): void => {
       now += ms
       eta.step(now)
     }
-    for (const ms of [0, 5000, 900]) after(ms)
+    for (const ms of [0, 5000, 900]) stepAfter(ms)
     expect(eta.seconds(10, 0)).toBeUndefined()
-    for (let i = 0; i < 20; i++) after(100)
+    for (let i = 0; i < 20; i++) stepAfter(100)
     expect(eta.seconds(50, 0)).toBeCloseTo(5, 9)
     eta.epochEnd(now)
-    after(2100)
-    after(100)
+    stepAfter(2100)
+    stepAfter(100)
     expect(eta.seconds(50, 2)).toBeCloseTo(5 + 2 * 2.1, 9)
   })
 })

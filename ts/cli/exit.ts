@@ -14,7 +14,6 @@ export const EXIT = {
   io: 74,
   interrupted: 75,
   permission: 77,
-  contradictory: 78,
   secondInterrupt: 130,
   killed: 143,
 } as const

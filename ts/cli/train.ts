@@ -151,13 +151,13 @@ async function runFit(o: TrainValues, { model, data, outDir, resume, config }: F
 
 async function run({ options, ui }: Call<typeof TRAIN>): Promise<number> {
   await checkDeviceOption(options.device)
-  ui.line(await headerLine(options, ui))
   const target = await runTarget(options)
   const o = target.options
   const dir = need(o.data, '--data', '--data DIR   holds train/ and val/, each with a folder a class')
   const name = need(o.model, '--model', '--model NAME   e.g. --model efficientnet_b0 (effnet models list names all)')
   const { getModelConfig } = await import('../nn/index.js')
   getModelConfig(name)
+  ui.line(await headerLine(o, ui))
   const data = await openData(o, dir, ui)
   const outDir = await target.outDir(name)
   const model = await openModel(o, name, data, ui)
