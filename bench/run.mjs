@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /**
  * `npm run bench`: ours and installed peers in turns, in one run, on the same threads; a table on the screen and in
- * bench/results. Every figure is the median of the rounds' medians; beside it the slowest and fastest round.
+ * bench/results. Every figure is the median over the rounds; beside it the slowest and fastest round.
  *
  *   --short        samples without peers, as CI runs them; nothing is written
  *   --no-peers     ours alone
