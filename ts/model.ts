@@ -207,10 +207,26 @@ export class Model {
     }
   }
 
-  /** Called by the Trainer when a checkpoint's weights were read into the session. */
-  adoptWeights(source: WeightsSource): void {
-    this.source = source
-    this.session.weightsChanged()
+  /**
+   * Reads the weights of a checkpoint or run folder into this model, which must be of the same shape.
+   * @throws EFF_CKPT_MISSING, EFF_CKPT_CORRUPT, EFF_WEIGHTS_SHAPE
+   */
+  async loadWeights(dir: string, options: { ema?: boolean } = {}): Promise<void> {
+    const folder = await resolveCheckpoint(dir)
+    const { model } = await readModelJson(folder)
+    if (model.config.name !== this.name || model.config.numClasses !== this.numClasses) {
+      const theirs = `${model.config.name} with ${model.config.numClasses} classes`
+      throw new EffnetError('EFF_WEIGHTS_SHAPE', `${folder} is of ${theirs}, the model is ${this.name} with ${this.numClasses}`, {
+        hint: 'loadModel(folder)',
+      })
+    }
+    const match = await this.plans.exclusive(() =>
+      readWeightsFile(this.session, path.join(folder, options.ema ? EMA_FILE : MODEL_FILE)),
+    )
+    const total = this.session.slots.length
+    this.source = { kind: 'checkpoint', path: folder, naming: match.naming, matched: match.transfers.length, total }
+    this.classNames = model.classes ?? this.classNames
+    this.currentConfig = model.config
   }
 
   private parameterNames(): string[] {
@@ -323,14 +339,9 @@ export async function loadModel(dir: string, options: LoadModelOptions = {}): Pr
   }
   const session = await Session.create({ config: model.config, precision, threads: options.threads })
   return withSession(session, async () => {
-    const match = await readWeightsFile(session, path.join(folder, options.ema ? EMA_FILE : MODEL_FILE))
-    const source: WeightsSource = {
-      kind: 'checkpoint',
-      path: folder,
-      naming: match.naming,
-      matched: match.transfers.length,
-      total: session.slots.length,
-    }
-    return new Model(session, model.config, source, model.classes ?? undefined)
+    const total = session.slots.length
+    const made = new Model(session, model.config, { kind: 'random', matched: 0, total }, model.classes ?? undefined)
+    await made.loadWeights(folder, options.ema === undefined ? {} : { ema: options.ema })
+    return made
   })
 }

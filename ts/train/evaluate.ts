@@ -1,6 +1,6 @@
 /** Top-1, top-5 and cross-entropy of a model over a labelled dataset. */
 import { NativeImageLoader } from '../data/loader.js'
-import type { ImageDataset } from '../data/types.js'
+import type { BadFile, ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
 import { evalResize } from '../nn/index.js'
@@ -28,6 +28,12 @@ export function checkClasses(model: Model, data: ImageDataset): void {
       details: { index: at },
     },
   )
+}
+
+export interface Watch {
+  onProgress?: (done: number, total: number) => void | Promise<void>
+  /** Asked before each batch. */
+  stop?: () => boolean
 }
 
 /** Loader and size of a validation run; kept by the Trainer from one validation to the next. */
@@ -61,8 +67,8 @@ export class Evaluator {
     })
   }
 
-  /** One pass. `details`: per-class counts, confusion and worst errors too. */
-  async run(details: boolean, onProgress?: (done: number, total: number) => void | Promise<void>): Promise<EvaluateResult> {
+  /** One pass. `details`: per-class counts, confusion and worst errors too. Undefined when `stop` said so before its end. */
+  async run(details: boolean, watch: Watch = {}): Promise<EvaluateResult | undefined> {
     const { model, loader, options } = this
     const { labels, files } = options.data
     const running = new RunningMetrics()
@@ -80,7 +86,7 @@ export class Evaluator {
         detailed.add(output.logits, output.ranks, own, batch.count, (i) => files[batch.indices[i]!]!)
       }
       done += batch.count
-      await onProgress?.(done, options.data.length)
+      await watch.onProgress?.(done, options.data.length)
     }
     const elapsedMs = performance.now() - started
     return {
@@ -91,6 +97,10 @@ export class Evaluator {
       badFiles: loader.badFiles,
       ...(detailed ? { details: detailed.result() } : {}),
     }
+  }
+
+  get badFiles(): readonly BadFile[] {
+    return this.loader.badFiles
   }
 
   close(): void {
@@ -106,7 +116,11 @@ export async function evaluateModel(model: Model, options: EvaluateModelOptions)
   checkClasses(model, options.data)
   const evaluator = new Evaluator(model, options)
   try {
-    return await evaluator.run(options.details ?? true, options.onProgress)
+    const { signal, onProgress } = options
+    const watch = { stop: () => signal?.aborted ?? false, ...(onProgress ? { onProgress } : {}) }
+    const result = await evaluator.run(options.details ?? true, watch)
+    if (result) return result
+    throw new EffnetError('EFF_ABORTED', 'evaluation was aborted', { cause: signal?.reason })
   } finally {
     evaluator.close()
   }

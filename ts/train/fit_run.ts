@@ -1,0 +1,673 @@
+/**
+ * One run of training: data, plan and folder set up, then epoch after epoch. What a checkpoint holds lives in `progress`;
+ * everything else can be made again from options and data.
+ */
+import path from 'node:path'
+import { type NativeBatch, NativeImageLoader } from '../data/loader.js'
+import type { BadFile, ImageDataset } from '../data/types.js'
+import { EffnetError } from '../errors.js'
+import type { Model } from '../model.js'
+import type { StepScalars } from '../runtime/scalars.js'
+import type { StepResult, TrainPlan } from '../runtime/session.js'
+import { CallbackList, CsvLogger, JsonlLogger } from './callbacks.js'
+import { machineState, type TrainState } from './checkpoint.js'
+import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
+import { CheckpointKeeper } from './checkpoint_keeper.js'
+import { checkClasses, Evaluator } from './evaluate.js'
+import type { EventHub } from './events.js'
+import { Progress } from './progress.js'
+import { dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
+import { RunFolder, type RunState } from './run_folder.js'
+import { emaDecay, learningRate, type ScheduleSpec } from './schedule.js'
+import { readTrainingState } from './tensor_files.js'
+import type {
+  Callback,
+  EpochEvent,
+  EvaluateDetails,
+  EvaluateResult,
+  FitOptions,
+  FitResult,
+  Metrics,
+  ResolvedOptions,
+  StartEvent,
+  StepEvent,
+  TrainerContext,
+  TrainerOptions,
+} from './types.js'
+
+/** status.json is refreshed this often within an epoch. */
+const STATUS_EVERY_MS = 10_000
+
+type StopStatus = 'finished' | 'interrupted' | 'aborted'
+
+export class FitRun implements TrainerContext {
+  options: ResolvedOptions
+  stepsPerEpoch = 0
+  totalSteps = 0
+  /** Resolves when `fit` has settled, whatever came of it. */
+  readonly settled: Promise<void>
+  private settle: () => void = () => undefined
+  private readonly progress = new Progress()
+  private readonly folder: RunFolder | undefined
+  private callbacks: CallbackList
+  private plan: TrainPlan | undefined
+  private loader: NativeImageLoader | undefined
+  private evaluator: Evaluator | undefined
+  private keeper: CheckpointKeeper | undefined
+  private schedule: ScheduleSpec | undefined
+  private data: TrainState['data'] | undefined
+  private stopping: { reason: string; status: StopStatus } | undefined
+  /** False from the start of a step until its loss is known to be finite: such weights are not saved. */
+  private weightsSound = false
+  private details: EvaluateDetails | undefined
+  /** The last epoch was the best so far; its save is the one at the end of the run. */
+  private bestAtEnd = false
+  private span = { images: 0, ms: 0, waitMs: 0 }
+  private firstStepDone = false
+
+  constructor(
+    private readonly given: TrainerOptions,
+    options: ResolvedOptions,
+    private readonly hub: EventHub,
+  ) {
+    this.options = options
+    this.callbacks = new CallbackList(given.callbacks ?? [])
+    this.folder = given.outDir === undefined ? undefined : new RunFolder(path.resolve(given.outDir))
+    this.settled = new Promise((resolve) => {
+      this.settle = resolve
+    })
+  }
+
+  // ---- TrainerContext
+
+  get model(): Model {
+    return this.given.model
+  }
+
+  get outDir(): string | undefined {
+    return this.folder?.dir
+  }
+
+  get epoch(): number {
+    return this.progress.epoch
+  }
+
+  get step(): number {
+    return this.progress.step
+  }
+
+  get metrics(): Readonly<Metrics> {
+    return this.progress.metrics
+  }
+
+  /** The first reason counts; a callback's ends the run as finished. */
+  stop(reason: string, status: StopStatus = 'finished'): void {
+    this.stopping ??= { reason, status }
+  }
+
+  warn(code: string, message: string, hint?: string): void {
+    const event = { type: 'warning', code, message, ...(hint === undefined ? {} : { hint }) } as const
+    this.hub.emit(event)
+    void this.callbacks.call('onWarning', this, event)
+  }
+
+  // ---- the run
+
+  async fit(options: FitOptions): Promise<FitResult> {
+    const { signal } = this.given
+    const onAbort = () => this.stop('aborted', 'aborted')
+    if (signal?.aborted) onAbort()
+    signal?.addEventListener('abort', onAbort, { once: true })
+    try {
+      return await this.execute(options)
+    } catch (cause) {
+      await this.fail(cause)
+      throw cause
+    } finally {
+      signal?.removeEventListener('abort', onAbort)
+      await this.teardown()
+      this.settle()
+    }
+  }
+
+  private async execute(options: FitOptions): Promise<FitResult> {
+    checkClasses(this.model, options.train)
+    if (options.val) checkClasses(this.model, options.val)
+    const resume = await findResume(options.resume, this.folder)
+    if (resume) {
+      const done = finishedResult(resume, this.options)
+      if (done) return this.returnFinished(resume, done)
+    }
+    await this.folder?.open(this.mayContinue(options.resume))
+    this.data = await dataFingerprint(options.train)
+    await this.prepare(options, resume)
+    const start = this.startEvent(options, resume)
+    this.hub.emit(start)
+    await this.callbacks.call('onFitStart', this, start)
+    const reason = await this.epochs()
+    return this.finish(reason)
+  }
+
+  /** A path continues the folder that holds it; from elsewhere it starts a new folder. */
+  private mayContinue(resume: FitOptions['resume']): boolean {
+    if (resume === undefined) return false
+    if (resume === 'auto' || resume === 'last') return true
+    return this.folder !== undefined && !path.relative(this.folder.dir, path.resolve(resume)).startsWith('..')
+  }
+
+  private async prepare({ train, val }: FitOptions, resume: ResumePoint | undefined): Promise<void> {
+    this.fitBatchSize(train)
+    const { model } = this
+    const o = this.options
+    model.adopt(train.classes, {
+      imageSize: o.imageSize,
+      size: o.evalImageSize,
+      cropPct: o.cropPct,
+      interpolation: o.interpolation,
+    })
+    if (resume) for (const w of resumeWarnings(resume, o, this.data!)) this.warn(w.code, w.message, w.hint)
+    const limits = o.maxBad === null ? {} : { maxBad: o.maxBad }
+    const common = {
+      workers: o.workers,
+      prefetch: o.prefetch,
+      exifOrientation: o.exifOrientation,
+      maxPixels: o.maxPixels,
+      ...limits,
+    }
+    this.loader = trainLoader(train, o)
+    if (val) {
+      this.evaluator = new Evaluator(model, {
+        data: val,
+        batchSize: o.evalBatchSize,
+        imageSize: o.evalImageSize,
+        cropPct: o.cropPct,
+        interpolation: o.interpolation,
+        ...common,
+      })
+    }
+    this.stepsPerEpoch = this.loader.batches
+    this.totalSteps = Math.min(o.maxEpochs * this.stepsPerEpoch, o.maxSteps ?? Number.POSITIVE_INFINITY)
+    this.schedule = { ...o.schedule, lr: o.optimizer.lr, stepsPerEpoch: this.stepsPerEpoch, totalSteps: this.horizon() }
+    await this.bind(resume)
+    await this.openLogs(resume, val !== undefined)
+    await this.callbacks.call('onSetup', this)
+    if (resume) {
+      this.callbacks.load(resume.state.callbacks)
+      await this.callbacks.call('onCheckpointLoad', this, resume.dir)
+    }
+  }
+
+  /** The schedule spans the epochs asked for; where only steps were, those. */
+  private horizon(): number {
+    const byEpochs = this.options.maxEpochs * this.stepsPerEpoch
+    const { maxSteps } = this.options
+    return this.given.maxEpochs === undefined && maxSteps !== null ? maxSteps : byEpochs
+  }
+
+  private fitBatchSize(train: ImageDataset): void {
+    const { batchSize } = this.options
+    if (train.length >= batchSize || train.length === 0) return
+    this.warn('batch-size', `batchSize ${batchSize} is more than the ${train.length} training images; it is ${train.length} now`)
+    this.options = { ...this.options, batchSize: train.length }
+  }
+
+  /** Compiles the training step and fills weights, optimizer state and moving average. */
+  private async bind(resume: ResumePoint | undefined): Promise<void> {
+    const o = this.options
+    const { session, plans } = this.model
+    const frozen = new Set(this.model.frozen)
+    await plans.exclusive(async () => {
+      this.plan = await session.trainPlan({
+        batchSize: o.batchSize,
+        imageSize: o.imageSize,
+        optimizer: { name: o.optimizer.name, nesterov: o.optimizer.nesterov },
+        labelSmoothing: o.labelSmoothing,
+        dropRate: o.dropRate,
+        dropPathRate: o.dropPathRate,
+        ema: o.ema > 0,
+        clip: o.clipNorm > 0,
+        ...(frozen.size > 0 ? { frozen: (name: string) => frozen.has(name) } : {}),
+      })
+      session.resetOptimizer()
+      if (resume) {
+        await readTrainingState(session, resume.dir, { optimizer: o.optimizer.name, ema: o.ema > 0 })
+        this.progress.load(resume.state)
+      } else if (o.ema > 0) session.resetEma()
+    })
+    this.weightsSound = true
+  }
+
+  private async openLogs(resume: ResumePoint | undefined, validates: boolean): Promise<void> {
+    const { folder } = this
+    if (!folder) return
+    const o = this.options
+    const val = validates ? ['val/loss', 'val/top1', 'val/top5'] : []
+    const ema = validates && o.ema > 0 ? ['val_ema/loss', 'val_ema/top1', 'val_ema/top5'] : []
+    const csv = new CsvLogger(folder, ['train/loss', 'train/top1', ...val, ...ema, 'lr', 'images_per_s', 'data_wait'])
+    const jsonl = new JsonlLogger(folder, o.logEvery)
+    const own = (await folder.readStatus()) !== undefined
+    const from = resume && own ? resume.state.step : undefined
+    await csv.begin(from)
+    await jsonl.begin(from)
+    this.callbacks = new CallbackList([csv, jsonl, ...(this.given.callbacks ?? [])] as Callback[])
+    await folder.writeConfig(this.given.config ?? plainOptions(this.given), o)
+    await folder.writeEnvironment(this.given.command, { precision: o.precision, threads: this.model.session.threads })
+    this.keeper = new CheckpointKeeper(folder, this.model, { optimizer: o.optimizer.name, ema: o.ema > 0 }, async (event) => {
+      this.hub.emit(event)
+      await this.callbacks.call('onCheckpointSave', this, event)
+    })
+    await this.writeStatus('running')
+  }
+
+  private startEvent({ train, val }: FitOptions, resume: ResumePoint | undefined): StartEvent {
+    const { epoch, step, sample } = this.progress
+    return {
+      type: 'start',
+      options: this.options,
+      stepsPerEpoch: this.stepsPerEpoch,
+      totalSteps: this.totalSteps,
+      trainImages: train.length,
+      valImages: val?.length ?? 0,
+      classes: train.classes,
+      ...(resume ? { resumed: { epoch, step, sample, path: resume.dir } } : {}),
+    }
+  }
+
+  // ---- epochs and steps
+
+  private get over(): boolean {
+    const { epoch, step } = this.progress
+    return epoch >= this.options.maxEpochs || step >= (this.options.maxSteps ?? Number.POSITIVE_INFINITY)
+  }
+
+  private async epochs(): Promise<string> {
+    while (!this.over && !this.stopping) {
+      const complete = await this.epochSteps()
+      if (!complete || !(await this.endOfEpoch())) break
+    }
+    if (this.stopping) return this.stopping.reason
+    return this.progress.epoch >= this.options.maxEpochs ? 'epochs' : 'steps'
+  }
+
+  /** False when the run ended within the epoch. */
+  private async epochSteps(): Promise<boolean> {
+    const { progress, options } = this
+    const loader = this.loader!
+    loader.load({ epoch: progress.epoch, sample: progress.sample, seed: options.seed })
+    this.span = { images: 0, ms: 0, waitMs: 0 }
+    await this.callbacks.call('onEpochStart', this)
+    let from = performance.now()
+    for await (const batch of loader.epoch()) {
+      await this.trainStep(batch, performance.now() - from)
+      await this.afterStep()
+      if (this.stopping || this.over) return this.over && !this.stopping && progress.stepInEpoch >= this.stepsPerEpoch
+      from = performance.now()
+    }
+    if (progress.stepInEpoch === 0) throw new EffnetError('EFF_DATA_EMPTY', 'an epoch had no complete batch of readable images')
+    return true
+  }
+
+  private scalars(step: number): Partial<StepScalars> {
+    const { optimizer, ema, clipNorm, seed } = this.options
+    const adam = optimizer.name === 'adamw'
+    return {
+      lr: learningRate(this.schedule!, step),
+      step,
+      seed,
+      weight_decay: optimizer.weightDecay,
+      momentum: adam ? optimizer.betas[0] : optimizer.momentum,
+      alpha: adam ? optimizer.betas[1] : optimizer.alpha,
+      eps: optimizer.eps,
+      clip_norm: clipNorm,
+      ema_decay: ema > 0 ? emaDecay(ema, this.progress.emaUpdates + 1) : 0,
+      optimizer_step: step + 1,
+    }
+  }
+
+  private async trainStep(batch: NativeBatch, waitMs: number): Promise<void> {
+    const { progress } = this
+    if (this.callbacks.has('onStepStart')) await this.callbacks.call('onStepStart', this)
+    const scalars = this.scalars(progress.step)
+    const started = performance.now()
+    this.weightsSound = false
+    const result = await this.model.plans.exclusive(() => this.plan!.step({ batch: batch.handle }, scalars))
+    const stepMs = performance.now() - started
+    if (!Number.isFinite(result.loss)) throw this.notFinite(result.loss, scalars.lr!)
+    this.weightsSound = true
+    progress.step++
+    progress.stepInEpoch++
+    progress.sample = batch.nextSample
+    if (this.options.ema > 0) progress.emaUpdates++
+    progress.running.add(result.loss, result.ranks)
+    this.count(batch.count, stepMs, waitMs)
+    const event = this.stepEvent(result, scalars.lr!, stepMs, waitMs)
+    this.hub.emit(event)
+    await this.callbacks.call('onStepEnd', this, event)
+  }
+
+  /** Start-up (kernels' first touch of memory, an empty pipeline) is left out of the run's throughput. */
+  private count(images: number, stepMs: number, waitMs: number): void {
+    this.span.images += images
+    this.span.ms += stepMs + waitMs
+    this.span.waitMs += waitMs
+    if (!this.firstStepDone) {
+      this.firstStepDone = true
+      return
+    }
+    this.progress.trainedImages += images
+    this.progress.trainedMs += stepMs + waitMs
+    this.progress.waitMs += waitMs
+  }
+
+  private stepEvent(result: StepResult, lr: number, stepMs: number, waitMs: number): StepEvent {
+    const { progress, span } = this
+    return {
+      type: 'step',
+      epoch: progress.epoch,
+      step: progress.step,
+      stepInEpoch: progress.stepInEpoch,
+      stepsPerEpoch: this.stepsPerEpoch,
+      totalSteps: this.totalSteps,
+      loss: result.loss,
+      meanLoss: progress.running.loss,
+      top1: progress.running.top1,
+      lr,
+      ...(result.gradNorm === undefined ? {} : { gradNorm: result.gradNorm }),
+      imagesPerS: (1000 * span.images) / span.ms,
+      dataWait: span.waitMs / span.ms,
+      stepMs,
+      waitMs,
+      elapsedMs: progress.elapsedMs,
+    }
+  }
+
+  private notFinite(loss: number, lr: number): EffnetError {
+    const { step, epoch } = this.progress
+    const kept = this.keeper && this.keeper.savedStep >= 0 ? `; the checkpoint of step ${this.keeper.savedStep} is kept` : ''
+    return new EffnetError('EFF_NAN', `loss is ${loss} in step ${step + 1} (epoch ${epoch + 1}, lr ${lr})${kept}`, {
+      hint: 'a lower lr, longer warm-up or clipNorm: 1',
+      details: { step: step + 1, epoch: epoch + 1, loss: String(loss), lr },
+    })
+  }
+
+  private async afterStep(): Promise<void> {
+    const { progress, options, keeper } = this
+    if (options.maxTimeMs !== null && progress.processMs >= options.maxTimeMs) this.stop('time', 'interrupted')
+    if (!keeper || this.stopping || this.over) return
+    const { everySteps, everyMinutes } = options.checkpoint
+    const due =
+      (everySteps > 0 && progress.step % everySteps === 0) || (everyMinutes > 0 && keeper.minutesSinceSave >= everyMinutes)
+    if (due) await this.save(false)
+    if (this.folder && this.folder.statusAge > STATUS_EVERY_MS) await this.writeStatus('running')
+  }
+
+  // ---- ends
+
+  /**
+   * Validation, best, logs, checkpoint. `partial`: the run ends within the epoch because its steps are done.
+   * False when a stop came during validation; the epoch then ends anew when the run is resumed.
+   */
+  private async endOfEpoch(partial = false): Promise<boolean> {
+    const { progress, options, span } = this
+    const epoch = progress.epoch
+    const done = partial ? epoch : epoch + 1
+    const last = done >= options.maxEpochs || progress.step >= (options.maxSteps ?? Number.POSITIVE_INFINITY)
+    const metrics = this.runningMetrics()
+    const due = last || (options.valEvery > 0 && done % options.valEvery === 0)
+    if (due && this.evaluator) {
+      const measured = await this.validate(epoch)
+      if (!measured) return false
+      Object.assign(metrics, measured)
+    }
+    metrics['lr'] = learningRate(this.schedule!, Math.max(0, progress.step - 1))
+    metrics['images_per_s'] = span.ms > 0 ? (1000 * span.images) / span.ms : 0
+    metrics['data_wait'] = span.ms > 0 ? span.waitMs / span.ms : 0
+    const best = this.noteBest(metrics, epoch)
+    progress.metrics = metrics
+    if (!partial) progress.nextEpoch()
+    const event: EpochEvent = { type: 'epoch', epoch, step: progress.step, metrics, best, elapsedMs: progress.elapsedMs }
+    this.hub.emit(event)
+    await this.callbacks.call('onEpochEnd', this, event)
+    if (this.folder) await this.writeStatus('running')
+    const { everyEpochs } = options.checkpoint
+    if (last || partial || this.stopping) this.bestAtEnd = best
+    else if (best || (everyEpochs > 0 && done % everyEpochs === 0)) await this.save(best)
+    return true
+  }
+
+  private runningMetrics(): Metrics {
+    const { running } = this.progress
+    return { 'train/loss': running.loss, 'train/top1': running.top1 }
+  }
+
+  /** Undefined when the run was told to stop meanwhile. */
+  private async validate(epoch: number): Promise<Metrics | undefined> {
+    const { progress, options } = this
+    await this.callbacks.call('onValidationStart', this)
+    const result = await this.measure(true, epoch)
+    if (!result) return undefined
+    const metrics: Metrics = { ...result.metrics }
+    if (options.ema > 0) {
+      const average = await this.measureAverage(epoch)
+      if (!average) return undefined
+      for (const [key, value] of Object.entries(average.metrics)) metrics[key.replace('val/', 'val_ema/')] = value
+    }
+    this.details = result.details
+    const value = metrics[options.checkpoint.monitor]
+    const best = value !== undefined && this.improves(value)
+    const event = { type: 'validation', epoch, step: progress.step, metrics, best, elapsedMs: result.elapsedMs } as const
+    this.hub.emit(event)
+    await this.callbacks.call('onValidationEnd', this, event)
+    return metrics
+  }
+
+  private async measureAverage(epoch: number): Promise<EvaluateResult | undefined> {
+    const { session } = this.model
+    session.useEma(true)
+    try {
+      return await this.measure(false, epoch)
+    } finally {
+      session.useEma(false)
+    }
+  }
+
+  private measure(details: boolean, epoch: number): Promise<EvaluateResult | undefined> {
+    return this.evaluator!.run(details, {
+      onProgress: async (done, total) => {
+        const event = { type: 'validation-step', epoch, done, total } as const
+        this.hub.emit(event)
+        await this.callbacks.call('onValidationBatch', this, event)
+      },
+      stop: () => this.stopping !== undefined && this.stopping.status !== 'finished',
+    })
+  }
+
+  private improves(value: number): boolean {
+    const { best } = this.progress
+    if (!Number.isFinite(value)) return false
+    if (best === null) return true
+    return this.options.checkpoint.mode === 'max' ? value > best.value : value < best.value
+  }
+
+  private noteBest(metrics: Metrics, epoch: number): boolean {
+    const { monitor } = this.options.checkpoint
+    const value = metrics[monitor]
+    if (value === undefined || !this.improves(value)) return false
+    this.progress.best = { metric: monitor, value, epoch: epoch + 1, step: this.progress.step }
+    return true
+  }
+
+  private async finish(reason: string): Promise<FitResult> {
+    const { progress, folder, keeper } = this
+    const cut = this.stopping !== undefined && this.stopping.status !== 'finished'
+    if (progress.stepInEpoch > 0) {
+      if (!cut) await this.endOfEpoch(true)
+      // What was measured at the end of an earlier epoch does not belong to these weights.
+      else progress.metrics = this.runningMetrics()
+    }
+    if (cut) await this.callbacks.call('onInterrupt', this, reason)
+    const result = this.result(cut ? 'interrupted' : 'finished', reason)
+    if (keeper && folder) {
+      await this.save(this.bestAtEnd, cut ? null : result)
+      await keeper.settle()
+      await this.writeOutcome(result)
+    }
+    await this.callbacks.call('onFitEnd', this, result)
+    if (this.stopping?.status === 'aborted') {
+      throw new EffnetError('EFF_ABORTED', `training was aborted after step ${progress.step}`, {
+        cause: this.given.signal?.reason,
+        details: { step: progress.step, checkpoint: result.checkpoint ?? null },
+      })
+    }
+    return result
+  }
+
+  private result(status: FitResult['status'], reason: string): FitResult {
+    const { progress, folder } = this
+    return {
+      status,
+      reason,
+      epoch: progress.epoch,
+      step: progress.step,
+      metrics: { ...progress.metrics },
+      ...(progress.best ? { best: progress.best } : {}),
+      imagesPerS: progress.imagesPerS,
+      dataWait: progress.dataWait,
+      elapsedMs: progress.elapsedMs,
+      badFiles: [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])],
+      ...(folder ? runPaths(folder, progress.best !== null) : {}),
+    }
+  }
+
+  private async save(best: boolean, result: FitResult | null = null): Promise<void> {
+    const { options, progress, data } = this
+    await this.keeper?.save(
+      {
+        format: 'effnet-state',
+        version: CHECKPOINT_VERSION,
+        seed: options.seed,
+        ...progress.state(),
+        options,
+        schedule: { stepsPerEpoch: this.stepsPerEpoch, totalSteps: this.totalSteps },
+        callbacks: this.callbacks.state(),
+        data: data!,
+        machine: machineState(),
+        result,
+      },
+      best,
+    )
+  }
+
+  private async writeStatus(state: RunState, message: string | null = null): Promise<void> {
+    const { epoch, step, best } = this.progress
+    await this.folder?.writeStatus({ state, epoch, step, best, message })
+  }
+
+  private async writeOutcome(result: FitResult): Promise<void> {
+    const folder = this.folder!
+    await folder.writeBadFiles(result.badFiles)
+    await folder.writeResults({ result, details: storedDetails(this.details) })
+    await this.writeStatus(result.status === 'finished' ? 'finished' : 'interrupted', result.reason)
+    try {
+      const { writeReport } = await import('../report/report.js')
+      await writeReport(folder.dir)
+    } catch (cause) {
+      this.warn('report', `report.html was not written: ${(cause as Error).message}`)
+    }
+  }
+
+  /** Leaves what is good: the checkpoint before, or one of now where the weights are sound. */
+  private async fail(cause: unknown): Promise<void> {
+    const { folder, keeper, progress } = this
+    if (cause instanceof EffnetError && cause.code === 'EFF_ABORTED') return
+    await this.quietly('onException', () => this.callbacks.call('onException', this, cause))
+    if (!keeper || !folder) return
+    await this.quietly('checkpoint', () => keeper.settle())
+    const storage = cause instanceof EffnetError && /^EFF_(CKPT|IO)/.test(cause.code)
+    if (this.weightsSound && !storage && progress.step > keeper.savedStep) {
+      await this.quietly('checkpoint', async () => {
+        await this.save(false)
+        await keeper.settle()
+      })
+    }
+    const bad = [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])]
+    await this.quietly('bad_files.csv', () => folder.writeBadFiles(bad))
+    const message = cause instanceof EffnetError ? `${cause.code}: ${cause.message}` : String(cause)
+    await this.quietly('status.json', () => this.writeStatus('failed', message))
+  }
+
+  /** For clean-up after an error: a second error becomes a warning. */
+  private async quietly(what: string, work: () => Promise<void>): Promise<void> {
+    try {
+      await work()
+    } catch (cause) {
+      this.warn('after-error', `${what}: ${(cause as Error).message}`)
+    }
+  }
+
+  private async teardown(): Promise<void> {
+    this.loader?.close()
+    this.evaluator?.close()
+    this.plan?.close()
+    this.plan = undefined
+    await this.quietly('onTeardown', () => this.callbacks.call('onTeardown', this))
+  }
+
+  /** A run that has reached its end is not run again; the model gets its weights. */
+  private async returnFinished(resume: ResumePoint, done: FitResult): Promise<FitResult> {
+    await this.model.loadWeights(resume.dir)
+    const own = this.folder && path.dirname(path.dirname(resume.dir)) === this.folder.dir
+    return { ...done, ...(own ? runPaths(this.folder!, done.best !== undefined) : { checkpoint: resume.dir }) }
+  }
+}
+
+const runPaths = (folder: RunFolder, best: boolean) => ({
+  outDir: folder.dir,
+  checkpoint: folder.last,
+  ...(best ? { bestCheckpoint: folder.best } : {}),
+  report: folder.file('report.html'),
+})
+
+function trainLoader(train: ImageDataset, o: ResolvedOptions): NativeImageLoader {
+  return new NativeImageLoader(train, {
+    batchSize: o.batchSize,
+    transform: {
+      mode: 'train',
+      size: o.imageSize,
+      ...o.augment,
+      exifOrientation: o.exifOrientation,
+      maxPixels: o.maxPixels,
+    },
+    shuffle: true,
+    seed: o.seed,
+    dropLast: true,
+    workers: o.workers,
+    prefetch: o.prefetch,
+    ...(o.maxBad === null ? {} : { maxBad: o.maxBad }),
+  })
+}
+
+/** The stored result, unless more epochs or steps are asked for than the run had. */
+function finishedResult({ state }: ResumePoint, options: ResolvedOptions): FitResult | undefined {
+  const { result, options: then } = state
+  if (result === null || result.status !== 'finished') return undefined
+  if (result.reason === 'epochs' && options.maxEpochs > state.epoch) return undefined
+  const steps = options.maxSteps ?? Number.POSITIVE_INFINITY
+  if (result.reason === 'steps' && steps > state.step && (then.maxSteps ?? 0) < steps) return undefined
+  return result
+}
+
+/** What the user gave, without objects that are not data. */
+function plainOptions(given: TrainerOptions): Record<string, unknown> {
+  const { model, callbacks, signal, config, command, ...plain } = given
+  return { model: model.name, ...plain }
+}
+
+/** results.json keeps a confusion matrix as rows, as long as a person could read it. */
+function storedDetails(details: EvaluateDetails | undefined): unknown {
+  if (!details) return null
+  const k = details.classes.length
+  const { confusion, ...rest } = details
+  const rows = confusion && k <= 200 ? Array.from({ length: k }, (_, i) => [...confusion.subarray(i * k, (i + 1) * k)]) : null
+  return { ...rest, confusion: rows }
+}

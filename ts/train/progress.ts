@@ -1,0 +1,70 @@
+/** Where a run stands: what a checkpoint keeps beside weights and optimizer state. */
+
+import type { TrainState } from './checkpoint.js'
+import { RunningMetrics } from './metrics.js'
+import type { Metrics } from './types.js'
+
+export class Progress {
+  /** Whole epochs done; also the number, from 0, of the epoch in work. */
+  epoch = 0
+  step = 0
+  stepInEpoch = 0
+  /** Position in the order of the epoch in work. */
+  sample = 0
+  emaUpdates = 0
+  metrics: Metrics = {}
+  best: TrainState['best'] = null
+  /** Of the epoch in work. */
+  readonly running = new RunningMetrics()
+  trainedMs = 0
+  trainedImages = 0
+  waitMs = 0
+  private before = 0
+  private readonly started = performance.now()
+
+  /** Over all processes that worked on the run. */
+  get elapsedMs(): number {
+    return this.before + performance.now() - this.started
+  }
+
+  /** Of this process. */
+  get processMs(): number {
+    return performance.now() - this.started
+  }
+
+  get imagesPerS(): number {
+    return this.trainedMs > 0 ? (1000 * this.trainedImages) / this.trainedMs : 0
+  }
+
+  get dataWait(): number {
+    return this.trainedMs > 0 ? this.waitMs / this.trainedMs : 0
+  }
+
+  nextEpoch(): void {
+    this.epoch++
+    this.stepInEpoch = 0
+    this.sample = 0
+    this.running.load([])
+  }
+
+  state() {
+    const { epoch, step, stepInEpoch, sample, emaUpdates, metrics, best, trainedMs, trainedImages, waitMs, elapsedMs } = this
+    const running = this.running.state()
+    return { epoch, step, stepInEpoch, sample, emaUpdates, metrics, best, trainedMs, trainedImages, waitMs, elapsedMs, running }
+  }
+
+  load(state: TrainState): void {
+    this.epoch = state.epoch
+    this.step = state.step
+    this.stepInEpoch = state.stepInEpoch
+    this.sample = state.sample
+    this.emaUpdates = state.emaUpdates
+    this.metrics = { ...state.metrics }
+    this.best = state.best
+    this.trainedMs = state.trainedMs
+    this.trainedImages = state.trainedImages
+    this.waitMs = state.waitMs
+    this.before = state.elapsedMs
+    this.running.load(state.running)
+  }
+}

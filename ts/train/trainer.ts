@@ -1,0 +1,140 @@
+/** The training loop's public face. One `fit` at a time; what a run does step by step is fit_run.ts. */
+
+import type { ImageInput } from '../data/types.js'
+import { EffnetError } from '../errors.js'
+import { predictStream } from '../infer/predict.js'
+import type { PredictionResult, PredictOptions } from '../infer/types.js'
+import type { Model } from '../model.js'
+import { findFolder } from './checkpoint_folder.js'
+import { evaluateModel } from './evaluate.js'
+import { EventHub } from './events.js'
+import { FitRun } from './fit_run.js'
+import { resolveOptions } from './options.js'
+import { RunFolder } from './run_folder.js'
+import type {
+  EvaluateOptions,
+  EvaluateResult,
+  FitOptions,
+  FitResult,
+  ResolvedOptions,
+  TrainerEvent,
+  TrainerOptions,
+} from './types.js'
+
+export class Trainer {
+  /** Every value in force. */
+  readonly options: ResolvedOptions
+  private readonly hub = new EventHub()
+  private run: FitRun | undefined
+  private stopBeforeStart: string | undefined
+  private closed = false
+
+  /** @throws EFF_CONFIG_KEY, EFF_CONFIG_VALUE */
+  constructor(private readonly given: TrainerOptions) {
+    this.options = resolveOptions(given)
+  }
+
+  get model(): Model {
+    return this.given.model
+  }
+
+  /**
+   * Trains until `maxEpochs`, `maxSteps`, `maxTime`, a callback or `stop` ends it. The best and the last weights are in
+   * `outDir/checkpoints`; the model holds the last ones.
+   * @throws EFF_RUN_EXISTS, EFF_DATA_LABEL, EFF_DATA_EMPTY, EFF_DATA_DECODE (too many unreadable files), EFF_NAN (step in
+   *   `details`), EFF_CKPT_*, EFF_OOM, EFF_ABORTED (the signal; a checkpoint was written before)
+   */
+  async fit(options: FitOptions): Promise<FitResult> {
+    if (this.closed) throw new EffnetError('EFF_CLOSED', 'the trainer was closed')
+    if (this.run) throw new EffnetError('EFF_INVALID_ARGUMENT', 'fit is running; await it first')
+    const run = new FitRun(this.given, this.options, this.hub)
+    this.run = run
+    if (this.stopBeforeStart !== undefined) run.stop(this.stopBeforeStart, 'interrupted')
+    try {
+      const result = await run.fit(options)
+      this.hub.emit({ type: 'end', result })
+      return result
+    } catch (cause) {
+      const error =
+        cause instanceof EffnetError
+          ? cause
+          : new EffnetError('EFF_INTERNAL', `training failed: ${(cause as Error)?.message ?? cause}`, { cause })
+      this.hub.emit({ type: 'end', error })
+      throw cause
+    } finally {
+      this.run = undefined
+      this.stopBeforeStart = undefined
+    }
+  }
+
+  /** Events of the run that is on, or of the next one; ends with it. */
+  events(): AsyncIterableIterator<TrainerEvent> {
+    return this.hub.subscribe()
+  }
+
+  /** Ends the run after the step in work: a checkpoint is written there, the result's status is 'interrupted'. */
+  stop(reason: string): void {
+    if (this.run) this.run.stop(reason, 'interrupted')
+    else this.stopBeforeStart = reason
+  }
+
+  /** Evaluates the model as it is, or a checkpoint of the run (which the model holds afterwards). */
+  async evaluate(options: EvaluateOptions): Promise<EvaluateResult> {
+    const { checkpoint, ...rest } = options
+    if (checkpoint !== undefined) await this.model.loadWeights(await this.findCheckpoint(checkpoint))
+    const { batchSize, imageSize, details, signal, onProgress } = rest
+    const o = this.options
+    return evaluateModel(this.model, {
+      data: rest.data,
+      batchSize: batchSize ?? o.evalBatchSize,
+      imageSize: imageSize ?? o.evalImageSize,
+      cropPct: o.cropPct,
+      interpolation: o.interpolation,
+      workers: o.workers,
+      prefetch: o.prefetch,
+      exifOrientation: o.exifOrientation,
+      maxPixels: o.maxPixels,
+      ...(o.maxBad === null ? {} : { maxBad: o.maxBad }),
+      ...(details === undefined ? {} : { details }),
+      ...(signal === undefined ? {} : { signal }),
+      ...(onProgress === undefined ? {} : { onProgress }),
+    })
+  }
+
+  /** As `model.predict`, with the crop of this training. */
+  async predict(images: ImageInput | readonly ImageInput[], options: PredictOptions = {}): Promise<PredictionResult[]> {
+    const { evalImageSize, cropPct, interpolation } = this.options
+    const list = Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
+    const results: PredictionResult[] = []
+    for await (const r of predictStream(this.model, list, { imageSize: evalImageSize, cropPct, interpolation, ...options })) {
+      results.push(r)
+    }
+    return results
+  }
+
+  /** Stops a run and waits for it. The model stays open: who made it closes it. */
+  async close(): Promise<void> {
+    if (this.closed) return
+    this.closed = true
+    const { run } = this
+    if (run) {
+      run.stop('closed', 'interrupted')
+      await run.settled
+    }
+    this.hub.close()
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  private async findCheckpoint(name: string): Promise<string> {
+    if (name !== 'best' && name !== 'last') return name
+    const { outDir } = this.given
+    if (outDir === undefined) throw new EffnetError('EFF_INVALID_ARGUMENT', `checkpoint: '${name}' needs outDir`)
+    const folder = new RunFolder(outDir)
+    const found = await findFolder(folder[name])
+    if (found) return found
+    throw new EffnetError('EFF_CKPT_MISSING', `${folder[name]}: no complete checkpoint`)
+  }
+}
