@@ -420,5 +420,41 @@ TEST(BnBwdApply, RefusesBatchStatisticsWithoutSums) {
   EXPECT_EQ(rig.make().code(), Code::plan_invalid);
 }
 
+// ---- folding -------------------------------------------------------------------------------------------------------
+
+TEST(FoldBn, EqualsTheReference) {
+  struct Case {
+    bool depthwise;
+    std::vector<int64_t> dims;
+  };
+  for (const Case& t :
+       {Case{false, {17, 3, 3, 5}}, Case{false, {130, 1, 1, 300}}, Case{true, {5, 5, 24}}, Case{true, {3, 3, 1}}}) {
+    const int64_t c = t.depthwise ? t.dims[2] : t.dims[0];
+    const size_t channels = static_cast<size_t>(c);
+    size_t count = 1;
+    for (const int64_t d : t.dims) count *= static_cast<size_t>(d);
+    const double eps = 1e-3;
+    const Values weights = stored(DType::f32, random_values(count, 1)),
+                 scale = stored(DType::f32, random_values(channels, 2, 1));
+    const Values shift = stored(DType::f32, random_values(channels, 3)),
+                 mean = stored(DType::f32, random_values(channels, 4));
+    Values var = stored(DType::f32, random_values(channels, 5, 1, 0.1));
+    var[0] = 0;
+    Rig rig(cpu::make_fold_bn, {eps, double(t.depthwise)});
+    rig.in(DType::f32, t.dims, weights);
+    for (const auto& v : {scale, shift, mean, var}) rig.in(DType::f32, {c}, v);
+    const Tensor* folded_weights = rig.out(DType::f32, t.dims);
+    const Tensor* folded_bias = rig.out(DType::f32, {c});
+    ASSERT_NO_FATAL_FAILURE(rig.run());
+    Values want(count), bias(channels);
+    const auto factor = [&](size_t i) { return scale[i] / std::sqrt(var[i] + eps); };
+    for (size_t i = 0; i < count; ++i)
+      want[i] = weights[i] * factor(t.depthwise ? i % channels : i / (count / channels));
+    for (size_t i = 0; i < channels; ++i) bias[i] = shift[i] - mean[i] * factor(i);
+    expect_near(rig.get(folded_weights), want, 6.1e-8, 0, "folded_weights");
+    expect_near(rig.get(folded_bias), bias, 6.1e-8, 0, "folded_bias");
+  }
+}
+
 }  // namespace
 }  // namespace effnet::test
