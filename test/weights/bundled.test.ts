@@ -5,18 +5,11 @@ import { describe, expect, test } from 'vitest'
 import { getModelConfig, modelParams } from '../../ts/nn/index.js'
 import { packageRoot } from '../../ts/paths.js'
 import { matchWeights, openSafetensors, type TensorEntry } from '../../ts/weights/index.js'
+import { half } from '../helpers/tensors.js'
 
 const data = process.env['EFFNET_TEST_DATA']
 const weights = path.join(packageRoot(), 'models/pretrained/tf_efficientnet_b0.safetensors')
 const config = getModelConfig('tf_efficientnet_b0')
-
-/** The value of an fp16 word, from the definition. */
-function half(bits: number): number {
-  const exponent = (bits >> 10) & 31
-  const fraction = bits & 1023
-  const magnitude = exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15)
-  return bits & 0x8000 ? -magnitude : magnitude
-}
 
 describe('B0', () => {
   test('fits its model; matrices are fp16, the rest fp32', async () => {
