@@ -4,7 +4,7 @@
  */
 import path from 'node:path'
 import { type NativeBatch, NativeImageLoader } from '../data/loader.js'
-import type { BadFile, ImageDataset } from '../data/types.js'
+import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
 import type { StepScalars } from '../runtime/scalars.js'
@@ -56,6 +56,7 @@ export class FitRun implements TrainerContext {
   private keeper: CheckpointKeeper | undefined
   private schedule: ScheduleSpec | undefined
   private data: TrainState['data'] | undefined
+  private checkpointWanted = false
   private stopping: { reason: string; status: StopStatus } | undefined
   /** False from the start of a step until its loss is known to be finite: such weights are not saved. */
   private weightsSound = false
@@ -103,6 +104,11 @@ export class FitRun implements TrainerContext {
   /** The first reason counts; a callback's ends the run as finished. */
   stop(reason: string, status: StopStatus = 'finished'): void {
     this.stopping ??= { reason, status }
+  }
+
+  /** A checkpoint after the step in work. */
+  requestCheckpoint(): void {
+    this.checkpointWanted = true
   }
 
   warn(code: string, message: string, hint?: string): void {
@@ -396,7 +402,10 @@ export class FitRun implements TrainerContext {
     if (!keeper || this.stopping || this.over) return
     const { everySteps, everyMinutes } = options.checkpoint
     const due =
-      (everySteps > 0 && progress.step % everySteps === 0) || (everyMinutes > 0 && keeper.minutesSinceSave >= everyMinutes)
+      this.checkpointWanted ||
+      (everySteps > 0 && progress.step % everySteps === 0) ||
+      (everyMinutes > 0 && keeper.minutesSinceSave >= everyMinutes)
+    this.checkpointWanted = false
     if (due) await this.save(false)
     if (this.folder && this.folder.statusAge > STATUS_EVERY_MS) await this.writeStatus('running')
   }

@@ -78,6 +78,11 @@ export class Trainer {
     else this.stopBeforeStart = reason
   }
 
+  /** Writes a checkpoint after the step in work and goes on; nothing where no run is on or there is no `outDir`. */
+  requestCheckpoint(): void {
+    this.run?.requestCheckpoint()
+  }
+
   /** Evaluates the model as it is, or a checkpoint of the run (which the model holds afterwards). */
   async evaluate(options: EvaluateOptions): Promise<EvaluateResult> {
     const { checkpoint, ...rest } = options
