@@ -163,8 +163,11 @@ async function measure(
 async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<void> {
   const { options: o, ui } = call
   const { DEFAULT_MODEL } = await import('./pretrained.js')
-  const { createModel } = await import('../model.js')
   const name = o.model ?? DEFAULT_MODEL
+  const { getModelConfig } = await import('../nn/index.js')
+  getModelConfig(name)
+  ui.line(await headerLine(o, ui))
+  const { createModel } = await import('../model.js')
   const { engineOptions } = await import('./model_source.js')
   const model = await createModel(name, {
     ...engineOptions(o),
@@ -225,6 +228,7 @@ async function benchData({ options: o, ui }: BenchCall): Promise<void> {
       hint: '--data DIR   with train/, or a folder a class',
     })
   }
+  ui.line(await headerLine(o, ui))
   const { imageFolder } = await import('../data/image_folder.js')
   const data = await imageFolder(o.data, { split: 'train' })
   const size = o.imageSize ?? 224
@@ -270,9 +274,8 @@ export const verb = defineVerb(
     options: BENCH,
   },
   async (call) => {
-    const { options: o, ui } = call
+    const { options: o } = call
     await checkDeviceOption(o.device)
-    ui.line(await headerLine(o, ui))
     const mode = o.mode ?? 'infer'
     if (mode === 'data') await benchData(call)
     else await benchModel(call, mode)

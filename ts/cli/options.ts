@@ -172,18 +172,19 @@ function unknownOption(given: string, verb: string, table: OptionTable): EffnetE
   })
 }
 
+function noValue(flag: string, verb: string, table: OptionTable): EffnetError {
+  const def = Object.entries(table).find(([key]) => flagOf(key) === flag)?.[1]
+  return new EffnetError('EFF_CONFIG_VALUE', `${flag} needs a value`, {
+    hint: def && def.kind !== 'flag' ? `${flag} ${def.value}   ${def.help}` : `effnet ${verb} --help`,
+  })
+}
+
 function fromCommander(error: CommanderError, argv: readonly string[], verb: string, table: OptionTable): EffnetError {
   const quoted = /'([^']+)'/.exec(error.message)?.[1] ?? ''
   if (error.code === 'commander.unknownOption') {
     return unknownOption(argv.find((a) => a.replace(/=.*$/, '') === quoted) ?? quoted, verb, table)
   }
-  if (error.code === 'commander.optionMissingArgument') {
-    const flag = /--[a-z0-9-]+/.exec(quoted)?.[0] ?? quoted
-    const [, def] = Object.entries(table).find(([key]) => flagOf(key) === flag) ?? []
-    return new EffnetError('EFF_CONFIG_VALUE', `${flag} needs a value`, {
-      hint: def && def.kind !== 'flag' ? `${flag} ${def.value}   ${def.help}` : `effnet ${verb} --help`,
-    })
-  }
+  if (error.code === 'commander.optionMissingArgument') return noValue(/--[a-z0-9-]+/.exec(quoted)?.[0] ?? quoted, verb, table)
   return new EffnetError('EFF_CONFIG_KEY', error.message.replace(/^error: /, ''), { hint: `effnet ${verb} --help` })
 }
 
@@ -199,9 +200,12 @@ export function parseWords(argv: readonly string[], verb: string, table: OptionT
   }
   const given = command.opts<Record<string, string | boolean | string[] | number>>()
   const raw = new Map<string, RawValue>()
+  // `--model --json`: an option is never a value.
+  const flags = new Set(Object.keys(all).map(flagOf))
   let verbosity = 0
   for (const [key, def] of Object.entries(all)) {
     const value = given[key]
+    if (typeof value === 'string' && flags.has(value.replace(/=.*$/, ''))) throw noValue(flagOf(key), verb, all)
     if (key === 'verbose') {
       verbosity = typeof value === 'number' ? value : 0
     } else if (value !== undefined && typeof value !== 'number') {

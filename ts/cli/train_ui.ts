@@ -226,7 +226,7 @@ export function endBlock(ui: Ui, result: FitResult, context: EndContext): void {
   if (result.best) {
     const { metric, value, epoch } = result.best
     ui.line(
-      `best   ${metric} ${compact(value)} in epoch ${epoch + 1}${result.bestCheckpoint ? ` · ${shown(result.bestCheckpoint)}` : ''}`,
+      `best   ${metric} ${compact(value)} in epoch ${epoch}${result.bestCheckpoint ? ` · ${shown(result.bestCheckpoint)}` : ''}`,
     )
   }
   if (result.badFiles.length > 0)

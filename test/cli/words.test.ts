@@ -1,0 +1,41 @@
+/** What people get wrong in words: each mistake gives one message with the mend, the right exit code, and no stack. */
+import { describe, it } from 'vitest'
+import { expectMistake, type Mistake, usage } from './helpers/mistake.js'
+
+describe('wrong words', () => {
+  it.each<[string[], Mistake]>([
+    [['trian'], usage(/'trian'/, /effnet train/, 'EFF_CONFIG_KEY')],
+    [['toString'], usage(/'toString'/, /train, eval/, 'EFF_CONFIG_KEY')],
+    [['train', '--epoch', '3'], usage(/--epoch is not an option/, /--epochs N/, 'EFF_CONFIG_KEY')],
+    [['predict', '--topk=3', 'x.jpg'], usage(/--topk is not an option/, /--top-k K/, 'EFF_CONFIG_KEY')],
+    [['train', 'photos'], usage(/'photos' is one word too many/, /--data/, 'EFF_CONFIG_KEY')],
+    [['models', 'shwo', 'x'], usage(/no 'shwo'/, /models show/, 'EFF_CONFIG_KEY')],
+    [['train', '--lr', '1,5'], usage(/'1,5'/, /a number above 0/)],
+    [['train', '--batch-size', '0'], usage(/--batch-size: '0'/, /from 1 to/)],
+    [['train', '--schedule', 'cosin'], usage(/'cosin'/, /--schedule cosine/)],
+    [['predict', '--top-k', '0', 'x.jpg'], usage(/--top-k: '0'/, /at least 1/)],
+    [['predict', '--precision', 'fp16', 'x.jpg'], usage(/'fp16'/, /bf16-mixed/)],
+    [['train', '--data', 'x', '--model'], usage(/--model needs a value/, /--model NAME/)],
+    [['train', '--model', 'efficientnet_b0'], usage(/needs --data/, /--data DIR/)],
+    [['train', '--data', 'x'], usage(/needs --model/, /models list/)],
+    [['eval', '--model', 'efficientnet_b0'], usage(/needs --data/, /--data DIR/)],
+    [['predict'], usage(/needs PATH/, /photo\.jpg/)],
+    [['models', 'show'], usage(/needs a NAME/, /models list/)],
+    [['bench', '--mode', 'data'], usage(/needs --data/, /--data DIR/)],
+    [['train', '--resume'], usage(/which run/, /--out DIR --resume/)],
+    [['models', 'show', 'efficientnet_b9'], usage(/efficientnet_b9/, /efficientnet_b[08]/, 'EFF_MODEL_UNKNOWN')],
+    [['models', 'list', 'effcient*'], usage(/'effcient\*'/, /glob|efficientnet/, 'EFF_MODEL_UNKNOWN')],
+    [['train', '--data', 'x', '--model', 'efficentnet_b0'], usage(/efficentnet_b0/, /efficientnet_b0/, 'EFF_MODEL_UNKNOWN')],
+    [['bench', '--model', 'b0'], usage(/b0/, /models list/, 'EFF_MODEL_UNKNOWN')],
+    [['bench', '--device', 'tpu'], usage(/tpu/, /cpu/)],
+  ])('%j', expectMistake)
+
+  it('in the environment', async () => {
+    await expectMistake(['bench'], usage(/EFFNET_NUM_THREADS: 'all'/, /whole number/), { env: { EFFNET_NUM_THREADS: 'all' } })
+  })
+
+  it.each(['train', 'eval', 'predict', 'bench'])('%s on a device that is not here', async (verb) => {
+    const rest = verb === 'predict' ? ['x.jpg'] : verb === 'bench' ? [] : ['--data', 'x', '--model', 'efficientnet_b0']
+    await expectMistake([verb, '--device', 'cuda', ...rest], { exit: 69, code: 'EFF_BACKEND_MISSING', says: /cuda/, mend: /cpu/ })
+  })
+})
