@@ -40,7 +40,7 @@ class Builder {
   norm(src: Tensor, batchStats: boolean): Record<string, Tensor> {
     const c = [src.shape[3]!]
     const updates = [this.graph.buffer('rm', c, anyParam(c)), this.graph.buffer('rv', c, anyParam(c))]
-    const { mean, inv_std } = batchStats
+    const { mean, inv_std }: Record<string, Tensor | undefined> = batchStats
       ? this.node('bn_stats', { src }, { eps: 1e-3, momentum: 0.1 }, { updates })
       : { mean: updates[0], ...this.node('bn_inv_std', { var: updates[1]! }, { eps: 1e-3 }) }
     return { src, mean: mean!, inv_std: inv_std!, scale: this.param('scale', c), shift: this.param('shift', c) }

@@ -30,7 +30,7 @@ function run(
   state = emptyState(),
 ): Float64Array[] {
   const graph = graphOf({ w: [1, start.length] }, spec)
-  let w = Float64Array.from(start)
+  let w: Float64Array = Float64Array.from(start)
   return grads.map((grad, i) => {
     const values = new Map([
       ['w', w],
