@@ -1,0 +1,341 @@
+// Depthwise convolutions against the definition in double precision. The rig runs every case with its shards in order,
+// shuffled and on three threads, and demands the same bits.
+#include "tests/kernel_rig.h"
+
+namespace effnet::test {
+namespace {
+
+using cpu::make_depthwise_conv2d;
+using cpu::make_depthwise_conv2d_bias_act;
+using cpu::make_depthwise_conv2d_bwd_data;
+using cpu::make_depthwise_conv2d_bwd_weights;
+
+struct Shape {
+  int64_t n, h, w, c, kh, kw, stride, pad_t, pad_l, pad_b, pad_r;
+
+  int64_t out_h() const { return (h + pad_t + pad_b - kh) / stride + 1; }
+  int64_t out_w() const { return (w + pad_l + pad_r - kw) / stride + 1; }
+  size_t src_size() const { return static_cast<size_t>(n * h * w * c); }
+  size_t dst_size() const { return static_cast<size_t>(n * out_h() * out_w() * c); }
+  size_t weight_size() const { return static_cast<size_t>(kh * kw * c); }
+  std::vector<double> attrs() const {
+    std::vector<double> a;
+    for (int64_t v : {stride, pad_t, pad_l, pad_b, pad_r}) a.push_back(static_cast<double>(v));
+    return a;
+  }
+  std::string text() const {
+    std::string s;
+    for (int64_t v : {n, h, w, c, kh, kw, stride, pad_t, pad_l, pad_b, pad_r}) s += std::to_string(v) + " ";
+    return s;
+  }
+};
+
+Shape same(int64_t n, int64_t size, int64_t c, int64_t k, int64_t stride) {
+  const int64_t out = (size + stride - 1) / stride, pads = std::max<int64_t>(0, (out - 1) * stride + k - size);
+  return {n, size, size, c, k, k, stride, pads / 2, pads / 2, pads - pads / 2, pads - pads / 2};
+}
+Shape symmetric(int64_t n, int64_t size, int64_t c, int64_t k, int64_t stride) {
+  return {n, size, size, c, k, k, stride, k / 2, k / 2, k / 2, k / 2};
+}
+
+// B0's depthwise layers with fewer channels and pixels, then what they leave out.
+std::vector<Shape> shapes() {
+  std::vector<Shape> all;
+  for (const auto& make : {same, symmetric}) {
+    all.push_back(make(2, 56, 32, 3, 1));
+    all.push_back(make(1, 56, 48, 3, 2));
+    all.push_back(make(1, 28, 144, 3, 1));
+    all.push_back(make(2, 28, 72, 5, 2));
+    all.push_back(make(1, 28, 80, 5, 1));
+    all.push_back(make(1, 28, 120, 3, 2));
+    all.push_back(make(2, 14, 96, 3, 1));
+    all.push_back(make(1, 14, 112, 5, 1));
+    all.push_back(make(3, 14, 56, 5, 2));
+    all.push_back(make(2, 7, 144, 5, 1));
+    all.push_back(make(1, 7, 192, 3, 1));
+    for (int64_t k : {3, 5, 7}) {
+      for (int64_t stride : {1, 2}) {
+        for (int64_t size : {1, 2, 3, 9, 12}) all.push_back(make(2, size, size == 9 ? 19 : 5, k, stride));
+        all.push_back(make(1, 13, 17, k, stride));
+        all.push_back(make(1, 15, 1, k, stride));
+      }
+    }
+    all.push_back(make(1, 11, 20, 3, 3));
+    all.push_back(make(1, 10, 33, 1, 2));
+    all.push_back(make(1, 6, 16, 1, 1));
+    all.push_back(make(1, 17, 24, 9, 4));
+    all.push_back(make(1, 16, 31, 2, 2));
+    all.push_back(make(1, 17, 31, 4, 1));
+  }
+  all.push_back({1, 12, 9, 20, 5, 3, 2, 2, 1, 2, 1});  // an oblong kernel
+  all.push_back({2, 5, 31, 18, 3, 5, 1, 1, 2, 1, 2});
+  all.push_back({1, 9, 21, 32, 3, 3, 2, 0, 0, 0, 0});  // no padding
+  all.push_back({1, 20, 23, 16, 5, 5, 1, 0, 0, 0, 0});
+  all.push_back({1, 20, 23, 16, 5, 5, 2, 0, 3, 1, 0});  // a different padding on every side
+  all.push_back({1, 8, 8, 16, 3, 3, 1, 4, 5, 3, 4});    // padding beyond the kernel: outputs that see no pixel
+  all.push_back({1, 8, 8, 16, 3, 3, 2, 4, 5, 3, 4});
+  all.push_back({1, 3, 130, 40, 3, 3, 1, 1, 1, 1, 1});  // wide, several channel blocks with a tail in one ring
+  all.push_back({1, 5, 130, 40, 5, 5, 2, 2, 2, 2, 2});
+  all.push_back({1, 100, 100, 32, 3, 3, 1, 1, 1, 1, 1});  // several row bands
+  all.push_back({5, 70, 70, 17, 5, 5, 2, 1, 1, 2, 2});
+  return all;
+}
+
+// f(n, y, x, channel, output index, tap index, source index) for every product that the convolution is made of.
+template <class F>
+void each_product(const Shape& s, F f) {
+  size_t out = 0;
+  for (int64_t n = 0; n < s.n; ++n)
+    for (int64_t y = 0; y < s.out_h(); ++y)
+      for (int64_t x = 0; x < s.out_w(); ++x)
+        for (int64_t c = 0; c < s.c; ++c, ++out)
+          for (int64_t i = 0; i < s.kh; ++i)
+            for (int64_t j = 0; j < s.kw; ++j) {
+              const int64_t sy = y * s.stride - s.pad_t + i, sx = x * s.stride - s.pad_l + j;
+              if (sy < 0 || sy >= s.h || sx < 0 || sx >= s.w) continue;
+              f(out, static_cast<size_t>((i * s.kw + j) * s.c + c),
+                static_cast<size_t>(((n * s.h + sy) * s.w + sx) * s.c + c));
+            }
+}
+
+struct Inputs {
+  Values src, weights, used_weights, diff_dst, bias;  // used_weights: rounded as the arithmetic sees them
+};
+
+Inputs make_inputs(const Shape& s, DType dtype) {
+  Inputs in;
+  in.src = stored(dtype, random_values(s.src_size(), 1, 0.3));
+  in.weights = stored(DType::f32, random_values(s.weight_size(), 2));
+  in.used_weights = stored(dtype, in.weights);
+  in.diff_dst = stored(dtype, random_values(s.dst_size(), 3, -0.2));
+  in.bias = stored(DType::f32, random_values(static_cast<size_t>(s.c), 4));
+  return in;
+}
+
+Values forward(const Shape& s, const Inputs& in) {
+  Values dst(s.dst_size());
+  each_product(s, [&](size_t o, size_t w, size_t i) { dst[o] += in.src[i] * in.used_weights[w]; });
+  return dst;
+}
+
+// bf16 results carry the half unit of their last place besides.
+double tolerance(DType dtype) { return dtype == DType::bf16 ? 1.0 / 256 : 2e-6; }
+// Terms are of size 1; a sum of kh * kw of them rounds at their size, not at that of the sum.
+double term_scale(DType dtype) { return dtype == DType::bf16 ? 1e-3 : 3; }
+
+constexpr DType kTypes[] = {DType::f32, DType::bf16};
+
+const char* dtype_suffix(DType dtype) { return dtype == DType::bf16 ? "_bf16:" : "_f32:"; }
+
+TEST(Depthwise, Forward) {
+  for (const Shape& s : shapes()) {
+    for (const DType dtype : kTypes) {
+      SCOPED_TRACE(s.text());
+      const Inputs in = make_inputs(s, dtype);
+      Rig rig(make_depthwise_conv2d, s.attrs());
+      rig.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
+      rig.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
+      const Tensor* dst = rig.out(dtype, {s.n, s.out_h(), s.out_w(), s.c});
+      rig.run();
+      if (HasFatalFailure()) return;
+      expect_near(rig.get(dst), forward(s, in), tolerance(dtype), term_scale(dtype), "dst");
+      EXPECT_NE(std::string(rig.kernel().name()).find(dtype_suffix(dtype)), std::string::npos);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+double act_ref(plan::Act act, double v) {
+  switch (act) {
+    case plan::Act::silu:
+      return v / (1 + std::exp(-v));
+    case plan::Act::relu:
+      return std::max(v, 0.0);
+    case plan::Act::relu6:
+      return std::min(std::max(v, 0.0), 6.0);
+    case plan::Act::sigmoid:
+      return 1 / (1 + std::exp(-v));
+    default:
+      return v;
+  }
+}
+
+TEST(Depthwise, ForwardBiasActPool) {
+  int turn = 0;
+  for (const Shape& s : shapes()) {
+    for (const DType dtype : kTypes) {
+      const plan::Act act = static_cast<plan::Act>(turn % 5);
+      const bool pool = turn++ % 3 != 0;
+      SCOPED_TRACE(s.text() + "act " + std::to_string(static_cast<int>(act)));
+      const Inputs in = make_inputs(s, dtype);
+      auto attrs = s.attrs();
+      attrs.push_back(static_cast<double>(act));
+      Rig rig(make_depthwise_conv2d_bias_act, attrs);
+      rig.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
+      rig.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
+      rig.in(DType::f32, {s.c}, in.bias);
+      const Tensor* dst = rig.out(dtype, {s.n, s.out_h(), s.out_w(), s.c});
+      const Tensor* pooled = pool ? rig.out(DType::f32, {s.n, s.c}) : nullptr;
+      if (!pool) rig.add_out(nullptr);
+      rig.run();
+      if (HasFatalFailure()) return;
+      Values want = forward(s, in);
+      for (size_t i = 0; i < want.size(); ++i) want[i] = act_ref(act, want[i] + in.bias[i % static_cast<size_t>(s.c)]);
+      const Values got = rig.get(dst);
+      expect_near(got, want, tolerance(dtype), term_scale(dtype), "dst");
+      if (pool) {
+        // The mean is that of the stored values.
+        Values mean(static_cast<size_t>(s.n * s.c));
+        const size_t pixels = static_cast<size_t>(s.out_h() * s.out_w()), c = static_cast<size_t>(s.c);
+        for (size_t i = 0; i < got.size(); ++i)
+          mean[i / c / pixels * c + i % c] += got[i] / static_cast<double>(pixels);
+        expect_near(rig.get(pooled), mean, 2e-6, 1, "pooled");
+      }
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST(Depthwise, BackwardData) {
+  for (const Shape& s : shapes()) {
+    for (const DType dtype : kTypes) {
+      SCOPED_TRACE(s.text());
+      const Inputs in = make_inputs(s, dtype);
+      Rig rig(make_depthwise_conv2d_bwd_data, s.attrs());
+      rig.in(dtype, {s.n, s.out_h(), s.out_w(), s.c}, in.diff_dst);
+      rig.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
+      const Tensor* diff_src = rig.out(dtype, {s.n, s.h, s.w, s.c});
+      rig.run();
+      if (HasFatalFailure()) return;
+      Values want(s.src_size());
+      each_product(s, [&](size_t o, size_t w, size_t i) { want[i] += in.diff_dst[o] * in.used_weights[w]; });
+      expect_near(rig.get(diff_src), want, tolerance(dtype), term_scale(dtype), "diff_src");
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST(Depthwise, BackwardWeights) {
+  for (const Shape& s : shapes()) {
+    for (const DType dtype : kTypes) {
+      SCOPED_TRACE(s.text());
+      const Inputs in = make_inputs(s, dtype);
+      Rig rig(make_depthwise_conv2d_bwd_weights, s.attrs());
+      rig.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
+      rig.in(dtype, {s.n, s.out_h(), s.out_w(), s.c}, in.diff_dst);
+      const Tensor* diff_weights = rig.out(DType::f32, {s.kh, s.kw, s.c});
+      rig.run();
+      if (HasFatalFailure()) return;
+      Values want(s.weight_size());
+      each_product(s, [&](size_t o, size_t w, size_t i) { want[w] += in.src[i] * in.diff_dst[o]; });
+      const double terms = static_cast<double>(s.n * s.out_h() * s.out_w());
+      expect_near(rig.get(diff_weights), want, 1e-6, std::max(1.0, std::sqrt(terms)), "diff_weights");
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// Small integers are exact in bf16 and in FP32 sums: every pass must then be exact to the last bit.
+TEST(Depthwise, IntegersAreExact) {
+  for (const Shape& s : {same(2, 14, 40, 5, 1), same(1, 28, 33, 3, 2), symmetric(1, 15, 16, 5, 2)}) {
+    for (const DType dtype : kTypes) {
+      SCOPED_TRACE(s.text());
+      Inputs in = make_inputs(s, dtype);
+      const auto integers = [](Values& values, int64_t range) {
+        for (size_t i = 0; i < values.size(); ++i) {
+          values[i] = static_cast<double>(static_cast<int64_t>(i * 2654435761u >> 7) % (2 * range + 1) - range);
+        }
+      };
+      integers(in.src, 2);
+      integers(in.diff_dst, 2);
+      integers(in.weights, 2);
+      in.used_weights = in.weights;
+      Rig fwd(make_depthwise_conv2d, s.attrs());
+      fwd.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
+      fwd.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
+      const Tensor* dst = fwd.out(dtype, {s.n, s.out_h(), s.out_w(), s.c});
+      fwd.run();
+      EXPECT_EQ(fwd.get(dst), stored(dtype, forward(s, in)));
+      Rig grad(make_depthwise_conv2d_bwd_weights, s.attrs());
+      grad.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
+      grad.in(dtype, {s.n, s.out_h(), s.out_w(), s.c}, in.diff_dst);
+      const Tensor* diff_weights = grad.out(DType::f32, {s.kh, s.kw, s.c});
+      grad.run();
+      Values want(s.weight_size());
+      each_product(s, [&](size_t o, size_t w, size_t i) { want[w] += in.src[i] * in.diff_dst[o]; });
+      EXPECT_EQ(grad.get(diff_weights), want);
+    }
+  }
+}
+
+// A NaN pixel shows in what its window reaches and nowhere else: padding and tails never multiply it.
+TEST(Depthwise, NaNStaysInItsWindow) {
+  const Shape s = same(1, 9, 5, 3, 1);
+  Inputs in = make_inputs(s, DType::f32);
+  const size_t pixel = 4 * 9 + 8, c = 3;
+  in.src[pixel * 5 + c] = std::nan("");
+  Rig rig(make_depthwise_conv2d, s.attrs());
+  rig.in(DType::f32, {1, 9, 9, 5}, in.src);
+  rig.in(DType::f32, {3, 3, 5}, in.weights);
+  const Tensor* dst = rig.out(DType::f32, {1, 9, 9, 5});
+  rig.run();
+  const Values got = rig.get(dst);
+  for (size_t i = 0; i < got.size(); ++i) {
+    const int64_t y = static_cast<int64_t>(i / 45), x = static_cast<int64_t>(i / 5 % 9);
+    EXPECT_EQ(std::isnan(got[i]), i % 5 == c && std::abs(y - 4) <= 1 && x >= 7) << i;
+  }
+}
+
+TEST(Depthwise, LargeLayersGiveShardsAtBatchOne) {
+  for (const Shape& s :
+       {same(1, 112, 32, 3, 1), same(1, 112, 96, 3, 2), same(1, 56, 144, 3, 1), same(1, 28, 240, 5, 1)}) {
+    Rig rig(make_depthwise_conv2d, s.attrs());
+    rig.in(DType::f32, {s.n, s.h, s.w, s.c}, {});
+    rig.in(DType::f32, {s.kh, s.kw, s.c}, {});
+    rig.out(DType::f32, {s.n, s.out_h(), s.out_w(), s.c});
+    ASSERT_TRUE(rig.make().ok());
+    EXPECT_GE(rig.kernel().shards(0), 8) << s.text();
+    EXPECT_EQ(rig.kernel().flops(), 2.0 * static_cast<double>(s.dst_size()) * static_cast<double>(s.kh * s.kw));
+  }
+}
+
+TEST(Depthwise, NamesSayWhichCodeRuns) {
+  const auto name = [](const Shape& s, DType dtype) {
+    Rig rig(make_depthwise_conv2d, s.attrs());
+    rig.in(dtype, {s.n, s.h, s.w, s.c}, {});
+    rig.in(DType::f32, {s.kh, s.kw, s.c}, {});
+    rig.out(dtype, {s.n, s.out_h(), s.out_w(), s.c});
+    EXPECT_TRUE(rig.make().ok());
+    const std::string full = rig.kernel().name();
+    return full.substr(0, full.find(':'));
+  };
+  EXPECT_EQ(name(same(1, 8, 16, 3, 1), DType::f32), "dwconv_fwd_k3s1_f32");
+  EXPECT_EQ(name(same(1, 8, 16, 5, 2), DType::bf16), "dwconv_fwd_k5s2_bf16");
+  EXPECT_EQ(name(same(1, 8, 16, 7, 1), DType::f32), "dwconv_fwd_any_f32");
+}
+
+TEST(Depthwise, RefusesWhatDoesNotFit) {
+  const Shape s = same(1, 8, 16, 3, 1);
+  const auto refused = [&](auto change) {
+    Rig rig(make_depthwise_conv2d, s.attrs());
+    Tensor* src = rig.in(DType::f32, {1, 8, 8, 16}, {});
+    Tensor* weights = rig.in(DType::f32, {3, 3, 16}, {});
+    Tensor* dst = rig.out(DType::f32, {1, 8, 8, 16});
+    change(rig, *src, *weights, *dst);
+    const Status status = rig.make();
+    return status.code() == Code::plan_invalid && !status.message().empty();
+  };
+  EXPECT_FALSE(refused([](Rig&, Tensor&, Tensor&, Tensor&) {}));
+  EXPECT_TRUE(refused([](Rig&, Tensor& src, Tensor&, Tensor&) { src.dtype = DType::u8; }));
+  EXPECT_TRUE(refused([](Rig&, Tensor&, Tensor&, Tensor& dst) { dst.dtype = DType::bf16; }));
+  EXPECT_TRUE(refused([](Rig&, Tensor&, Tensor& weights, Tensor&) { weights.dims[2] = 15; }));
+  EXPECT_TRUE(refused([](Rig&, Tensor&, Tensor& weights, Tensor&) { weights.dtype = DType::bf16; }));
+  EXPECT_TRUE(refused([](Rig&, Tensor&, Tensor&, Tensor& dst) { dst.dims[1] = 7; }));
+  EXPECT_TRUE(refused([](Rig& rig, Tensor&, Tensor&, Tensor&) { rig.op().attrs[0] = 0; }));
+  EXPECT_TRUE(refused([](Rig& rig, Tensor&, Tensor&, Tensor&) { rig.op().attrs[0] = 1.5; }));
+  EXPECT_TRUE(refused([](Rig& rig, Tensor&, Tensor&, Tensor&) { rig.op().attrs[1] = -1; }));
+  EXPECT_TRUE(refused([](Rig& rig, Tensor&, Tensor&, Tensor&) { rig.op().attrs[1] = std::nan(""); }));
+}
+
+}  // namespace
+}  // namespace effnet::test
