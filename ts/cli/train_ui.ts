@@ -17,8 +17,8 @@ import { bar, compact, duration, type Field, grouped, mebibytes, type Ui } from 
 const BAR_CELLS = 20
 const ESTIMATE_AFTER = 20
 
-const TITLES = ['epoch', 'loss', 'top1', 'val', 'top1', 'top5', 'lr', 'img/s', 'wait%', 'time', 'left']
-const WIDTHS = [7, 6, 5, 6, 6, 5, 8, 7, 5, 7, 7]
+const TITLES = ['epoch', 'loss', 'top1', 'v.loss', 'v.top1', 'v.top5', 'lr', 'img/s', 'wait%', 'time', 'left']
+const WIDTHS = [7, 6, 5, 6, 6, 6, 8, 7, 5, 7, 7]
 
 const row = (cells: readonly string[]): string => cells.map((c, i) => c.padStart(WIDTHS[i]!)).join(' ')
 
