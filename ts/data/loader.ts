@@ -120,6 +120,11 @@ export class NativeImageLoader implements ImageLoader {
         this.open()
         if (inner === null) break
         this.note(inner)
+        if (inner.count === 0) {
+          // The epoch's last files were unreadable.
+          native.releaseBatch(inner.batch)
+          continue
+        }
         const nextSample = positionAfter(order, this.position.sample, inner)
         this.position = { epoch, sample: nextSample, seed }
         current = new NativeBatch(inner, nextSample)
@@ -178,7 +183,6 @@ export class NativeImageLoader implements ImageLoader {
 /** Where the order continues after a batch: behind its last sample. Bad files in front of it were passed over. */
 function positionAfter(order: Uint32Array, from: number, batch: LoaderBatch): number {
   const last = batch.indices[batch.count - 1]
-  if (last === undefined) return order.length
   for (let i = from + batch.count - 1; i < order.length; i++) if (order[i] === last) return i + 1
   throw new EffnetError('EFF_INTERNAL', 'a batch holds a sample that is not ahead in the order')
 }

@@ -5,7 +5,7 @@ import { packageRoot } from '../paths.js'
 
 let names: readonly string[] | undefined
 
-/** 1000 names by class index: all names of the synset, the usual one first ("tench, Tinca tinca"); two pairs share the first. */
+/** 1000 names by class index: all names of the synset, the usual one first ("tench, Tinca tinca"). "crane" is a bird (134) and a machine (517). */
 export function imagenetLabels(): readonly string[] {
   names ??= readFileSync(path.join(packageRoot(), 'models/imagenet_labels.tsv'), 'utf8')
     .trimEnd()

@@ -99,27 +99,40 @@ const schema = z.strictObject({
   maxBad: notNegative.optional(),
   exifOrientation: z.boolean().optional(),
   maxPixels: countFrom1.optional(),
-  signal: z.unknown(),
+  signal: z.unknown().optional(),
   config: z.record(z.string(), z.unknown()).optional(),
   command: z.array(z.string()).optional(),
 })
+
+type Issue = z.core.$ZodIssue
+
+/** Of a union, the issue of the alternative that was meant: the name for a word, the object for an object. */
+function innermost(issue: Issue, value: unknown): Issue {
+  if (issue.code !== 'invalid_union') return issue
+  const alternative = typeof value === 'object' ? issue.errors.at(-1) : issue.errors[0]
+  const inner = alternative?.[0]
+  return inner ? innermost({ ...inner, path: [...issue.path, ...inner.path] } as Issue, value) : issue
+}
+
+const valueAt = (options: unknown, path: readonly PropertyKey[]): unknown =>
+  path.reduce<unknown>((v, key) => (v as Record<PropertyKey, unknown> | undefined)?.[key], options)
 
 /** @throws EFF_CONFIG_KEY with the nearest key, EFF_CONFIG_VALUE with the accepted form */
 export function checkOptions(options: TrainerOptions): void {
   const parsed = schema.safeParse(options)
   if (parsed.success) return
-  const issue = parsed.error.issues[0]!
+  const issues = parsed.error.issues.map((issue) => innermost(issue, valueAt(options, issue.path)))
+  const issue = issues.find((i) => i.code === 'unrecognized_keys') ?? issues[0]!
   const where = issue.path.join('.')
   if (issue.code === 'unrecognized_keys') {
     const key = issue.keys[0]!
-    const known = Object.keys(where === '' ? schema.shape : {})
-    const close = nearest(key, known)
+    const close = where === '' ? nearest(key, Object.keys(schema.shape)) : []
     throw new EffnetError('EFF_CONFIG_KEY', `no option "${where === '' ? key : `${where}.${key}`}"`, {
-      hint: close.length > 0 ? `did you mean ${close.join(' or ')}?` : `options: ${known.join(', ')}`,
+      ...(close.length > 0 ? { hint: `did you mean ${close.join(' or ')}?` } : {}),
       details: { key, nearest: close },
     })
   }
-  const value = issue.path.reduce<unknown>((v, k) => (v as Record<PropertyKey, unknown> | undefined)?.[k], options)
+  const value = valueAt(options, issue.path)
   throw new EffnetError('EFF_CONFIG_VALUE', `${where} = ${JSON.stringify(value) ?? String(value)}: ${issue.message}`, {
     details: { key: where, value },
   })

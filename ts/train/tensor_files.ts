@@ -119,7 +119,7 @@ async function readOptimizerFile(session: Session, file: string, optimizer: Opti
   const transfers = momentItems(session, optimizer).map(({ name, arena, slot }) => {
     const entry = opened.tensors.get(name)
     const shape = slot.info.torchShape
-    if (!entry || entry.dtype !== 'F32' || entry.shape.join() !== shape.join()) {
+    if (entry?.dtype !== 'F32' || entry.shape.join() !== shape.join()) {
       const found = entry ? `it is ${entry.dtype} [${entry.shape.join(', ')}]` : 'it is missing'
       throw new EffnetError('EFF_CKPT_CORRUPT', `${file}: ${name} should be F32 [${shape.join(', ')}]; ${found}`, {
         details: { path: file, tensor: name },

@@ -1,0 +1,62 @@
+import { describe, expect, it } from 'vitest'
+import { selectNames } from '../../ts/infer/freeze.js'
+import { imagenetLabels } from '../../ts/infer/labels.js'
+import { checkDevice, normalizePrecision } from '../../ts/infer/precision.js'
+
+const names = [
+  'conv_stem.weight',
+  'blocks.0.0.bn1.weight',
+  'blocks.1.0.conv_pw.weight',
+  'blocks.10.0.bn1.bias',
+  'classifier.weight',
+  'classifier.bias',
+]
+
+describe('freeze selectors', () => {
+  it.each([
+    ['all', names.length],
+    ['backbone', 4],
+    ['blocks.1', 1],
+    ['blocks.[01].*', 2],
+    ['*.bias', 2],
+    ['classifier.weight', 1],
+    [/bn\d/g, 2],
+    [(name: string) => name.endsWith('weight'), 4],
+  ])('%s selects %d', (selector, count) => {
+    expect(selectNames(names, selector).length).toBe(count)
+  })
+
+  it('that match nothing are errors', () => {
+    expect(() => selectNames(names, 'block.1')).toThrow(expect.objectContaining({ code: 'EFF_INVALID_ARGUMENT' }))
+  })
+})
+
+describe('names that must be accepted', () => {
+  it.each([
+    ['fp32', 'fp32'],
+    ['32-true', 'fp32'],
+    [32, 'fp32'],
+    ['bf16', 'bf16-mixed'],
+    ['bf16-mixed', 'bf16-mixed'],
+  ])('precision %s', (given, name) => {
+    expect(normalizePrecision(given)).toBe(name)
+  })
+
+  it('what there is not is refused, never replaced', () => {
+    expect(() => normalizePrecision('fp16-mixed')).toThrow(expect.objectContaining({ code: 'EFF_PRECISION' }))
+    expect(() => checkDevice('cuda:1')).toThrow(expect.objectContaining({ code: 'EFF_BACKEND_MISSING' }))
+    expect(() => checkDevice('gpu')).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_VALUE' }))
+    expect(checkDevice('auto')).toBe('cpu')
+  })
+})
+
+describe('ImageNet labels', () => {
+  it('are 1000, in class order', () => {
+    const labels = imagenetLabels()
+    expect(labels.length).toBe(1000)
+    expect(labels[0]).toBe('tench, Tinca tinca')
+    expect(labels[999]).toMatch(/^toilet tissue/)
+    expect([labels[134], labels[517]]).toEqual(['crane', 'crane'])
+    expect(new Set(labels).size).toBe(999)
+  })
+})

@@ -1,0 +1,98 @@
+import { describe, expect, it } from 'vitest'
+import type { Model } from '../../ts/model.js'
+import { getModelConfig } from '../../ts/nn/index.js'
+import { resolveOptions } from '../../ts/train/options.js'
+import type { TrainerOptions } from '../../ts/train/types.js'
+
+const model = (kind: 'random' | 'file', name = 'tf_efficientnet_b0') => {
+  const config = getModelConfig(name, { numClasses: 10 })
+  return { name, config, precision: 'fp32', weights: { kind } } as unknown as Model
+}
+/** `workers` so that no addon is asked for the count of CPUs. */
+const resolve = (o: Omit<TrainerOptions, 'model'>, kind: 'random' | 'file' = 'file', name?: string) =>
+  resolveOptions({ model: model(kind, name), workers: 1, ...o })
+
+describe('defaults', () => {
+  it('of fine-tuning', () => {
+    expect(resolve({ maxEpochs: 4, imageSize: 64 })).toMatchObject({
+      recipe: 'finetune',
+      optimizer: { name: 'adamw', lr: 1e-3, weightDecay: 0.01, betas: [0.9, 0.999], eps: 1e-8 },
+      schedule: { name: 'cosine', warmupEpochs: 1 },
+      labelSmoothing: 0.1,
+      ema: 0,
+      augment: { scale: [0.35, 1], hflip: 0.5, interpolation: 'bicubic' },
+      cropPct: 0.875,
+      dropRate: 0,
+      dropPathRate: 0,
+      imageSize: 64,
+      evalImageSize: 64,
+      checkpoint: { monitor: 'val/top1', mode: 'max', everyEpochs: 1 },
+    })
+  })
+
+  it('from scratch are the published recipe; only there the rate follows the batch size', () => {
+    const b0 = resolve({ batchSize: 64 }, 'random')
+    expect(b0).toMatchObject({
+      recipe: 'scratch',
+      optimizer: { name: 'rmsprop_tf', lr: 0.0025, weightDecay: 1e-5, momentum: 0.9, alpha: 0.9, eps: 1e-3 },
+      schedule: { name: 'cosine', warmupEpochs: 5 },
+      ema: 0.9999,
+      dropRate: 0.2,
+      dropPathRate: 0.2,
+      maxEpochs: 500,
+    })
+    expect(resolve({}, 'random', 'efficientnetv2_s').maxEpochs).toBe(350)
+    expect(resolve({ lr: 0.1, batchSize: 64 }, 'random').optimizer.lr).toBe(0.1)
+  })
+
+  it('give way to what is said', () => {
+    const o = resolve({
+      optimizer: { name: 'sgd', lr: 0.2, nesterov: true },
+      schedule: { name: 'exponential', warmupEpochs: 0 },
+      ema: true,
+      checkpoint: { monitor: 'val/loss' },
+      maxTime: '2h',
+    })
+    expect(o.optimizer).toMatchObject({ name: 'sgd', lr: 0.2, nesterov: true, momentum: 0.9, weightDecay: 1e-5 })
+    expect(o.schedule).toEqual({ name: 'exponential', warmupEpochs: 0, rate: 0.97, decayEpochs: 2.4 })
+    expect(o.ema).toBe(0.9999)
+    expect(o.checkpoint.mode).toBe('min')
+    expect(o.maxTimeMs).toBe(7_200_000)
+  })
+
+  it('a run shorter than its warm-up still reaches its rate', () => {
+    expect(resolve({ maxEpochs: 1 }).schedule.warmupEpochs).toBe(0.5)
+    expect(resolve({ maxEpochs: 6 }, 'random').schedule.warmupEpochs).toBe(3)
+  })
+
+  it('are plain data', () => {
+    const o = resolve({ maxEpochs: 2 })
+    expect(JSON.parse(JSON.stringify(o))).toEqual(o)
+  })
+})
+
+describe('mistakes', () => {
+  const bad = (o: Record<string, unknown>) => () => resolve(o as Omit<TrainerOptions, 'model'>)
+
+  it('an unknown key names the nearest', () => {
+    expect(bad({ maxEpoch: 3 })).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_KEY', hint: 'did you mean maxEpochs?' }))
+    expect(bad({ augment: { flip: 1 } })).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_KEY' }))
+  })
+
+  it.each([
+    [{ batchSize: 0 }],
+    [{ lr: '0.1' }],
+    [{ lr: -1 }],
+    [{ labelSmoothing: 1 }],
+    [{ optimizer: 'adam' }],
+    [{ schedule: 'step' }],
+    [{ augment: { scale: [0.9, 0.1] } }],
+    [{ seed: -1 }],
+    [{ seed: 1.5 }],
+    [{ maxTime: 'soon' }],
+    [{ imageSize: 16 }],
+    [{ precision: 'bf16-mixed' }],
+  ])('%j is refused', (o) => {
+    expect(bad(o)).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_VALUE' }))
+  })
+})

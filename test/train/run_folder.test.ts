@@ -1,0 +1,154 @@
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import { CsvLogger, EarlyStopping, JsonlLogger } from '../../ts/train/callbacks.js'
+import { EventHub } from '../../ts/train/events.js'
+import { RunFolder } from '../../ts/train/run_folder.js'
+import type { EpochEvent, StepEvent, TrainerContext, TrainerEvent } from '../../ts/train/types.js'
+
+const root = mkdtempSync(path.join(os.tmpdir(), 'effnet-run-'))
+afterAll(() => rmSync(root, { recursive: true, force: true }))
+let made = 0
+const fresh = () => new RunFolder(path.join(root, String(made++)))
+
+const stops: string[] = []
+const ctx = { stop: (reason: string) => stops.push(reason) } as unknown as TrainerContext
+const epochEvent = (epoch: number, step: number, metrics: Record<string, number>): EpochEvent => ({
+  type: 'epoch',
+  epoch,
+  step,
+  metrics,
+  best: false,
+  elapsedMs: 1500,
+})
+
+describe('a run folder', () => {
+  it('is not overwritten', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    await expect(folder.open(false)).rejects.toThrow(expect.objectContaining({ code: 'EFF_RUN_EXISTS' }))
+    await folder.open(true)
+  })
+
+  it('may hold files that are no run', async () => {
+    const folder = fresh()
+    mkdirSync(folder.dir)
+    writeFileSync(folder.file('notes.txt'), 'mine')
+    await folder.open(false)
+    expect(await folder.isRun()).toBe(true)
+  })
+
+  it('says where it stands', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    await folder.writeStatus({ state: 'running', epoch: 1, step: 7, best: null, message: null })
+    expect(await folder.readStatus()).toMatchObject({ state: 'running', epoch: 1, step: 7 })
+    writeFileSync(folder.file('status.json'), '{')
+    expect(await folder.readStatus()).toBeUndefined()
+  })
+
+  it('quotes what CSV must quote', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    await folder.writeBadFiles([{ path: 'a,b.jpg', code: 'EFF_DATA_DECODE', message: 'says "no"' }])
+    expect(readFileSync(folder.file('bad_files.csv'), 'utf8')).toBe(
+      'path,code,message\n"a,b.jpg",EFF_DATA_DECODE,"says ""no"""\n',
+    )
+  })
+})
+
+describe('logs', () => {
+  it('of a resumed run lose what lies behind its step, and half-written lines', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    const csv = new CsvLogger(folder, ['train/loss', 'val/top1'])
+    await csv.begin(undefined)
+    await csv.onEpochEnd(ctx, epochEvent(0, 10, { 'train/loss': 2.5, 'val/top1': 40 }))
+    await csv.onEpochEnd(ctx, epochEvent(1, 20, { 'train/loss': 2 }))
+    await csv.onEpochEnd(ctx, epochEvent(2, 30, { 'train/loss': 1 }))
+    const jsonl = new JsonlLogger(folder, 5)
+    await jsonl.begin(undefined)
+    for (let step = 1; step <= 30; step++) {
+      await jsonl.onStepEnd(ctx, { step, stepInEpoch: 1, stepsPerEpoch: 10, elapsedMs: 0, loss: 1 } as StepEvent)
+    }
+    writeFileSync(folder.file('metrics.csv'), `${readFileSync(folder.file('metrics.csv'), 'utf8')}4,4`)
+    writeFileSync(folder.file('steps.jsonl'), `${readFileSync(folder.file('steps.jsonl'), 'utf8')}{"step": 3`)
+
+    await csv.begin(20)
+    await jsonl.begin(20)
+    expect(readFileSync(folder.file('metrics.csv'), 'utf8')).toBe(
+      'epoch,step,time_s,train/loss,val/top1\n1,10,1.500,2.5,40\n2,20,1.500,2,\n',
+    )
+    const steps = readFileSync(folder.file('steps.jsonl'), 'utf8').trim().split('\n')
+    expect(steps.map((line) => JSON.parse(line).step)).toEqual([5, 10, 15, 20])
+  })
+})
+
+describe('early stopping', () => {
+  it('ends the run after `patience` measured epochs without gain, also across a resume', () => {
+    stops.length = 0
+    const a = new EarlyStopping({ patience: 3, minDelta: 0.5 })
+    a.onEpochEnd(ctx, epochEvent(0, 1, { 'val/top1': 50 }))
+    a.onEpochEnd(ctx, epochEvent(1, 2, { 'val/top1': 50.4 }))
+    a.onEpochEnd(ctx, epochEvent(2, 3, {}))
+    a.onEpochEnd(ctx, epochEvent(3, 4, { 'val/top1': 49 }))
+    expect(stops).toEqual([])
+    const b = new EarlyStopping({ patience: 3, minDelta: 0.5 })
+    b.load(JSON.parse(JSON.stringify(a.state())))
+    b.onEpochEnd(ctx, epochEvent(4, 5, { 'val/top1': 50 }))
+    expect(stops).toEqual(['early-stop'])
+  })
+
+  it('minimises losses', () => {
+    stops.length = 0
+    const a = new EarlyStopping({ monitor: 'val/loss', patience: 1 })
+    a.onEpochEnd(ctx, epochEvent(0, 1, { 'val/loss': 2 }))
+    a.onEpochEnd(ctx, epochEvent(1, 2, { 'val/loss': 1 }))
+    expect(stops).toEqual([])
+    a.onEpochEnd(ctx, epochEvent(2, 3, { 'val/loss': 1 }))
+    expect(stops).toEqual(['early-stop'])
+  })
+})
+
+describe('events', () => {
+  const step = (n: number) => ({ type: 'step', step: n }) as StepEvent
+  const drain = async (events: AsyncIterable<TrainerEvent>) => {
+    const seen: TrainerEvent[] = []
+    for await (const e of events) seen.push(e)
+    return seen
+  }
+
+  it('reach every reader in order and end with the run', async () => {
+    const hub = new EventHub()
+    const [a, b] = [hub.subscribe(), hub.subscribe()]
+    const waiting = drain(a)
+    hub.emit(step(1))
+    hub.emit({ type: 'end' })
+    hub.emit(step(2))
+    expect((await waiting).map((e) => e.type)).toEqual(['step', 'end'])
+    expect((await drain(b)).map((e) => e.type)).toEqual(['step', 'end'])
+  })
+
+  it('of steps are dropped for a reader that sleeps, others are not', async () => {
+    const hub = new EventHub()
+    const slow = hub.subscribe()
+    hub.emit({ type: 'warning', code: 'x', message: 'kept' })
+    for (let i = 0; i < 5000; i++) hub.emit(step(i))
+    hub.emit({ type: 'end' })
+    const seen = await drain(slow)
+    expect(seen[0]!.type).toBe('warning')
+    expect(seen.at(-1)!.type).toBe('end')
+    expect(seen.length).toBe(1002)
+    expect(seen.at(-2)).toMatchObject({ step: 4999 })
+  })
+
+  it('stop for a reader that leaves', async () => {
+    const hub = new EventHub()
+    const reader = hub.subscribe()
+    hub.emit(step(1))
+    for await (const _ of reader) break
+    hub.emit(step(2))
+    expect((await reader.next()).done).toBe(true)
+  })
+})
