@@ -48,8 +48,9 @@ class Writer {
     readonly graph: Graph,
     readonly config: ModelConfig,
     readonly options: BuildOptions,
+    params: readonly ParamDef[],
   ) {
-    this.defs = new Map(modelParams(config).map((p) => [p.name, p]))
+    this.defs = new Map(params.map((p) => [p.name, p]))
   }
 
   get train(): boolean {
@@ -139,7 +140,7 @@ export function buildEfficientNet(graph: Graph, config: ModelConfig, options: Bu
   const { batch, height, width, dtype } = options
   const dropRate = options.dropRate ?? config.dropRate
   const used = { ...config, dropPathRate: options.dropPathRate ?? config.dropPathRate }
-  const writer = new Writer(graph, used, options)
+  const writer = new Writer(graph, used, options, modelParams(config))
   const net = networkOf(used)
 
   const images = graph.input('images', [batch, height, width, 3], 'u8')

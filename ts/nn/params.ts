@@ -47,8 +47,19 @@ function seParams({ name, channels, reduced }: SeLayer): ParamDef[] {
   ]
 }
 
-/** Ordered as timm's state_dict, without `num_batches_tracked`. */
-export function modelParams(config: ModelConfig): ParamDef[] {
+const known = new WeakMap<ModelConfig, readonly ParamDef[]>()
+
+/** Ordered as timm's state_dict, without `num_batches_tracked`. One list for each configuration object. */
+export function modelParams(config: ModelConfig): readonly ParamDef[] {
+  let params = known.get(config)
+  if (!params) {
+    params = listParams(config)
+    known.set(config, params)
+  }
+  return params
+}
+
+function listParams(config: ModelConfig): ParamDef[] {
   const net = networkOf(config)
   const { name, in: width, out } = net.classifier
   return [

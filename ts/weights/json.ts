@@ -20,6 +20,12 @@ export class JsonError extends Error {
 }
 
 const MAX_DEPTH = 16
+const WORDS = [
+  ['null', null],
+  ['true', true],
+  ['false', false],
+] as const
+const NUMBER = /-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/y
 const ESCAPES: Record<string, string> = { '"': '"', '\\': '\\', '/': '/', b: '\b', f: '\f', n: '\n', r: '\r', t: '\t' }
 
 export function parseJson(text: string): Json {
@@ -69,11 +75,7 @@ class Parser {
     if (c === '[') return this.array(depth)
     if (c === '"') return this.string()
     if (c === '-' || (c >= '0' && c <= '9')) return this.integer()
-    for (const [word, value] of [
-      ['null', null],
-      ['true', true],
-      ['false', false],
-    ] as const) {
+    for (const [word, value] of WORDS) {
       if (this.text.startsWith(word, this.at)) {
         this.at += word.length
         return value
@@ -125,23 +127,25 @@ class Parser {
   private string(): string {
     const { text } = this
     let result = ''
-    this.at++
-    let start = this.at
+    let suspect = false
+    let start = ++this.at
     for (;;) {
       const c = text.charCodeAt(this.at)
-      if (Number.isNaN(c)) this.fail('unterminated string')
-      if (c < 0x20) this.fail('control character in a string')
       if (c !== 0x22 && c !== 0x5c) {
+        if (Number.isNaN(c)) this.fail('unterminated string')
+        if (c < 0x20) this.fail('control character in a string')
+        if (c >= 0xd800) suspect = true
         this.at++
         continue
       }
       result += text.slice(start, this.at)
       this.at++
       if (c === 0x22) {
-        if (!wellFormed(result)) this.fail('lone surrogate in a string')
+        if (suspect && !wellFormed(result)) this.fail('lone surrogate in a string')
         return result
       }
       result += this.escape()
+      suspect = true
       start = this.at
     }
   }
@@ -158,9 +162,19 @@ class Parser {
   }
 
   private integer(): number {
-    const match = /-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/y
-    match.lastIndex = this.at
-    const word = match.exec(this.text)?.[0] ?? this.fail('bad number')
+    const { text, at } = this
+    // Digits alone, few enough to be exact.
+    let end = at
+    let value = 0
+    for (let c = text.charCodeAt(end); c >= 0x30 && c <= 0x39 && end - at < 15; c = text.charCodeAt(++end))
+      value = value * 10 + c - 0x30
+    const next = text.charCodeAt(end)
+    if (end > at && (next === 0x2c || next === 0x5d) && (end === at + 1 || text.charCodeAt(at) !== 0x30)) {
+      this.at = end
+      return value
+    }
+    NUMBER.lastIndex = at
+    const word = NUMBER.exec(text)?.[0] ?? this.fail('bad number')
     if (!/^(0|[1-9]\d*)$/.test(word)) this.fail(`${word.slice(0, 40)} is not a non-negative integer`, 'number')
     if (word.length > 16 || Number(word) > Number.MAX_SAFE_INTEGER) this.fail(`${word.slice(0, 40)} is beyond 2^53 - 1`, 'number')
     this.at += word.length

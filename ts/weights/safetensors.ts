@@ -280,5 +280,10 @@ export function layoutSafetensors(tensors: readonly NewTensor[], metadata: Reado
   return { header, dataBytes: position, tensors: entries }
 }
 
-/** Byte order of UTF-8, which is that of code points. */
-const compare = (a: string, b: string): number => Buffer.compare(Buffer.from(a), Buffer.from(b))
+/** Byte order of UTF-8, which is that of code points; code units have it except around surrogates. */
+function compare(a: string, b: string): number {
+  if (a === b) return 0
+  if (SURROGATE.test(a) || SURROGATE.test(b)) return Buffer.compare(Buffer.from(a), Buffer.from(b))
+  return a < b ? -1 : 1
+}
+const SURROGATE = /[\ud800-\udfff]/
