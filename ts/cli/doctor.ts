@@ -51,9 +51,14 @@ function checkCpu(info: CpuInfo): Check[] {
   const bounded = info.memoryBytes < memory * 0.999 ? ` of ${mebibytes(memory)} (container limit)` : ''
   return [
     ok('cpu', info.model),
-    info.avx2
-      ? ok('isa', `${info.isa}; oneDNN ${info.onednnIsa}`)
-      : { name: 'isa', status: 'fail', value: info.isa, mend: 'a CPU with AVX2 is needed (Intel from 2013, AMD from 2015)' },
+    info.unsupported
+      ? {
+          name: 'isa',
+          status: 'fail',
+          value: info.unsupported,
+          mend: 'a CPU with AVX2 is needed (Intel from 2013, AMD from 2015)',
+        }
+      : ok('isa', `${info.isa}; oneDNN ${info.onednnIsa}`),
     info.avx512Bf16
       ? ok('bf16-mixed', info.amxBf16 ? 'AMX' : 'AVX512_BF16')
       : {

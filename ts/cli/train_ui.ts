@@ -220,9 +220,10 @@ export function endBlock(ui: Ui, result: FitResult, context: EndContext): void {
   ].join(' · ')
   const top1 = result.metrics['val/top1']
   const metrics = top1 === undefined ? '' : `val/top1 ${top1.toFixed(2)} % · val/loss ${number(result.metrics['val/loss'], 4)} · `
-  ui.line(
-    `${finished ? paint.green('done') : paint.yellow('stopped')}   ${finished ? '' : `${result.reason} · `}${metrics}${speed}`,
-  )
+  const head = finished ? paint.green('done') : paint.yellow('stopped')
+  const done = `${head}   ${finished ? '' : `${result.reason} · `}${metrics}${speed}`
+  if (ui.json) ui.line(done)
+  else ui.answer(done)
   if (result.best) {
     const { metric, value, epoch } = result.best
     ui.line(
