@@ -79,7 +79,26 @@ void Memory::unpin() {
   if (--pins_ == 0) unpinned_.notify_all();
 }
 
+bool Memory::begin_load() {
+  std::lock_guard lock(pin_mutex_);
+  if (busy.load() > loads_) return false;
+  ++busy;
+  ++loads_;
+  return true;
+}
+
+void Memory::end_load() {
+  std::lock_guard lock(pin_mutex_);
+  --busy;
+  if (--loads_ == 0) unpinned_.notify_all();
+}
+
 void Memory::wait_unpinned() {
+  std::unique_lock lock(pin_mutex_);
+  unpinned_.wait(lock, [this] { return pins_ == 0 && loads_ == 0; });
+}
+
+void Memory::wait_snapshots() {
   std::unique_lock lock(pin_mutex_);
   unpinned_.wait(lock, [this] { return pins_ == 0; });
 }

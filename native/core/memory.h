@@ -61,18 +61,23 @@ class Memory {
   // Whether a step, a bind or a load is using the arenas; host access is refused meanwhile.
   std::atomic<int> busy{0};
 
-  // Pinned between the start of a checkpoint's snapshot (or a load) and its end on an engine thread: whoever changes
-  // the arenas waits, so a step may be queued at once. Any thread.
+  // Pinned between the start of a checkpoint's snapshot and its end on an engine thread: whoever changes the arenas
+  // waits, so a step may be queued at once. Any thread.
   void pin();
   void unpin();
+  // A load changes arenas from an engine thread. Loads may overlap each other (different ranges) but no step; counted
+  // in `busy`. False while something else is busy.
+  bool begin_load();
+  void end_load();
+  // Until nothing is pinned and no load is in flight: before a step or a host write.
   void wait_unpinned();
-  // Of `busy`, loads in flight. They may overlap each other (different ranges) but no step.
-  std::atomic<int> loads{0};
+  // Until nothing is pinned: before a load writes.
+  void wait_snapshots();
 
  private:
   std::mutex pin_mutex_;
   std::condition_variable unpinned_;
-  int pins_ = 0;
+  int pins_ = 0, loads_ = 0;
   Block blocks_[plan::kArenaCount];
 };
 

@@ -108,8 +108,11 @@ Napi::Error EnvState::make_error(Napi::Env env, const Status& status) {
 
 void EnvState::Mailbox::post(std::function<void(Napi::Env)> work) {
   auto* boxed = new std::function<void(Napi::Env)>(std::move(work));
-  std::lock_guard lock(mutex_);
-  if (!function_ || napi_call_threadsafe_function(function_, boxed, napi_tsfn_nonblocking) != napi_ok) delete boxed;
+  {
+    std::lock_guard lock(mutex_);
+    if (function_ && napi_call_threadsafe_function(function_, boxed, napi_tsfn_nonblocking) == napi_ok) return;
+  }
+  delete boxed;  // outside the lock: what it owns may post in its turn
 }
 
 void EnvState::Mailbox::expect(Napi::Env env) {
