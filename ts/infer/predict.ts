@@ -20,7 +20,7 @@ import type {
 
 const DEFAULT_BATCH = 32
 const DEFAULT_TOP_K = 5
-const LABEL_ALIGN = 64
+const ALIGN = 64
 
 /** Codes that belong to one image; anything else ends the call. */
 const OF_IMAGE = new Set(['EFF_DATA_DECODE', 'EFF_DATA_LIMIT', 'EFF_DATA_MISSING', 'EFF_IO', 'EFF_INVALID_ARGUMENT'])
@@ -31,11 +31,12 @@ interface Decoded {
   error?: PredictionError['error']
 }
 
-/** Bytes of a plan's input arena: images [batch, size, size, 3], labels int32 at the next multiple of 64. */
+const aligned = (bytes: number): number => Math.ceil(bytes / ALIGN) * ALIGN
+
+/** Bytes of a plan's input arena: images [batch, size, size, 3], labels int32 at the next multiple of 64, end at one. */
 export function inputBytes(batch: number, size: number): { bytes: Uint8Array; labels: Int32Array } {
-  const pixels = batch * size * size * 3
-  const labelsAt = Math.ceil(pixels / LABEL_ALIGN) * LABEL_ALIGN
-  const bytes = new Uint8Array(labelsAt + batch * 4)
+  const labelsAt = aligned(batch * size * size * 3)
+  const bytes = new Uint8Array(aligned(labelsAt + batch * 4))
   return { bytes, labels: new Int32Array(bytes.buffer, labelsAt, batch).fill(-1) }
 }
 
