@@ -51,13 +51,14 @@ Result next(Loader& loader) {
 std::string describe(const LoadedBatch& batch, int batch_size) {
   std::vector<uint8_t> bytes(batch.batch->bytes());
   std::memcpy(bytes.data(), batch.batch->data(), bytes.size());
-  std::string text = test::sha256(bytes) + " " + std::to_string(batch.count);
-  for (const uint32_t index : batch.indices) text += " " + std::to_string(index);
-  for (const BadSample& bad : batch.bad) text += " bad " + std::to_string(bad.index) + " " + bad.status.message();
+  std::ostringstream text;
+  text << test::sha256(bytes) << " " << batch.count;
+  for (const uint32_t index : batch.indices) text << " " << index;
+  for (const BadSample& bad : batch.bad) text << " bad " << bad.index << " " << bad.status.message();
   EXPECT_EQ(batch.batch->labels_offset % 64, 0u);
-  EXPECT_EQ(batch.batch->bytes(), batch.batch->labels_offset + static_cast<size_t>(batch_size) * 4);
+  EXPECT_EQ(batch.batch->bytes(), (batch.batch->labels_offset + static_cast<size_t>(batch_size) * 4 + 63) / 64 * 64);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(batch.batch->data()) % 64, 0u);
-  return text;
+  return text.str();
 }
 
 std::vector<std::string> run_epoch(Loader& loader, int batch_size) {
