@@ -157,7 +157,7 @@ describe('eval and predict', () => {
 describe('signals', () => {
   const long = (out: string) => train('--epochs', '60', '--log-every', '1', '--out', out)
 
-  it.each(['SIGINT', 'SIGTERM', 'SIGUSR1'] as const)('%s: checkpoint at the step, exit 75', async (signal) => {
+  it.each(['SIGTERM', 'SIGUSR1'] as const)('%s: checkpoint at the step, exit 75', async (signal) => {
     const out = w.at(`run-${signal}`)
     const run = spawnEffnet(long(out))
     await run.line(/"event":"step".*"step":3,/)
@@ -173,20 +173,20 @@ describe('signals', () => {
 
   it('an interrupted run that is resumed ends with the weights of one that was not', async () => {
     const out = w.at('interrupted')
-    const words = train('--epochs', '6', '--log-every', '1')
+    const words = train('--epochs', '5', '--log-every', '1')
     const run = spawnEffnet([...words, '--out', out])
     await run.line(/"event":"step".*"step":5,/)
     run.child.kill('SIGINT')
     expect((await run.done).code).toBe(75)
     const resumed = await effnet(['train', '--resume', out, '--json'])
     expect(resumed.code).toBe(0)
-    expect(resultOf(resumed)).toMatchObject({ status: 'finished', epoch: 6, step: 12 })
+    expect(resultOf(resumed)).toMatchObject({ status: 'finished', epoch: 5, step: 10 })
     expect((await effnet([...words, '--out', w.at('whole')])).code).toBe(0)
     expect(weightsOf(out)).toBe(weightsOf(w.at('whole')))
   })
 
   it('SIGUSR2 writes a checkpoint and goes on', async () => {
-    const run = spawnEffnet(train('--epochs', '12', '--log-every', '1', '--out', w.at('usr2')))
+    const run = spawnEffnet(train('--epochs', '6', '--log-every', '1', '--out', w.at('usr2')))
     await run.line(/"event":"step".*"step":3,/)
     run.child.kill('SIGUSR2')
     const { code, stdout } = await run.done
@@ -196,7 +196,7 @@ describe('signals', () => {
       .split('\n')
       .map((l) => JSON.parse(l) as { event?: string; step?: number; kinds?: string[] })
     expect(lines.some((l) => l.event === 'checkpoint' && l.step! % 2 === 1)).toBe(true)
-    expect(resultOf({ stdout })).toMatchObject({ status: 'finished', step: 24 })
+    expect(resultOf({ stdout })).toMatchObject({ status: 'finished', step: 12 })
   })
 })
 
