@@ -56,28 +56,43 @@ double conv_flops(const ConvShape& s) {
   return 2.0 * static_cast<double>(s.n * s.oh * s.ow) * static_cast<double>(s.oc * s.kh * s.kw * s.ic);
 }
 
-// Primitives of a set of tiles: few distinct shapes, one weights layout for all (that of the first).
+// Primitives of a set of tiles: few distinct shapes, one weights layout for all.
 class TilePrimitives {
  public:
   Status init(const std::vector<Tile>& tiles) {
-    std::map<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>, std::shared_ptr<const Conv>> made;
-    for (const Tile& tile : tiles) {
-      const ConvShape& s = tile.shape;
-      auto& conv = made[{s.n, s.ih, s.iw, s.pad_t, s.pad_b}];
-      if (!conv) {
-        auto created = Conv::create(s, convs_.empty() ? nullptr : &convs_.front()->layout());
-        if (!created.ok()) return created.status();
-        conv = created.value();
+    // Each shape has a layout it likes best, but may have code for others only: take the first that serves all.
+    std::map<Key, const ConvShape*> shapes;
+    for (const Tile& tile : tiles) shapes.emplace(key_of(tile.shape), &tile.shape);
+    Status last;
+    for (const auto& [key, preferred] : shapes) {
+      auto favourite = Conv::create(*preferred);
+      if (!favourite.ok()) return favourite.status();
+      std::map<Key, std::shared_ptr<const Conv>> made;
+      last = ok_status();
+      for (const auto& [other, shape] : shapes) {
+        auto created = Conv::create(*shape, &favourite.value()->layout());
+        if (!created.ok()) {
+          last = created.status();
+          break;
+        }
+        made[other] = created.value();
       }
-      convs_.push_back(conv);
-      scratch_ = std::max(scratch_, conv->scratch_bytes());
+      if (!last.ok()) continue;
+      for (const Tile& tile : tiles) {
+        convs_.push_back(made[key_of(tile.shape)]);
+        scratch_ = std::max(scratch_, convs_.back()->scratch_bytes());
+      }
+      return ok_status();
     }
-    return ok_status();
+    return last;
   }
   const Conv& operator[](size_t tile) const { return *convs_[tile]; }
   size_t scratch_bytes() const { return scratch_; }
 
  private:
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+  static Key key_of(const ConvShape& s) { return {s.n, s.ih, s.iw, s.pad_t, s.pad_b}; }
+
   std::vector<std::shared_ptr<const Conv>> convs_;
   size_t scratch_ = 0;
 };

@@ -32,6 +32,15 @@ std::vector<Range> even_ranges(int64_t total, int64_t count) {
   return ranges;
 }
 
+// A number of parts near `wanted` that divides `total`, so that all parts have one shape; `wanted` when there is none.
+int64_t even_count(int64_t total, int64_t wanted) {
+  for (int64_t step = 0; step <= wanted / 2; ++step) {
+    if (total % (wanted + step) == 0) return wanted + step;
+    if (total % (wanted - step) == 0) return wanted - step;
+  }
+  return wanted;
+}
+
 ConvShape rows_shape(const ConvShape& s, int64_t rows) {
   ConvShape part = s;
   part.n = 1;
@@ -82,7 +91,8 @@ std::vector<Tile> independent_tiles(const ConvShape& s) {
     const int64_t by_bytes = kTileBytes / (4 * (s.ic + s.oc));
     const int64_t least = std::min(kMinRows, std::max<int64_t>(ceil_div(rows, 4), 8));
     const int64_t tile_rows = std::clamp(std::min(by_flops, by_bytes), least, std::max(rows, least));
-    for (const Range& range : even_ranges(rows, ceil_div(rows, tile_rows))) tiles.push_back(rows_tile(s, range));
+    for (const Range& range : even_ranges(rows, even_count(rows, ceil_div(rows, tile_rows))))
+      tiles.push_back(rows_tile(s, range));
     return tiles;
   }
   const int64_t flops = image_flops(s);
@@ -104,7 +114,7 @@ std::vector<Tile> reduction_tiles(const ConvShape& s) {
   if (is_pointwise(s)) {
     const int64_t rows = s.n * s.oh * s.ow;
     const int64_t wanted = std::min(groups, std::max<int64_t>(rows / 64, 1));
-    for (const Range& range : even_ranges(rows, wanted)) tiles.push_back(rows_tile(s, range));
+    for (const Range& range : even_ranges(rows, even_count(rows, wanted))) tiles.push_back(rows_tile(s, range));
     return tiles;
   }
   for (const Range& range : even_ranges(s.n, groups)) tiles.push_back(images_tile(s, range));
