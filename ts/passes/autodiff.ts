@@ -35,7 +35,7 @@ class Autodiff {
   private readonly pending = new Map<Tensor, number>()
   private readonly diffs = new Map<Tensor, Tensor>()
   private readonly gradients = new Map<Tensor, Tensor>()
-  private readonly handed = new Map<Node, HandedNode[]>()
+  private readonly handed = new Map<Node, HandedNode>()
   private readonly rootNode: Node | undefined
 
   constructor(
@@ -103,7 +103,7 @@ class Autodiff {
       node,
       diffOutputs,
       isRoot: node === this.rootNode,
-      handed: this.handed.get(node) ?? [],
+      handed: this.handed.get(node) ?? null,
       wants: (i) => {
         const t = node.inputs[i]
         return t != null && this.needed.has(t)
@@ -117,7 +117,9 @@ class Autodiff {
         this.graph.node(op, inputs, attrs, { name: `${node.name}.${suffix}`, backward: true, ...options }),
       consumers: (t) => this.readers.get(t) ?? [],
       handTo: (earlier) => {
-        this.handed.set(earlier, [...(this.handed.get(earlier) ?? []), { node, diffOutputs }])
+        if (this.handed.has(earlier)) return false
+        this.handed.set(earlier, { node, diffOutputs })
+        return true
       },
     }
   }

@@ -55,10 +55,7 @@ export const bnAct: OpDef = {
       diffGate = ctx.emit('bn_act_bwd_gate', 'bwd_gate', operands, { act: attr(ctx.node.attrs, 'act') })['diff_gate']!
     }
     const twin = gate ? poolTwin(ctx) : undefined
-    if (twin) {
-      ctx.handTo(twin)
-      return [null, null, null, null, null, diffGate, diffResidual]
-    }
+    if (twin && ctx.handTo(twin)) return [null, null, null, null, null, diffGate, diffResidual]
     const diffs = emitBackward(ctx, ctx.node, diffDst, null)
     return [...diffs, diffGate, diffResidual]
   },
@@ -123,14 +120,10 @@ export const bnActPool: OpDef = {
   grad(ctx) {
     const src = at(ctx.node.inputs, 0)
     const diffPooled = ctx.diffOutputs[0] ?? null
-    const [first, ...more] = ctx.handed
-    if (!first) {
-      const options = { shapes: [src.shape], dtype: src.dtype }
-      const diffDst = ctx.emit('global_avg_pool_bwd', 'bwd_pool', { diff_dst: diffPooled }, {}, options)['diff_src']!
-      return emitBackward(ctx, ctx.node, diffDst, null)
-    }
-    if (more.length > 0) throw new Error(`${ctx.node.name}: ${more.length + 1} gated outputs share one pooling`)
-    return emitBackward(ctx, first.node, at(first.diffOutputs, 0), diffPooled)
+    if (ctx.handed) return emitBackward(ctx, ctx.handed.node, at(ctx.handed.diffOutputs, 0), diffPooled)
+    const options = { shapes: [src.shape], dtype: src.dtype }
+    const diffDst = ctx.emit('global_avg_pool_bwd', 'bwd_pool', { diff_dst: diffPooled }, {}, options)['diff_src']!
+    return emitBackward(ctx, ctx.node, diffDst, null)
   },
   reference(inputs, attrs, _outputs, ctx) {
     const z = activationReference(bnApplyReference(at(inputs, 0), normOf(inputs, 1)), attr(attrs, 'act'))

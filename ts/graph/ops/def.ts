@@ -50,8 +50,8 @@ export interface GradContext {
   readonly diffOutputs: Diffs
   /** Whether `node` makes the loss itself, whose gradient is 1. */
   readonly isRoot: boolean
-  /** Nodes that handed their work to this one (see `handTo`), with the gradients of their outputs. */
-  readonly handed: readonly HandedNode[]
+  /** A later node that handed its work to this one (see `handTo`). */
+  readonly handed: HandedNode | null
   /** Whether the gradient of input i is wanted. */
   wants(i: number): boolean
   /**
@@ -69,8 +69,11 @@ export interface GradContext {
   ): Record<string, Tensor>
   /** Forward nodes that read `t`, in order. */
   consumers(t: Tensor): readonly Node[]
-  /** Leaves the gradients that this rule returns as null to the rule of an earlier node, which finds this one in `handed`. */
-  handTo(earlier: Node): void
+  /**
+   * Asks that the rule of an earlier node makes what this rule then returns as null; it finds this node in `handed`. False where
+   * that node has been asked already.
+   */
+  handTo(earlier: Node): boolean
 }
 
 export interface HandedNode {
