@@ -60,18 +60,20 @@ struct BwdCoefs {
   bool has_factor, has_pooled;
 };
 
+// `plain`: neither gate, drop nor pooling, so that the upstream gradient is diff_dst itself.
+template <bool plain>
 struct BwdVectors {
   Vec mean, a, shift, factor, pooled;
   HWY_INLINE BwdVectors(const BwdCoefs& k, int64_t c) {
     mean = load(k.mean + c);
     a = load(k.a + c);
     shift = load(k.shift + c);
-    factor = k.has_factor ? load(k.factor + c) : splat(1.0f);
-    pooled = k.has_pooled ? load(k.pooled + c) : zero();
+    factor = !plain && k.has_factor ? load(k.factor + c) : splat(1.0f);
+    pooled = !plain && k.has_pooled ? load(k.pooled + c) : zero();
   }
   template <plan::Act act>
   HWY_INLINE Vec grad(Vec diff_dst, Vec xm) const {
-    const Vec upstream = hn::MulAdd(diff_dst, factor, pooled);
+    const Vec upstream = plain ? diff_dst : hn::MulAdd(diff_dst, factor, pooled);
     if constexpr (act == plan::Act::identity) return upstream;
     return hn::Mul(upstream, activate_grad<act>(hn::MulAdd(xm, a, shift)));
   }
@@ -114,7 +116,7 @@ HWY_INLINE void for_each_image(const BnActBwdArgs& k, const BwdCoefs& coefs, int
   }
 }
 
-template <class T, plan::Act act>
+template <class T, plan::Act act, bool plain>
 void reduce_range(const BnActBwdArgs& k) {
   constexpr int kRows = 4, kBlocksPerTile = 16;
   const int64_t C = k.channels, pack = pack_factor(C), capacity = packed_capacity(C), width = pack * C;
@@ -141,7 +143,7 @@ void reduce_range(const BnActBwdArgs& k) {
       constexpr int R = decltype(rows)::value;
       const T *x = src + r * C, *d = diff_dst + r * C;
       for_each_vector(w, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-        const BwdVectors v(coefs, c);
+        const BwdVectors<plain> v(coefs, c);
         Vec sg = zero(), sgx = zero();
         for (int i = 0; i < R; ++i) {
           const Vec xm = hn::Sub(load_part(x + i * w + c, n, full), v.mean);
@@ -190,7 +192,7 @@ void merge_sums(const BnMergeArgs& k) {
   }
 }
 
-template <class T, plan::Act act, bool batch_stats>
+template <class T, plan::Act act, bool batch_stats, bool plain>
 void apply_range(const BnActBwdArgs& k) {
   const int64_t C = k.channels, pack = pack_factor(C);
   const BwdCoefs coefs = make_coefs(k, pack);
@@ -206,7 +208,7 @@ void apply_range(const BnActBwdArgs& k) {
     for_each_block<2>(first, count, C, pack, [&](int64_t r, int64_t w, auto rows) HWY_ATTR {
       constexpr int R = decltype(rows)::value;
       for_each_vector(w, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-        const BwdVectors v(coefs, c);
+        const BwdVectors<plain> v(coefs, c);
         const Vec p = batch_stats ? load(coefs.p + c) : zero(), q = batch_stats ? load(coefs.q + c) : zero();
         for (int i = 0; i < R; ++i) {
           const int64_t at = r * C + i * w + c;
@@ -221,25 +223,41 @@ void apply_range(const BnActBwdArgs& k) {
   });
 }
 
-void bn_act_bwd_reduce(const BnActBwdArgs& k) {
+// Calls f with `flag` as a compile-time constant; with false where the code would not pay for its size.
+template <bool worth, class F>
+HWY_INLINE void with_flag(bool flag, F&& f) {
+  if constexpr (worth) {
+    if (flag) return f(std::true_type());
+  }
+  f(std::false_type());
+}
+
+bool is_plain(const BnActBwdArgs& k) { return !k.gate && !k.diff_pooled && k.drop.rate == 0; }
+constexpr bool plain_pays(plan::Act act) { return act == plan::Act::silu || act == plan::Act::identity; }
+
+template <class T>
+void reduce_dtype(const BnActBwdArgs& k) {
   with_act(k.act, [&](auto act) HWY_ATTR {
-    if (k.dtype == plan::DType::bf16) {
-      reduce_range<BFloat16, act()>(k);
-    } else {
-      reduce_range<float, act()>(k);
-    }
+    with_flag<plain_pays(act())>(is_plain(k), [&](auto plain) HWY_ATTR { reduce_range<T, act(), plain()>(k); });
   });
 }
 
 template <class T>
 void apply_dtype(const BnActBwdArgs& k) {
   with_act(k.act, [&](auto act) HWY_ATTR {
-    if (k.diff_scale) {
-      apply_range<T, act(), true>(k);
-    } else {
-      apply_range<T, act(), false>(k);
-    }
+    with_flag<plain_pays(act())>(is_plain(k), [&](auto plain) HWY_ATTR {
+      with_flag<true>(k.diff_scale != nullptr,
+                      [&](auto stats) HWY_ATTR { apply_range<T, act(), stats(), plain()>(k); });
+    });
   });
+}
+
+void bn_act_bwd_reduce(const BnActBwdArgs& k) {
+  if (k.dtype == plan::DType::bf16) {
+    reduce_dtype<BFloat16>(k);
+  } else {
+    reduce_dtype<float>(k);
+  }
 }
 
 void bn_act_bwd_apply(const BnActBwdArgs& k) {
