@@ -136,7 +136,10 @@ export interface LoaderOptions {
 
 export interface LoaderBatch {
   batch: BatchHandle
-  /** Real samples; below batchSize in a tail batch. */
+  /**
+   * Real samples; below batchSize in a tail batch. 0 only at the end of an epoch whose last files were unreadable: such
+   * a batch carries nothing but `bad`.
+   */
   count: number
   /** Positions in `files` of the samples, in order. */
   indices: Uint32Array
@@ -181,18 +184,28 @@ export interface NativeBinding {
   /** Reads any tensor of the plan after a step, as bytes (tests and debugging; activations may be overwritten). */
   readTensor(executable: ExecutableHandle, name: string): Uint8Array
 
-  /** Reads tensors of a file into arenas on an engine thread; ranges are checked against the file's size. */
+  /**
+   * Reads tensors of a file into arenas on an engine thread; ranges are checked against the file's size. Several loads may
+   * run at once; steps queued meanwhile wait. @throws EFF_CLOSED while a step runs, EFF_IO, EFF_INVALID_ARGUMENT
+   */
   loadTensors(memory: MemoryHandle, path: string, dataStart: number, tensors: readonly TensorTransfer[]): Promise<void>
-  /** Copies arenas now (at a step boundary), then writes, fsyncs and hashes each file off-thread. The folder must exist. */
+  /**
+   * Saves what the arenas hold now (at a step boundary): copied off-thread while steps and host writes wait, then written,
+   * fsynced and hashed beside them. The folder must exist. @throws EFF_CLOSED while a step runs, EFF_CKPT_NO_SPACE (needed
+   * and free), EFF_IO
+   */
   saveTensors(memory: MemoryHandle, files: readonly FileSpec[]): Promise<WrittenFile[]>
   /** Fsyncs a file or folder off-thread. */
   fsync(path: string): Promise<void>
   /** SHA-256 of a file, off-thread. */
   hashFile(path: string): Promise<WrittenFile>
 
-  /** Decodes one JPEG off-thread. */
+  /**
+   * Decodes one JPEG off-thread, from a copy of the bytes.
+   * @throws EFF_DATA_DECODE (with the byte position where known), EFF_DATA_LIMIT above maxPixels or 100 scans
+   */
   decodeJpeg(bytes: Uint8Array, options: DecodeOptions): Promise<DecodedImage>
-  /** The resize / crop / flip part of `decodeJpeg` on raw RGB pixels, off-thread. */
+  /** The resize / crop / flip part of `decodeJpeg` on raw RGB pixels, off-thread. They must not change until it settles. */
   transformPixels(image: DecodedImage, options: DecodeOptions): Promise<DecodedImage>
   createLoader(options: LoaderOptions): LoaderHandle
   /** Starts an epoch over `order` (positions in files), from sample `start` on. */
