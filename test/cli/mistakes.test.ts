@@ -50,7 +50,7 @@ describe('data', () => {
   })
 
   it('another number of classes than the checkpoint has', async () => {
-    const mistake = { exit: 65, code: 'EFF_DATA_LABEL', says: /3 classes/, mend: /./ }
+    const mistake = { exit: 65, code: 'EFF_DATA_LABEL', says: /3 classes, the model has 2/, mend: /checkpoint/ }
     await expectMistake(['eval', '--data', at('three'), '--checkpoint', at('saved')], mistake)
   })
 

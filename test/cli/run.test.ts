@@ -58,7 +58,7 @@ describe('train', () => {
     expect(stderr).toBe('')
     expect(code).toBe(0)
     const lines = stdout.split('\n')
-    expect(lines[0]).toMatch(/^effnet \d.* · node \d+.* · \w+-\w+ · CPU .* · \d+ threads · fp32$/)
+    expect(lines[0]).toMatch(/^effnet \d.* · node \d+.* · \w+-\w+ · CPU .* · \d+ threads? · fp32$/)
     expect(lines[1]).toMatch(/^data {3}.*8 images, 2 classes · val 4$/)
     expect(lines[2]).toMatch(/^model {2}efficientnet_b0 @32 · 4\.01 M params · 0\.01 GFLOPs · random weights/)
     expect(lines[3]).toMatch(/^plan {3}2 epochs × 2 steps · batch 4 · adamw lr 0\.001 cosine/)

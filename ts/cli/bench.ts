@@ -38,6 +38,7 @@ const TARGET_MS = 10_000
 const LEAST_STEPS = 5
 const PROFILED_STEPS = 3
 const TOP_KERNELS = 15
+const KERNEL_WIDTH = 48
 
 export interface Latency {
   mean: number
@@ -128,7 +129,7 @@ function kernelTable(ui: Ui, rows: readonly KernelRow[]): void {
       .slice(0, TOP_KERNELS)
       .map((g) => [
         g.op,
-        g.kernel,
+        g.kernel.length > KERNEL_WIDTH ? `${g.kernel.slice(0, KERNEL_WIDTH - 1)}…` : g.kernel,
         String(g.count),
         g.ms.toFixed(3),
         ((100 * g.ms) / total).toFixed(1),

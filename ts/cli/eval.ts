@@ -1,3 +1,4 @@
+import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import { defineVerb } from './call.js'
 import { EXIT } from './exit.js'
@@ -18,6 +19,12 @@ const options = defineOptions({
   exif: { kind: 'choice', value: 'on|off', choices: ['on', 'off'], shown: 'on', help: 'rotate as the EXIF tag says' },
   ...ENGINE,
 })
+
+const otherClasses = (data: ImageDataset, has: number): EffnetError =>
+  new EffnetError('EFF_DATA_LABEL', `${shown(data.root)}: ${data.classes.length} classes, the model has ${has}`, {
+    hint: 'give the checkpoint that was trained on these classes, or train one: effnet train --data DIR --model NAME --weights FILE',
+    details: { data: data.classes.length, model: has },
+  })
 
 export const verb = defineVerb(
   {
@@ -47,6 +54,7 @@ export const verb = defineVerb(
     const model = await openModel(o)
     try {
       ui.line(await modelLine(model, o.imageSize ?? model.config.evalSize))
+      if (data.classes.length !== model.config.numClasses) throw otherClasses(data, model.config.numClasses)
       const { evaluateModel } = await import('../train/evaluate.js')
       const started = performance.now()
       const result = await evaluateModel(model, {

@@ -36,7 +36,7 @@ function processSink(stream: NodeJS.WriteStream): Sink {
       return stream.isTTY === true
     },
     get columns() {
-      return stream.columns ?? 80
+      return stream.columns || 80
     },
     get closed() {
       return closed

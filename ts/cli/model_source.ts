@@ -95,13 +95,14 @@ export async function headerLine(o: EngineValues, ui: Ui): Promise<string> {
   const { packageVersion } = await import('../version.js')
   const native = binding()
   const cpu = native.cpuInfo()
+  const threads = o.threads ?? cpu.cpus
   return ui.paint.bold(
     [
       `effnet ${packageVersion()}`,
       `node ${process.versions.node}`,
       `${process.platform}-${process.arch}`,
       `CPU ${cpu.isa}, oneDNN ${cpu.onednnIsa}`,
-      `${o.threads ?? cpu.cpus} threads`,
+      `${threads} thread${threads === 1 ? '' : 's'}`,
       o.precision ?? 'fp32',
     ].join(' · '),
   )

@@ -21,7 +21,9 @@ function print(ui: Ui, result: PredictionResult): void {
   const path = result.path ?? ''
   if ('error' in result) {
     ui.object({ path, error: { code: result.error.code, message: result.error.message } })
-    if (!ui.json) ui.error(`${ui.paint.red(result.error.code)}  ${path}: ${result.error.message}\n`)
+    const { code, message } = result.error
+    // Messages of files begin with their path.
+    if (!ui.json) ui.error(`${ui.paint.red(code)}  ${message.includes(path) ? message : `${path}: ${message}`}\n`)
     return
   }
   if (ui.json) {

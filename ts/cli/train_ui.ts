@@ -28,7 +28,8 @@ function planLine(o: ResolvedOptions, e: StartEvent): string {
   const { optimizer, schedule, augment } = o
   const warmUp = schedule.warmupEpochs > 0 ? `, ${compact(schedule.warmupEpochs)} warm-up` : ''
   return [
-    `${o.maxEpochs} epochs × ${e.stepsPerEpoch} steps`,
+    `${o.maxEpochs} epoch${o.maxEpochs === 1 ? '' : 's'} × ${e.stepsPerEpoch} steps`,
+    ...(e.totalSteps < o.maxEpochs * e.stepsPerEpoch ? [`ends after ${grouped(e.totalSteps)} steps`] : []),
     `batch ${o.batchSize}`,
     `${optimizer.name} lr ${compact(optimizer.lr)} ${schedule.name}${warmUp}`,
     `weight decay ${compact(optimizer.weightDecay)}`,
