@@ -1,0 +1,196 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { pathToFileURL } from 'node:url'
+import sharp from 'sharp'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { createModel, type Embedding, type Model, type Prediction } from '../../ts/index.js'
+import { pixels } from '../train/helpers/data.js'
+
+const root = mkdtempSync(path.join(os.tmpdir(), 'effnet-predict-'))
+const file = (name: string) => path.join(root, name)
+const SIDE = 80
+const OPTIONS = { imageSize: 64, logits: true } as const
+let model: Model
+
+beforeAll(async () => {
+  model = await createModel('tf_efficientnet_b0', { pretrained: true, threads: 2 })
+  for (let i = 0; i < 5; i++) {
+    const raw = { width: SIDE, height: SIDE, channels: 3 } as const
+    const image = sharp(pixels(i % 3, i, SIDE), { raw })
+    writeFileSync(file(`${i}.png`), await image.clone().png().toBuffer())
+    writeFileSync(file(`${i}.jpg`), await image.jpeg().toBuffer())
+  }
+  writeFileSync(file('broken.jpg'), Buffer.concat([readFileSync(file('0.jpg')).subarray(0, 60)]))
+  writeFileSync(file('text.png'), 'no image at all')
+  writeFileSync(file('empty.jpg'), '')
+})
+afterAll(async () => {
+  await model.close()
+  rmSync(root, { recursive: true, force: true })
+})
+
+const logitsOf = (r: unknown) => (r as Prediction).logits!
+const png = (i: number) => file(`${i}.png`)
+
+describe('predict', () => {
+  it('gives the best classes with ImageNet names', async () => {
+    const [result] = (await model.predict(file('0.jpg'))) as [Prediction]
+    expect(result.path).toBe(file('0.jpg'))
+    expect(result.topk.length).toBe(5)
+    const scores = result.topk.map((t) => t.score)
+    expect(scores).toEqual([...scores].sort((a, b) => b - a))
+    expect(result.topk[0]!.label).toBe(model.classes![result.topk[0]!.index])
+    expect(result.logits).toBeUndefined()
+  })
+
+  it('takes paths, URLs, bytes and pixels alike', async () => {
+    const data = pixels(1, 1, SIDE)
+    const rgba = new Uint8ClampedArray(SIDE * SIDE * 4).fill(7)
+    for (let i = 0; i < SIDE * SIDE; i++) for (let c = 0; c < 3; c++) rgba[4 * i + c] = data[3 * i + c]!
+    const results = await model.predict(
+      [
+        png(1),
+        pathToFileURL(png(1)),
+        readFileSync(png(1)),
+        { data, width: SIDE, height: SIDE },
+        { data: rgba, width: SIDE, height: SIDE, channels: 4 },
+      ],
+      OPTIONS,
+    )
+    for (const r of results) expect(logitsOf(r)).toEqual(logitsOf(results[0]))
+    expect(results.map((r) => r.path)).toEqual([png(1), png(1), undefined, undefined, undefined])
+  })
+
+  it('keeps the order; an unreadable image gives its error in place', async () => {
+    const missing = file('missing.jpg')
+    const inputs = [png(0), missing, png(1), file('text.png'), file('empty.jpg'), png(2)]
+    const results = await model.predict(inputs, { ...OPTIONS, batchSize: 2 })
+    expect(results.map((r) => r.path)).toEqual(inputs)
+    expect(results.map((r) => ('error' in r ? r.error.code : 'ok'))).toEqual([
+      'ok',
+      'EFF_DATA_MISSING',
+      'ok',
+      'EFF_DATA_DECODE',
+      'EFF_DATA_DECODE',
+      'ok',
+    ])
+    expect((results[1] as { error: { message: string } }).error.message).toContain(missing)
+    const alone = await model.predict([png(0), png(1)], { ...OPTIONS, batchSize: 2 })
+    expect(logitsOf(results[2])).not.toEqual(logitsOf(alone[0]))
+  })
+
+  it('refuses pixels that do not fit their size, and images above the limit, each for itself', async () => {
+    const results = await model.predict([{ data: new Uint8Array(10), width: 2, height: 2 }, png(0), file('0.jpg')], {
+      ...OPTIONS,
+      maxPixels: SIDE * SIDE - 1,
+    })
+    expect(results.map((r) => ('error' in r ? r.error.code : 'ok'))).toEqual([
+      'EFF_INVALID_ARGUMENT',
+      'EFF_DATA_LIMIT',
+      'EFF_DATA_LIMIT',
+    ])
+  })
+
+  it('streams any number of images, lazily', async () => {
+    let asked = 0
+    function* endless() {
+      for (;;) {
+        asked++
+        yield png(asked % 5)
+      }
+    }
+    let seen = 0
+    for await (const result of model.predictStream(endless(), { imageSize: 64, batchSize: 2 })) {
+      expect('error' in result).toBe(false)
+      if (++seen === 5) break
+    }
+    expect(asked).toBeLessThanOrEqual(12)
+  })
+
+  it('serves calls at the same time, with the same results', async () => {
+    const inputs = [0, 1, 2, 3, 4].map(png)
+    const [a, b, c] = await Promise.all([
+      model.predict(inputs, OPTIONS),
+      model.predict(inputs, OPTIONS),
+      model.predict(inputs, OPTIONS),
+    ])
+    expect(b!.map(logitsOf)).toEqual(a!.map(logitsOf))
+    expect(c!.map(logitsOf)).toEqual(a!.map(logitsOf))
+  })
+
+  it('ends when its signal is aborted', async () => {
+    const abort = new AbortController()
+    abort.abort()
+    await expect(model.predict(png(0), { signal: abort.signal })).rejects.toThrow(
+      expect.objectContaining({ code: 'EFF_ABORTED' }),
+    )
+  })
+
+  it('checks its options', async () => {
+    const bad = expect.objectContaining({ code: 'EFF_INVALID_ARGUMENT' })
+    await expect(model.predict(png(0), { batchSize: 0 })).rejects.toThrow(bad)
+    await expect(async () => model.predict(png(0), { topK: 0 })).rejects.toThrow(bad)
+    expect(((await model.predict(png(0), { imageSize: 64, topK: 5000 }))[0] as Prediction).topk.length).toBe(1000)
+  })
+})
+
+describe('embed', () => {
+  it('gives the features that the classifier sees', async () => {
+    const [e] = (await model.embed(png(3), { imageSize: 64 })) as [Embedding]
+    const [p] = await model.predict(png(3), OPTIONS)
+    expect(e.features.length).toBe(1280)
+    const weights = model.session.read('classifier.weight')
+    const bias = model.session.read('classifier.bias')
+    for (const k of [0, 500, 999]) {
+      let sum = bias[k]!
+      for (let i = 0; i < 1280; i++) sum += weights[k * 1280 + i]! * e.features[i]!
+      expect(logitsOf(p)[k]).toBeCloseTo(sum, 3)
+    }
+  })
+})
+
+describe('models', () => {
+  it('round-trip through a weights file and through a folder', async () => {
+    const weights = file('copy.safetensors')
+    await model.save(weights)
+    await model.save(file('folder'))
+    const { loadModel } = await import('../../ts/index.js')
+    const [expected] = await model.predict(png(0), OPTIONS)
+    await using a = await createModel('tf_efficientnet_b0', { pretrained: weights, threads: 1 })
+    await using b = await loadModel(file('folder'))
+    for (const again of [a, b]) {
+      const [result] = await again.predict(png(0), OPTIONS)
+      expect(logitsOf(result)).toEqual(logitsOf(expected))
+      expect(again.classes).toEqual(model.classes)
+    }
+    expect(readFileSync(path.join(file('folder'), 'model.safetensors')).equals(readFileSync(weights))).toBe(true)
+  })
+
+  it('get a new head of another size, and say so', async () => {
+    await using small = await createModel('tf_efficientnet_b0', { pretrained: true, classes: ['a', 'b'], threads: 1 })
+    expect(small.weights).toMatchObject({ kind: 'file', headReplaced: { from: 1000, to: 2 } })
+    expect(small.classes).toEqual(['a', 'b'])
+    const head = small.session.read('classifier.weight')
+    const rms = Math.sqrt(head.reduce((s, v) => s + v * v, 0) / head.length)
+    expect(rms).toBeGreaterThan(0.009)
+    expect(rms).toBeLessThan(0.011)
+    expect([...small.session.read('classifier.bias')]).toEqual([0, 0])
+  })
+
+  it('say what is not there', async () => {
+    const code = (c: string) => expect.objectContaining({ code: c })
+    await expect(createModel('efficientnet_bo')).rejects.toThrow(code('EFF_MODEL_UNKNOWN'))
+    await expect(createModel('efficientnet_b1', { pretrained: true })).rejects.toThrow(code('EFF_WEIGHTS_MISSING'))
+    await expect(createModel('efficientnet_b0', { device: 'cuda' })).rejects.toThrow(code('EFF_BACKEND_MISSING'))
+    await expect(createModel('efficientnet_b0', { classes: ['a'], numClasses: 2 })).rejects.toThrow(code('EFF_CONFIG_VALUE'))
+    const { loadModel } = await import('../../ts/index.js')
+    await expect(loadModel(root)).rejects.toThrow(code('EFF_CKPT_MISSING'))
+    await expect(loadModel(file('0.jpg'))).rejects.toThrow(code('EFF_CKPT_MISSING'))
+  })
+
+  it('summarise themselves', () => {
+    expect(model.summary()).toMatchObject({ name: 'tf_efficientnet_b0', params: 5_288_548, numClasses: 1000, imageSize: 224 })
+    expect(model.parameters().find((p) => p.name === 'conv_stem.weight')).toMatchObject({ shape: [32, 3, 3, 3], size: 864 })
+  })
+})
