@@ -1,6 +1,8 @@
+import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import {
   type Callback,
@@ -253,6 +255,31 @@ describe('resume', () => {
         .map((line) => line.split(',').toSpliced(-2, 2).toSpliced(2, 1)),
     )
     expect(rows[0]).toEqual(rows[1])
+  })
+
+  it('after kill -9 within an epoch ends with the bytes of the whole run', async () => {
+    const outDir = fresh()
+    const child = path.join(path.dirname(fileURLToPath(import.meta.url)), 'helpers/train_child.ts')
+    const settings = { ...SMALL, outDir, maxEpochs: 3, ema: 0.99, checkpoint: { everySteps: 2 } }
+    const run = spawnSync(process.execPath, ['--import', 'tsx', child, data.root, JSON.stringify(settings)], {
+      env: { ...process.env, EFFNET_FAULT: 'step:5' },
+      encoding: 'utf8',
+      timeout: 120_000,
+    })
+    expect(run.signal, run.stderr).toBe('SIGKILL')
+    await using model = await other()
+    const trainer = new Trainer({ ...settings, model })
+    const events = collect(trainer)
+    await trainer.fit({ ...data, resume: 'auto' })
+    // The save of step 4 may not have been complete; then it is the one before.
+    expect((await events)[0]).toMatchObject({
+      type: 'start',
+      resumed: { step: expect.toSatisfy((n: number) => n >= 2 && n <= 4) },
+    })
+    for (const file of ['model.safetensors', 'ema.safetensors', 'optimizer.safetensors']) {
+      const [a, b] = [outDir, whole].map((dir) => bytes(path.join(dir, 'checkpoints/last'), file))
+      expect(a!.equals(b!), file).toBe(true)
+    }
   })
 
   it('of a finished run returns its result', async () => {

@@ -15,6 +15,7 @@ import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
 import { CheckpointKeeper } from './checkpoint_keeper.js'
 import { checkClasses, Evaluator } from './evaluate.js'
 import type { EventHub } from './events.js'
+import { faultPoint } from './fault.js'
 import { Progress } from './progress.js'
 import { dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
 import { RunFolder, type RunState } from './run_folder.js'
@@ -407,6 +408,7 @@ export class FitRun implements TrainerContext {
       (everyMinutes > 0 && keeper.minutesSinceSave >= everyMinutes)
     this.checkpointWanted = false
     if (due) await this.save(false)
+    faultPoint(`step:${progress.step}`)
     if (this.folder && this.folder.statusAge > STATUS_EVERY_MS) await this.writeStatus('running')
   }
 
