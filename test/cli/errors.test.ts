@@ -3,8 +3,10 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { describeError, errorObject, formatError } from '../../ts/cli/errors_ui.js'
 import { exitCodeOf } from '../../ts/cli/exit.js'
+import { main } from '../../ts/cli/main.js'
 import { makePaint } from '../../ts/cli/ui.js'
 import { EffnetError, type ErrorCode } from '../../ts/errors.js'
+import { StringSink } from './helpers/capture.js'
 
 const plain = makePaint(false)
 
@@ -85,5 +87,15 @@ describe('the text', () => {
   it('is one object for scripts', () => {
     const object = errorObject(describeError(new EffnetError('EFF_DATA_MISSING' satisfies ErrorCode, 'no x', { hint: 'make x' })))
     expect(object).toEqual({ code: 'EFF_DATA_MISSING', message: 'no x', mend: 'make x', exit_code: 66 })
+  })
+})
+
+describe('standard output that cannot be written', () => {
+  it('is an I/O error, exit 74', async () => {
+    const failure = new Error('ENOSPC: no space left on device, write')
+    const stderr = new StringSink()
+    const code = await main(['models', 'list'], { stdout: Object.assign(new StringSink(), { failure }), stderr, env: {} })
+    expect(code).toBe(74)
+    expect(stderr.text).toMatch(/^EFF_IO {2}standard output could not be written: ENOSPC/)
   })
 })

@@ -6,6 +6,8 @@ export interface Sink {
   readonly columns: number
   /** The reader has gone (`effnet ... | head`): nothing more is written. */
   readonly closed: boolean
+  /** Why nothing more could be written, where it was not the reader who left: a full disk, say. */
+  readonly failure?: Error | undefined
 }
 
 export interface Io {
@@ -17,15 +19,16 @@ export interface Io {
 const sinks = new WeakMap<NodeJS.WriteStream, Sink>()
 
 /**
- * A process stream that outlives its reader: Node ignores SIGPIPE and reports EPIPE (EIO of a closed terminal), which must not end a training
- * run because the pager it was piped to was closed.
+ * A process stream that outlives its reader: Node ignores SIGPIPE and reports EPIPE (of a closed terminal: EIO), and a closed
+ * pager must not end a training run.
  */
 function processSink(stream: NodeJS.WriteStream): Sink {
   const known = sinks.get(stream)
   if (known) return known
   let closed = false
+  let failure: Error | undefined
   stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE' && error.code !== 'EIO') throw error
+    if (error.code !== 'EPIPE' && error.code !== 'EIO') failure ??= error
     closed = true
   })
   const sink: Sink = {
@@ -40,6 +43,9 @@ function processSink(stream: NodeJS.WriteStream): Sink {
     },
     get closed() {
       return closed
+    },
+    get failure() {
+      return failure
     },
   }
   sinks.set(stream, sink)

@@ -44,7 +44,8 @@ async function runVerb(name: string, argv: readonly string[], io: Io): Promise<n
   if (!entry) throw unknownVerb(name)
   const { verb } = await entry.load()
   const { def } = verb
-  if (argv.some((a) => a === '--help' || a === '-h')) {
+  const words = argv.includes('--') ? argv.slice(0, argv.indexOf('--')) : argv
+  if (words.some((a) => a === '--help' || a === '-h')) {
     io.stdout.write(verbHelp(def))
     return EXIT.ok
   }
@@ -92,7 +93,17 @@ export async function main(argv: readonly string[], io: Io = processIo()): Promi
       io.stdout.write(`${packageVersion()}\n`)
       return EXIT.ok
     }
-    return await runVerb(first, rest, io)
+    const code = await runVerb(first, rest, io)
+    // A failed write is reported after it returned.
+    await new Promise((resolve) => setImmediate(resolve))
+    const cause = io.stdout.failure
+    if (cause) {
+      throw new EffnetError('EFF_IO', `standard output could not be written: ${cause.message}`, {
+        hint: 'free space where it is redirected to, and run again',
+        cause,
+      })
+    }
+    return code
   } catch (thrown) {
     const ui = early(argv, io)
     const described = describeError(thrown)
