@@ -28,7 +28,7 @@ export const bnActPattern: Pattern = {
     const { pool, scale, onlyThese } = readersOf(z, view)
 
     if (pool && !scale && onlyThese) return { removes: [...head, pool], emits: [emitPool(bn, pool, act)] }
-    if (pool && scale && onlyThese && pool.id < scale.id) {
+    if (pool && scale && onlyThese) {
       const tail = tailOf(scale.outputs[0]!, view, scale)
       return {
         removes: [...head, pool, ...tail.nodes],
