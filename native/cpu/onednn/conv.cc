@@ -67,9 +67,10 @@ class TilePrimitives {
     for (const auto& [key, preferred] : shapes) {
       auto favourite = Conv::create(*preferred);
       if (!favourite.ok()) return favourite.status();
-      std::map<Key, std::shared_ptr<const Conv>> made;
+      std::map<Key, std::shared_ptr<const Conv>> made{{key, favourite.value()}};
       last = ok_status();
       for (const auto& [other, shape] : shapes) {
+        if (other == key) continue;
         auto created = Conv::create(*shape, &favourite.value()->layout());
         if (!created.ok()) {
           last = created.status();
