@@ -14,7 +14,7 @@ export interface ChartOptions {
   width?: number
   height?: number
   log?: boolean
-  /** How y ticks are written. */
+  /** How y ticks are written. x ticks are whole numbers: epochs or steps. */
   format?: (value: number) => string
 }
 
@@ -54,6 +54,7 @@ export async function lineChart(options: ChartOptions): Promise<string> {
     ),
     ...x
       .ticks(6)
+      .filter(Number.isInteger)
       .map(
         (t) =>
           `<text class="tick" x="${x(t).toFixed(1)}" y="${height - MARGIN.bottom + 16}" text-anchor="middle">${number(t)}</text>`,
@@ -98,8 +99,10 @@ export function confusionSvg(classes: readonly string[], rows: readonly (readonl
       const share = total > 0 ? count / total : 0
       const title = `<title>${escapeHtml(`${classes[i]} read as ${classes[j]}: ${count} of ${total}`)}</title>`
       const kind = i === j ? 'hit' : 'miss'
+      // A rare confusion must still be seen.
+      const opacity = count === 0 ? 0 : (0.12 + 0.88 * share).toFixed(3)
       parts.push(
-        `<rect class="${kind}" x="${left + j * cell}" y="${top + i * cell}" width="${cell - 1}" height="${cell - 1}" fill-opacity="${share.toFixed(3)}">${title}</rect>`,
+        `<rect class="${kind}" x="${left + j * cell}" y="${top + i * cell}" width="${cell - 1}" height="${cell - 1}" fill-opacity="${opacity}">${title}</rect>`,
       )
       if (k <= 30 && count > 0) {
         const strong = share > 0.55 ? ' strong' : ''

@@ -194,6 +194,7 @@ export class FitRun implements TrainerContext {
     }
     this.stepsPerEpoch = this.loader.batches
     this.totalSteps = Math.min(o.maxEpochs * this.stepsPerEpoch, o.maxSteps ?? Number.POSITIVE_INFINITY)
+    if (this.given.logEvery === undefined) this.options = { ...o, logEvery: logInterval(this.totalSteps) }
     this.schedule = { ...o.schedule, lr: o.optimizer.lr, stepsPerEpoch: this.stepsPerEpoch, totalSteps: this.horizon() }
     await this.bind(resume)
     await this.openLogs(resume, val !== undefined)
@@ -631,6 +632,9 @@ export class FitRun implements TrainerContext {
     return { ...done, ...(own ? runPaths(this.folder!, done.best !== undefined) : { checkpoint: resume.dir }) }
   }
 }
+
+/** A few hundred lines a run at least, so that short runs have a curve; every 50 steps at most. */
+const logInterval = (totalSteps: number): number => Math.min(50, Math.max(1, Math.floor(totalSteps / 400)))
 
 const runPaths = (folder: RunFolder, best: boolean) => ({
   outDir: folder.dir,
