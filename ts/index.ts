@@ -38,8 +38,8 @@ export type {
   Preprocessing,
   WeightsSource,
 } from './infer/types.js'
-export { createModel, loadModel, type Model } from './model.js'
-export { listModels, type ModelConfig, type ModelInfo, type ModelName, modelInfo } from './nn/index.js'
+export { createModel, type ListedModel, type ListModelsOptions, listModels, loadModel, type Model } from './model.js'
+export { type ModelConfig, type ModelInfo, type ModelName, modelInfo } from './nn/index.js'
 export { writeReport } from './report/report.js'
 export { EarlyStopping, type EarlyStoppingOptions } from './train/callbacks.js'
 export { evaluateModel } from './train/evaluate.js'

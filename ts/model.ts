@@ -22,7 +22,15 @@ import type {
   PredictOptions,
   WeightsSource,
 } from './infer/types.js'
-import { countMacs, getModelConfig, type ModelConfig, type ModelName } from './nn/index.js'
+import {
+  countMacs,
+  getModelConfig,
+  type ModelConfig,
+  type ModelInfo,
+  type ModelName,
+  modelInfo,
+  listModels as modelNames,
+} from './nn/index.js'
 import { initParams } from './nn/init.js'
 import { packageRoot } from './paths.js'
 import { Session } from './runtime/session.js'
@@ -237,9 +245,30 @@ export class Model {
 const asList = (images: ImageInput | readonly ImageInput[]): readonly ImageInput[] =>
   Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
 
+const bundledFile = (name: string): string => path.join(packageRoot(), 'models/pretrained', `${name}.safetensors`)
+
+export interface ListModelsOptions {
+  /** Glob over names with `*` and `?`. */
+  filter?: string
+  /** Only those whose weights come with the package (or only the others). */
+  pretrained?: boolean
+}
+
+export interface ListedModel extends ModelInfo {
+  /** Its weights come with the package: `createModel(name, { pretrained: true })`. */
+  pretrained: boolean
+}
+
+/** The models that `createModel` knows, sorted by name. */
+export function listModels(options: ListModelsOptions = {}): ListedModel[] {
+  return modelNames(options.filter)
+    .map((name) => ({ ...modelInfo(name), pretrained: existsSync(bundledFile(name)) }))
+    .filter((m) => options.pretrained === undefined || m.pretrained === options.pretrained)
+}
+
 /** Weights that come with the package. @throws EFF_WEIGHTS_MISSING */
 export function bundledWeights(name: string): string {
-  const file = path.join(packageRoot(), 'models/pretrained', `${name}.safetensors`)
+  const file = bundledFile(name)
   if (existsSync(file)) return file
   throw new EffnetError('EFF_WEIGHTS_MISSING', `no weights of ${name} come with the package`, {
     hint: 'give a safetensors file (--weights FILE), or use tf_efficientnet_b0',

@@ -4,7 +4,7 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { createModel, type Embedding, type Model, type Prediction } from '../../ts/index.js'
+import { createModel, type Embedding, listModels, type Model, type Prediction } from '../../ts/index.js'
 import { pixels } from '../train/helpers/data.js'
 
 const root = mkdtempSync(path.join(os.tmpdir(), 'effnet-predict-'))
@@ -187,6 +187,11 @@ describe('models', () => {
     const { loadModel } = await import('../../ts/index.js')
     await expect(loadModel(root)).rejects.toThrow(code('EFF_CKPT_MISSING'))
     await expect(loadModel(file('0.jpg'))).rejects.toThrow(code('EFF_CKPT_MISSING'))
+  })
+
+  it('are listed by glob, with those whose weights are at hand', () => {
+    expect(listModels({ filter: 'tf_efficientnet_b?', pretrained: true }).map((m) => m.name)).toEqual(['tf_efficientnet_b0'])
+    expect(listModels({ filter: '*v2_s' })[0]).toMatchObject({ name: 'efficientnetv2_s', pretrained: false, numClasses: 1000 })
   })
 
   it('summarise themselves', () => {
