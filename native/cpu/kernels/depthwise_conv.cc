@@ -29,21 +29,21 @@ struct RowOut {
 template <int K, int S, int T>
 HWY_INLINE void down_tile(const Taps& taps, int64_t x, Vec start, RowOut out) {
   Vec acc[T];
-  unroll<T>([&](auto t) EFF_INLINE_LAMBDA { acc[t] = start; });
+  EFF_UNROLL for (int t = 0; t < T; ++t) acc[t] = start;
   for (int64_t r = 0; r < taps.count; ++r) {
-    const float* HWY_RESTRICT src = taps.rows[r] + x * S * kLanes;
-    const float* HWY_RESTRICT weights = taps.weights[r];
+    const float* src = fresh(taps.rows[r] + x * S * kLanes);
+    const float* weights = taps.weights[r];
     Vec w[K];
-    unroll<K>([&](auto k) EFF_INLINE_LAMBDA { w[k] = load(weights + k * kLanes); });
-    unroll<(T - 1) * S + K>([&](auto j) EFF_INLINE_LAMBDA {
+    EFF_UNROLL for (int k = 0; k < K; ++k) w[k] = load(weights + k * kLanes);
+    EFF_UNROLL for (int j = 0; j < (T - 1) * S + K; ++j) {
       const Vec v = load(src + j * kLanes);
-      unroll<T>([&](auto t) EFF_INLINE_LAMBDA {
-        constexpr int k = decltype(j)::value - decltype(t)::value * S;
-        if constexpr (k >= 0 && k < K) acc[t] = hn::MulAdd(v, w[k], acc[t]);
-      });
-    });
+      EFF_UNROLL for (int t = 0; t < T; ++t) {
+        const int k = j - t * S;
+        if (k >= 0 && k < K) acc[t] = hn::MulAdd(v, w[k], acc[t]);
+      }
+    }
   }
-  unroll<T>([&](auto t) EFF_INLINE_LAMBDA { store(acc[t], out.first + (x + t) * out.stride); });
+  EFF_UNROLL for (int t = 0; t < T; ++t) store(acc[t], out.first + (x + t) * out.stride);
 }
 
 // Tiles as equal as can be: 14 = 7 + 7.
@@ -87,16 +87,16 @@ void down_row(const DepthwisePass&, const Taps& taps, int64_t cols, Vec start, R
 template <int T>
 HWY_INLINE void down_tile_any(const DepthwisePass& pass, const Taps& taps, int64_t x, Vec start, RowOut out) {
   Vec acc[T];
-  unroll<T>([&](auto t) EFF_INLINE_LAMBDA { acc[t] = start; });
+  EFF_UNROLL for (int t = 0; t < T; ++t) acc[t] = start;
   const int64_t step = pass.stride * static_cast<int64_t>(kLanes);
   for (int64_t r = 0; r < taps.count; ++r) {
     const float* HWY_RESTRICT src = taps.rows[r] + x * step;
     for (int64_t k = 0; k < pass.kw; ++k) {
       const Vec w = load(taps.weights[r] + k * kLanes);
-      unroll<T>([&](auto t) EFF_INLINE_LAMBDA { acc[t] = hn::MulAdd(load(src + t * step + k * kLanes), w, acc[t]); });
+      EFF_UNROLL for (int t = 0; t < T; ++t) { acc[t] = hn::MulAdd(load(src + t * step + k * kLanes), w, acc[t]); }
     }
   }
-  unroll<T>([&](auto t) EFF_INLINE_LAMBDA { store(acc[t], out.first + (x + t) * out.stride); });
+  EFF_UNROLL for (int t = 0; t < T; ++t) store(acc[t], out.first + (x + t) * out.stride);
 }
 
 void down_row_any(const DepthwisePass& pass, const Taps& taps, int64_t cols, Vec start, RowOut out) {
@@ -115,22 +115,21 @@ template <int K, int S, int T>
 HWY_INLINE void up_tile(const Taps& taps, int64_t group, RowOut out) {
   constexpr int M = (K + S - 1) / S;
   Vec acc[T * S];
-  unroll<T * S>([&](auto t) EFF_INLINE_LAMBDA { acc[t] = zero(); });
+  EFF_UNROLL for (int t = 0; t < T * S; ++t) acc[t] = zero();
   for (int64_t r = 0; r < taps.count; ++r) {
-    const float* HWY_RESTRICT src = taps.rows[r] + group * kLanes;
-    const float* HWY_RESTRICT weights = taps.weights[r];
+    const float* src = fresh(taps.rows[r] + group * kLanes);
+    const float* weights = taps.weights[r];
     Vec w[K];
-    unroll<K>([&](auto k) EFF_INLINE_LAMBDA { w[k] = load(weights + k * kLanes); });
-    unroll<T + M - 1>([&](auto j) EFF_INLINE_LAMBDA {
+    EFF_UNROLL for (int k = 0; k < K; ++k) w[k] = load(weights + k * kLanes);
+    EFF_UNROLL for (int j = 0; j < T + M - 1; ++j) {
       const Vec v = load(src + j * kLanes);
-      unroll<T * S>([&](auto t) EFF_INLINE_LAMBDA {
-        constexpr int m = decltype(t)::value / S + (M - 1) - decltype(j)::value;
-        constexpr int k = decltype(t)::value % S + m * S;
-        if constexpr (m >= 0 && k < K) acc[t] = hn::MulAdd(v, w[k], acc[t]);
-      });
-    });
+      EFF_UNROLL for (int t = 0; t < T * S; ++t) {
+        const int m = t / S + (M - 1) - j, k = t % S + m * S;
+        if (m >= 0 && k < K) acc[t] = hn::MulAdd(v, w[k], acc[t]);
+      }
+    }
   }
-  unroll<T * S>([&](auto t) EFF_INLINE_LAMBDA { store(acc[t], out.first + (group * S + t) * out.stride); });
+  EFF_UNROLL for (int t = 0; t < T * S; ++t) store(acc[t], out.first + (group * S + t) * out.stride);
 }
 
 template <int K, int S>
@@ -161,15 +160,15 @@ template <int T>
 HWY_INLINE void up_tile_any(const DepthwisePass& pass, const Taps& taps, int64_t group, int64_t p, RowOut out) {
   const int64_t last = (pass.kw + pass.stride - 1) / pass.stride - 1;
   Vec acc[T];
-  unroll<T>([&](auto t) EFF_INLINE_LAMBDA { acc[t] = zero(); });
+  EFF_UNROLL for (int t = 0; t < T; ++t) { acc[t] = zero(); }
   for (int64_t r = 0; r < taps.count; ++r) {
     const float* HWY_RESTRICT src = taps.rows[r] + (group + last) * static_cast<int64_t>(kLanes);
     for (int64_t k = p; k < pass.kw; k += pass.stride, src -= kLanes) {
       const Vec w = load(taps.weights[r] + k * kLanes);
-      unroll<T>([&](auto t) EFF_INLINE_LAMBDA { acc[t] = hn::MulAdd(load(src + t * kLanes), w, acc[t]); });
+      EFF_UNROLL for (int t = 0; t < T; ++t) { acc[t] = hn::MulAdd(load(src + t * kLanes), w, acc[t]); }
     }
   }
-  unroll<T>([&](auto t) EFF_INLINE_LAMBDA { store(acc[t], out.first + ((group + t) * pass.stride + p) * out.stride); });
+  EFF_UNROLL for (int t = 0; t < T; ++t) store(acc[t], out.first + ((group + t) * pass.stride + p) * out.stride);
 }
 
 void up_row_any(const DepthwisePass& pass, const Taps& taps, int64_t groups, Vec, RowOut out) {

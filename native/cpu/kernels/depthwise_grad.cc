@@ -33,38 +33,44 @@ constexpr int pixels_at_once(int k) { return kWide && k == 3 ? 8 : 4; }
 template <int K, int S, int G, int P, class D>
 HWY_INLINE void grad_tile(const Sweep<D>& sweep, int64_t r, int tap_row, int64_t x, Vec (&acc)[G * K]) {
   Vec d[P];
-  const D* HWY_RESTRICT diff = sweep.diff + r * sweep.row + x * sweep.pixel;
-  unroll<P>([&](auto p) EFF_INLINE_LAMBDA { d[p] = load(diff + p * sweep.pixel); });
-  unroll<G>([&](auto g) EFF_INLINE_LAMBDA {
-    const float* HWY_RESTRICT src = sweep.rows[r * S + tap_row + g] + x * S * kLanes;
-    unroll<(P - 1) * S + K>([&](auto j) EFF_INLINE_LAMBDA {
+  const D* diff = sweep.diff + r * sweep.row + x * sweep.pixel;
+  EFF_UNROLL for (int p = 0; p < P; ++p) d[p] = load(diff + p * sweep.pixel);
+  EFF_UNROLL for (int g = 0; g < G; ++g) {
+    const float* src = fresh(sweep.rows[r * S + tap_row + g] + x * S * kLanes);
+    EFF_UNROLL for (int j = 0; j < (P - 1) * S + K; ++j) {
       const Vec v = load(src + j * kLanes);
-      unroll<P>([&](auto p) EFF_INLINE_LAMBDA {
-        constexpr int k = decltype(j)::value - decltype(p)::value * S;
-        constexpr int i = decltype(g)::value * K + k;
-        if constexpr (k >= 0 && k < K) acc[i] = hn::MulAdd(v, d[p], acc[i]);
-      });
-    });
-  });
+      EFF_UNROLL for (int p = 0; p < P; ++p) {
+        const int k = j - p * S;
+        if (k >= 0 && k < K) acc[g * K + k] = hn::MulAdd(v, d[p], acc[g * K + k]);
+      }
+    }
+  }
+}
+
+// The last `rest` <= P pixels of a row.
+template <int K, int S, int G, int P, class D>
+HWY_INLINE void grad_rest(const Sweep<D>& sweep, int64_t r, int tap_row, int64_t x, int64_t rest, Vec (&acc)[G * K]) {
+  if (rest == P) {
+    grad_tile<K, S, G, P>(sweep, r, tap_row, x, acc);
+  } else if constexpr (P > 1) {
+    grad_rest<K, S, G, P - 1>(sweep, r, tap_row, x, rest, acc);
+  }
 }
 
 template <int K, int S, int G, class D>
 HWY_INLINE void grad_tap_rows(const Sweep<D>& sweep, int tap_row) {
   constexpr int P = pixels_at_once(K);
   Vec acc[G * K];
-  unroll<G * K>([&](auto i) EFF_INLINE_LAMBDA { acc[i] = zero(); });
+  EFF_UNROLL for (int i = 0; i < G * K; ++i) acc[i] = zero();
   for (int64_t r = 0; r < sweep.count; ++r) {
     int64_t x = 0;
     for (; x + P <= sweep.cols; x += P) grad_tile<K, S, G, P>(sweep, r, tap_row, x, acc);
-    const int64_t rest = sweep.cols - x;
-    unroll<P - 1>([&](auto p) EFF_INLINE_LAMBDA {
-      if (rest == p + 1) grad_tile<K, S, G, decltype(p)::value + 1>(sweep, r, tap_row, x, acc);
-    });
+    grad_rest<K, S, G, P - 1>(sweep, r, tap_row, x, sweep.cols - x, acc);
   }
-  unroll<G * K>([&](auto i) EFF_INLINE_LAMBDA {
-    float* HWY_RESTRICT sum = sweep.sums + (tap_row * K + i) * kLanes;
+  EFF_UNROLL for (int i = 0; i < G * K; ++i) {
+    float* sum = sweep.sums + (tap_row * K + i) * kLanes;
     store(hn::Add(load(sum), acc[i]), sum);
-  });
+  }
 }
 
 template <int K, int S, class D>
@@ -78,20 +84,20 @@ void grad_sweep(const DepthwiseGrad&, const Sweep<D>& sweep) {
 template <int T, class D>
 HWY_INLINE void grad_taps_any(const DepthwiseGrad& grad, const Sweep<D>& sweep, int64_t i, int64_t j) {
   Vec acc[T];
-  unroll<T>([&](auto t) EFF_INLINE_LAMBDA { acc[t] = zero(); });
+  EFF_UNROLL for (int t = 0; t < T; ++t) { acc[t] = zero(); }
   for (int64_t r = 0; r < sweep.count; ++r) {
     const float* HWY_RESTRICT src = sweep.rows[r * grad.stride + i] + j * static_cast<int64_t>(kLanes);
     const D* HWY_RESTRICT diff = sweep.diff + r * sweep.row;
     for (int64_t x = 0; x < sweep.cols; ++x) {
       const Vec d = load(diff + x * sweep.pixel);
-      unroll<T>([&](auto t) EFF_INLINE_LAMBDA { acc[t] = hn::MulAdd(load(src + t * kLanes), d, acc[t]); });
+      EFF_UNROLL for (int t = 0; t < T; ++t) { acc[t] = hn::MulAdd(load(src + t * kLanes), d, acc[t]); }
       src += grad.stride * static_cast<int64_t>(kLanes);
     }
   }
-  unroll<T>([&](auto t) EFF_INLINE_LAMBDA {
+  EFF_UNROLL for (int t = 0; t < T; ++t) {
     float* HWY_RESTRICT sum = sweep.sums + (i * grad.kw + j + t) * static_cast<int64_t>(kLanes);
     store(hn::Add(load(sum), acc[t]), sum);
-  });
+  }
 }
 
 template <class D>

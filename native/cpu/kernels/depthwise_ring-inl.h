@@ -8,7 +8,6 @@
 #endif
 
 #include <algorithm>
-#include <utility>
 
 #include "cpu/kernels/simd-inl.h"
 #include "hwy/cache_control.h"
@@ -16,20 +15,22 @@
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
 
-// Calls f(std::integral_constant<int, i>()) for i in [0, count). Arrays of vectors that are only indexed so stay in
-// registers.
-template <int i, int count, class F>
-HWY_INLINE void unroll_from(F& f) {
-  if constexpr (i < count) {
-    f(std::integral_constant<int, i>());
-    unroll_from<i + 1, count>(f);
-  }
+// Before a loop with a constant count whose arrays of vectors shall live in registers.
+#ifndef EFF_UNROLL
+#ifdef __clang__
+#define EFF_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define EFF_UNROLL _Pragma("GCC unroll 32")
+#endif
+#endif
+
+// Hides where a pointer came from. GCC's predictive commoning would otherwise carry the source vectors that
+// neighbouring tiles share from one tile to the next, and spill the sums that the registers are needed for.
+template <class T>
+HWY_INLINE T* fresh(T* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
 }
-template <int count, class F>
-HWY_INLINE void unroll(F f) {
-  unroll_from<0, count>(f);
-}
-#define EFF_INLINE_LAMBDA __attribute__((always_inline))
 
 template <class T>
 struct SourceImage {
