@@ -3,7 +3,7 @@ import { NativeImageLoader } from '../data/loader.js'
 import type { BadFile, ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
-import { evalResize } from '../nn/index.js'
+import { evalGeometry } from '../nn/index.js'
 import { DetailedMetrics, RunningMetrics } from './metrics.js'
 import type { EvaluateModelOptions, EvaluateResult } from './types.js'
 
@@ -55,7 +55,7 @@ export class Evaluator {
       transform: {
         mode: 'eval',
         size: this.size,
-        resizeTo: evalResize(config, this.size, options.cropPct),
+        ...evalGeometry(config, this.size, options.cropPct),
         interpolation: options.interpolation ?? config.preprocessing.interpolation,
         ...(options.exifOrientation === undefined ? {} : { exifOrientation: options.exifOrientation }),
         ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),

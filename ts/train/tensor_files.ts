@@ -63,11 +63,21 @@ export interface TensorContent {
   optimizer?: OptimizerName
 }
 
+/** What is written does not change while a session lives: laid out once, not at every save. */
+const layouts = new WeakMap<Session, Map<string, readonly [name: string, spec: FileSpec][]>>()
+
 function fileSpecs(session: Session, dir: string, content: TensorContent): [name: string, spec: FileSpec][] {
-  const at = (name: string) => path.join(dir, name)
-  const files: [string, FileSpec][] = [[MODEL_FILE, weightsFile(session, at(MODEL_FILE), ARENA.weights)]]
-  if (content.ema) files.push([EMA_FILE, weightsFile(session, at(EMA_FILE), ARENA.ema)])
-  if (content.optimizer) files.push([OPTIMIZER_FILE, optimizerFile(session, at(OPTIMIZER_FILE), content.optimizer)])
+  const known = layouts.get(session) ?? new Map()
+  layouts.set(session, known)
+  const key = `${content.ema} ${content.optimizer ?? ''}`
+  if (!known.has(key)) known.set(key, layoutFiles(session, content))
+  return known.get(key)!.map(([name, spec]: [string, FileSpec]) => [name, { ...spec, path: path.join(dir, name) }])
+}
+
+function layoutFiles(session: Session, content: TensorContent): [name: string, spec: FileSpec][] {
+  const files: [string, FileSpec][] = [[MODEL_FILE, weightsFile(session, MODEL_FILE, ARENA.weights)]]
+  if (content.ema) files.push([EMA_FILE, weightsFile(session, EMA_FILE, ARENA.ema)])
+  if (content.optimizer) files.push([OPTIMIZER_FILE, optimizerFile(session, OPTIMIZER_FILE, content.optimizer)])
   return files
 }
 
