@@ -98,6 +98,8 @@ export interface DecodeOptions {
   size: number
   /** Short side before the centre crop ('eval'). */
   resizeTo?: number
+  /** 'eval': resize the whole image to size x size instead. */
+  squash?: boolean
   interpolation?: 'bicubic' | 'bilinear'
   exifOrientation?: boolean
   maxPixels?: number

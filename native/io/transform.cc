@@ -38,7 +38,7 @@ int scale_for(int crop_width, int crop_height, int size) {
 Status TransformOptions::check() const {
   if (mode == Mode::full) return ok_status();
   if (size < 1 || size > 16384) return error(Code::invalid_argument, "size is %d, expected 1 to 16384", size);
-  if (mode == Mode::eval && (resize_to < size || resize_to > 32768))
+  if (mode == Mode::eval && !squash && (resize_to < size || resize_to > 32768))
     return error(Code::invalid_argument, "resizeTo is %d, expected %d (size) to 32768", resize_to, size);
   if (mode == Mode::train) {
     if (!(scale_min > 0 && scale_min <= scale_max && scale_max <= 1))
@@ -78,8 +78,9 @@ RandomCrop random_crop(int width, int height, const TransformOptions& options, c
 
 Status Transformer::eval(const View& image, const TransformOptions& options, uint8_t* dst) {
   const int64_t w = image.width, h = image.height, to = options.resize_to;
-  const int64_t width = w <= h ? to : to * w / h, height = w <= h ? to * h / w : to;
   const int size = options.size;
+  const int64_t width = options.squash ? size : w <= h ? to : to * w / h;
+  const int64_t height = options.squash ? size : w <= h ? to * h / w : to;
   const int64_t x = centre_offset(width, size), y = centre_offset(height, size);
   return resizer_.run(image, {0, 0, static_cast<float>(w), static_cast<float>(h)}, width, height,
                       {static_cast<int>(x), static_cast<int>(y), size, size}, options.filter, false, dst,

@@ -23,6 +23,7 @@ struct TransformOptions {
   Mode mode = Mode::eval;
   int size = 224;       // of the square result
   int resize_to = 256;  // eval; not below size
+  bool squash = false;  // eval: the whole image to size x size, whatever its shape; resize_to is not used
   Filter filter = Filter::bicubic;
   bool exif_orientation = true;
   DecodeLimits limits;

@@ -32,6 +32,7 @@ DecodeRequest get_decode_options(Napi::Env env, Napi::Value value) {
     throw_status(env, error(Code::invalid_argument, "mode is %s, expected eval, train or full", mode.c_str()));
   if (o.mode != io::Mode::full) o.size = static_cast<int>(get_number(env, object.Get("size"), "size", 1, 16384));
   o.resize_to = static_cast<int>(number_or(env, object, "resizeTo", o.size, 1, 32768));
+  o.squash = object.Get("squash").ToBoolean().Value();
   if (const Napi::Value filter = object.Get("interpolation"); !filter.IsUndefined()) {
     const std::string name = get_string(env, filter, "interpolation");
     if (name != "bicubic" && name != "bilinear")

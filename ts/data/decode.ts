@@ -105,7 +105,8 @@ export function decodeOptions(transform: EvalTransform | TrainTransform): Decode
     maxPixels: transform.maxPixels ?? DEFAULT_MAX_PIXELS,
   } as const
   if (transform.mode === 'eval') {
-    return { ...common, mode: 'eval', resizeTo: transform.resizeTo ?? Math.round(transform.size / DEFAULT_CROP_PCT) }
+    const resizeTo = transform.resizeTo ?? Math.round(transform.size / DEFAULT_CROP_PCT)
+    return { ...common, mode: 'eval', resizeTo, squash: transform.squash ?? false }
   }
   const [scaleMin, scaleMax] = transform.scale ?? [0.35, 1]
   const [ratioMin, ratioMax] = transform.ratio ?? [3 / 4, 4 / 3]

@@ -69,6 +69,8 @@ export interface EvalTransform {
   size: number
   /** Short side before the crop; default round(size / 0.875). */
   resizeTo?: number
+  /** Resize the whole image to size x size, whatever its shape, instead of cropping. */
+  squash?: boolean
   interpolation?: Interpolation
   /** Rotate as the EXIF tag says; default true. */
   exifOrientation?: boolean

@@ -5,7 +5,7 @@ import { DEFAULT_MAX_PIXELS, inputPath, readImage } from '../data/decode.js'
 import type { ImageInput } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
-import { evalResize } from '../nn/index.js'
+import { evalGeometry } from '../nn/index.js'
 import type { EvalResult } from '../runtime/session.js'
 import { argmax, logSumExp } from '../train/metrics.js'
 import type {
@@ -76,7 +76,7 @@ function evalDecode(model: Model, o: EmbedOptions): DecodeOptions {
   return {
     mode: 'eval',
     size,
-    resizeTo: evalResize(config, size, o.cropPct),
+    ...evalGeometry(config, size, o.cropPct),
     interpolation: o.interpolation ?? config.preprocessing.interpolation,
     exifOrientation: o.exifOrientation ?? true,
     maxPixels: o.maxPixels ?? DEFAULT_MAX_PIXELS,

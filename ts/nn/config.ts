@@ -71,9 +71,19 @@ export const pixelNorm = (p: Preprocessing): { mean: number[]; std: number[] } =
 
 /**
  * Short side to resize to before a centre crop of `size` pixels: the source's own figure at the model's evaluation size, else
- * round(size / cropPct). With `cropMode` 'squash' the image is resized to size x size instead.
+ * round(size / cropPct).
  */
 export function evalResize(config: Pick<ModelConfig, 'evalSize' | 'preprocessing'>, size: number, cropPct?: number): number {
   if (cropPct === undefined && size === config.evalSize) return config.preprocessing.evalResize
   return Math.round(size / (cropPct ?? config.preprocessing.cropPct))
+}
+
+/** What evaluation does with an image, as decoding takes it. An explicit `cropPct` asks for a crop, also of a model that squashes. */
+export function evalGeometry(
+  config: Pick<ModelConfig, 'evalSize' | 'preprocessing'>,
+  size: number,
+  cropPct?: number,
+): { resizeTo: number; squash: boolean } {
+  const squash = cropPct === undefined && config.preprocessing.cropMode === 'squash'
+  return { resizeTo: squash ? size : evalResize(config, size, cropPct), squash }
 }

@@ -3,6 +3,7 @@ export { type Block, type ConvLayer, featureLayers, type Network, networkOf, typ
 export {
   DIALECTS,
   type Dialect,
+  evalGeometry,
   evalResize,
   type Family,
   type ModelConfig,

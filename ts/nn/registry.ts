@@ -255,7 +255,6 @@ function checkValues(c: ModelConfig): void {
   const check = (ok: boolean, key: string, value: number, range: string): void => {
     if (ok) return
     throw new EffnetError('EFF_CONFIG_VALUE', `${key} is ${value}; it must be ${range}`, {
-      hint: `--set ${key}=...`,
       details: { key, value },
     })
   }
