@@ -107,9 +107,7 @@ function table(report) {
   return `# ${report.date}, ${report.machine.cpu}
 
 ${report.machine.cpus} CPUs (${report.machine.isa.join(', ')}), ${report.machine.memoryGiB} GiB, Linux ${report.machine.kernel}, Node ${process.versions.node}, commit ${report.commit}.
-${Object.entries(report.versions)
-  .map(([k, v]) => `${k} ${v}`)
-  .join(', ')}. ${report.threads} threads each, contenders in turns, ${report.rounds} rounds.
+${[...Object.entries(report.versions).map(([k, v]) => `${k} ${v}`), `${report.threads} threads each`].join(', ')}, contenders in turns, ${report.rounds} rounds.
 
 Images/s: median of the rounds (slowest-fastest). Ratios: ours / theirs, above 1 is faster.
 

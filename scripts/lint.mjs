@@ -6,7 +6,6 @@
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
-import { tsCurrent } from './lib/build.mjs'
 import { probe, root } from './lib/run.mjs'
 import { filesUnder } from './lib/stamp.mjs'
 
@@ -75,16 +74,6 @@ function generated() {
   return report('generated op table', r.status === 0, `${r.stdout}${r.stderr}\n  Mend: npm run format`)
 }
 
-/** The page shows what the built command line says, so it is checked where dist/ is current. */
-function cliPage() {
-  if (!tsCurrent()) {
-    process.stdout.write('skip    docs/cli.md (dist/ is not current: npm run build)\n')
-    return true
-  }
-  const r = probe(process.execPath, ['scripts/gen-cli-docs.mjs', ...(fix ? [] : ['--check'])])
-  return report('docs/cli.md', r.status === 0, `${r.stdout}${r.stderr}\n  Mend: npm run format`)
-}
-
 function borders() {
   const broken = []
   for (const file of [...filesUnder('native'), ...filesUnder('ts')].filter((f) => /\.(cc|h|ts)$/.test(f))) {
@@ -122,5 +111,5 @@ function documentedCodes() {
   return report('documented error codes', codes.length > 0 && problems.length === 0, problems.join('\n'))
 }
 
-const results = [generated(), biome(), clangFormat(), borders(), documentedCodes(), cliPage()]
+const results = [generated(), biome(), clangFormat(), borders(), documentedCodes()]
 process.exitCode = results.every(Boolean) ? 0 : 1
