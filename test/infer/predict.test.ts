@@ -4,7 +4,11 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { createModel, type Embedding, listModels, type Model, type Prediction } from '../../ts/index.js'
+import { createModel, type Embedding, listModels, type Prediction } from '../../ts/index.js'
+import { Model } from '../../ts/model.js'
+import { getModelConfig } from '../../ts/nn/index.js'
+import { initParams } from '../../ts/nn/init.js'
+import { Session } from '../../ts/runtime/session.js'
 import { pixels } from '../train/helpers/data.js'
 
 const root = mkdtempSync(path.join(os.tmpdir(), 'effnet-predict-'))
@@ -132,6 +136,24 @@ describe('predict', () => {
     await expect(model.predict(png(0), { batchSize: 0 })).rejects.toThrow(bad)
     await expect(async () => model.predict(png(0), { topK: 0 })).rejects.toThrow(bad)
     expect(((await model.predict(png(0), { imageSize: 64, topK: 5000 }))[0] as Prediction).topk.length).toBe(1000)
+  })
+})
+
+describe('preprocessing', () => {
+  it('squashes the whole image where the model was made so, unless a crop is asked for', async () => {
+    const config = getModelConfig('tf_efficientnet_b0', { numClasses: 3, preprocessing: { cropMode: 'squash', cropPct: 1 } })
+    const session = await Session.create({ config, precision: 'fp32', threads: 1 })
+    await using squashing = new Model(session, config, { kind: 'random', matched: 0, total: 0 }, undefined)
+    await initParams(config, 1, (param, values) => session.write(param.name, values))
+    const wide = sharp(pixels(1, 3, SIDE), { raw: { width: SIDE, height: SIDE, channels: 3 } }).resize(160, SIDE, { fit: 'fill' })
+    const squashed = sharp(await wide.clone().png().toBuffer()).extract({ left: 40, top: 0, width: 80, height: 80 })
+    const [whole, centre] = [await wide.png().toBuffer(), await squashed.png().toBuffer()]
+    const options = { ...OPTIONS, imageSize: 80 }
+    const [a, b] = await squashing.predict([whole, centre], options)
+    expect(logitsOf(a)).not.toEqual(logitsOf(b))
+    const [c, d] = await squashing.predict([whole, centre], { ...options, cropPct: 1 })
+    expect(logitsOf(c)).toEqual(logitsOf(d))
+    expect(logitsOf(c)).toEqual(logitsOf(b))
   })
 })
 
