@@ -4,12 +4,30 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 namespace effnet {
 namespace {
 
 std::atomic<uint64_t> g_bytes[3];
 constexpr uint64_t kHugePage = uint64_t{2} << 20;
+constexpr uint64_t kSlowUnmap = uint64_t{64} << 20;
+constexpr uint64_t kMostBytes = uint64_t{1} << 46;
+
+uint64_t round_up(uint64_t bytes, uint64_t to) { return (bytes + to - 1) / to * to; }
+
+// Fresh pages are zero already and cost nothing until they are touched, by then on an engine thread.
+std::byte* map_zeroed(uint64_t bytes) {
+  void* mapped = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  const auto first = reinterpret_cast<uintptr_t>(mapped);
+  const uintptr_t aligned = round_up(first, kHugePage);
+  if (aligned > first) munmap(mapped, aligned - first);
+  if (const uint64_t rest = first + kHugePage - aligned) munmap(reinterpret_cast<void*>(aligned + bytes), rest);
+  auto* data = reinterpret_cast<std::byte*>(aligned);
+  madvise(data, bytes, MADV_HUGEPAGE);
+  return data;
+}
 
 }  // namespace
 
@@ -17,20 +35,31 @@ uint64_t native_bytes(Block::Kind kind) { return g_bytes[static_cast<int>(kind)]
 
 Block::~Block() {
   if (!data_) return;
-  std::free(data_);
   g_bytes[static_cast<int>(kind_)] -= bytes_;
+  if (bytes_ < kHugePage) {
+    std::free(data_);
+    return;
+  }
+  const auto unmap = [data = data_, mapped = round_up(bytes_, kHugePage)] { munmap(data, mapped); };
+  // Giving back gigabytes takes the kernel a while, and the owner may be the JavaScript thread.
+  if (bytes_ < kSlowUnmap)
+    unmap();
+  else
+    std::thread(unmap).detach();
 }
 
 StatusOr<Block> Block::allocate(uint64_t bytes, Kind kind) {
   Block block;
   if (bytes == 0) return block;
-  const uint64_t alignment = bytes >= kHugePage ? kHugePage : plan::kAlignment;
-  const uint64_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  if (rounded < bytes) return error(Code::oom, "%llu bytes asked for", static_cast<unsigned long long>(bytes));
-  block.data_ = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
+  if (bytes > kMostBytes) return error(Code::oom, "%llu bytes asked for", static_cast<unsigned long long>(bytes));
+  if (bytes >= kHugePage) {
+    block.data_ = map_zeroed(round_up(bytes, kHugePage));
+  } else {
+    const uint64_t rounded = round_up(bytes, plan::kAlignment);
+    block.data_ = static_cast<std::byte*>(std::aligned_alloc(plan::kAlignment, rounded));
+    if (block.data_) std::memset(block.data_, 0, rounded);
+  }
   if (!block.data_) return error(Code::oom, "%.1f MiB could not be allocated", static_cast<double>(bytes) / (1 << 20));
-  if (alignment == kHugePage) madvise(block.data_, rounded, MADV_HUGEPAGE);
-  std::memset(block.data_, 0, rounded);
   block.bytes_ = bytes;
   block.kind_ = kind;
   g_bytes[static_cast<int>(kind)] += bytes;

@@ -27,7 +27,11 @@ async function open(name: string, weights: string, precision: 'fp32' | 'bf16-mix
 }
 
 /** Counts of photos whose class is first, and among the first five. */
-async function accuracy(model: Model, reference: Reference, size?: number): Promise<{ top1: number; top5: number; top: number[] }> {
+async function accuracy(
+  model: Model,
+  reference: Reference,
+  size?: number,
+): Promise<{ top1: number; top5: number; top: number[] }> {
   const files = reference.all_shared.map((r) => path.join(data!, 'imagenet-samples/images', r.file))
   const results = (await model.predict(files, { topK: 5, ...(size && { imageSize: size }) })) as Prediction[]
   let [top1, top5] = [0, 0]

@@ -58,6 +58,20 @@ export interface EvalResult extends StepResult {
   features: Float32Array
 }
 
+/** Refuses a plan whose arenas alone exceed what this process may use (machine or container), with the batch that would fit. */
+function checkMemory(arenaBytes: readonly number[], what: string, batchSize: number): void {
+  const limit = binding().cpuInfo().memoryBytes
+  const needed = arenaBytes.reduce((sum, b) => sum + b, 0)
+  if (needed <= limit) return
+  const perImage = (arenaBytes[ARENA.activations]! + arenaBytes[ARENA.input]! + arenaBytes[ARENA.output]!) / batchSize
+  const fits = Math.floor((0.9 * limit - (needed - perImage * batchSize)) / perImage)
+  const gib = (b: number): string => `${(b / 2 ** 30).toFixed(1)} GiB`
+  throw new EffnetError('EFF_OOM', `${what} needs ${gib(needed)}; this process may use ${gib(limit)}`, {
+    hint: fits >= 1 ? `--batch-size ${fits}` : 'a smaller --image-size or model',
+    details: { needed, limit, batchSize, batchSizeThatFits: Math.max(fits, 0) },
+  })
+}
+
 /** A graph compiled for a session: the plan's bytes, the native executable, and where its outputs lie. */
 class Compiled {
   private executable: ExecutableHandle | undefined
@@ -71,10 +85,17 @@ class Compiled {
     this.executable = executable
   }
 
-  static async create(pool: PoolHandle, memory: MemoryHandle, graph: Graph, request: MemoryRequest): Promise<Compiled> {
+  static async create(
+    pool: PoolHandle,
+    memory: MemoryHandle,
+    graph: Graph,
+    request: MemoryRequest,
+    batchSize: number,
+  ): Promise<Compiled> {
     const native = binding()
     const plan = planMemory(graph, request)
     const { bytes, hash } = emit(graph, plan)
+    checkMemory(plan.arenaBytes, graph.name, batchSize)
     plan.arenaBytes.forEach((size, arena) => {
       if (arena <= ARENA.activations) native.ensureArena(memory, arena, size)
     })
@@ -290,11 +311,17 @@ export class Session implements AsyncDisposable {
     const pool = this.openPool()
     const graph = trainProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
     const { name } = options.optimizer
-    const compiled = await Compiled.create(pool, this.memory, graph, {
-      weightOffsets: this.layout.offsets,
-      weightBytes: this.layout.bytes,
-      mirrors: { grads: true, moment0: true, moment1: name !== 'sgd', ema: options.ema },
-    })
+    const compiled = await Compiled.create(
+      pool,
+      this.memory,
+      graph,
+      {
+        weightOffsets: this.layout.offsets,
+        weightBytes: this.layout.bytes,
+        mirrors: { grads: true, moment0: true, moment1: name !== 'sgd', ema: options.ema },
+      },
+      options.batchSize,
+    )
     return this.keep(new TrainPlan(compiled, options, () => this.weightsChanged()))
   }
 
@@ -302,10 +329,16 @@ export class Session implements AsyncDisposable {
   async evalPlan(options: EvalPlanOptions): Promise<EvalPlan> {
     const pool = this.openPool()
     const { graph, logits, features } = evalProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
-    const compiled = await Compiled.create(pool, this.memory, graph, {
-      weightOffsets: this.layout.offsets,
-      weightBytes: this.layout.bytes,
-    })
+    const compiled = await Compiled.create(
+      pool,
+      this.memory,
+      graph,
+      {
+        weightOffsets: this.layout.offsets,
+        weightBytes: this.layout.bytes,
+      },
+      options.batchSize,
+    )
     return this.keep(new EvalPlan(compiled, options, { logits, features }))
   }
 
