@@ -32,6 +32,7 @@ const options: ResolvedOptions = {
   interpolation: 'bicubic',
   dropRate: 0,
   dropPathRate: 0,
+  bnMomentum: 0.1,
   clipNorm: 0,
   maxEpochs: 4,
   maxSteps: null,

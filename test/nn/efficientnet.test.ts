@@ -89,6 +89,15 @@ describe('training graphs', () => {
     expect(found.length).toBe(10)
   })
 
+  test('BN momentum: the config’s unless given', () => {
+    const momenta = (options: Partial<BuildOptions>) => {
+      const { graph } = build('efficientnet_widese_b0', 64, { mode: 'train', ...options })
+      return new Set(graph.nodes.filter((n) => n.op === 'bn_stats').map((n) => n.attrs['momentum']))
+    }
+    expect(momenta({})).toEqual(new Set([0.01]))
+    expect(momenta({ bnMomentum: 0.1 })).toEqual(new Set([0.1]))
+  })
+
   test('streams do not move with the rates', () => {
     const streams = (options: Partial<BuildOptions>): Map<string, number> =>
       new Map(drops(build('efficientnetv2_s', 64, { mode: 'train', ...options }).graph).map(([name, , stream]) => [name, stream]))

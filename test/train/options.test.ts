@@ -45,6 +45,13 @@ describe('defaults', () => {
     expect(resolve({ lr: 0.1, batchSize: 64 }, 'random').optimizer.lr).toBe(0.1)
   })
 
+  it('BN momentum is 0.1 with weights, whatever the dialect; from scratch the model’s', () => {
+    expect(getModelConfig('efficientnet_widese_b0').bnMomentum).toBe(0.01)
+    expect(resolve({}, 'file', 'efficientnet_widese_b0').bnMomentum).toBe(0.1)
+    expect(resolve({}, 'random', 'efficientnet_widese_b0').bnMomentum).toBe(0.01)
+    expect(resolve({ bnMomentum: 0.2 }, 'file').bnMomentum).toBe(0.2)
+  })
+
   it('give way to what is said', () => {
     const o = resolve({
       optimizer: { name: 'sgd', lr: 0.2, nesterov: true },

@@ -17,6 +17,8 @@ export interface BuildOptions {
   /** Train mode: dropout before the classifier and stochastic depth of the last block; the config's unless given. */
   dropRate?: number
   dropPathRate?: number
+  /** Train mode: of the running statistics; the config's unless given. */
+  bnMomentum?: number
   /** Parameters that are not trained. A BN whose scale is frozen uses and keeps its running statistics. */
   frozen?: (name: string) => boolean
 }
@@ -139,7 +141,8 @@ class Writer {
 export function buildEfficientNet(graph: Graph, config: ModelConfig, options: BuildOptions): BuiltNetwork {
   const { batch, height, width, dtype } = options
   const dropRate = options.dropRate ?? config.dropRate
-  const used = { ...config, dropPathRate: options.dropPathRate ?? config.dropPathRate }
+  const { dropPathRate = config.dropPathRate, bnMomentum = config.bnMomentum } = options
+  const used = { ...config, dropPathRate, bnMomentum }
   const writer = new Writer(graph, used, options, modelParams(config))
   const net = networkOf(used)
 

@@ -24,6 +24,8 @@ export interface TrainProgramOptions {
   labelSmoothing: number
   dropRate: number
   dropPathRate: number
+  /** Of BN's running statistics; default the model's. */
+  bnMomentum?: number
   /** Whether gradients are clipped to the scalar `clip_norm`. */
   clip: boolean
   ema: boolean
@@ -62,6 +64,7 @@ export function trainProgram(config: ModelConfig, o: TrainProgramOptions): Graph
     dtype: o.dtype,
     dropRate: o.dropRate,
     dropPathRate: o.dropPathRate,
+    ...(o.bnMomentum !== undefined && { bnMomentum: o.bnMomentum }),
     ...(o.frozen && { frozen: o.frozen }),
   })
   withLoss(graph, o.batchSize, net.logits, o.labelSmoothing)

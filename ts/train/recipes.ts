@@ -13,10 +13,15 @@ export interface Recipe {
   ema: number
   dropRate: number
   dropPathRate: number
+  /** Torch's sense. */
+  bnMomentum: number
   scale: [number, number]
 }
 
-/** Pretrained features need small changes: no dropout, mild crops, one warm-up epoch; the peak rate is never scaled. */
+/**
+ * Pretrained features need small changes: no dropout, mild crops, one warm-up epoch; the peak rate is never scaled. Statistics
+ * must reach the new data within a few epochs: BN momentum 0.1, also where the model's own recipe has 0.01.
+ */
 const finetune: Recipe = {
   optimizer: 'adamw',
   lr: () => 1e-3,
@@ -27,6 +32,7 @@ const finetune: Recipe = {
   ema: 0,
   dropRate: 0,
   dropPathRate: 0,
+  bnMomentum: 0.1,
   scale: [0.35, 1],
 }
 
@@ -44,6 +50,7 @@ const scratch = (config: ModelConfig): Recipe => ({
   ema: 0.9999,
   dropRate: config.dropRate,
   dropPathRate: config.dropPathRate,
+  bnMomentum: config.bnMomentum,
   scale: [0.08, 1],
 })
 

@@ -63,6 +63,7 @@ const DECISIVE = [
   'augment',
   'dropRate',
   'dropPathRate',
+  'bnMomentum',
   'clipNorm',
   'maxEpochs',
   'maxSteps',
@@ -71,7 +72,7 @@ const DECISIVE = [
 
 /**
  * What differs between the interrupted run and this one, as warnings.
- * @throws EFF_CKPT_CORRUPT for another model; EFF_DATA_LABEL for other classes
+ * @throws EFF_CONFIG_VALUE for another model or optimizer; EFF_DATA_LABEL for other classes
  */
 export function resumeWarnings(
   point: ResumePoint,

@@ -87,6 +87,8 @@ export interface TrainerOptions {
   interpolation?: Interpolation
   dropRate?: number
   dropPathRate?: number
+  /** Of running statistics, torch's sense: running = (1 - m) * running + m * batch. Default 0.1 with weights, the model's from scratch. */
+  bnMomentum?: number
   /** Global gradient norm; 0 = off. */
   clipNorm?: number
   maxEpochs?: number
@@ -138,6 +140,7 @@ export interface ResolvedOptions {
   interpolation: Interpolation
   dropRate: number
   dropPathRate: number
+  bnMomentum: number
   clipNorm: number
   maxEpochs: number
   maxSteps: number | null
