@@ -216,6 +216,38 @@ describe('what goes wrong', () => {
   })
 })
 
+describe('beside a run', () => {
+  it('the program may predict at any time: saves and the moving average wait for it', async () => {
+    await using model = await make()
+    const trainer = new Trainer({ ...SMALL, model, outDir: fresh(), ema: 0.9, checkpoint: { everySteps: 1 } })
+    let running = true
+    const predictions = (async () => {
+      while (running) await model.predict(data.val!.files[0]!, { imageSize: 32 })
+    })()
+    try {
+      expect(await trainer.fit(data)).toMatchObject({ status: 'finished', step: 6 })
+    } finally {
+      running = false
+      await predictions
+    }
+  })
+
+  it('a failing onWarning ends it as any callback does', async () => {
+    const broken: Callback = { name: 'broken', onWarning: () => Promise.reject(new Error('from onWarning')) }
+    await expect(train({ batchSize: 64, callbacks: [broken] })).rejects.toThrow('from onWarning')
+  })
+
+  it('closing the model leaves a failed run, not a running one', async () => {
+    const outDir = fresh()
+    const model = await make()
+    const trainer = new Trainer({ ...SMALL, model, outDir, maxEpochs: 50 })
+    const run = trainer.fit(data)
+    for await (const e of trainer.events()) if (e.type === 'step') break
+    await Promise.all([expect(run).rejects.toThrow(/EFF_|closed/), model.close()])
+    expect(JSON.parse(readFileSync(path.join(outDir, 'status.json'), 'utf8')).state).toBe('failed')
+  })
+})
+
 describe('resume', () => {
   let whole: string
   beforeAll(async () => {
@@ -327,6 +359,31 @@ describe('ending a run', () => {
     await expect(train({ outDir, signal: abort.signal, callbacks: [at] })).rejects.toThrow(code('EFF_ABORTED'))
     expect(JSON.parse(readFileSync(path.join(outDir, 'checkpoints/last/state.json'), 'utf8')).step).toBe(2)
     expect(JSON.parse(readFileSync(path.join(outDir, 'status.json'), 'utf8')).state).toBe('interrupted')
+  })
+
+  it('by a signal while it validates: the rest of the validation is left out', async () => {
+    const outDir = fresh()
+    const options = { ...SMALL, outDir, evalBatchSize: 3 }
+    const seen: number[] = []
+    {
+      await using model = await make()
+      const abort = new AbortController()
+      const at: Callback = {
+        name: 'at',
+        onValidationBatch(_, e) {
+          seen.push(e.done)
+          abort.abort()
+        },
+      }
+      const trainer = new Trainer({ ...options, model, signal: abort.signal, callbacks: [at] })
+      await expect(trainer.fit(data)).rejects.toThrow(code('EFF_ABORTED'))
+    }
+    expect(seen).toEqual([3])
+    await using model = await other()
+    const whole = await train({ evalBatchSize: 3 })
+    const result = await new Trainer({ ...options, model }).fit({ ...data, resume: 'last' })
+    expect(result.metrics['val/loss']).toBe(whole.metrics['val/loss'])
+    await expect(evaluateModel(model, { data: data.val!, signal: AbortSignal.abort() })).rejects.toThrow(code('EFF_ABORTED'))
   })
 
   it('by its time', async () => {

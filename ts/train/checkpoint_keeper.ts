@@ -29,13 +29,9 @@ export class CheckpointKeeper {
     const { folder, model } = this
     this.savedAt = performance.now()
     const started = performance.now()
-    const { done } = await startCheckpoint(
-      model.session,
-      folder.last,
-      modelJson(model.config, model.classes),
-      this.content,
-      state,
-    )
+    const json = modelJson(model.config, model.classes)
+    // A prediction that the program makes meanwhile must not run while the weights are copied.
+    const { done } = await model.plans.exclusive(() => startCheckpoint(model.session, folder.last, json, this.content, state))
     this.pending = (async () => {
       const bytes = await done
       if (best) await duplicateFolder(binding(), folder.last, folder.best)

@@ -77,8 +77,7 @@ export class Evaluator {
     let done = 0
     loader.load({ epoch: 0, sample: 0, seed: 0 })
     for await (const batch of loader.epoch()) {
-      if (options.signal?.aborted)
-        throw new EffnetError('EFF_ABORTED', 'evaluation was aborted', { cause: options.signal.reason })
+      if (watch.stop?.()) return undefined
       const output = await model.plans.run(loader.batchSize, this.size, { batch: batch.handle })
       running.add(output.loss, output.ranks)
       if (detailed) {

@@ -64,6 +64,10 @@ export class FitRun implements TrainerContext {
   private details: EvaluateDetails | undefined
   /** The last epoch was the best so far; its save is the one at the end of the run. */
   private bestAtEnd = false
+  /** The outcome has been written; an abort is thrown after that. */
+  private concluded = false
+  /** Calls of `onWarning`, in order. */
+  private warnings: Promise<void> = Promise.resolve()
   private span = { images: 0, ms: 0, waitMs: 0 }
   private firstStepDone = false
 
@@ -115,7 +119,9 @@ export class FitRun implements TrainerContext {
   warn(code: string, message: string, hint?: string): void {
     const event = { type: 'warning', code, message, ...(hint === undefined ? {} : { hint }) } as const
     this.hub.emit(event)
-    void this.callbacks.call('onWarning', this, event)
+    this.warnings = this.warnings.then(() => this.callbacks.call('onWarning', this, event))
+    // Thrown at the next step boundary; meanwhile it is not unhandled.
+    this.warnings.catch(() => undefined)
   }
 
   // ---- the run
@@ -232,6 +238,7 @@ export class FitRun implements TrainerContext {
         labelSmoothing: o.labelSmoothing,
         dropRate: o.dropRate,
         dropPathRate: o.dropPathRate,
+        bnMomentum: o.bnMomentum,
         ema: o.ema > 0,
         clip: o.clipNorm > 0,
         ...(frozen.size > 0 ? { frozen: (name: string) => frozen.has(name) } : {}),
@@ -400,6 +407,7 @@ export class FitRun implements TrainerContext {
 
   private async afterStep(): Promise<void> {
     const { progress, options, keeper } = this
+    await this.warnings
     if (options.maxTimeMs !== null && progress.processMs >= options.maxTimeMs) this.stop('time', 'interrupted')
     if (!keeper || this.stopping || this.over) return
     const { everySteps, everyMinutes } = options.checkpoint
@@ -474,12 +482,12 @@ export class FitRun implements TrainerContext {
   }
 
   private async measureAverage(epoch: number): Promise<EvaluateResult | undefined> {
-    const { session } = this.model
-    session.useEma(true)
+    const { session, plans } = this.model
+    await plans.exclusive(async () => session.useEma(true))
     try {
       return await this.measure(false, epoch)
     } finally {
-      session.useEma(false)
+      await plans.exclusive(async () => session.useEma(false))
     }
   }
 
@@ -525,6 +533,8 @@ export class FitRun implements TrainerContext {
       await this.writeOutcome(result)
     }
     await this.callbacks.call('onFitEnd', this, result)
+    await this.warnings
+    this.concluded = true
     if (this.stopping?.status === 'aborted') {
       throw new EffnetError('EFF_ABORTED', `training was aborted after step ${progress.step}`, {
         cause: this.given.signal?.reason,
@@ -591,7 +601,7 @@ export class FitRun implements TrainerContext {
   /** Leaves what is good: the checkpoint before, or one of now where the weights are sound. */
   private async fail(cause: unknown): Promise<void> {
     const { folder, keeper, progress } = this
-    if (cause instanceof EffnetError && cause.code === 'EFF_ABORTED') return
+    if (this.concluded) return
     await this.quietly('onException', () => this.callbacks.call('onException', this, cause))
     if (!keeper || !folder) return
     await this.quietly('checkpoint', () => keeper.settle())
