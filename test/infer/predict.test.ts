@@ -1,9 +1,11 @@
+import { spawnSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import sharp from 'sharp'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { binding } from '../../ts/binding.js'
 import { createModel, type Embedding, listModels, type Prediction } from '../../ts/index.js'
 import { Model } from '../../ts/model.js'
 import { getModelConfig } from '../../ts/nn/index.js'
@@ -94,6 +96,19 @@ describe('predict', () => {
       'EFF_DATA_LIMIT',
       'EFF_DATA_LIMIT',
     ])
+  })
+
+  it('opens few files at once, however large the batch', async () => {
+    const many = path.join(root, 'many')
+    const script = `
+      import { createModel } from ${JSON.stringify(new URL('../../ts/index.ts', import.meta.url).href)}
+      await using model = await createModel('tf_efficientnet_b0', { pretrained: true, threads: 1 })
+      const results = await model.predict(new Array(300).fill(${JSON.stringify(file('0.jpg'))}), { imageSize: 32, batchSize: 300 })
+      console.log(results.filter((r) => 'error' in r).length)`
+    writeFileSync(`${many}.mts`, script)
+    const child = ['ulimit -n 128 && exec', process.execPath, '--import', 'tsx', `${many}.mts`].join(' ')
+    const run = spawnSync('sh', ['-c', child], { encoding: 'utf8', timeout: 60_000 })
+    expect(run.stdout.trim(), run.stderr).toBe('0')
   })
 
   it('streams any number of images, lazily', async () => {
@@ -198,6 +213,20 @@ describe('models', () => {
     expect(rms).toBeGreaterThan(0.009)
     expect(rms).toBeLessThan(0.011)
     expect([...small.session.read('classifier.bias')]).toEqual([0, 0])
+  })
+
+  it('a CPU that lacks the instructions is named at once', async () => {
+    const native = binding()
+    const cpu = native.cpuInfo()
+    const spy = vi.spyOn(native, 'cpuInfo').mockReturnValue({ ...cpu, unsupported: 'this CPU has no AVX2' })
+    try {
+      const made = createModel('efficientnet_b0')
+      await expect(made).rejects.toThrow(
+        expect.objectContaining({ code: 'EFF_CPU_UNSUPPORTED', message: expect.stringMatching(/AVX2/) }),
+      )
+    } finally {
+      spy.mockRestore()
+    }
   })
 
   it('say what is not there', async () => {

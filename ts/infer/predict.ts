@@ -21,6 +21,8 @@ import type {
 const DEFAULT_BATCH = 32
 const DEFAULT_TOP_K = 5
 const ALIGN = 64
+/** Images decoded at once: enough for every CPU, few enough for the limit of open files and for memory. */
+const DECODES = 32
 
 /** Codes that belong to one image; anything else ends the call. */
 const OF_IMAGE = new Set(['EFF_DATA_DECODE', 'EFF_DATA_LIMIT', 'EFF_DATA_MISSING', 'EFF_IO', 'EFF_INVALID_ARGUMENT'])
@@ -95,6 +97,17 @@ async function decodeOne(input: ImageInput, options: DecodeOptions): Promise<Dec
   }
 }
 
+/** `work` of each item, at most `limit` at once, in order. */
+async function mapLimited<T, R>(items: readonly T[], limit: number, work: (item: T) => Promise<R>): Promise<R[]> {
+  const results = new Array<R>(items.length)
+  let next = 0
+  const worker = async (): Promise<void> => {
+    for (let i = next++; i < items.length; i = next++) results[i] = await work(items[i]!)
+  }
+  await Promise.all(Array.from({ length: Math.min(limit, items.length) }, worker))
+  return results
+}
+
 async function* chunks<T>(items: Iterable<T> | AsyncIterable<T>, size: number): AsyncGenerator<T[]> {
   let chunk: T[] = []
   for await (const item of items) {
@@ -133,7 +146,7 @@ async function* run<T>(
   const fetch = async (): Promise<Decoded[] | undefined> => {
     const next = await source.next()
     if (next.done) return undefined
-    return Promise.all(next.value.map((input) => decodeOne(input, decode)))
+    return mapLimited(next.value, DECODES, (input) => decodeOne(input, decode))
   }
   let ahead = fetch()
   try {

@@ -269,11 +269,11 @@ export class Session implements AsyncDisposable {
 
   /**
    * Starts threads and allocates the weights (zero until written).
-   * @throws EFF_BACKEND_MISSING (addon or instruction set), EFF_PRECISION (bf16 without AVX512_BF16 or AMX), EFF_OOM
+   * @throws EFF_BACKEND_MISSING (the addon), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (bf16 without AVX512_BF16 or AMX), EFF_OOM
    */
   static async create(options: SessionOptions): Promise<Session> {
     const cpu = binding().cpuInfo()
-    if (cpu.unsupported) throw new EffnetError('EFF_BACKEND_MISSING', cpu.unsupported)
+    if (cpu.unsupported) throw new EffnetError('EFF_CPU_UNSUPPORTED', cpu.unsupported)
     if (options.precision === 'bf16-mixed' && !cpu.avx512Bf16 && !cpu.amxBf16) {
       throw new EffnetError('EFF_PRECISION', `bf16-mixed needs AVX512_BF16 or AMX; this ${cpu.model} has neither`, {
         hint: '--precision fp32',
