@@ -95,6 +95,7 @@ function machine() {
     cpus: os.availableParallelism(),
     memoryGiB: Math.round(os.totalmem() / 2 ** 30),
     kernel: os.release(),
+    load: os.loadavg()[0],
   }
 }
 
@@ -106,7 +107,7 @@ function table(report) {
   )
   return `# ${report.date}, ${report.machine.cpu}
 
-${report.machine.cpus} CPUs (${report.machine.isa.join(', ')}), ${report.machine.memoryGiB} GiB, Linux ${report.machine.kernel}, Node ${process.versions.node}, commit ${report.commit}.
+${report.machine.cpus} CPUs (${report.machine.isa.join(', ')}), ${report.machine.memoryGiB} GiB, Linux ${report.machine.kernel}, Node ${process.versions.node}, commit ${report.commit}, load average before the start ${report.machine.load.toFixed(1)}.
 ${[...Object.entries(report.versions).map(([k, v]) => `${k} ${v}`), `${report.threads} threads each`].join(', ')}, contenders in turns, ${report.rounds} rounds.
 
 Images/s: median of the rounds (slowest-fastest). Ratios: ours / theirs, above 1 is faster.
