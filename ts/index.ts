@@ -39,7 +39,7 @@ export type {
   WeightsSource,
 } from './infer/types.js'
 export { createModel, type ListedModel, type ListModelsOptions, listModels, loadModel, type Model } from './model.js'
-export { type ModelConfig, type ModelInfo, type ModelName, modelInfo } from './nn/index.js'
+export { type Dialect, type ModelConfig, type ModelInfo, type ModelName, modelInfo } from './nn/index.js'
 export { writeReport } from './report/report.js'
 export { EarlyStopping, type EarlyStoppingOptions } from './train/callbacks.js'
 export { evaluateModel } from './train/evaluate.js'
@@ -76,3 +76,4 @@ export type {
   WorstError,
 } from './train/types.js'
 export { packageVersion as version } from './version.js'
+export type { Naming } from './weights/index.js'

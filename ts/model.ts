@@ -30,13 +30,14 @@ import {
   type ModelName,
   modelInfo,
   listModels as modelNames,
+  pixelNorm,
 } from './nn/index.js'
 import { initParams } from './nn/init.js'
 import { packageRoot } from './paths.js'
 import { Session } from './runtime/session.js'
 import { modelJson, readModelJson, resolveCheckpoint, startCheckpoint } from './train/checkpoint.js'
 import { EMA_FILE, MODEL_FILE, readWeightsFile, writeWeightsFile } from './train/tensor_files.js'
-import { canonicalName, openSafetensors } from './weights/index.js'
+import { canonicalName, detectNaming, type Naming, openSafetensors } from './weights/index.js'
 
 const IMAGENET_CLASSES = 1000
 /** Last tensor of a classifier under the names of timm, torchvision and NVIDIA. */
@@ -47,6 +48,7 @@ export interface EvaluationSettings {
   size: number
   cropPct: number
   interpolation: 'bicubic' | 'bilinear'
+  exifOrientation: boolean
 }
 
 export class Model {
@@ -170,14 +172,21 @@ export class Model {
   }
 
   /**
-   * Writes the weights: a path that ends in `.safetensors` gives one file under timm's names; any other a folder that
-   * `loadModel` reads, with class names and preprocessing.
+   * Writes the weights: a path that ends in `.safetensors` gives one file, under timm's names unless `naming` says otherwise; any
+   * other a folder that `loadModel` reads, with class names and preprocessing.
+   * @throws EFF_INVALID_ARGUMENT for a folder under other names than timm's
    */
-  async save(target: string): Promise<void> {
+  async save(target: string, options: { naming?: Naming } = {}): Promise<void> {
     const { session } = this
+    const { naming = 'timm' } = options
     if (target.endsWith('.safetensors')) {
-      await this.plans.exclusive(() => writeWeightsFile(session, target))
+      await this.plans.exclusive(() => writeWeightsFile(session, target, naming))
       return
+    }
+    if (naming !== 'timm') {
+      throw new EffnetError('EFF_INVALID_ARGUMENT', `${target}: a folder of ours holds timm's names`, {
+        hint: `save('${target}.safetensors', { naming: '${naming}' }) writes one file`,
+      })
     }
     await this.plans.exclusive(async () => {
       const { done } = await startCheckpoint(session, path.resolve(target), modelJson(this.config, this.classNames), {
@@ -200,7 +209,7 @@ export class Model {
   /** Called by the Trainer: the data's class names, and how images were cropped, belong to the model from now on. */
   adopt(classes: readonly string[], evaluation: EvaluationSettings & { imageSize: number }): void {
     this.classNames = [...classes]
-    const { size, cropPct, interpolation, imageSize } = evaluation
+    const { size, cropPct, interpolation, exifOrientation, imageSize } = evaluation
     this.currentConfig = {
       ...this.currentConfig,
       imageSize,
@@ -209,6 +218,7 @@ export class Model {
         ...this.currentConfig.preprocessing,
         cropPct,
         interpolation,
+        exifOrientation,
         cropMode: 'center',
         evalResize: Math.round(size / cropPct),
       },
@@ -222,6 +232,13 @@ export class Model {
   async loadWeights(dir: string, options: { ema?: boolean } = {}): Promise<void> {
     const folder = await resolveCheckpoint(dir)
     const { model } = await readModelJson(folder)
+    const { config } = this
+    if (model.config.name === this.name && !sameConstants(model.config, config)) {
+      throw new EffnetError('EFF_WEIGHTS_SHAPE', `${folder} follows other conventions (padding, BN epsilon, pixel constants)`, {
+        hint: `loadModel(folder), or createModel('${this.name}', { compat: '${model.config.dialect}' })`,
+        details: { checkpoint: model.config.dialect, model: config.dialect },
+      })
+    }
     if (model.config.name !== this.name || model.config.numClasses !== this.numClasses) {
       const theirs = `${model.config.name} with ${model.config.numClasses} classes`
       throw new EffnetError('EFF_WEIGHTS_SHAPE', `${folder} is of ${theirs}, the model is ${this.name} with ${this.numClasses}`, {
@@ -241,6 +258,12 @@ export class Model {
     return this.session.slots.filter((s) => s.role === 'parameter').map((s) => s.name)
   }
 }
+
+/** What a session's plans are made of beside the shapes. */
+const sameConstants = (a: ModelConfig, b: ModelConfig): boolean =>
+  a.padding === b.padding &&
+  a.bnEps === b.bnEps &&
+  JSON.stringify(pixelNorm(a.preprocessing)) === JSON.stringify(pixelNorm(b.preprocessing))
 
 const asList = (images: ImageInput | readonly ImageInput[]): readonly ImageInput[] =>
   Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
@@ -276,13 +299,12 @@ export function bundledWeights(name: string): string {
   })
 }
 
-/** Classes of the classifier in a file; undefined where its names tell nothing (loading will say more). */
-async function classesOfFile(file: string): Promise<number | undefined> {
+/** What the names in a weights file tell: its classes, and whose they are. Nothing where they tell nothing (loading will say more). */
+async function describeFile(file: string): Promise<{ classes?: number | undefined; naming?: Naming | undefined }> {
   const { tensors } = await openSafetensors(file)
-  for (const entry of tensors.values()) {
-    if (CLASSIFIER_BIASES.includes(canonicalName(entry.name)) && entry.shape.length === 1) return entry.shape[0]
-  }
-  return undefined
+  const byName = new Map([...tensors.values()].map((entry) => [canonicalName(entry.name), entry]))
+  const bias = CLASSIFIER_BIASES.map((name) => byName.get(name)).find((entry) => entry?.shape.length === 1)
+  return { classes: bias?.shape[0], naming: detectNaming(byName) }
 }
 
 /** The session is closed again when what follows its creation fails. */
@@ -298,7 +320,7 @@ async function withSession<T>(session: Session, work: (session: Session) => Prom
 /**
  * A model by name, with random or given weights.
  * @throws EFF_MODEL_UNKNOWN with the nearest names; EFF_WEIGHTS_MISSING, EFF_WEIGHTS_SHAPE, EFF_WEIGHTS_CORRUPT;
- *   EFF_PRECISION, EFF_BACKEND_MISSING, EFF_OOM
+ *   EFF_CONFIG_VALUE (the weights follow conventions that the model does not have); EFF_PRECISION, EFF_BACKEND_MISSING, EFF_OOM
  */
 export async function createModel(name: ModelName | (string & {}), options: CreateModelOptions = {}): Promise<Model> {
   checkDevice(options.device ?? 'auto')
@@ -309,9 +331,12 @@ export async function createModel(name: ModelName | (string & {}), options: Crea
   }
   const base = getModelConfig(name).name
   const file = options.pretrained === true ? bundledWeights(base) : options.pretrained || undefined
-  const inFile = file === undefined ? undefined : await classesOfFile(file)
-  const numClasses = options.numClasses ?? classes?.length ?? inFile
+  const inFile = file === undefined ? {} : await describeFile(file)
+  const numClasses = options.numClasses ?? classes?.length ?? inFile.classes
+  // Weights under another library's names were trained with its constants.
+  const dialect = options.compat ?? (inFile.naming === 'timm' ? undefined : inFile.naming)
   const config = getModelConfig(name, {
+    ...(dialect === undefined ? {} : { dialect }),
     ...(numClasses === undefined ? {} : { numClasses }),
     ...(imageSize === undefined ? {} : { imageSize }),
   })

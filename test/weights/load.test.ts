@@ -213,7 +213,7 @@ test.skipIf(!data)('the published weights fit (EFFNET_TEST_DATA)', async () => {
 describe('saving', () => {
   test('a file that loads again, by names alone', () => {
     const offsetOf = offsets(b0)
-    const spec = modelFile('/tmp/model.safetensors', b0, offsetOf, ARENA.ema)
+    const spec = modelFile('/tmp/model.safetensors', b0, offsetOf, { arena: ARENA.ema })
     const file = { path: 'z', ...parseHeader(spec.header.subarray(8), spec.header.length + spec.dataBytes, 'z') }
     expect(file.metadata.get('architecture')).toBe('efficientnet_b0')
     const match = matchWeights(file, b0, { offsetOf, arena: ARENA.ema })

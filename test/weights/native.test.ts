@@ -166,7 +166,7 @@ describe('saving', () => {
     const at = (n: string): string => path.join(folder, n)
     await binding().saveTensors(session.memory, [
       modelFile(at('weights'), config, offsetOf(session)),
-      modelFile(at('ema'), config, offsetOf(session), ARENA.ema),
+      modelFile(at('ema'), config, offsetOf(session), { arena: ARENA.ema }),
     ])
     const bias = async (file: string): Promise<Float32Array> => {
       const header = await openSafetensors(file)

@@ -16,7 +16,13 @@ const options = defineOptions({
   valSplit: { kind: 'number', value: 'X', min: 0, above: true, max: 0.999, help: 'hold out this share where there is no val/' },
   seed: { kind: 'int', value: 'S', min: 0, env: ['EFFNET_SEED'], shown: '0', help: 'of --val-split' },
   maxBad: { kind: 'number', value: 'X', min: 0, help: 'unreadable files allowed: a count, or a share below 1', shown: '0.001' },
-  exif: { kind: 'choice', value: 'on|off', choices: ['on', 'off'], shown: 'on', help: 'rotate as the EXIF tag says' },
+  exif: {
+    kind: 'choice',
+    value: 'on|off',
+    choices: ['on', 'off'],
+    shown: 'on, or as --compat',
+    help: 'rotate as the EXIF tag says',
+  },
   ...ENGINE,
 })
 
@@ -60,7 +66,7 @@ export const verb = defineVerb(
       const result = await evaluateModel(model, {
         data,
         details: false,
-        exifOrientation: o.exif !== 'off',
+        ...(o.exif === undefined ? {} : { exifOrientation: o.exif === 'on' }),
         ...(o.batchSize === undefined ? {} : { batchSize: o.batchSize }),
         ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),
         ...(o.cropPct === undefined ? {} : { cropPct: o.cropPct }),

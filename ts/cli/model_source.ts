@@ -2,6 +2,7 @@
 import { EffnetError } from '../errors.js'
 import type { CreateModelOptions, Device, LoadModelOptions, Precision } from '../infer/types.js'
 import type { Model } from '../model.js'
+import type { Dialect } from '../nn/index.js'
 import { shown } from './paths_ui.js'
 import { DEFAULT_MODEL } from './pretrained.js'
 import type { Ui } from './ui.js'
@@ -16,6 +17,7 @@ export interface WeightsValues extends EngineValues {
   model: string | undefined
   weights: string | undefined
   checkpoint: string | undefined
+  compat: Dialect | undefined
   numClasses: number | undefined
 }
 
@@ -28,9 +30,9 @@ export const engineOptions = (o: EngineValues): LoadModelOptions & Pick<CreateMo
 
 function checkWords(o: WeightsValues): void {
   const conflict =
-    o.checkpoint === undefined ? undefined : o.weights !== undefined ? '--weights' : o.model ? '--model' : undefined
+    o.checkpoint === undefined ? undefined : (['weights', 'model', 'compat'] as const).find((key) => o[key] !== undefined)
   if (conflict) {
-    throw new EffnetError('EFF_CONFIG_VALUE', `--checkpoint and ${conflict} both say which weights to run`, {
+    throw new EffnetError('EFF_CONFIG_VALUE', `--checkpoint and --${conflict} both say what to run`, {
       hint: 'give --checkpoint DIR alone, or --model NAME --weights FILE',
     })
   }
@@ -59,6 +61,7 @@ export async function openModel(o: WeightsValues): Promise<Model> {
   const { createModel } = await import('../model.js')
   const model = await createModel(name, {
     pretrained: o.weights ?? true,
+    ...(o.compat === undefined ? {} : { compat: o.compat }),
     ...(o.numClasses === undefined ? {} : { numClasses: o.numClasses }),
     ...engineOptions(o),
   })

@@ -118,10 +118,22 @@ export const ENGINE = defineOptions({
   },
 })
 
+/** How `--model` and `--weights` are to be read. */
+export const COMPAT = defineOptions({
+  compat: {
+    kind: 'choice',
+    value: 'D',
+    choices: ['timm', 'torchvision', 'nvidia-tf2', 'nvidia-pytorch'],
+    shown: 'as the weights’ names',
+    help: 'whose padding, BN constants, crop and EXIF rule',
+  },
+})
+
 /** Which weights to run: a checkpoint folder, or a model's name and a file. */
 export const WEIGHTS = defineOptions({
   model: { kind: 'text', value: 'NAME', help: 'model name (effnet models list)' },
   weights: { kind: 'text', value: 'FILE', help: 'safetensors file for --model' },
+  ...COMPAT,
   checkpoint: { kind: 'text', value: 'DIR', help: 'checkpoint or run folder of effnet train' },
   numClasses: { kind: 'int', value: 'N', min: 1, max: 1_000_000, help: 'classes of the weights, where not the model’s own' },
 })

@@ -12,7 +12,13 @@ const options = defineOptions({
   batchSize: { kind: 'int', value: 'N', min: 1, max: 4096, shown: '32', help: 'images a step' },
   imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
   cropPct: { kind: 'number', value: 'X', min: 0, above: true, max: 1, shown: 'the model’s', help: 'crop side / short side' },
-  exif: { kind: 'choice', value: 'on|off', choices: ['on', 'off'], shown: 'on', help: 'rotate as the EXIF tag says' },
+  exif: {
+    kind: 'choice',
+    value: 'on|off',
+    choices: ['on', 'off'],
+    shown: 'on, or as --compat',
+    help: 'rotate as the EXIF tag says',
+  },
   ...ENGINE,
 })
 
@@ -66,7 +72,7 @@ export const verb = defineVerb(
         ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),
         ...(o.cropPct === undefined ? {} : { cropPct: o.cropPct }),
         logits: o.logits,
-        exifOrientation: o.exif !== 'off',
+        ...(o.exif === undefined ? {} : { exifOrientation: o.exif === 'on' }),
       })
       for await (const result of results) {
         if ('error' in result) unreadable++

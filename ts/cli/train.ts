@@ -42,7 +42,7 @@ async function openModel(o: TrainValues, name: string, data: ImageFolder, ui: Ui
   const { createModel } = await import('../model.js')
   const model = await createModel(name, {
     classes: data.classes,
-    ...given({ pretrained: o.weights, imageSize: o.imageSize, seed: o.seed }),
+    ...given({ pretrained: o.weights, compat: o.compat, imageSize: o.imageSize, seed: o.seed }),
     ...engineOptions(o),
   })
   if (o.freeze !== undefined) model.freeze(o.freeze)

@@ -1,4 +1,4 @@
-import { defineOptions, ENGINE, type Values } from './options.js'
+import { COMPAT, defineOptions, ENGINE, type Values } from './options.js'
 
 const share = { kind: 'number', value: 'X', min: 0, max: 0.999 } as const
 
@@ -6,6 +6,7 @@ export const TRAIN = defineOptions({
   data: { kind: 'text', value: 'DIR', help: 'holds train/ and val/ (or validation/), each with a folder a class' },
   model: { kind: 'text', value: 'NAME', help: 'model name (effnet models list)' },
   weights: { kind: 'text', value: 'FILE', help: 'fine-tune from this safetensors file' },
+  ...COMPAT,
   out: { kind: 'text', value: 'DIR', shown: 'runs/classify/NAME-DATE', help: 'the run folder itself' },
   resume: { kind: 'text', value: 'PATH', optional: true, help: 'go on with --out, or with this run or checkpoint' },
   epochs: { kind: 'int', value: 'N', min: 1, shown: '10; the recipe’s from scratch', help: 'epochs' },
@@ -58,10 +59,16 @@ export const TRAIN = defineOptions({
   maxSteps: { kind: 'int', value: 'N', min: 1, help: 'end after so many steps' },
   maxTime: { kind: 'text', value: 'T', help: '12h, 90m: checkpoint and exit 75 when used up' },
   checkpointEvery: { kind: 'int', value: 'N', min: 1, help: 'checkpoints also every N steps' },
-  logEvery: { kind: 'int', value: 'N', min: 1, shown: '50', help: 'steps between log lines' },
+  logEvery: { kind: 'int', value: 'N', min: 1, shown: '400 a run, 50 at most', help: 'steps between log lines' },
   workers: { kind: 'int', value: 'N', min: 1, max: 256, shown: 'usable CPUs', help: 'decoding threads' },
   maxBad: { kind: 'number', value: 'X', min: 0, shown: '0.001', help: 'unreadable files: count, or share below 1' },
-  exif: { kind: 'choice', value: 'on|off', choices: ['on', 'off'], shown: 'on', help: 'rotate as the EXIF tag says' },
+  exif: {
+    kind: 'choice',
+    value: 'on|off',
+    choices: ['on', 'off'],
+    shown: 'on, or as --compat',
+    help: 'rotate as the EXIF tag says',
+  },
   grace: { kind: 'number', value: 'SECONDS', min: 1, shown: '25', help: 'after SIGTERM, for the checkpoint' },
   ...ENGINE,
 })

@@ -80,7 +80,7 @@ function evalDecode(model: Model, o: EmbedOptions): DecodeOptions {
     size,
     ...evalGeometry(config, size, o.cropPct),
     interpolation: o.interpolation ?? config.preprocessing.interpolation,
-    exifOrientation: o.exifOrientation ?? true,
+    exifOrientation: o.exifOrientation ?? config.preprocessing.exifOrientation,
     maxPixels: o.maxPixels ?? DEFAULT_MAX_PIXELS,
   }
 }

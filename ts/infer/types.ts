@@ -2,6 +2,7 @@
 
 import type { Interpolation } from '../data/types.js'
 import type { ErrorCode } from '../errors.js'
+import type { Dialect } from '../nn/index.js'
 
 export type Precision = 'fp32' | 'bf16-mixed'
 /** What users may write: Lightning's aliases too. */
@@ -15,6 +16,11 @@ export interface CreateModelOptions {
   numClasses?: number
   /** Names of the classes, in order; sets `numClasses`. */
   classes?: readonly string[]
+  /**
+   * Whose conventions hold: padding, BN constants, crop, EXIF orientation. Default: those of the library whose tensor names the
+   * weights have, else the model's own (a `tf_` name pads as TensorFlow does). EFF_CONFIG_VALUE where they cannot be of this model.
+   */
+  compat?: Dialect
   /** Default side in pixels for training and prediction; default the model's own. */
   imageSize?: number
   device?: Device
@@ -94,7 +100,7 @@ export interface PredictOptions {
   /** Crop side / short side after the resize; default the model's. */
   cropPct?: number
   interpolation?: Interpolation
-  /** Rotate as the EXIF tag says; default true. */
+  /** Rotate as the EXIF tag says; default true, false with `compat` 'timm' and 'torchvision'. */
   exifOrientation?: boolean
   /** Larger images are refused; default 178956970. */
   maxPixels?: number

@@ -34,6 +34,8 @@ export interface Preprocessing {
   readonly cropMode: 'center' | 'squash'
   /** Short side before the crop at `evalSize`, as the source computes it. */
   readonly evalResize: number
+  /** Rotate as the EXIF tag says; timm's and torchvision's pipelines do not. */
+  readonly exifOrientation: boolean
 }
 
 export interface ModelConfig {

@@ -121,6 +121,7 @@ export const isModelName = (name: string): name is ModelName => NAMES.includes(n
 
 export interface ConfigOverrides {
   numClasses?: number
+  /** Asked for by name, 'timm' and 'torchvision' also leave the EXIF orientation alone, as these libraries do. */
   dialect?: Dialect
   padding?: Padding
   bnEps?: number
@@ -171,7 +172,11 @@ export function getModelConfig(name: string, overrides: ConfigOverrides = {}): M
     dropPathRate: overrides.dropPathRate ?? recipeDropPath(archName, dialect),
     imageSize,
     evalSize,
-    preprocessing: { ...resolvePreprocessing(row, native, evalSize, dialect), ...overrides.preprocessing },
+    preprocessing: {
+      ...resolvePreprocessing(row, native, evalSize, dialect),
+      exifOrientation: overrides.dialect !== 'timm' && overrides.dialect !== 'torchvision',
+      ...overrides.preprocessing,
+    },
   }
   checkValues(config)
   return config
@@ -237,7 +242,12 @@ function preprocessingRow(base: string, archName: string, tag: string | undefine
 }
 
 /** `native`: the size the weights are evaluated at, where the source's own short side holds. */
-function resolvePreprocessing(row: PreprocessingRow, native: number, evalSize: number, dialect: Dialect): Preprocessing {
+function resolvePreprocessing(
+  row: PreprocessingRow,
+  native: number,
+  evalSize: number,
+  dialect: Dialect,
+): Omit<Preprocessing, 'exifOrientation'> {
   const half = row.norm === 'half'
   const constants = { mean: half ? HALF : IMAGENET_MEAN, std: half ? HALF : IMAGENET_STD } as const
   const interpolation = row.interpolation ?? (dialect === 'nvidia-tf2' ? 'bilinear' : 'bicubic')

@@ -57,7 +57,7 @@ export class Evaluator {
         size: this.size,
         ...evalGeometry(config, this.size, options.cropPct),
         interpolation: options.interpolation ?? config.preprocessing.interpolation,
-        ...(options.exifOrientation === undefined ? {} : { exifOrientation: options.exifOrientation }),
+        exifOrientation: options.exifOrientation ?? config.preprocessing.exifOrientation,
         ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
       },
       shuffle: false,

@@ -177,6 +177,7 @@ export class FitRun implements TrainerContext {
       size: o.evalImageSize,
       cropPct: o.cropPct,
       interpolation: o.interpolation,
+      exifOrientation: o.exifOrientation,
     })
     if (resume) for (const w of resumeWarnings(resume, o, this.data!)) this.warn(w.code, w.message, w.hint)
     const limits = o.maxBad === null ? {} : { maxBad: o.maxBad }

@@ -203,7 +203,7 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
     workers: options.workers ?? defaultWorkers(),
     prefetch: options.prefetch ?? 3,
     maxBad: options.maxBad ?? null,
-    exifOrientation: options.exifOrientation ?? true,
+    exifOrientation: options.exifOrientation ?? model.config.preprocessing.exifOrientation,
     maxPixels: options.maxPixels ?? DEFAULT_MAX_PIXELS,
   }
 }

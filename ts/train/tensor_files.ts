@@ -4,7 +4,15 @@ import { ARENA, binding, type FileSpec, type WrittenFile } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import type { Session } from '../runtime/session.js'
 import type { WeightSlot } from '../runtime/weights_layout.js'
-import { layoutSafetensors, matchWeights, modelFile, openSafetensors, transferOf, type WeightsMatch } from '../weights/index.js'
+import {
+  layoutSafetensors,
+  matchWeights,
+  modelFile,
+  type Naming,
+  openSafetensors,
+  transferOf,
+  type WeightsMatch,
+} from '../weights/index.js'
 import type { OptimizerName } from './types.js'
 
 export const MODEL_FILE = 'model.safetensors'
@@ -54,8 +62,8 @@ function optimizerFile(session: Session, file: string, optimizer: OptimizerName)
   return { path: file, header: layout.header, dataBytes: layout.dataBytes, tensors }
 }
 
-const weightsFile = (session: Session, file: string, arena: number): FileSpec =>
-  modelFile(file, session.config, (name) => session.layout.offsets.get(name)!, arena)
+const weightsFile = (session: Session, file: string, arena: number, naming: Naming = 'timm'): FileSpec =>
+  modelFile(file, session.config, (name) => session.layout.offsets.get(name)!, { arena, naming })
 
 export interface TensorContent {
   ema: boolean
@@ -100,8 +108,8 @@ export async function writeTensorFiles(
 }
 
 /** One safetensors file of the weights. */
-export async function writeWeightsFile(session: Session, file: string): Promise<void> {
-  await binding().saveTensors(session.memory, [weightsFile(session, path.resolve(file), ARENA.weights)])
+export async function writeWeightsFile(session: Session, file: string, naming: Naming): Promise<void> {
+  await binding().saveTensors(session.memory, [weightsFile(session, path.resolve(file), ARENA.weights, naming)])
 }
 
 /** Any file under timm's, torchvision's or NVIDIA's names into an arena. @throws EFF_WEIGHTS_SHAPE, EFF_WEIGHTS_CORRUPT */

@@ -111,6 +111,7 @@ export interface TrainerOptions {
   prefetch?: number
   /** Unreadable files allowed: a count, or a fraction of the dataset when below 1. Default 0.001, at least 10 files. */
   maxBad?: number
+  /** Rotate as the EXIF tag says; default the model's. Belongs to the model afterwards. */
   exifOrientation?: boolean
   maxPixels?: number
   /** Aborted: the step in work ends, a checkpoint is written, then EFF_ABORTED is thrown. */
