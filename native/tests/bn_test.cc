@@ -9,7 +9,7 @@ namespace {
 using plan::Act;
 
 constexpr DType kDTypes[] = {DType::f32, DType::bf16};
-double tolerance(DType dtype) { return dtype == DType::bf16 ? 1.0 / 250 : 4e-6; }
+double tolerance(DType dtype) { return dtype == DType::bf16 ? 1.0 / 250 + kBf16Activation : 4e-6; }
 
 // ---- statistics --------------------------------------------------------------------------------------------------
 
@@ -218,7 +218,8 @@ TEST(BnAct, EqualsTheReference) {
     for (size_t i = 0; i < want.size(); ++i) {
       want[i] = act_value(p.act, p.z(i)) * p.factor(i) + (with_residual ? p.residual[i] : 0);
     }
-    expect_near(rig.get(dst), want, tolerance(p.dtype), p.dtype == DType::f32 ? 1 : 1e-3, "dst");
+    // Activation and residual may cancel: the error is of the larger.
+    expect_near(rig.get(dst), want, tolerance(p.dtype), p.dtype == DType::f32 ? 1 : 1e-2, "dst");
   });
 }
 
@@ -281,9 +282,10 @@ Sums reference_sums(const Problem& p) {
   return sums;
 }
 
-void expect_sums(const Values& got, const Values& want, const Values& terms, const char* what) {
+void expect_sums(DType dtype, const Values& got, const Values& want, const Values& terms, const char* what) {
+  const double tolerance = dtype == DType::bf16 ? kBf16Activation : 1e-6;
   for (size_t c = 0; c < want.size(); ++c) {
-    ASSERT_LE(std::abs(got[c] - want[c]), 1e-6 * terms[c])
+    ASSERT_LE(std::abs(got[c] - want[c]), tolerance * terms[c])
         << what << " " << c << ": " << got[c] << ", want " << want[c];
   }
 }
@@ -307,8 +309,8 @@ TEST(BnActBwdReduce, EqualsTheReference) {
     const Tensor* diff_shift = rig.out(DType::f32, {p.s.c});
     ASSERT_NO_FATAL_FAILURE(rig.run());
     const Sums want = reference_sums(p);
-    expect_sums(rig.get(diff_scale), want.diff_scale, want.scale_terms, "diff_scale");
-    expect_sums(rig.get(diff_shift), want.diff_shift, want.shift_terms, "diff_shift");
+    expect_sums(p.dtype, rig.get(diff_scale), want.diff_scale, want.scale_terms, "diff_scale");
+    expect_sums(p.dtype, rig.get(diff_shift), want.diff_shift, want.shift_terms, "diff_shift");
   });
 }
 
@@ -324,8 +326,8 @@ TEST(BnBwdReduce, EqualsTheReference) {
       const Tensor* diff_shift = rig.out(DType::f32, {s.c});
       ASSERT_NO_FATAL_FAILURE(rig.run());
       const Sums want = reference_sums(p);
-      expect_sums(rig.get(diff_scale), want.diff_scale, want.scale_terms, "diff_scale");
-      expect_sums(rig.get(diff_shift), want.diff_shift, want.shift_terms, "diff_shift");
+      expect_sums(p.dtype, rig.get(diff_scale), want.diff_scale, want.scale_terms, "diff_scale");
+      expect_sums(p.dtype, rig.get(diff_shift), want.diff_shift, want.shift_terms, "diff_shift");
     }
   }
 }
@@ -372,7 +374,7 @@ TEST(BnActBwdApply, EqualsTheReference) {
       const Tensor* diff_src = rig.out(p.dtype, p.dims());
       ASSERT_NO_FATAL_FAILURE(rig.run());
       expect_near(rig.get(diff_src), reference_apply(p, batch_stats, diff_scale, diff_shift), tolerance(p.dtype),
-                  p.dtype == DType::f32 ? 2 : 1e-3, "diff_src");
+                  p.dtype == DType::f32 ? 2 : 2e-2, "diff_src");
     }
   });
 }

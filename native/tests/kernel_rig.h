@@ -298,6 +298,10 @@ class Rig {
   std::vector<uint8_t> arenas_[plan::kArenaCount];
 };
 
+// Relative error of activations, and absolute error of their derivatives, where results are stored as bf16
+// (cpu/kernels/simd-inl.h).
+inline constexpr double kBf16Activation = 5e-4;
+
 inline Values random_values(size_t count, uint32_t seed, double mean = 0, double deviation = 1) {
   std::mt19937 engine(seed);
   std::normal_distribution<double> normal(mean, deviation);

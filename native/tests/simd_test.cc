@@ -11,7 +11,8 @@ namespace effnet::cpu::HWY_NAMESPACE {
 
 size_t lanes() { return kLanes; }
 
-// what: 0 exp, 1 sigmoid, 2 silu, 3 silu', 4 sigmoid', 5 relu, 6 relu6, 7 relu', 8 relu6', 9 exp_in_range
+// what: 0 exp, 1 sigmoid, 2 silu, 3 silu', 4 sigmoid', 5 relu, 6 relu6, 7 relu', 8 relu6'; for bf16 results: 9 silu, 10
+// silu'
 void apply(int what, const float* src, float* dst, size_t count) {
   using plan::Act;
   for (size_t i = 0; i < count; i += kLanes) {
@@ -44,6 +45,12 @@ void apply(int what, const float* src, float* dst, size_t count) {
         break;
       case 8:
         y = activate_grad<Act::relu6>(x);
+        break;
+      case 9:
+        y = activate<Act::silu, BFloat16>(x);
+        break;
+      case 10:
+        y = activate_grad<Act::silu, BFloat16>(x);
         break;
       default:
         break;
@@ -139,14 +146,28 @@ TEST(Simd, TargetIsTheOneAskedFor) {
   EXPECT_EQ(EFF_DISPATCH(lanes)(), std::string(isa_name()) == "avx3" ? 16u : 8u);
 }
 
-TEST(Simd, ExpSigmoidSiluAreWithinTwoUlp) {
-  const auto x = dense_range(-86.5f, 86.5f, 1 << 21);
-  const auto near = dense_range(-4, 4, 1 << 21);
-  for (const auto* range : {&x, &near}) {
-    EXPECT_LT(worst_relative(0, *range, [](double v) { return std::exp(v); }), 1.6e-7);
-    EXPECT_LT(worst_relative(1, *range, sigmoid_ref), 2.2e-7);
-    EXPECT_LT(worst_relative(4, *range, [](double v) { return sigmoid_ref(v) * sigmoid_ref(-v); }), 4e-7);
-    EXPECT_LT(worst_relative(2, *range, [](double v) { return v * sigmoid_ref(v); }), 2.5e-7);
+TEST(Simd, RelativeErrorsAreAsDocumented) {
+  const auto silu_ref = [](double v) { return v * sigmoid_ref(v); };
+  const auto slope_ref = [](double v) { return sigmoid_ref(v) * sigmoid_ref(-v); };
+  const auto all = dense_range(-86.5f, 86.5f, 1 << 21);
+  const auto usual = dense_range(-16, 16, 1 << 21);
+  EXPECT_LT(worst_relative(0, all, [](double v) { return std::exp(v); }), 1.6e-7);
+  const double sigmoid_usual = worst_relative(1, usual, sigmoid_ref), silu_usual = worst_relative(2, usual, silu_ref);
+  EXPECT_LT(sigmoid_usual, 5e-7);
+  EXPECT_LT(silu_usual, 5e-7);
+  EXPECT_LT(worst_relative(4, usual, slope_ref), 7e-7);
+  EXPECT_LT(worst_relative(1, all, sigmoid_ref), 2e-6);
+  EXPECT_LT(worst_relative(2, all, silu_ref), 2e-6);
+  EXPECT_LT(worst_relative(4, all, slope_ref), 2e-6);
+  EXPECT_LT(worst_relative(9, all, silu_ref), 2.5e-4);
+}
+
+TEST(Simd, DerivativeForBf16ResultsIsFarBelowItsRounding) {
+  const auto x = dense_range(-30, 30, 1 << 20);
+  const auto grad = run(10, x);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double s = sigmoid_ref(x[i]);
+    ASSERT_NEAR(grad[i], s + x[i] * s * (1 - s), 5e-4) << x[i];
   }
 }
 
@@ -208,7 +229,11 @@ TEST(Simd, Bf16RoundsToNearestEvenLikeTheScalarOne) {
     }
     EFF_DISPATCH(to_bf16_full)(src.data(), dst.data(), back.data(), rounded.data());
     for (size_t i = 0; i < n; ++i) {
-      ASSERT_EQ(dst[i].bits, to_bf16(src[i]).bits) << std::hex << std::bit_cast<uint32_t>(src[i]);
+      uint16_t want = to_bf16(src[i]).bits;
+      // The CPU's instruction flushes subnormals, as the engine's threads do everywhere.
+      const bool subnormal = (std::bit_cast<uint32_t>(src[i]) & 0x7f800000u) == 0;
+      if (subnormal && kHasBf16Convert && std::string(isa_name()) == "avx3") want &= 0x8000;
+      ASSERT_EQ(dst[i].bits, want) << std::hex << std::bit_cast<uint32_t>(src[i]);
       ASSERT_EQ(std::bit_cast<uint32_t>(back[i]), static_cast<uint32_t>(dst[i].bits) << 16);
       ASSERT_EQ(std::bit_cast<uint32_t>(rounded[i]), std::bit_cast<uint32_t>(back[i]));
     }

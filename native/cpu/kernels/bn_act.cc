@@ -42,7 +42,7 @@ HWY_INLINE void bn_act_rows(const T* src, const T* residual, T* dst, int64_t str
     const Vec m = load(mean + c), va = load(a + c), vs = load(shift + c);
     Vec y[R];
     for (int i = 0; i < R; ++i) {
-      y[i] = activate<act>(hn::MulAdd(hn::Sub(load_part(src + i * stride + c, n, full), m), va, vs));
+      y[i] = activate<act, T>(hn::MulAdd(hn::Sub(load_part(src + i * stride + c, n, full), m), va, vs));
     }
     if (factor) {
       const Vec f = load(factor + c);

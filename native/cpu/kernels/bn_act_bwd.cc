@@ -71,11 +71,11 @@ struct BwdVectors {
     factor = !plain && k.has_factor ? load(k.factor + c) : splat(1.0f);
     pooled = !plain && k.has_pooled ? load(k.pooled + c) : zero();
   }
-  template <plan::Act act>
+  template <plan::Act act, class T>
   HWY_INLINE Vec grad(Vec diff_dst, Vec xm) const {
     const Vec upstream = plain ? diff_dst : hn::MulAdd(diff_dst, factor, pooled);
     if constexpr (act == plan::Act::identity) return upstream;
-    return hn::Mul(upstream, activate_grad<act>(hn::MulAdd(xm, a, shift)));
+    return hn::Mul(upstream, activate_grad<act, T>(hn::MulAdd(xm, a, shift)));
   }
 };
 
@@ -147,7 +147,7 @@ void reduce_range(const BnActBwdArgs& k) {
         Vec sg = zero(), sgx = zero();
         for (int i = 0; i < R; ++i) {
           const Vec xm = hn::Sub(load_part(x + i * w + c, n, full), v.mean);
-          const Vec g = v.template grad<act>(load_part(d + i * w + c, n, full), xm);
+          const Vec g = v.template grad<act, T>(load_part(d + i * w + c, n, full), xm);
           sg = hn::Add(sg, g);
           sgx = hn::MulAdd(g, xm, sgx);
         }
@@ -213,7 +213,7 @@ void apply_range(const BnActBwdArgs& k) {
         for (int i = 0; i < R; ++i) {
           const int64_t at = r * C + i * w + c;
           const Vec xm = hn::Sub(load_part(src + at, n, full), v.mean);
-          const Vec g = v.template grad<act>(load_part(diff_dst + at, n, full), xm);
+          const Vec g = v.template grad<act, T>(load_part(diff_dst + at, n, full), xm);
           Vec y = hn::Mul(v.a, g);
           if constexpr (batch_stats) y = hn::MulAdd(v.a, g, hn::MulAdd(p, xm, q));
           store_part(y, diff_src + at, n, full);

@@ -202,7 +202,7 @@ void finish_row(const float* HWY_RESTRICT row, T* HWY_RESTRICT dst, int64_t cols
                 float* HWY_RESTRICT sum) {
   Vec total = zero();
   for (int64_t x = 0; x < cols; ++x) {
-    const Vec v = activate<act>(load(row + x * kLanes));
+    const Vec v = activate<act, T>(load(row + x * kLanes));
     if (lanes == kLanes) {
       store(v, dst + x * c);
     } else {

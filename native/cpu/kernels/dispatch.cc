@@ -60,6 +60,8 @@ const Choice& choice() {
 
 }  // namespace
 
+const bool kHasBf16Convert = __builtin_cpu_supports("avx512bf16");
+
 const char* unsupported_cpu_reason() { return choice().unsupported ? choice().reason : nullptr; }
 void init_dispatch() { choice(); }
 const char* isa_name() { return choice().isa; }

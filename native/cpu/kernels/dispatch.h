@@ -21,6 +21,9 @@ const char* unsupported_cpu_reason();
 // Reads EFFNET_MAX_ISA on the first call and lowers Highway's choice. Every dispatch must come after it.
 void init_dispatch();
 
+// Whether bf16 results are rounded by the CPU's own instruction (AVX512_BF16), which also flushes subnormals to zero.
+extern const bool kHasBf16Convert;
+
 // The chosen target, as it ends kernel names: "avx3" (AVX-512 F, BW, CD, DQ, VL) or "avx2".
 const char* isa_name();
 

@@ -13,15 +13,16 @@ template <plan::Act act, class T>
 void act_residual_typed(T* HWY_RESTRICT dst, const T* HWY_RESTRICT residual, size_t count) {
   size_t i = 0;
   if (residual) {
-    for (; i + kLanes <= count; i += kLanes) store(hn::Add(activate<act>(load(dst + i)), load(residual + i)), dst + i);
+    for (; i + kLanes <= count; i += kLanes)
+      store(hn::Add(activate<act, T>(load(dst + i)), load(residual + i)), dst + i);
     if (i < count) {
       const size_t n = count - i;
-      store_n(hn::Add(activate<act>(load_n(dst + i, n)), load_n(residual + i, n)), dst + i, n);
+      store_n(hn::Add(activate<act, T>(load_n(dst + i, n)), load_n(residual + i, n)), dst + i, n);
     }
     return;
   }
-  for (; i + kLanes <= count; i += kLanes) store(activate<act>(load(dst + i)), dst + i);
-  if (i < count) store_n(activate<act>(load_n(dst + i, count - i)), dst + i, count - i);
+  for (; i + kLanes <= count; i += kLanes) store(activate<act, T>(load(dst + i)), dst + i);
+  if (i < count) store_n(activate<act, T>(load_n(dst + i, count - i)), dst + i, count - i);
 }
 
 template <class T>

@@ -69,7 +69,7 @@ void pool_range(const PoolArgs& k) {
         for (int i = 0; i < R; ++i) {
           const int64_t at = r * C + i * stride + c;
           Vec v = load_part(src + at, n, full);
-          if constexpr (bn) v = activate<act>(hn::MulAdd(hn::Sub(v, load(mean + c)), load(a + c), load(shift + c)));
+          if constexpr (bn) v = activate<act, T>(hn::MulAdd(hn::Sub(v, load(mean + c)), load(a + c), load(shift + c)));
           if constexpr (bn && !product) v = round_to<T>(v);
           if constexpr (product) {
             total = hn::MulAdd(v, load_part(diff + at, n, full), total);
