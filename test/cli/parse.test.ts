@@ -5,7 +5,7 @@ import { build } from 'esbuild'
 import { describe, expect, it } from 'vitest'
 import { defineOptions, ENGINE, parseWords } from '../../ts/cli/options.js'
 import { validate } from '../../ts/cli/schema.js'
-import { nearest } from '../../ts/cli/suggest.js'
+import { nearest } from '../../ts/nearest.js'
 import { effnet } from './helpers/capture.js'
 
 const table = defineOptions({

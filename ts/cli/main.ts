@@ -3,12 +3,12 @@
  * library and the engine are loaded when they are needed, so that `--help` is immediate.
  */
 import { EffnetError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import type { Verb } from './call.js'
 import { describeError, errorObject, formatError } from './errors_ui.js'
 import { EXIT } from './exit.js'
 import { mainHelp, verbHelp } from './help.js'
 import { type Io, processIo } from './io.js'
-import { nearest } from './suggest.js'
 import { Ui } from './ui.js'
 
 const VERBS: Record<string, { summary: string; load: () => Promise<{ verb: Verb }> }> = {

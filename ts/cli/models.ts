@@ -1,9 +1,9 @@
 import { EffnetError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import { defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { defineOptions } from './options.js'
 import { bundledWeights } from './pretrained.js'
-import { nearest } from './suggest.js'
 import type { Ui } from './ui.js'
 
 const options = defineOptions({

@@ -5,8 +5,8 @@
  */
 import { Command, CommanderError, Option } from 'commander'
 import { EffnetError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import type { Io } from './io.js'
-import { nearest } from './suggest.js'
 
 interface Common {
   help: string

@@ -1,8 +1,8 @@
 /** Values of options through zod: every option is text from a command line or the environment until it has passed here. */
 import { z } from 'zod'
 import { EffnetError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import type { OptionDef, OptionTable, RawValue, Values } from './options.js'
-import { nearest } from './suggest.js'
 
 /** The accepted form in words: "a whole number from 1 to 1024". */
 export function acceptedForm(def: OptionDef): string {

@@ -145,8 +145,9 @@ async function scanClasses(root: string): Promise<FileDataset> {
 }
 
 function sameClasses(train: ImageDataset, val: ImageDataset): void {
-  const missing = train.classes.filter((name) => !val.classes.includes(name))
-  const extra = val.classes.filter((name) => !train.classes.includes(name))
+  const [inTrain, inVal] = [new Set(train.classes), new Set(val.classes)]
+  const missing = train.classes.filter((name) => !inVal.has(name))
+  const extra = val.classes.filter((name) => !inTrain.has(name))
   if (missing.length === 0 && extra.length === 0) return
   const list = (names: string[]) => names.slice(0, 5).join(', ') + (names.length > 5 ? ` and ${names.length - 5} more` : '')
   const parts = [

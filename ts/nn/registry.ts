@@ -1,5 +1,6 @@
 /** Model names and what they stand for. Tables are in arch/. */
 import { EffnetError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import {
   HALF,
   IMAGENET_MEAN,
@@ -28,7 +29,6 @@ import {
   type Preprocessing,
   type StageConfig,
 } from './config.js'
-import { nearest } from './nearest.js'
 
 type V1Variant = keyof typeof V1_SCALING
 type LiteVariant = keyof typeof LITE_SCALING
@@ -188,7 +188,7 @@ function splitTag(name: string): [base: string, tag: string | undefined] {
 }
 
 function unknownModel(name: string): EffnetError {
-  const close = nearest(name.replaceAll('-', '_'), NAMES)
+  const close = nearest(name.replaceAll('-', '_'), NAMES, 5)
   const did = close.length ? `did you mean ${close.join(', ')}?  ` : ''
   return new EffnetError('EFF_MODEL_UNKNOWN', `no model "${name}"`, {
     hint: `${did}effnet models list   names all`,

@@ -1,5 +1,22 @@
-/** Nearest names for a mistyped option or verb. */
-import { editDistance } from '../nn/nearest.js'
+/** Names that a mistyped one may have meant. */
+
+/** Optimal string alignment distance: insertions, deletions, substitutions and swaps of neighbours count 1. */
+function editDistance(a: string, b: string): number {
+  let before: number[] = []
+  let last = Array.from({ length: b.length + 1 }, (_, j) => j)
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i]
+    for (let j = 1; j <= b.length; j++) {
+      const same = a[i - 1] === b[j - 1] ? 0 : 1
+      let d = Math.min(row[j - 1]! + 1, last[j]! + 1, last[j - 1]! + same)
+      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) d = Math.min(d, before[j - 2]! + 1)
+      row.push(d)
+    }
+    before = last
+    last = row
+  }
+  return last[b.length]!
+}
 
 /**
  * Up to `count` of `names` that `given` may have meant: within two edits, or one the beginning of the other (three characters
