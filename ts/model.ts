@@ -1,5 +1,4 @@
 /** A classifier: configuration, class names, and weights in an engine session. Everything public about a model hangs here. */
-import { existsSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import path from 'node:path'
 import type { ImageInput } from './data/types.js'
@@ -33,15 +32,32 @@ import {
   pixelNorm,
 } from './nn/index.js'
 import { initParams } from './nn/init.js'
-import { packageRoot } from './paths.js'
+import { checkKeys } from './option_keys.js'
 import { Session } from './runtime/session.js'
 import { modelJson, readModelJson, resolveCheckpoint, startCheckpoint } from './train/checkpoint.js'
 import { EMA_FILE, MODEL_FILE, readWeightsFile, writeWeightsFile } from './train/tensor_files.js'
+import { bundledFile, bundledFiles } from './weights/bundled.js'
 import { canonicalName, detectNaming, type Naming, openSafetensors } from './weights/index.js'
 
 const IMAGENET_CLASSES = 1000
 /** Last tensor of a classifier under the names of timm, torchvision and NVIDIA. */
 const CLASSIFIER_BIASES = ['classifier.bias', 'classifier.1.bias', 'classifier.fc.bias']
+
+const LOAD_KEYS = { device: true, precision: true, threads: true, ema: true } as const satisfies Record<
+  keyof LoadModelOptions,
+  true
+>
+const CREATE_KEYS = {
+  pretrained: true,
+  numClasses: true,
+  classes: true,
+  compat: true,
+  imageSize: true,
+  device: true,
+  precision: true,
+  threads: true,
+  seed: true,
+} as const satisfies Record<keyof CreateModelOptions, true>
 
 /** How `fit` changed what an image becomes before the network. */
 export interface EvaluationSettings {
@@ -154,7 +170,7 @@ export class Model {
    * Classes of images, in input order; an unreadable one gives `{error}` in its place.
    * @throws EFF_ABORTED, EFF_CLOSED
    */
-  predict(images: ImageInput | readonly ImageInput[], options: PredictOptions = {}): Promise<PredictionResult[]> {
+  async predict(images: ImageInput | readonly ImageInput[], options: PredictOptions = {}): Promise<PredictionResult[]> {
     return collect(predictStream(this, asList(images), options))
   }
 
@@ -167,7 +183,7 @@ export class Model {
   }
 
   /** Pooled features before the classifier, [head width] each. */
-  embed(images: ImageInput | readonly ImageInput[], options: EmbedOptions = {}): Promise<EmbeddingResult[]> {
+  async embed(images: ImageInput | readonly ImageInput[], options: EmbedOptions = {}): Promise<EmbeddingResult[]> {
     return collect(embedStream(this, asList(images), options))
   }
 
@@ -268,8 +284,6 @@ const sameConstants = (a: ModelConfig, b: ModelConfig): boolean =>
 const asList = (images: ImageInput | readonly ImageInput[]): readonly ImageInput[] =>
   Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
 
-const bundledFile = (name: string): string => path.join(packageRoot(), 'models/pretrained', `${name}.safetensors`)
-
 export interface ListModelsOptions {
   /** Glob over names with `*` and `?`. */
   filter?: string
@@ -284,18 +298,19 @@ export interface ListedModel extends ModelInfo {
 
 /** The models that `createModel` knows, sorted by name. */
 export function listModels(options: ListModelsOptions = {}): ListedModel[] {
+  const bundled = new Set(bundledFiles().map((file) => path.basename(file, '.safetensors')))
   return modelNames(options.filter)
-    .map((name) => ({ ...modelInfo(name), pretrained: existsSync(bundledFile(name)) }))
+    .map((name) => ({ ...modelInfo(name), pretrained: bundled.has(name) }))
     .filter((m) => options.pretrained === undefined || m.pretrained === options.pretrained)
 }
 
 /** Weights that come with the package. @throws EFF_WEIGHTS_MISSING */
-export function bundledWeights(name: string): string {
+function bundledWeights(name: string): string {
   const file = bundledFile(name)
-  if (existsSync(file)) return file
+  if (file !== undefined) return file
   throw new EffnetError('EFF_WEIGHTS_MISSING', `no weights of ${name} come with the package`, {
     hint: 'give a safetensors file (--weights FILE), or use tf_efficientnet_b0',
-    details: { path: file },
+    details: { bundled: bundledFiles() },
   })
 }
 
@@ -323,6 +338,7 @@ async function withSession<T>(session: Session, work: (session: Session) => Prom
  *   EFF_CONFIG_VALUE (the weights follow conventions that the model does not have); EFF_PRECISION, EFF_BACKEND_MISSING, EFF_OOM
  */
 export async function createModel(name: ModelName | (string & {}), options: CreateModelOptions = {}): Promise<Model> {
+  checkKeys('createModel', options, CREATE_KEYS)
   checkDevice(options.device ?? 'auto')
   const precision = normalizePrecision(options.precision ?? 'fp32')
   const { classes, imageSize } = options
@@ -330,7 +346,8 @@ export async function createModel(name: ModelName | (string & {}), options: Crea
     throw new EffnetError('EFF_CONFIG_VALUE', `${classes.length} class names for numClasses = ${options.numClasses}`)
   }
   const base = getModelConfig(name).name
-  const file = options.pretrained === true ? bundledWeights(base) : options.pretrained || undefined
+  const { pretrained = false } = options
+  const file = pretrained === true ? bundledWeights(base) : pretrained === false ? undefined : pretrained
   const inFile = file === undefined ? {} : await describeFile(file)
   const numClasses = options.numClasses ?? classes?.length ?? inFile.classes
   // Weights under another library's names were trained with its constants.
@@ -379,6 +396,7 @@ async function fillWeights(
  * @throws EFF_CKPT_MISSING, EFF_CKPT_CORRUPT naming the file, EFF_CKPT_VERSION
  */
 export async function loadModel(dir: string, options: LoadModelOptions = {}): Promise<Model> {
+  checkKeys('loadModel', options, LOAD_KEYS)
   checkDevice(options.device ?? 'auto')
   const precision = normalizePrecision(options.precision ?? 'fp32')
   if (dir.endsWith('.safetensors') && (await stat(dir).catch(() => undefined))?.isFile()) {

@@ -6,7 +6,15 @@ import { pathToFileURL } from 'node:url'
 import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { binding } from '../../ts/binding.js'
-import { createModel, type Embedding, listModels, type Prediction } from '../../ts/index.js'
+import {
+  createModel,
+  type Embedding,
+  evaluateModel,
+  imageFolder,
+  listModels,
+  loadModel,
+  type Prediction,
+} from '../../ts/index.js'
 import { Model } from '../../ts/model.js'
 import { getModelConfig } from '../../ts/nn/index.js'
 import { initParams } from '../../ts/nn/init.js'
@@ -192,7 +200,6 @@ describe('models', () => {
     const weights = file('copy.safetensors')
     await model.save(weights)
     await model.save(file('folder'))
-    const { loadModel } = await import('../../ts/index.js')
     const [expected] = await model.predict(png(0), OPTIONS)
     await using a = await createModel('tf_efficientnet_b0', { pretrained: weights, threads: 1 })
     await using b = await loadModel(file('folder'))
@@ -229,13 +236,24 @@ describe('models', () => {
     }
   })
 
+  it('options that do not exist are named, with the nearest', async () => {
+    const unknown = (hint: string) => expect.objectContaining({ code: 'EFF_CONFIG_KEY', hint: `did you mean ${hint}?` })
+    const misspelt = (o: object) => o as never
+    await expect(createModel('efficientnet_b0', misspelt({ numclasses: 3 }))).rejects.toThrow(unknown('numClasses'))
+    await expect(loadModel(root, misspelt({ precison: 'fp32' }))).rejects.toThrow(unknown('precision'))
+    await expect(imageFolder(root, misspelt({ valsplit: 0.1 }))).rejects.toThrow(unknown('valSplit'))
+    const data = { root, classes: model.classes } as never
+    await expect(evaluateModel(model, misspelt({ data, batch: 3 }))).rejects.toThrow(unknown('batchSize'))
+    await expect(model.predict(png(0), misspelt({ topk: 3 }))).rejects.toThrow(unknown('topK'))
+    await expect(model.embed(png(0), misspelt({ topK: 3 }))).rejects.toThrow(expect.objectContaining({ code: 'EFF_CONFIG_KEY' }))
+  })
+
   it('say what is not there', async () => {
     const code = (c: string) => expect.objectContaining({ code: c })
     await expect(createModel('efficientnet_bo')).rejects.toThrow(code('EFF_MODEL_UNKNOWN'))
     await expect(createModel('efficientnet_b1', { pretrained: true })).rejects.toThrow(code('EFF_WEIGHTS_MISSING'))
     await expect(createModel('efficientnet_b0', { device: 'cuda' })).rejects.toThrow(code('EFF_BACKEND_MISSING'))
     await expect(createModel('efficientnet_b0', { classes: ['a'], numClasses: 2 })).rejects.toThrow(code('EFF_CONFIG_VALUE'))
-    const { loadModel } = await import('../../ts/index.js')
     await expect(loadModel(root)).rejects.toThrow(code('EFF_CKPT_MISSING'))
     await expect(loadModel(file('0.jpg'))).rejects.toThrow(code('EFF_CKPT_MISSING'))
   })

@@ -1,7 +1,7 @@
 import { EffnetError } from '../errors.js'
 import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
-import { checkDeviceOption, headerLine } from './model_source.js'
+import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine } from './model_source.js'
 import { defineOptions, ENGINE } from './options.js'
 import { compact, grouped, mebibytes, type Ui } from './ui.js'
 
@@ -163,13 +163,11 @@ async function measure(
 
 async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<void> {
   const { options: o, ui } = call
-  const { DEFAULT_MODEL } = await import('./pretrained.js')
   const name = o.model ?? DEFAULT_MODEL
   const { getModelConfig } = await import('../nn/index.js')
   getModelConfig(name)
   ui.line(await headerLine(o, ui))
   const { createModel } = await import('../model.js')
-  const { engineOptions } = await import('./model_source.js')
   const model = await createModel(name, {
     ...engineOptions(o),
     ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),

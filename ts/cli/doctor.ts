@@ -7,11 +7,11 @@ import type { CpuInfo } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { packageRoot } from '../paths.js'
 import { packageVersion } from '../version.js'
+import { bundledFiles } from '../weights/bundled.js'
 import { defineVerb } from './call.js'
 import { describeError } from './errors_ui.js'
 import { EXIT } from './exit.js'
 import { defineOptions } from './options.js'
-import { pretrainedFiles } from './pretrained.js'
 import { mebibytes } from './ui.js'
 
 const NODE_MINIMUM: readonly [number, number] = [20, 17]
@@ -101,7 +101,7 @@ async function checkSharp(): Promise<Check> {
 }
 
 function checkPretrained(): Check {
-  const files = pretrainedFiles()
+  const files = bundledFiles()
   if (files.length > 0) return ok('weights', files.map((f) => path.basename(f)).join(', '))
   return {
     name: 'weights',

@@ -4,8 +4,10 @@ import type { CreateModelOptions, Device, LoadModelOptions, Precision } from '..
 import type { Model } from '../model.js'
 import type { Dialect } from '../nn/index.js'
 import { shown } from './paths_ui.js'
-import { DEFAULT_MODEL } from './pretrained.js'
 import type { Ui } from './ui.js'
+
+/** What `effnet predict` and `effnet bench` run where nothing else is asked for. */
+export const DEFAULT_MODEL = 'tf_efficientnet_b0'
 
 export interface EngineValues {
   precision: Precision | undefined

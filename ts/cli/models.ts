@@ -1,9 +1,9 @@
 import { EffnetError } from '../errors.js'
 import { nearest } from '../nearest.js'
+import { bundledFile } from '../weights/bundled.js'
 import { defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { defineOptions } from './options.js'
-import { bundledWeights } from './pretrained.js'
 import type { Ui } from './ui.js'
 
 const options = defineOptions({
@@ -20,7 +20,7 @@ async function rowsOf(names: readonly string[], sizes: Sizes) {
   const { modelInfo } = await import('../nn/index.js')
   return names.map((name) => {
     const info = modelInfo(name, sizes)
-    const weights = bundledWeights(name)
+    const weights = bundledFile(name)
     return {
       name,
       params: info.params,

@@ -2,6 +2,7 @@
 import { readdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
+import { checkKeys } from '../option_keys.js'
 import { FileDataset } from './dataset.js'
 import { compareCodePoints } from './order.js'
 import type { ImageDataset, ImageFolder, ImageFolderOptions, ImageSplitOptions } from './types.js'
@@ -23,6 +24,7 @@ export async function imageFolder(
   dir: string,
   options: ImageFolderOptions & { split?: 'train' | 'val' } = {},
 ): Promise<ImageFolder | ImageDataset> {
+  checkKeys('imageFolder', options, { valSplit: true, seed: true, split: true } satisfies Record<keyof ImageSplitOptions, true>)
   const root = path.resolve(dir)
   if (!(await isFolder(root))) {
     throw new EffnetError('EFF_DATA_MISSING', `${root}: no such folder`, {

@@ -6,6 +6,7 @@ import type { ImageInput } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
 import { evalGeometry } from '../nn/index.js'
+import { checkKeys } from '../option_keys.js'
 import type { EvalResult } from '../runtime/session.js'
 import { argmax, logSumExp } from '../train/metrics.js'
 import type {
@@ -23,6 +24,17 @@ const DEFAULT_TOP_K = 5
 const ALIGN = 64
 /** Images decoded at once: enough for every CPU, few enough for the limit of open files and for memory. */
 const DECODES = 32
+
+const EMBED_KEYS = {
+  batchSize: true,
+  imageSize: true,
+  cropPct: true,
+  interpolation: true,
+  exifOrientation: true,
+  maxPixels: true,
+  signal: true,
+} as const satisfies Record<keyof EmbedOptions, true>
+const PREDICT_KEYS = { ...EMBED_KEYS, topK: true, logits: true } as const satisfies Record<keyof PredictOptions, true>
 
 /** Codes that belong to one image; anything else ends the call. */
 const OF_IMAGE = new Set(['EFF_DATA_DECODE', 'EFF_DATA_LIMIT', 'EFF_DATA_MISSING', 'EFF_IO', 'EFF_INVALID_ARGUMENT'])
@@ -182,6 +194,7 @@ export function predictStream(
   inputs: Iterable<ImageInput> | AsyncIterable<ImageInput>,
   o: PredictOptions = {},
 ): AsyncGenerator<PredictionResult> {
+  checkKeys('predict', o, PREDICT_KEYS)
   const classes = model.config.numClasses
   const k = o.topK ?? Math.min(DEFAULT_TOP_K, classes)
   if (!(Number.isInteger(k) && k > 0)) {
@@ -199,6 +212,7 @@ export function embedStream(
   inputs: Iterable<ImageInput> | AsyncIterable<ImageInput>,
   o: EmbedOptions = {},
 ): AsyncGenerator<Embedding | PredictionError> {
+  checkKeys('embed', o, EMBED_KEYS)
   return run<Embedding>(model, inputs, o, (output, row, path) => {
     const width = model.config.head
     return withPath(path, { features: output.features.slice(row * width, (row + 1) * width) })

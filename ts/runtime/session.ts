@@ -198,11 +198,7 @@ abstract class BoundPlan {
 export class TrainPlan extends BoundPlan {
   private readonly clips: boolean
 
-  constructor(
-    compiled: Compiled,
-    options: TrainPlanOptions,
-    private readonly afterStep: () => void,
-  ) {
+  constructor(compiled: Compiled, options: TrainPlanOptions) {
     super(compiled, options.batchSize, options.imageSize)
     this.clips = options.clip
   }
@@ -213,7 +209,6 @@ export class TrainPlan extends BoundPlan {
    */
   async step(input: StepInput, scalars: Partial<StepScalars>): Promise<StepResult> {
     const output = await this.compiled.step(input, scalars)
-    this.afterStep()
     const result: StepResult = {
       loss: this.compiled.floats(output, OUTPUTS.loss)[0]!,
       ranks: this.compiled.ints(output, OUTPUTS.rank),
@@ -242,7 +237,7 @@ export class EvalPlan extends BoundPlan {
     }
   }
 
-  /** Weights were written from outside a step: fold and pack them again before the next run. */
+  /** The host wrote weights (a step does it by itself): fold and pack them again before the next run. */
   invalidate(): void {
     binding().invalidate(this.compiled.handle)
   }
@@ -322,7 +317,7 @@ export class Session implements AsyncDisposable {
       },
       options.batchSize,
     )
-    return this.keep(new TrainPlan(compiled, options, () => this.weightsChanged()))
+    return this.keep(new TrainPlan(compiled, options))
   }
 
   /** Compiles a forward pass with BN folded into the weights. */

@@ -4,6 +4,7 @@ import type { BadFile, ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
 import { evalGeometry } from '../nn/index.js'
+import { checkKeys } from '../option_keys.js'
 import { DetailedMetrics, RunningMetrics } from './metrics.js'
 import type { EvaluateModelOptions, EvaluateResult } from './types.js'
 
@@ -29,6 +30,22 @@ export function checkClasses(model: Model, data: ImageDataset): void {
     },
   )
 }
+
+const EVALUATE_KEYS = {
+  data: true,
+  batchSize: true,
+  imageSize: true,
+  details: true,
+  signal: true,
+  onProgress: true,
+  cropPct: true,
+  interpolation: true,
+  workers: true,
+  prefetch: true,
+  maxBad: true,
+  exifOrientation: true,
+  maxPixels: true,
+} as const satisfies Record<keyof EvaluateModelOptions, true>
 
 export interface Watch {
   onProgress?: (done: number, total: number) => void | Promise<void>
@@ -112,6 +129,7 @@ export class Evaluator {
  * @throws EFF_DATA_LABEL, EFF_DATA_DECODE (too many unreadable files), EFF_ABORTED
  */
 export async function evaluateModel(model: Model, options: EvaluateModelOptions): Promise<EvaluateResult> {
+  checkKeys('evaluateModel', options, EVALUATE_KEYS)
   checkClasses(model, options.data)
   const evaluator = new Evaluator(model, options)
   try {

@@ -3,10 +3,7 @@ import { existsSync, readdirSync } from 'node:fs'
 import path from 'node:path'
 import { packageRoot } from '../paths.js'
 
-/** What `effnet predict` runs where nothing else is asked for. */
-export const DEFAULT_MODEL = 'tf_efficientnet_b0'
-
-export function pretrainedFiles(): string[] {
+export function bundledFiles(): string[] {
   const folder = path.join(packageRoot(), 'models/pretrained')
   if (!existsSync(folder)) return []
   return readdirSync(folder)
@@ -16,5 +13,5 @@ export function pretrainedFiles(): string[] {
 }
 
 /** The file with weights of `model`, where there is one. */
-export const bundledWeights = (model: string): string | undefined =>
-  pretrainedFiles().find((file) => path.basename(file) === `${model}.safetensors`)
+export const bundledFile = (model: string): string | undefined =>
+  bundledFiles().find((file) => path.basename(file) === `${model}.safetensors`)
