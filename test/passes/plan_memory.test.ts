@@ -88,7 +88,9 @@ describe('memory planner', () => {
 
   it('needs less when cheap results are made again, and little beyond the widest moment in evaluation', () => {
     const bytes = (graph: Graph): number => plan('efficientnet_b0', graph).arenaBytes[ARENA.activations]!
-    expect(bytes(train('efficientnet_b0', { recompute: 'cheap' }))).toBeLessThan(0.6 * bytes(train('efficientnet_b0', { recompute: 'none' })))
+    expect(bytes(train('efficientnet_b0', { recompute: 'cheap' }))).toBeLessThan(
+      0.6 * bytes(train('efficientnet_b0', { recompute: 'none' })),
+    )
     const { graph } = evalProgram(getModelConfig('efficientnet_b0'), {
       batchSize: 1,
       imageSize: 224,
