@@ -162,8 +162,9 @@ export class Model {
     for (const name of selectNames(this.parameterNames(), selector)) this.frozenNames.delete(name)
   }
 
+  /** In the order of the state dict. */
   get frozen(): readonly string[] {
-    return [...this.frozenNames]
+    return this.parameterNames().filter((name) => this.frozenNames.has(name))
   }
 
   /**

@@ -52,6 +52,8 @@ export interface TrainState {
   metrics: Metrics
   best: { metric: string; value: number; epoch: number; step: number } | null
   callbacks: Record<string, unknown>
+  /** Names of the parameters that are not trained. */
+  frozen: readonly string[]
   data: { images: number; sha256: string; classes: readonly string[] }
   machine: MachineState
   elapsedMs: number

@@ -179,7 +179,7 @@ export class FitRun implements TrainerContext {
       interpolation: o.interpolation,
       exifOrientation: o.exifOrientation,
     })
-    if (resume) for (const w of resumeWarnings(resume, o, this.data!)) this.warn(w.code, w.message, w.hint)
+    if (resume) for (const w of resumeWarnings(resume, o, this.data!, model.frozen)) this.warn(w.code, w.message, w.hint)
     const limits = o.maxBad === null ? {} : { maxBad: o.maxBad }
     const common = {
       workers: o.workers,
@@ -573,6 +573,7 @@ export class FitRun implements TrainerContext {
         options,
         schedule: { stepsPerEpoch: this.stepsPerEpoch, totalSteps: this.totalSteps },
         callbacks: this.callbacks.state(),
+        frozen: this.model.frozen,
         data: data!,
         machine: machineState(),
         result,

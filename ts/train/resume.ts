@@ -78,6 +78,7 @@ export function resumeWarnings(
   point: ResumePoint,
   options: ResolvedOptions,
   data: TrainState['data'],
+  frozen: readonly string[],
 ): { code: string; message: string; hint?: string }[] {
   const { state, dir } = point
   if (state.options.model !== options.model || state.options.numClasses !== options.numClasses) {
@@ -105,6 +106,10 @@ export function resumeWarnings(
     if (then !== now) {
       warnings.push({ code: 'resume-option', message: `${key} was ${then} when the run was interrupted and is ${now} now` })
     }
+  }
+  if (state.frozen.join('\n') !== frozen.join('\n')) {
+    const message = `${state.frozen.length} parameters were frozen when the run was interrupted, now ${frozen.length} are (other ones)`
+    warnings.push({ code: 'resume-option', message, hint: 'model.freeze with the same selection (--freeze)' })
   }
   if (state.data.sha256 !== data.sha256) {
     warnings.push({
