@@ -2,7 +2,7 @@ import { EffnetError } from '../errors.js'
 import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine } from './model_source.js'
-import { defineOptions, ENGINE } from './options.js'
+import { defineOptions, ENGINE, OPTIMIZER } from './options.js'
 import { compact, grouped, mebibytes, type Ui } from './ui.js'
 
 const BENCH = defineOptions({
@@ -13,13 +13,7 @@ const BENCH = defineOptions({
   imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
   steps: { kind: 'int', value: 'N', min: 1, max: 1_000_000, shown: '10 s, at least 5', help: 'steps that are timed' },
   warmup: { kind: 'int', value: 'N', min: 0, max: 100_000, shown: '3', help: 'steps before them' },
-  optimizer: {
-    kind: 'choice',
-    value: 'O',
-    choices: ['adamw', 'sgd', 'rmsprop', 'rmsprop_tf'],
-    shown: 'adamw',
-    help: 'adamw, sgd, rmsprop or rmsprop_tf',
-  },
+  optimizer: { ...OPTIMIZER, shown: 'adamw' },
   workers: { kind: 'int', value: 'N', min: 1, max: 256, shown: 'usable CPUs', help: '--mode data: decoding threads' },
   seed: {
     kind: 'int',

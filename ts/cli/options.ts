@@ -118,6 +118,13 @@ export const ENGINE = defineOptions({
   },
 })
 
+export const OPTIMIZER = {
+  kind: 'choice',
+  value: 'O',
+  choices: ['adamw', 'sgd', 'rmsprop', 'rmsprop_tf'],
+  help: 'adamw, sgd, rmsprop or rmsprop_tf',
+} as const
+
 /** How `--model` and `--weights` are to be read. */
 export const COMPAT = defineOptions({
   compat: {

@@ -1,4 +1,4 @@
-import { COMPAT, defineOptions, ENGINE, type Values } from './options.js'
+import { COMPAT, defineOptions, ENGINE, OPTIMIZER, type Values } from './options.js'
 
 const share = { kind: 'number', value: 'X', min: 0, max: 0.999 } as const
 
@@ -12,13 +12,7 @@ export const TRAIN = defineOptions({
   epochs: { kind: 'int', value: 'N', min: 1, shown: '10; the recipe’s from scratch', help: 'epochs' },
   batchSize: { kind: 'int', value: 'N', min: 1, max: 65_536, shown: '32', help: 'images a step' },
   imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
-  optimizer: {
-    kind: 'choice',
-    value: 'O',
-    choices: ['adamw', 'sgd', 'rmsprop', 'rmsprop_tf'],
-    shown: 'adamw with --weights',
-    help: 'adamw, sgd, rmsprop or rmsprop_tf',
-  },
+  optimizer: { ...OPTIMIZER, shown: 'adamw with --weights' },
   lr: { kind: 'number', value: 'X', min: 0, above: true, shown: '1e-3 with --weights', help: 'peak learning rate' },
   schedule: {
     kind: 'choice',

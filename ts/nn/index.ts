@@ -15,4 +15,4 @@ export {
 export { type BuildOptions, type BuiltNetwork, buildEfficientNet, DROPOUT_STREAM } from './efficientnet.js'
 export { initParams } from './init.js'
 export { countMacs, type ModelInfo, modelInfo, modelParams, type ParamDef } from './params.js'
-export { type ArchName, type ConfigOverrides, getModelConfig, isModelName, listModels, type ModelName } from './registry.js'
+export { type ArchName, type ConfigOverrides, getModelConfig, listModels, type ModelName } from './registry.js'

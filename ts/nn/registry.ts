@@ -117,8 +117,6 @@ export function listModels(filter?: string): ModelName[] {
   return all.filter((name) => pattern.test(name))
 }
 
-export const isModelName = (name: string): name is ModelName => NAMES.includes(name)
-
 export interface ConfigOverrides {
   numClasses?: number
   /** Asked for by name, 'timm' and 'torchvision' also leave the EXIF orientation alone, as these libraries do. */

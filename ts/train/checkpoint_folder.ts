@@ -4,7 +4,7 @@
  * exist. While `last` is replaced the old one is kept as `last.prev`, so that at every instant one of the two is whole.
  */
 import { createHash } from 'node:crypto'
-import { copyFile, link, mkdir, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
+import { copyFile, link, mkdir, rename, rm, stat, statfs } from 'node:fs/promises'
 import path from 'node:path'
 import type { WrittenFile } from '../binding.js'
 import { EffnetError } from '../errors.js'
@@ -224,19 +224,4 @@ export async function settleFolder(io: FolderIo, target: string): Promise<string
   await rm(temporary, { recursive: true, force: true })
   if (await readManifest(target)) await rm(previous, { recursive: true, force: true })
   return (await readManifest(target)) ? target : undefined
-}
-
-/** Names of the complete checkpoints in a run's `checkpoints` folder. */
-export async function listFolders(dir: string): Promise<string[]> {
-  let names: string[]
-  try {
-    names = await readdir(dir)
-  } catch {
-    return []
-  }
-  const found: string[] = []
-  for (const name of names.sort()) {
-    if (!name.startsWith('.') && !name.endsWith(PREVIOUS) && (await readManifest(path.join(dir, name)))) found.push(name)
-  }
-  return found
 }
