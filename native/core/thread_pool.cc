@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <system_error>
 
 extern "C" void omp_set_num_threads(int);
 
@@ -31,8 +32,13 @@ void enter_engine_thread(int worker) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads) {
-  workers_.emplace_back([this] { coordinator_loop(); });
-  for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { helper_loop(i); });
+  try {
+    workers_.emplace_back([this] { coordinator_loop(); });
+    for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { helper_loop(i); });
+  } catch (...) {
+    join();  // a thread that is destroyed while it runs ends the process
+    throw;
+  }
 }
 
 ThreadPool::~ThreadPool() { join(); }
@@ -70,8 +76,13 @@ LivePools& live_pools() {
 }  // namespace
 
 std::shared_ptr<ThreadPool> make_pool(int threads) {
-  std::shared_ptr<ThreadPool> pool(new ThreadPool(threads),
-                                   [](ThreadPool* p) { std::thread([p] { delete p; }).detach(); });
+  std::shared_ptr<ThreadPool> pool(new ThreadPool(threads), [](ThreadPool* p) {
+    try {
+      std::thread([p] { delete p; }).detach();
+    } catch (const std::system_error&) {
+      p->shut_down();  // its threads end by themselves; only the object is lost
+    }
+  });
   std::lock_guard lock(live_pools().mutex);
   std::erase_if(live_pools().pools, [](const auto& weak) { return weak.expired(); });
   live_pools().pools.push_back(pool);

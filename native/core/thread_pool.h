@@ -16,6 +16,10 @@ namespace effnet {
 
 class ThreadPool {
  public:
+  // Most shards of one parallel(): the job word has 20 bits for them and for the claims that come too late.
+  static constexpr int kMaxShards = (1 << 20) - 1024;
+
+  // At most 256 threads. Throws std::system_error when the system gives no thread.
   explicit ThreadPool(int threads);
   ~ThreadPool();  // joins
   ThreadPool(const ThreadPool&) = delete;
@@ -32,8 +36,8 @@ class ThreadPool {
   // Polled by tasks between operations.
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
 
-  // Runs work(shard, worker) for every shard in [0, shards). Only from inside a task. The order in which shards run,
-  // and on which thread, is not defined; results must not depend on it.
+  // Runs work(shard, worker) for every shard in [0, shards), at most kMaxShards. Only from inside a task. The order in
+  // which shards run, and on which thread, is not defined; results must not depend on it.
   template <class F>
   void parallel(int shards, F&& work) {
     if (shards <= 0) return;

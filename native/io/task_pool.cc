@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace effnet::io {
@@ -12,18 +13,27 @@ namespace {
 class TaskPool {
  public:
   void run(std::function<void()> job) {
+    bool queued;
     {
       std::lock_guard lock(mutex_);
-      jobs_.push_back(std::move(job));
-      if (idle_ < static_cast<int>(jobs_.size()) && threads_ < limit_) {
-        ++threads_;
-        std::thread([this] { loop(); }).detach();
-      }
+      if (idle_ <= static_cast<int>(jobs_.size()) && threads_ < limit_) add_thread();
+      queued = threads_ > 0;
+      if (queued) jobs_.push_back(std::move(job));
     }
+    if (!queued) return job();
     wake_.notify_one();
   }
 
  private:
+  void add_thread() {
+    try {
+      std::thread([this] { loop(); }).detach();
+      ++threads_;
+    } catch (const std::system_error&) {
+      // The threads there are do the work.
+    }
+  }
+
   void loop() {
     std::unique_lock lock(mutex_);
     for (;;) {

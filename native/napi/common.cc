@@ -46,7 +46,7 @@ void call_posted(napi_env raw, napi_value, void*, void* data) {
   Napi::HandleScope scope(env);
   try {
     (*work)(env);
-  } catch (const Napi::Error& e) {
+  } catch (const std::exception& e) {
     // A promise could not be settled because the environment terminates; nobody is left to hear it.
   }
 }

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/caught.h"
 #include "core/status.h"
 
 namespace effnet::napi {

@@ -1,6 +1,7 @@
 // Pools, memories, executables and steps for JavaScript.
 #include <cstring>
 #include <optional>
+#include <system_error>
 
 #include "cpu/cpu_info.h"
 #include "cpu/kernels/dispatch.h"
@@ -83,7 +84,11 @@ Napi::Value create_pool(const Napi::CallbackInfo& info) {
   const int threads = static_cast<int>(get_number(env, info[0], "threads", 1, 256));
   if (const char* reason = cpu::unsupported_cpu_reason()) throw_status(env, error(Code::backend_missing, "%s", reason));
   auto handle = std::make_shared<PoolHandle>(env);
-  handle->pool = make_pool(threads);
+  try {
+    handle->pool = make_pool(threads);
+  } catch (const std::system_error& e) {
+    throw_status(env, error(Code::oom, "no %d threads for the engine: %s", threads, e.what()));
+  }
   // The environment may go while a step runs: its threads must be done before native memory is.
   std::weak_ptr<ThreadPool> weak = handle->pool;
   handle->teardown = EnvState::of(env).add_teardown([weak] {
@@ -200,16 +205,18 @@ Napi::Value verify_plan(const Napi::CallbackInfo& info) {
 
 Napi::Value bind(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  const auto& pool = get_handle<PoolHandle>(info, 0)->pool;
+  auto pool = get_handle<PoolHandle>(info, 0)->pool;
   if (!pool) throw_closed(env, "pool");
-  const auto memory = open_memory(info, 1);
+  auto memory = open_memory(info, 1);
   const Bytes plan = get_bytes(env, info[2], "plan");
   auto copy = std::make_shared<std::vector<std::byte>>(plan.data, plan.data + plan.size);
   const Completion completion = Completion::create(env);
   auto busy = std::make_shared<BusyMark>(memory);
   const bool queued = pool->submit([completion, pool, memory, copy, busy]() mutable {
-    auto bound = cpu::Executable::bind(pool, memory, *copy);
+    auto bound = caught([&] { return cpu::Executable::bind(pool, memory, *copy); });
     busy.reset();
+    memory.reset();  // before anyone hears: whoever closes then finds the bytes given back
+    pool.reset();
     if (!bound.ok()) return completion.reject(bound.status());
     completion.resolve([executable = std::move(bound.value())](Napi::Env e) {
       auto handle = std::make_shared<ExecutableHandle>(e);
@@ -258,7 +265,7 @@ cpu::StepScalars get_scalars(Napi::Env env, Napi::Value value) {
 
 Napi::Value step(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  const auto executable = open_executable(info, 0);
+  auto executable = open_executable(info, 0);
   const Napi::Object input = info[1].ToObject();
   const cpu::StepScalars scalars = get_scalars(env, info[2]);
   const uint64_t needed = executable->plan().arena_bytes(plan::Arena::input);
@@ -289,9 +296,10 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   const Completion completion = Completion::create(env);
   const bool queued = executable->pool()->submit([completion, executable, job, scalars]() mutable {
     const std::byte* data = job->batch ? job->batch->data() : job->bytes.data();
-    const Status status = executable->step(data, scalars, job->output.data());
+    const Status status = caught([&] { return executable->step(data, scalars, job->output.data()); });
     job->batch.reset();
     job->busy.reset();
+    executable.reset();  // before anyone hears: whoever closes then finds the bytes given back
     if (!status.ok()) return completion.reject(status);
     completion.resolve([job](Napi::Env e) {
       auto buffer = Napi::ArrayBuffer::New(e, job->output.size());

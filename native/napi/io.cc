@@ -39,12 +39,7 @@ template <class F>
 void run_image_task(const Completion& completion, F work) {
   run_task([completion, work = std::move(work)]() mutable {
     auto image = std::make_shared<Image>();
-    Status status;
-    try {
-      status = work(*image);
-    } catch (const std::bad_alloc&) {
-      status = error(Code::oom, "not enough memory for the image");
-    }
+    const Status status = caught([&] { return work(*image); });
     thread_transformer().trim();
     if (!status.ok()) return completion.reject(status);
     completion.resolve([image](Napi::Env env) {
@@ -157,7 +152,7 @@ Napi::Value load_tensors_of(const Napi::CallbackInfo& info) {
   const Completion completion = Completion::create(env);
   run_task([completion, memory, path, data_start, tensors = std::move(tensors)] {
     memory->wait_snapshots();
-    const Status status = load_tensors(*memory, path, data_start, tensors);
+    const Status status = caught([&] { return load_tensors(*memory, path, data_start, tensors); });
     memory->end_load();
     completion.settle(status);
   });
@@ -192,10 +187,10 @@ Napi::Value save_tensors(const Napi::CallbackInfo& info) {
   memory->pin();
   const Completion completion = Completion::create(env);
   run_task([completion, memory, files = std::move(files)] {
-    auto snapshot = take_snapshot(*memory, files);
+    auto snapshot = caught([&] { return take_snapshot(*memory, files); });
     memory->unpin();
     if (!snapshot.ok()) return completion.reject(snapshot.status());
-    auto written = write_snapshot(*snapshot.value());
+    auto written = caught([&] { return write_snapshot(*snapshot.value()); });
     if (!written.ok()) return completion.reject(written.status());
     completion.resolve([written = std::move(written.value())](Napi::Env e) {
       Napi::Array result = Napi::Array::New(e, written.size());
@@ -209,7 +204,7 @@ Napi::Value save_tensors(const Napi::CallbackInfo& info) {
 Napi::Value fsync_of(const Napi::CallbackInfo& info) {
   const std::string path = get_string(info.Env(), info[0], "path");
   const Completion completion = Completion::create(info.Env());
-  run_task([completion, path] { completion.settle(fsync_path(path)); });
+  run_task([completion, path] { completion.settle(caught([&] { return fsync_path(path); })); });
   return completion.promise();
 }
 
@@ -217,7 +212,7 @@ Napi::Value hash_file_of(const Napi::CallbackInfo& info) {
   const std::string path = get_string(info.Env(), info[0], "path");
   const Completion completion = Completion::create(info.Env());
   run_task([completion, path] {
-    const auto hash = hash_file(path);
+    const auto hash = caught([&] { return hash_file(path); });
     if (!hash.ok()) return completion.reject(hash.status());
     completion.resolve([file = hash.value()](Napi::Env env) { return written_object(env, file); });
   });

@@ -2,9 +2,11 @@
 #include "core/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <future>
 #include <numeric>
+#include <system_error>
 
 namespace effnet {
 namespace {
@@ -96,6 +98,33 @@ TEST(ThreadPool, TwoPoolsAtOnce) {
   for (auto& d : done) d.get_future().wait();
   EXPECT_EQ(sums[0], 500 * 120);
   EXPECT_EQ(sums[1], 500 * 120);
+}
+
+TEST(ThreadPool, TheLargestJobEnds) {
+  ThreadPool pool(2);
+  in_task(pool, [&] {
+    std::atomic<int64_t> sum{0};
+    pool.parallel(ThreadPool::kMaxShards, [&](int shard, int) { sum.fetch_add(shard, std::memory_order_relaxed); });
+    const int64_t n = ThreadPool::kMaxShards;
+    EXPECT_EQ(sum.load(), n * (n - 1) / 2);
+  });
+}
+
+// In a child process: its address space is too small for the stacks of the threads.
+TEST(ThreadPoolDeathTest, TooManyThreadsAreAnExceptionNotTheEnd) {
+#if !defined(__SANITIZE_ADDRESS__)
+  const auto attempt = [] {
+    const rlimit limit{rlim_t{1} << 30, rlim_t{1} << 30};
+    setrlimit(RLIMIT_AS, &limit);
+    try {
+      ThreadPool pool(256);
+    } catch (const std::system_error&) {
+      std::_Exit(0);
+    }
+    std::_Exit(1);
+  };
+  EXPECT_EXIT(attempt(), testing::ExitedWithCode(0), "");
+#endif
 }
 
 }  // namespace
