@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <thread>
 
 namespace effnet {
@@ -42,10 +43,15 @@ Block::~Block() {
   }
   const auto unmap = [data = data_, mapped = round_up(bytes_, kHugePage)] { munmap(data, mapped); };
   // Giving back gigabytes takes the kernel a while, and the owner may be the JavaScript thread.
-  if (bytes_ < kSlowUnmap)
+  if (bytes_ < kSlowUnmap) {
     unmap();
-  else
+    return;
+  }
+  try {
     std::thread(unmap).detach();
+  } catch (const std::system_error&) {
+    unmap();
+  }
 }
 
 StatusOr<Block> Block::allocate(uint64_t bytes, Kind kind) {
@@ -81,9 +87,15 @@ Status Memory::ensure(plan::Arena a, uint64_t bytes) {
   if (bytes <= block.bytes()) return ok_status();
   if (busy.load()) return error(Code::closed, "arenas cannot grow while a step runs");
   wait_unpinned();
+  const uint64_t before = block.bytes();
   if (a == plan::Arena::activations) block = Block();  // freed first, so that the peak is not the sum
   auto grown = Block::allocate(bytes, Block::Kind::arena);
-  if (!grown.ok()) return grown.status();
+  if (!grown.ok()) {
+    // Plans bound earlier still run in what there was.
+    if (block.bytes() < before)
+      if (auto again = Block::allocate(before, Block::Kind::arena); again.ok()) block = std::move(again.value());
+    return grown.status();
+  }
   if (block.bytes()) std::memcpy(grown.value().data(), block.data(), block.bytes());
   block = std::move(grown.value());
   return ok_status();

@@ -53,13 +53,16 @@ class Memory {
   std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
   uint64_t bytes(plan::Arena a) const { return blocks_[static_cast<int>(a)].bytes(); }
   // Grows an arena to `bytes` if it is smaller, keeping its contents (new bytes are zero). Activations are undefined
-  // between steps and not copied. Code::closed while a step runs.
+  // between steps and not copied. Code::closed while a step runs; Code::oom leaves the arena as large as it was.
   Status ensure(plan::Arena a, uint64_t bytes);
   // Exchanges two arenas of the same size.
   Status swap(plan::Arena a, plan::Arena b);
 
   // Whether a step, a bind or a load is using the arenas; host access is refused meanwhile.
   std::atomic<int> busy{0};
+
+  // Counts the steps that changed the weights, so that every other plan packs them again before it runs.
+  std::atomic<uint64_t> weights_version{0};
 
   // Pinned between the start of a checkpoint's snapshot and its end on an engine thread: whoever changes the arenas
   // waits, so a step may be queued at once. Any thread.

@@ -28,8 +28,6 @@ double operand_bytes(const plan::Op& op) {
   return static_cast<double>(bytes);
 }
 
-constexpr int kMaxShards = 1 << 20;  // a field of ThreadPool's job word
-
 }  // namespace
 
 StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
@@ -45,7 +43,7 @@ StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPoo
   return executable;
 }
 
-Status Executable::bind_ops() {
+Status Executable::check_arenas() const {
   using plan::Arena;
   for (int i = 0; i < plan::kArenaCount; ++i) {
     const auto arena = static_cast<Arena>(i);
@@ -55,6 +53,14 @@ Status Executable::bind_ops() {
                    static_cast<unsigned long long>(plan_->arena_bytes(arena)), i,
                    static_cast<unsigned long long>(memory_->bytes(arena)));
   }
+  return ok_status();
+}
+
+Status Executable::bind_ops() {
+  using plan::Arena;
+  EFF_RETURN_IF_ERROR(check_arenas());
+  if (plan_->ops().size() > static_cast<size_t>(ThreadPool::kMaxShards))
+    return error(Code::plan_invalid, "plan: %zu ops are too many", plan_->ops().size());
   size_t shared = 0;
   bound_.reserve(plan_->ops().size());
   for (const plan::Op& op : plan_->ops()) {
@@ -64,7 +70,7 @@ Status Executable::bind_ops() {
       return Status(kernel.status().code(),
                     "op " + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + kernel.status().message());
     for (int phase = 0; phase < kernel.value()->phases(); ++phase)
-      if (kernel.value()->shards(phase) > kMaxShards)
+      if (const int shards = kernel.value()->shards(phase); shards < 0 || shards > ThreadPool::kMaxShards)
         return error(Code::plan_invalid, "op %.*s: too large", static_cast<int>(op.name.size()), op.name.data());
     worker_scratch_bytes_ = std::max(worker_scratch_bytes_, kernel.value()->worker_scratch_bytes());
     shared = std::max(shared, kernel.value()->shared_scratch_bytes());
@@ -111,6 +117,7 @@ void Executable::prepare(const ExecContext& base) {
 
 Status Executable::step(const std::byte* input, const StepScalars& scalars, std::byte* output) {
   memory_->wait_unpinned();
+  EFF_RETURN_IF_ERROR(check_arenas());  // an arena whose growth failed may be gone
   std::byte* arenas[plan::kArenaCount];
   for (int i = 0; i < plan::kArenaCount; ++i) arenas[i] = memory_->arena(static_cast<plan::Arena>(i));
   arenas[static_cast<int>(plan::Arena::prepared)] = prepared_.data();
@@ -119,7 +126,10 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0};
 
   // A training step changes the weights that its kernels packed.
-  if (weights_changed.exchange(false) || updates_weights_) prepare(base);
+  const uint64_t version = memory_->weights_version.load();
+  if (weights_changed.exchange(false) || version != prepared_version_ || updates_weights_) prepare(base);
+  prepared_version_ = version;
+  if (updates_weights_) ++memory_->weights_version;
   for (Bound& bound : bound_) {
     if (bound.op->is_prepare()) continue;
     if (pool_->stopping()) return error(Code::aborted, "closed while a step was running");

@@ -35,9 +35,10 @@ class Executable {
   std::vector<OpReport> report() const;
   // Folded and packed weights, scratch, output.
   uint64_t owned_bytes() const;
-  // Where a tensor lies now (not of the input arena); nullptr when there is none of that name.
+  // Where a tensor lies now; nullptr for one of the input arena, which only a step has.
   const std::byte* data(const plan::Tensor& tensor) const;
 
+  // Set when the host wrote weights; changes by steps are seen by Memory::weights_version.
   std::atomic<bool> weights_changed{true};
   std::atomic<bool> profiling{false};
 
@@ -48,6 +49,7 @@ class Executable {
     double seconds = 0;
   };
 
+  Status check_arenas() const;
   Status bind_ops();
   void run(Bound& bound, const ExecContext& base);
   void prepare(const ExecContext& base);
@@ -57,6 +59,7 @@ class Executable {
   std::shared_ptr<const plan::Plan> plan_;
   std::vector<Bound> bound_;
   bool updates_weights_ = false;
+  uint64_t prepared_version_ = 0;  // Memory::weights_version of the packed weights
   size_t worker_scratch_bytes_ = 0;
   Block prepared_, output_, shared_scratch_, worker_scratch_;
   int profiled_steps_ = 0;

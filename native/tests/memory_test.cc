@@ -1,0 +1,50 @@
+// Arenas: what a growth keeps, also one that fails.
+#include "core/memory.h"
+
+#include <gtest/gtest.h>
+
+namespace effnet {
+namespace {
+
+using plan::Arena;
+
+constexpr uint64_t kTooMuch = uint64_t{1} << 47;  // more than an address space has
+
+std::shared_ptr<Memory> memory_of(uint64_t weights, uint64_t activations) {
+  uint64_t bytes[plan::kArenaCount] = {};
+  bytes[static_cast<int>(Arena::weights)] = weights;
+  bytes[static_cast<int>(Arena::activations)] = activations;
+  return Memory::create(bytes).value();
+}
+
+TEST(Memory, GrowthKeepsContentsAndZeroesTheRest) {
+  const auto memory = memory_of(4096, 0);
+  memory->arena(Arena::weights)[4095] = std::byte{7};
+  ASSERT_TRUE(memory->ensure(Arena::weights, 5 << 20).ok());
+  EXPECT_EQ(memory->arena(Arena::weights)[4095], std::byte{7});
+  EXPECT_EQ(memory->arena(Arena::weights)[(5 << 20) - 1], std::byte{0});
+}
+
+TEST(Memory, AFailedGrowthLeavesTheArenaAsLargeAsItWas) {
+  const auto memory = memory_of(4096, 4 << 20);
+  for (const Arena arena : {Arena::weights, Arena::activations}) {
+    const uint64_t before = memory->bytes(arena);
+    EXPECT_EQ(memory->ensure(arena, kTooMuch).code(), Code::oom);
+    ASSERT_EQ(memory->bytes(arena), before);
+    memory->arena(arena)[before - 1] = std::byte{1};
+  }
+}
+
+TEST(Memory, RefusesToGrowOrExchangeWhileAStepRuns) {
+  const auto memory = memory_of(4096, 0);
+  ++memory->busy;
+  EXPECT_EQ(memory->ensure(Arena::weights, 8192).code(), Code::closed);
+  EXPECT_EQ(memory->swap(Arena::weights, Arena::ema).code(), Code::closed);
+  EXPECT_FALSE(memory->begin_load());
+  --memory->busy;
+  EXPECT_EQ(memory->swap(Arena::weights, Arena::ema).code(), Code::invalid_argument);
+  EXPECT_TRUE(memory->ensure(Arena::weights, 8192).ok());
+}
+
+}  // namespace
+}  // namespace effnet
