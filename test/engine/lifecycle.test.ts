@@ -3,12 +3,13 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { describe, expect, it } from 'vitest'
-import { binding } from '../../ts/binding.js'
+import { ARENA, binding } from '../../ts/binding.js'
 import { EffnetError } from '../../ts/errors.js'
 import { getModelConfig, modelParams } from '../../ts/nn/index.js'
 import { emit } from '../../ts/passes/emit.js'
 import { planMemory } from '../../ts/passes/plan_memory.js'
 import { evalProgram } from '../../ts/runtime/programs.js'
+import { packScalars } from '../../ts/runtime/scalars.js'
 import { Session } from '../../ts/runtime/session.js'
 import { weightsLayout } from '../../ts/runtime/weights_layout.js'
 import { goldenSession, hashPixels } from './harness.js'
@@ -70,17 +71,22 @@ describe('bad input', () => {
     session.close()
   })
 
-  it('a plan changed in any byte is refused or harmless, never a crash', () => {
+  const smallPlan = () => {
     const { graph } = evalProgram(config, { batchSize: 1, imageSize: 32, dtype: 'f32', target: { device: 'cpu' } })
     const layout = weightsLayout(modelParams(config))
-    const { bytes } = emit(graph, planMemory(graph, { weightOffsets: layout.offsets, weightBytes: layout.bytes }))
+    const memory = planMemory(graph, { weightOffsets: layout.offsets, weightBytes: layout.bytes })
+    return { graph, memory, bytes: emit(graph, memory).bytes }
+  }
+  const generator = (state: number) => (n: number) => {
+    state = (Math.imul(state, 1103515245) + 12345) >>> 0
+    return Math.floor((state / 4294967296) * n)
+  }
+
+  it('a plan changed in any byte is refused or harmless, never a crash', () => {
+    const { graph, bytes } = smallPlan()
     expect(binding().verifyPlan(bytes).ops).toBe(graph.nodes.length)
     let refused = 0
-    let state = 12345
-    const random = (n: number): number => {
-      state = (Math.imul(state, 1103515245) + 12345) >>> 0
-      return Math.floor((state / 4294967296) * n)
-    }
+    const random = generator(12345)
     const tries = 4000
     for (let i = 0; i < tries; i++) {
       const copy = bytes.slice(0, random(20) === 0 ? random(bytes.length) : bytes.length)
@@ -93,6 +99,42 @@ describe('bad input', () => {
       }
     }
     expect(refused).toBeGreaterThan(tries / 2)
+  })
+
+  it('a changed plan that is well-formed runs without harm', async () => {
+    const { memory, bytes } = smallPlan()
+    const native = binding()
+    const pool = native.createPool(2)
+    const arenas = native.createMemory(memory.arenaBytes.map((size, arena) => (arena <= ARENA.activations ? size : 0)))
+    const input = { bytes: new Uint8Array(memory.arenaBytes[ARENA.input]!) }
+    const header = new DataView(bytes.buffer)
+    const [refs, refsAt, attrs, attrsAt] = [32, 56, 36, 64].map((at) => header.getUint32(at, true)) as [
+      number,
+      number,
+      number,
+      number,
+    ]
+    const random = generator(54321)
+    let stepped = 0
+    for (let i = 0; stepped < 40 && i < 20_000; i++) {
+      const copy = bytes.slice()
+      const view = new DataView(copy.buffer)
+      // An attribute of another value, or an operand in another's place.
+      if (random(2)) view.setFloat64(attrsAt + 8 * random(attrs), random(6), true)
+      else view.setUint32(refsAt + 4 * random(refs), view.getUint32(refsAt + 4 * random(refs), true), true)
+      const code = await codeOf(() => native.verifyPlan(copy))
+      expect(['ok', 'EFF_PLAN_INVALID']).toContain(code)
+      if (code !== 'ok') continue
+      const work = native.bind(pool, arenas, copy).then(async (executable) => {
+        await native.step(executable, input, packScalars({}))
+        native.closeExecutable(executable)
+      })
+      expect(['ok', 'EFF_PLAN_INVALID']).toContain(await codeOf(work))
+      stepped++
+    }
+    expect(stepped).toBe(40)
+    native.closeMemory(arenas)
+    native.closePool(pool)
   })
 })
 
@@ -138,13 +180,15 @@ describe('processes and threads', () => {
       ${after}`)
     for (const after of ['', 'for (;;) await plan.run(input)']) {
       const worker = new Worker(source(after), { eval: true })
+      // Listened for from the start: a worker that ends at once tells of its message and its end in one go.
+      const ended = new Promise((resolve) => worker.once('exit', resolve))
       const size = await new Promise((resolve, reject) => {
         worker.once('message', resolve)
         worker.once('error', reject)
       })
       expect(size).toBe(8 * 1000)
       if (after) await worker.terminate()
-      else await new Promise((resolve) => worker.once('exit', resolve))
+      await ended
     }
     const session = await Session.create({ config, precision: 'fp32', threads: 1 })
     session.close()
