@@ -17,7 +17,7 @@ enum class Code : int {
   oom,               // EFF_OOM
   data_decode,       // EFF_DATA_DECODE
   data_missing,      // EFF_DATA_MISSING
-  data_limit,        // EFF_DATA_LIMIT: an image above the pixel, scan or time limit
+  data_limit,        // EFF_DATA_LIMIT: an image above the limit of pixels, scans or bytes
   io,                // EFF_IO: a file could not be read or written (message has errno)
   no_space,          // EFF_CKPT_NO_SPACE
   backend_missing,   // EFF_BACKEND_MISSING

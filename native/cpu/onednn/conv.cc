@@ -44,9 +44,7 @@ ConvShape shape_of(const plan::Op& op, Pass pass, const Tensor& src, const Tenso
   s.stride = op.attr_int(Geometry::attr_stride);
   s.pad_t = op.attr_int(Geometry::attr_pad_t);
   s.pad_l = op.attr_int(Geometry::attr_pad_l);
-  s.pad_b = op.attr_int(Geometry::attr_pad_b);
-  s.pad_r = op.attr_int(Geometry::attr_pad_r);
-  // Rows and columns that no output reads are cut off: oneDNN wants the padding that the sizes imply.
+  // Not the op's: rows and columns that no output reads are cut off, and oneDNN wants the padding the sizes imply.
   s.pad_b = (s.oh - 1) * s.stride + s.kh - s.ih - s.pad_t;
   s.pad_r = (s.ow - 1) * s.stride + s.kw - s.iw - s.pad_l;
   return s;
