@@ -132,6 +132,7 @@ describe('fit', () => {
     const events = collect(trainer)
     const result = await trainer.fit(data)
     expect(result.step).toBe(1)
+    expect(result.imagesPerS).toBeGreaterThan(0)
     expect(await events).toContainEqual(expect.objectContaining({ type: 'warning', code: 'batch-size' }))
   })
 

@@ -122,6 +122,8 @@ async function runFit(o: TrainValues, { model, data, outDir, resume, config }: F
   const reading = (async () => {
     for await (const event of events) console.on(event)
   })()
+  // Awaited when the run has ended; meanwhile a failure is not unhandled.
+  reading.catch(() => undefined)
   const release = handleSignals(
     {
       stop: (signal) => trainer.stop(signal),

@@ -361,6 +361,11 @@ export class FitRun implements TrainerContext {
     await this.callbacks.call('onStepEnd', this, event)
   }
 
+  /** Since the start of the epoch. */
+  private get rate(): number {
+    return this.span.ms > 0 ? (1000 * this.span.images) / this.span.ms : 0
+  }
+
   /** Start-up (kernels' first touch of memory, an empty pipeline) is left out of the run's throughput. */
   private count(images: number, stepMs: number, waitMs: number): void {
     this.span.images += images
@@ -389,7 +394,7 @@ export class FitRun implements TrainerContext {
       top1: progress.running.top1,
       lr,
       ...(result.gradNorm === undefined ? {} : { gradNorm: result.gradNorm }),
-      imagesPerS: (1000 * span.images) / span.ms,
+      imagesPerS: this.rate,
       dataWait: span.waitMs / span.ms,
       stepMs,
       waitMs,
@@ -441,7 +446,7 @@ export class FitRun implements TrainerContext {
       Object.assign(metrics, measured)
     }
     metrics['lr'] = learningRate(this.schedule!, Math.max(0, progress.step - 1))
-    metrics['images_per_s'] = span.ms > 0 ? (1000 * span.images) / span.ms : 0
+    metrics['images_per_s'] = this.rate
     metrics['data_wait'] = span.ms > 0 ? span.waitMs / span.ms : 0
     const best = this.noteBest(metrics, epoch)
     progress.metrics = metrics
@@ -554,7 +559,8 @@ export class FitRun implements TrainerContext {
       step: progress.step,
       metrics: { ...progress.metrics },
       ...(progress.best ? { best: progress.best } : {}),
-      imagesPerS: progress.imagesPerS,
+      // A run of one step has start-up alone.
+      imagesPerS: progress.imagesPerS || this.rate,
       dataWait: progress.dataWait,
       elapsedMs: progress.elapsedMs,
       badFiles: [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])],
