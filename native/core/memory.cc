@@ -101,6 +101,18 @@ Status Memory::ensure(plan::Arena a, uint64_t bytes) {
   return ok_status();
 }
 
+Status Memory::clear(plan::Arena a) {
+  if (busy.load()) return error(Code::closed, "arenas cannot be cleared while a step runs");
+  wait_unpinned();
+  Block& block = blocks_[static_cast<int>(a)];
+  auto fresh = Block::allocate(block.bytes(), Block::Kind::arena);
+  if (fresh.ok())
+    block = std::move(fresh.value());
+  else
+    std::memset(block.data(), 0, block.bytes());
+  return ok_status();
+}
+
 Status Memory::swap(plan::Arena a, plan::Arena b) {
   if (busy.load()) return error(Code::closed, "arenas cannot be exchanged while a step runs");
   wait_unpinned();

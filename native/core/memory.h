@@ -55,6 +55,8 @@ class Memory {
   // Grows an arena to `bytes` if it is smaller, keeping its contents (new bytes are zero). Activations are undefined
   // between steps and not copied. Code::closed while a step runs; Code::oom leaves the arena as large as it was.
   Status ensure(plan::Arena a, uint64_t bytes);
+  // Fills an arena with zeros, by fresh pages where it is large: those cost nothing until a step touches them.
+  Status clear(plan::Arena a);
   // Exchanges two arenas of the same size.
   Status swap(plan::Arena a, plan::Arena b);
 

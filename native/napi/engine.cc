@@ -157,7 +157,7 @@ void copy_arena(const Napi::CallbackInfo& info) {
   const int from = static_cast<int>(get_number(env, info[1], "from", -1, last));
   const auto to = static_cast<plan::Arena>(get_number(env, info[2], "to", 0, last));
   if (from < 0) {
-    std::memset(memory->arena(to), 0, memory->bytes(to));
+    check(env, memory->clear(to));
     return;
   }
   const auto source = static_cast<plan::Arena>(from);

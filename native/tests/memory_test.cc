@@ -35,6 +35,19 @@ TEST(Memory, AFailedGrowthLeavesTheArenaAsLargeAsItWas) {
   }
 }
 
+TEST(Memory, ClearedArenasAreZeroAndAsLarge) {
+  const auto memory = memory_of(4096, 4 << 20);
+  const uint64_t held = native_bytes(Block::Kind::arena);
+  for (const Arena arena : {Arena::weights, Arena::activations, Arena::ema}) {
+    const uint64_t bytes = memory->bytes(arena);
+    if (bytes) memory->arena(arena)[bytes - 1] = std::byte{1};
+    ASSERT_TRUE(memory->clear(arena).ok());
+    ASSERT_EQ(memory->bytes(arena), bytes);
+    if (bytes) EXPECT_EQ(memory->arena(arena)[bytes - 1], std::byte{0});
+  }
+  EXPECT_EQ(native_bytes(Block::Kind::arena), held);
+}
+
 TEST(Memory, RefusesToGrowOrExchangeWhileAStepRuns) {
   const auto memory = memory_of(4096, 0);
   ++memory->busy;

@@ -381,7 +381,7 @@ export class Session implements AsyncDisposable {
     binding().copyArena(this.memory, ARENA.weights, ARENA.ema)
   }
 
-  /** Zeroes gradients and optimizer state. */
+  /** Zeroes the optimizer state. */
   resetOptimizer(): void {
     for (const arena of [ARENA.moment0, ARENA.moment1]) binding().copyArena(this.memory, -1, arena)
   }
