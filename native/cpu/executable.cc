@@ -123,17 +123,22 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   arenas[static_cast<int>(plan::Arena::prepared)] = prepared_.data();
   arenas[static_cast<int>(plan::Arena::input)] = const_cast<std::byte*>(input);
   arenas[static_cast<int>(plan::Arena::output)] = output_.data();
-  ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0};
+  std::atomic<int> failure{0};
+  ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure};
 
   // A training step changes the weights that its kernels packed.
   const uint64_t version = memory_->weights_version.load();
   if (weights_changed.exchange(false) || version != prepared_version_ || updates_weights_) prepare(base);
+  if (failure) return error(Code::internal, "oneDNN failed (status %d) while weights were packed", failure.load());
   prepared_version_ = version;
   if (updates_weights_) ++memory_->weights_version;
   for (Bound& bound : bound_) {
     if (bound.op->is_prepare()) continue;
     if (pool_->stopping()) return error(Code::aborted, "closed while a step was running");
     run(bound, base);
+    if (failure)
+      return error(Code::internal, "op %.*s: oneDNN failed (status %d)", static_cast<int>(bound.op->name.size()),
+                   bound.op->name.data(), failure.load());
   }
   if (profiling.load(std::memory_order_relaxed)) ++profiled_steps_;
   std::memcpy(output, output_.data(), output_.bytes());

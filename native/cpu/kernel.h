@@ -5,6 +5,7 @@
 // reduction has a fixed order; so 1, 2 or 16 threads give the same bits. run() never allocates, throws or blocks.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -37,6 +38,12 @@ struct ExecContext {
   std::byte* shared_scratch;  // of this op: shared_scratch_bytes(), kept from phase to phase, undefined at the first
   int worker;                 // 0-based thread number; for diagnostics only, never for results
 
+  std::atomic<int>* failure = nullptr;  // where expect_ok() leaves the first status of a library that is not 0
+
+  void expect_ok(int status) const {
+    int none = 0;
+    if (status && failure) failure->compare_exchange_strong(none, status);
+  }
   template <class T>
   T* ptr(const plan::Tensor* t) const {
     return t ? reinterpret_cast<T*>(arenas[static_cast<int>(t->arena)] + t->offset) : nullptr;

@@ -1,5 +1,6 @@
 // The verifier. Every number in the buffer is hostile until checked here; after load() the rest of the engine indexes
 // without looking.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -198,6 +199,18 @@ class Loader {
     return ok_status();
   }
 
+  // The arenas that a plan has to itself end with their last tensor: a header cannot ask for more.
+  Status check_own_arenas(const std::vector<Tensor>& tensors) const {
+    for (const Arena arena : {Arena::activations, Arena::prepared, Arena::input, Arena::output}) {
+      uint64_t end = 0;
+      for (const Tensor& tensor : tensors)
+        if (tensor.arena == arena) end = std::max(end, tensor.offset + tensor.bytes);
+      if (header_.arena_bytes[static_cast<int>(arena)] > (end + kAlignment - 1) / kAlignment * kAlignment)
+        return bad("arena", static_cast<uint64_t>(arena), "is larger than its tensors");
+    }
+    return ok_status();
+  }
+
   // Optimizers find moments and averages at the parameters' offsets in arenas of the same layout.
   Status check_mirrors(const std::vector<Op>& ops) const {
     const auto mirrors = [this](Arena a) {
@@ -276,6 +289,7 @@ StatusOr<std::shared_ptr<const Plan>> Plan::load(std::span<const std::byte> byte
   EFF_RETURN_IF_ERROR(loader.check_header());
   EFF_RETURN_IF_ERROR(loader.read_tensors(plan->tensors_));
   EFF_RETURN_IF_ERROR(loader.read_ops(plan->tensors_, plan->ops_));
+  EFF_RETURN_IF_ERROR(loader.check_own_arenas(plan->tensors_));
   EFF_RETURN_IF_ERROR(loader.check_mirrors(plan->ops_));
   std::memcpy(plan->arena_bytes_, header.arena_bytes, sizeof header.arena_bytes);
   return std::shared_ptr<const Plan>(std::move(plan));

@@ -184,7 +184,7 @@ class ConvImpl final : public Conv {
   size_t weights_bytes() const override { return dnnl_memory_desc_get_size(layout_->get()); }
   size_t scratch_bytes() const override { return dnnl_memory_desc_get_size(primitive_.scratch()); }
 
-  void execute(const void* a, void* weights, const float* bias, void* b, void* scratch) const override {
+  int execute(const void* a, void* weights, const float* bias, void* b, void* scratch) const override {
     const bool data = shape_.pass == Pass::backward_data;
     const Memory first(data ? dst_.handle : src_.handle, a), second(data ? src_.handle : dst_.handle, b);
     const Memory third(layout_->get(), weights), fourth(primitive_.scratch(), scratch);
@@ -208,13 +208,10 @@ class ConvImpl final : public Conv {
         break;
     }
     args[count++] = {DNNL_ARG_SCRATCHPAD, fourth.handle};
-    if (!bias_.handle) {
-      dnnl_primitive_execute(primitive_.handle, thread_stream(), count, args);
-      return;
-    }
+    if (!bias_.handle) return dnnl_primitive_execute(primitive_.handle, thread_stream(), count, args);
     const Memory fifth(bias_.handle, bias);
     args[count++] = {DNNL_ARG_BIAS, fifth.handle};
-    dnnl_primitive_execute(primitive_.handle, thread_stream(), count, args);
+    return dnnl_primitive_execute(primitive_.handle, thread_stream(), count, args);
   }
 
  private:
@@ -241,11 +238,11 @@ class ReorderImpl final : public Reorder {
 
   size_t scratch_bytes() const override { return dnnl_memory_desc_get_size(primitive_.scratch()); }
 
-  void execute(const void* src, void* dst, void* scratch) const override {
+  int execute(const void* src, void* dst, void* scratch) const override {
     const Memory from(from_.handle, src), to(to_.handle, dst), pad(primitive_.scratch(), scratch);
     const dnnl_exec_arg_t args[] = {
         {DNNL_ARG_FROM, from.handle}, {DNNL_ARG_TO, to.handle}, {DNNL_ARG_SCRATCHPAD, pad.handle}};
-    dnnl_primitive_execute(primitive_.handle, thread_stream(), 3, args);
+    return dnnl_primitive_execute(primitive_.handle, thread_stream(), 3, args);
   }
 
  private:

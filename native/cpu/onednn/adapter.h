@@ -40,7 +40,8 @@ class Conv {
   virtual size_t scratch_bytes() const = 0;
   // forward: a = src, b = dst; backward_data: a = diff_dst, b = diff_src; backward_weights: a = src, b = diff_dst and
   // `weights` receives the gradient. Re-entrant: any thread with its own scratch.
-  virtual void execute(const void* a, void* weights, const float* bias, void* b, void* scratch) const = 0;
+  // Returns oneDNN's status, 0 when all is well.
+  virtual int execute(const void* a, void* weights, const float* bias, void* b, void* scratch) const = 0;
 };
 
 // Copies weights between OHWI f32 and a primitive's layout, converting the type.
@@ -50,7 +51,7 @@ class Reorder {
   static StatusOr<std::shared_ptr<const Reorder>> pack(const ConvShape& shape, const WeightsLayout& to);
   static StatusOr<std::shared_ptr<const Reorder>> unpack(const ConvShape& shape, const WeightsLayout& from);
   virtual size_t scratch_bytes() const = 0;
-  virtual void execute(const void* src, void* dst, void* scratch) const = 0;
+  virtual int execute(const void* src, void* dst, void* scratch) const = 0;
 };
 
 std::string version();

@@ -139,7 +139,7 @@ class IndependentConv final : public Kernel {
   double flops() const override { return conv_flops(shape_); }
 
   void prepare(const ExecContext& ctx) override {
-    pack_->execute(ctx.ptr<float>(operands_.weights), packed_.data(), pack_scratch_.data());
+    ctx.expect_ok(pack_->execute(ctx.ptr<float>(operands_.weights), packed_.data(), pack_scratch_.data()));
   }
 
   void run(int, int shard, const ExecContext& ctx) override {
@@ -155,8 +155,8 @@ class IndependentConv final : public Kernel {
                     tile.src_elements / shape_.ic, shape_.ih * shape_.iw, shape_.ic, shape_.dtype);
       src = ctx.worker_scratch;
     }
-    primitives_[static_cast<size_t>(shard)].execute(src, packed_.data(), ctx.ptr<float>(operands_.bias), dst,
-                                                    ctx.worker_scratch + gated_bytes_);
+    ctx.expect_ok(primitives_[static_cast<size_t>(shard)].execute(src, packed_.data(), ctx.ptr<float>(operands_.bias),
+                                                                  dst, ctx.worker_scratch + gated_bytes_));
     if (operands_.act != plan::Act::identity || operands_.residual) {
       const std::byte* residual = ctx.ptr<std::byte>(operands_.residual);
       if (residual) residual += static_cast<size_t>(write_first) * size;
@@ -211,16 +211,16 @@ class WeightsGradient final : public Kernel {
     if (phase == 0) {
       const Tile& tile = tiles_[static_cast<size_t>(shard)];
       const size_t size = plan::dtype_bytes(shape_.dtype);
-      primitives_[static_cast<size_t>(shard)].execute(
+      ctx.expect_ok(primitives_[static_cast<size_t>(shard)].execute(
           ctx.ptr<std::byte>(src_) + static_cast<size_t>(tile.src_first) * size,
           ctx.shared_scratch + static_cast<size_t>(shard) * part_bytes_, nullptr,
-          ctx.ptr<std::byte>(diff_dst_) + static_cast<size_t>(tile.dst_first) * size, ctx.worker_scratch);
+          ctx.ptr<std::byte>(diff_dst_) + static_cast<size_t>(tile.dst_first) * size, ctx.worker_scratch));
     } else if (phase == 1) {
       const size_t first = static_cast<size_t>(shard) * kAddChunk;
       add_parts(reinterpret_cast<float*>(ctx.shared_scratch) + first, std::min(kAddChunk, part_floats() - first),
                 part_floats(), static_cast<int>(tiles_.size()));
     } else {
-      unpack_->execute(ctx.shared_scratch, ctx.ptr<float>(diff_weights_), ctx.worker_scratch);
+      ctx.expect_ok(unpack_->execute(ctx.shared_scratch, ctx.ptr<float>(diff_weights_), ctx.worker_scratch));
     }
   }
 
