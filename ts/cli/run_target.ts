@@ -1,8 +1,9 @@
 /** Where a run goes and what it continues: `--out` and `--resume [PATH]`. */
 import { existsSync, readFileSync, statSync } from 'node:fs'
-import { mkdir, rm, symlink } from 'node:fs/promises'
+import { rm, symlink } from 'node:fs/promises'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
+import { makeFolders } from '../train/files.js'
 import { TRAIN, type TrainValues } from './train_options.js'
 
 export interface RunTarget {
@@ -48,7 +49,7 @@ async function newRun(model: string): Promise<string> {
   const name = `${model}-${stamp(new Date())}`
   let dir = path.join(parent, name)
   for (let n = 2; existsSync(dir); n++) dir = path.join(parent, `${name}-${n}`)
-  await mkdir(parent, { recursive: true })
+  await makeFolders(parent)
   const link = path.join(parent, 'latest')
   try {
     await rm(link, { force: true })

@@ -9,7 +9,7 @@ import path from 'node:path'
 import type { WrittenFile } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { faultPoint } from './fault.js'
-import { ioError, json, readOptional, writeSynced } from './files.js'
+import { ioError, json, makeFolders, readOptional, writeSynced } from './files.js'
 
 export const MANIFEST = 'manifest.json'
 export const MANIFEST_FORMAT = 'effnet-checkpoint'
@@ -47,7 +47,7 @@ export async function startFolder(io: FolderIo, target: string, content: FolderC
   const parent = path.dirname(target)
   const temporary = path.join(parent, `${TEMPORARY}${path.basename(target)}`)
   try {
-    await mkdir(parent, { recursive: true })
+    await makeFolders(parent)
     await rm(temporary, { recursive: true, force: true })
     await checkSpace(parent, content.bytes)
     await mkdir(temporary)

@@ -1,5 +1,5 @@
 /** Small files written so that a reader sees the old or the new one, never half of it. */
-import { open, readFile, rename, rm } from 'node:fs/promises'
+import { mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
 
@@ -11,6 +11,25 @@ export async function writeSynced(file: string, data: string | Uint8Array): Prom
     await handle.sync()
   } finally {
     await handle.close()
+  }
+}
+
+/**
+ * Makes a folder and those above it. Not `mkdir` with `recursive`: where a file system answers ENOENT for a folder whose parent
+ * exists (/proc does), Node 20 tries for ever.
+ */
+export async function makeFolders(dir: string): Promise<void> {
+  const missing: string[] = []
+  for (let at = path.resolve(dir); ; at = path.dirname(at)) {
+    const found = await stat(at).catch(() => undefined)
+    if (found?.isDirectory() || path.dirname(at) === at) break
+    missing.push(at)
+  }
+  for (const each of missing.reverse()) {
+    await mkdir(each).catch((cause: NodeJS.ErrnoException) => {
+      // Made by somebody else meanwhile; a file of that name makes the next step fail.
+      if (cause.code !== 'EEXIST') throw cause
+    })
   }
 }
 

@@ -1,6 +1,6 @@
 /** The folder of a run: what was asked, what came of it, and its checkpoints. All small files are replaced atomically. */
 import { execFile } from 'node:child_process'
-import { appendFile, mkdir, stat, writeFile } from 'node:fs/promises'
+import { appendFile, stat, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -8,7 +8,7 @@ import { binding } from '../binding.js'
 import type { BadFile } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import { packageVersion } from '../version.js'
-import { csvLine, ioError, json, readOptional, writeAtomic } from './files.js'
+import { csvLine, ioError, json, makeFolders, readOptional, writeAtomic } from './files.js'
 
 export type RunState = 'running' | 'finished' | 'interrupted' | 'failed'
 
@@ -67,7 +67,7 @@ export class RunFolder {
       })
     }
     try {
-      await mkdir(this.checkpoints, { recursive: true })
+      await makeFolders(this.checkpoints)
     } catch (cause) {
       throw ioError(cause, this.dir)
     }
