@@ -191,9 +191,12 @@ export class Model {
   /**
    * Writes the weights: a path that ends in `.safetensors` gives one file, under timm's names unless `naming` says otherwise; any
    * other a folder that `loadModel` reads, with class names and preprocessing.
-   * @throws EFF_INVALID_ARGUMENT for a folder under other names than timm's
+   * @throws EFF_INVALID_ARGUMENT for a folder under other names than timm's; EFF_RUN_EXISTS for a folder that holds something else
    */
   async save(target: string, options: { naming?: Naming } = {}): Promise<void> {
+    if (typeof target !== 'string' || target.trim() === '') {
+      throw new EffnetError('EFF_INVALID_ARGUMENT', 'save needs the path of a folder or of a .safetensors file')
+    }
     const { session } = this
     const { naming = 'timm' } = options
     if (target.endsWith('.safetensors')) {

@@ -41,13 +41,16 @@ export function describeError(thrown: unknown): DescribedError {
   const why = reason(error)
   const stack = [error.stack, error.cause instanceof Error ? `caused by ${error.cause.stack}` : undefined]
   const bug = code === 'EFF_INTERNAL' || (!(error instanceof EffnetError) && ERRNO_MEND[code] === undefined)
-  const mend = error instanceof EffnetError && error.hint ? error.hint : (ERRNO_MEND[code] ?? (bug ? REPORT : undefined))
+  // An I/O error says by its errno whether to mend permissions or to try again.
+  const errno = error instanceof EffnetError && code === 'EFF_IO' ? String(error.details['errno']) : undefined
+  const known = errno !== undefined && ['EACCES', 'EPERM', 'EROFS'].includes(errno) ? errno : code
+  const mend = error instanceof EffnetError && error.hint ? error.hint : (ERRNO_MEND[known] ?? (bug ? REPORT : undefined))
   return {
     code,
     message: error.message,
     ...(why === undefined ? {} : { why }),
     mend,
-    exitCode: exitCodeOf(code),
+    exitCode: exitCodeOf(known),
     stack: stack.filter(Boolean).join('\n'),
   }
 }

@@ -1,5 +1,5 @@
 /** The images that the words of `effnet predict` name: files, folders and globs, in the order given. */
-import { type Dirent, existsSync, statSync } from 'node:fs'
+import { type Dirent, existsSync, realpathSync, statSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { isImagePath } from '../data/image_folder.js'
@@ -44,7 +44,13 @@ const entriesOf = async (dir: string): Promise<Dirent[]> => {
   }
 }
 
-const isFolder = (file: string): boolean => statSync(file, { throwIfNoEntry: false })?.isDirectory() ?? false
+const isFolder = (file: string): boolean => {
+  try {
+    return statSync(file, { throwIfNoEntry: false })?.isDirectory() ?? false
+  } catch {
+    return false // a link that leads to itself
+  }
+}
 
 /** Files that match, sorted by code point within each folder; paths begin as the pattern does. */
 async function glob(pattern: string): Promise<string[]> {
@@ -85,12 +91,16 @@ async function glob(pattern: string): Promise<string[]> {
 }
 
 /** Image files below a folder, hidden names left out, sorted by path. */
-async function imagesBelow(dir: string): Promise<string[]> {
+async function imagesBelow(dir: string, entered = new Set<string>()): Promise<string[]> {
   const found: string[] = []
+  // Links may lead back: every folder is entered once.
+  const real = realpathSync(dir)
+  if (entered.has(real)) return found
+  entered.add(real)
   for (const entry of await entriesOf(dir)) {
     if (entry.name.startsWith('.')) continue
     const full = path.join(dir, entry.name)
-    if (isFolder(full)) found.push(...(await imagesBelow(full)))
+    if (isFolder(full)) found.push(...(await imagesBelow(full, entered)))
     else if (isImagePath(entry.name)) found.push(full)
   }
   return found

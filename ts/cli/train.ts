@@ -151,6 +151,15 @@ async function runFit(o: TrainValues, { model, data, outDir, resume, config }: F
   }
 }
 
+/** The next run would take the run folder for a class. */
+function refuseOutInData(outDir: string, dataDir: string): void {
+  const inside = path.relative(path.resolve(dataDir), outDir)
+  if (inside === '' || inside.startsWith('..') || path.isAbsolute(inside)) return
+  throw new EffnetError('EFF_CONFIG_VALUE', `--out ${outDir} lies in the data folder ${dataDir}, which is only read`, {
+    hint: `--out ${path.join(path.dirname(path.resolve(dataDir)), 'runs', path.basename(outDir))}`,
+  })
+}
+
 async function run({ options, ui }: Call<typeof TRAIN>): Promise<number> {
   await checkDeviceOption(options.device)
   const target = await runTarget(options)
@@ -162,6 +171,7 @@ async function run({ options, ui }: Call<typeof TRAIN>): Promise<number> {
   ui.line(await headerLine(o, ui))
   const data = await openData(o, dir, ui)
   const outDir = await target.outDir(name)
+  refuseOutInData(outDir, dir)
   const model = await openModel(o, name, data, ui)
   try {
     const config = {

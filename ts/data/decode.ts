@@ -1,5 +1,5 @@
 /** One image to pixels: JPEG by our decoder, everything else by sharp where it is installed. */
-import { readFile } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { binding, type DecodedImage, type DecodeOptions } from '../binding.js'
 import { EffnetError } from '../errors.js'
@@ -144,8 +144,12 @@ export async function readImage(input: ImageInput, options: DecodeOptions): Prom
 
 async function readBytes(file: string): Promise<Uint8Array> {
   try {
+    const found = await stat(file)
+    // A pipe or a device may never end.
+    if (!found.isFile()) throw new EffnetError('EFF_DATA_DECODE', `${file}: not a file`)
     return await readFile(file)
   } catch (cause) {
+    if (cause instanceof EffnetError) throw cause
     const code = (cause as NodeJS.ErrnoException).code
     if (code === 'ENOENT') throw new EffnetError('EFF_DATA_MISSING', `${file}: no such file`, { cause })
     throw new EffnetError('EFF_IO', `${file}: ${(cause as Error).message}`, { cause })

@@ -1,5 +1,5 @@
 /** A folder of images with a folder a class, with or without `train/` and `val/`. Reads names only; never writes. */
-import { readdir, stat } from 'node:fs/promises'
+import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
 import { checkKeys } from '../option_keys.js'
@@ -87,6 +87,12 @@ const isFolder = async (dir: string): Promise<boolean> => {
   }
 }
 
+/** A pipe, socket or device: reading it may never end. A dangling link is none, it is reported as unreadable. */
+async function isSpecial(file: string): Promise<boolean> {
+  const found = await stat(file).catch(() => undefined)
+  return found !== undefined && !found.isFile()
+}
+
 async function subfolders(dir: string): Promise<string[]> {
   const entries = await readdir(dir, { withFileTypes: true })
   const names: string[] = []
@@ -100,7 +106,12 @@ async function subfolders(dir: string): Promise<string[]> {
 /** Image files below `dir`: folders in order of their path, files in order of their name. */
 async function imagesBelow(dir: string): Promise<string[]> {
   const found: { dir: string; names: string[] }[] = []
+  // Links may lead back: every folder is entered once.
+  const entered = new Set<string>()
   const visit = async (folder: string): Promise<void> => {
+    const real = await realpath(folder)
+    if (entered.has(real)) return
+    entered.add(real)
     const entries = await readdir(folder, { withFileTypes: true })
     const names: string[] = []
     for (const entry of entries) {
@@ -108,7 +119,7 @@ async function imagesBelow(dir: string): Promise<string[]> {
       const full = path.join(folder, entry.name)
       const link = entry.isSymbolicLink()
       if (entry.isDirectory() || (link && (await isFolder(full)))) await visit(full)
-      else if ((entry.isFile() || link) && isImagePath(entry.name)) names.push(entry.name)
+      else if ((entry.isFile() || (link && !(await isSpecial(full)))) && isImagePath(entry.name)) names.push(entry.name)
     }
     found.push({ dir: folder, names: names.sort(compareCodePoints) })
   }

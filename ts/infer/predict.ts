@@ -166,6 +166,8 @@ class BatchRunner {
   }
 }
 
+const NOT_FINITE = { code: 'EFF_NAN', message: 'the network gave NaN or infinity: its weights are not sound' } as const
+
 /** Yields for each input, in order, what `make` makes of the batch's output at its row, or its error. */
 async function* run<T>(
   model: Model,
@@ -173,6 +175,7 @@ async function* run<T>(
   o: EmbedOptions,
   make: (output: EvalResult, row: number, path: string | undefined) => T,
 ): AsyncGenerator<T | PredictionError> {
+  const classes = model.config.numClasses
   const decode = evalDecode(model, o)
   const limit = o.batchSize ?? DEFAULT_BATCH
   if (!(Number.isInteger(limit) && limit > 0)) {
@@ -198,7 +201,11 @@ async function* run<T>(
       let row = 0
       for (const image of images) {
         if (image.error) yield withPath(image.path, { error: image.error })
-        else yield make(output!, row++, image.path)
+        else {
+          const finite = output!.logits.subarray(row * classes, (row + 1) * classes).every(Number.isFinite)
+          const made = make(output!, row++, image.path)
+          yield finite ? made : withPath(image.path, { error: NOT_FINITE })
+        }
       }
     }
   } finally {

@@ -4,7 +4,7 @@
  * exist. While `last` is replaced the old one is kept as `last.prev`, so that at every instant one of the two is whole.
  */
 import { createHash } from 'node:crypto'
-import { copyFile, link, mkdir, rename, rm, stat, statfs } from 'node:fs/promises'
+import { copyFile, link, mkdir, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
 import path from 'node:path'
 import type { WrittenFile } from '../binding.js'
 import { EffnetError } from '../errors.js'
@@ -46,6 +46,7 @@ export interface FolderContent {
 export async function startFolder(io: FolderIo, target: string, content: FolderContent): Promise<{ done: Promise<number> }> {
   const parent = path.dirname(target)
   const temporary = path.join(parent, `${TEMPORARY}${path.basename(target)}`)
+  await refuseForeign(target)
   try {
     await makeFolders(parent)
     await rm(temporary, { recursive: true, force: true })
@@ -58,6 +59,17 @@ export async function startFolder(io: FolderIo, target: string, content: FolderC
   // Whoever awaits `done` sees the error; until then it is not unhandled.
   done.catch(() => undefined)
   return { done }
+}
+
+/** What is there is replaced: so it must be ours, complete or broken, or empty. */
+async function refuseForeign(target: string): Promise<void> {
+  if (!(await exists(target)) || (await exists(path.join(target, MANIFEST)))) return
+  const entries = await readdir(target).catch(() => undefined)
+  if (entries?.length === 0) return
+  throw new EffnetError('EFF_RUN_EXISTS', `${target} exists and holds no model of ours`, {
+    hint: 'another folder; what is there would be lost',
+    details: { path: target },
+  })
 }
 
 async function finishFolder(io: FolderIo, temporary: string, target: string, content: FolderContent): Promise<number> {
