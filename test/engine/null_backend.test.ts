@@ -1,0 +1,37 @@
+import { describe, expect, it } from 'vitest'
+import { ARENA } from '../../ts/binding.js'
+import { getModelConfig, modelInfo } from '../../ts/nn/index.js'
+import { planWithoutMemory } from '../../ts/runtime/null_backend.js'
+import { evalProgram, trainProgram } from '../../ts/runtime/programs.js'
+
+const target = { device: 'cpu' } as const
+
+describe('null backend', () => {
+  it.each(['tf_efficientnet_b7', 'tf_efficientnetv2_xl', 'efficientnet_l2'])(
+    'plans and verifies %s without its memory',
+    (name) => {
+      const config = getModelConfig(name)
+      const graph = trainProgram(config, {
+        batchSize: 64,
+        imageSize: config.imageSize,
+        dtype: 'f32',
+        optimizer: { name: 'rmsprop_tf' },
+        labelSmoothing: 0.1,
+        dropRate: config.dropRate,
+        dropPathRate: config.dropPathRate,
+        clip: true,
+        ema: true,
+        target,
+      })
+      const before = process.memoryUsage().rss
+      const plan = planWithoutMemory(config, graph)
+      expect(plan.ops).toBe(graph.nodes.length)
+      // Every parameter has its place, and the step would not fit any machine that runs this test.
+      expect(plan.arenaBytes[ARENA.weights]!).toBeGreaterThanOrEqual(4 * modelInfo(name as never).params)
+      expect(plan.arenaBytes[ARENA.activations]!).toBeGreaterThan(20 * 2 ** 30)
+      expect(process.memoryUsage().rss - before).toBeLessThan(300 * 2 ** 20)
+      const { graph: forward } = evalProgram(config, { batchSize: 1, imageSize: config.evalSize, dtype: 'f32', target })
+      expect(planWithoutMemory(config, forward).ops).toBe(forward.nodes.length)
+    },
+  )
+})

@@ -1,0 +1,26 @@
+/** The backend without a device: plans and verifies, allocates nothing. What a model would need can be asked on any machine. */
+import { binding } from '../binding.js'
+import type { Graph } from '../graph/graph.js'
+import { type ModelConfig, modelParams } from '../nn/index.js'
+import { emit } from '../passes/emit.js'
+import { planMemory } from '../passes/plan_memory.js'
+import { weightsLayout } from './weights_layout.js'
+
+export interface NullPlan {
+  ops: number
+  tensors: number
+  /** Bytes of each arena, by the numbers of `ARENA`. */
+  arenaBytes: number[]
+  /** SHA-256 of the plan. */
+  hash: string
+}
+
+/** Compiles a graph of `config` as a session would and runs the native verifier over it. @throws EFF_PLAN_INVALID */
+export function planWithoutMemory(config: ModelConfig, graph: Graph): NullPlan {
+  const layout = weightsLayout(modelParams(config))
+  const mirrors = graph.nodes.some((n) => n.op.startsWith('optimizer_'))
+    ? { grads: true, moment0: true, moment1: true, ema: graph.nodes.some((n) => n.op === 'ema_update') }
+    : {}
+  const plan = emit(graph, planMemory(graph, { weightOffsets: layout.offsets, weightBytes: layout.bytes, mirrors }))
+  return { ...binding().verifyPlan(plan.bytes), hash: plan.hash }
+}
