@@ -3,7 +3,6 @@ import { existsSync, readFileSync, statSync } from 'node:fs'
 import { rm, symlink } from 'node:fs/promises'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
-import { makeFolders } from '../train/files.js'
 import { TRAIN, type TrainValues } from './train_options.js'
 
 export interface RunTarget {
@@ -49,6 +48,7 @@ async function newRun(model: string): Promise<string> {
   const name = `${model}-${stamp(new Date())}`
   let dir = path.join(parent, name)
   for (let n = 2; existsSync(dir); n++) dir = path.join(parent, `${name}-${n}`)
+  const { makeFolders } = await import('../train/files.js')
   await makeFolders(parent)
   const link = path.join(parent, 'latest')
   try {

@@ -32,13 +32,15 @@ std::vector<Range> even_ranges(int64_t total, int64_t count) {
   return ranges;
 }
 
-// A number of parts near `wanted` that divides `total`, so that all parts have one shape; `wanted` when there is none.
-int64_t even_count(int64_t total, int64_t wanted) {
-  for (int64_t step = 0; step <= wanted / 2; ++step) {
-    if (total % (wanted + step) == 0) return wanted + step;
-    if (total % (wanted - step) == 0) return wanted - step;
-  }
-  return wanted;
+// A number of parts from `wanted` to `most`. Best if it divides `total`, so that all parts have one shape; few parts
+// are a multiple of 2, or 4, so that as many threads end together.
+int64_t even_count(int64_t total, int64_t wanted, int64_t most) {
+  if (wanted <= 1) return 1;
+  const int64_t multiple = wanted >= 16 ? 1 : wanted >= 3 ? 4 : 2;
+  const int64_t least = (wanted + multiple - 1) / multiple * multiple;
+  for (int64_t count = least; count <= most; count += multiple)
+    if (total % count == 0) return count;
+  return std::min({least, total, std::max(wanted, most)});
 }
 
 ConvShape rows_shape(const ConvShape& s, int64_t rows) {
@@ -91,13 +93,15 @@ std::vector<Tile> independent_tiles(const ConvShape& s) {
     const int64_t by_bytes = kTileBytes / (4 * (s.ic + s.oc));
     const int64_t least = std::min(kMinRows, std::max<int64_t>(ceil_div(rows, 4), 8));
     const int64_t tile_rows = std::clamp(std::min(by_flops, by_bytes), least, std::max(rows, least));
-    for (const Range& range : even_ranges(rows, even_count(rows, ceil_div(rows, tile_rows))))
+    const int64_t count = ceil_div(rows, tile_rows);
+    for (const Range& range : even_ranges(rows, even_count(rows, count, count * 3 / 2)))
       tiles.push_back(rows_tile(s, range));
     return tiles;
   }
   const int64_t flops = image_flops(s);
   if (s.pass == Pass::forward && (flops > 2 * kTileFlops || s.n == 1)) {
-    const int64_t bands = std::clamp<int64_t>(flops / kTileFlops, 1, std::max<int64_t>(s.oh / 4, 1));
+    const int64_t least = s.n == 1 ? 2 : 1, most = std::max<int64_t>(s.oh / 4, 1);
+    const int64_t bands = even_count(s.oh, std::min(std::max(flops / kTileFlops, least), most), most);
     for (int64_t image = 0; image < s.n; ++image)
       for (const Range& range : even_ranges(s.oh, bands)) tiles.push_back(band_tile(s, image, range));
     return tiles;
@@ -114,7 +118,7 @@ std::vector<Tile> reduction_tiles(const ConvShape& s) {
   if (is_pointwise(s)) {
     const int64_t rows = s.n * s.oh * s.ow;
     const int64_t wanted = std::min(groups, std::max<int64_t>(rows / 64, 1));
-    for (const Range& range : even_ranges(rows, even_count(rows, wanted))) tiles.push_back(rows_tile(s, range));
+    for (const Range& range : even_ranges(rows, even_count(rows, wanted, groups))) tiles.push_back(rows_tile(s, range));
     return tiles;
   }
   for (const Range& range : even_ranges(s.n, groups)) tiles.push_back(images_tile(s, range));
