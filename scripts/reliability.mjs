@@ -7,15 +7,18 @@
  *   sigterm   SIGTERM at a random moment: exit code 75, and the checkpoint evaluates
  *   images    damaged JPEGs: an object for each, no crash, exit code 0 or 65
  *   ckpt      damaged checkpoints: refused with a code of ours, never loaded, never a crash
+ *   fuzz      mutated plans, safetensors headers and JPEG files, a million of each: accepted or refused, never a crash
+ *   soak      training steps, predictors made and closed: native bytes level, resident memory within 5 %
  *
  *   --short (a sample, as CI runs it)   --only NAME   --rounds N   --seed N
  */
+import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { parseArgs } from 'node:util'
+import { parseArgs, promisify } from 'node:util'
 import { effnetJson, effnetOk } from './lib/effnet.mjs'
 import { record } from './lib/results.mjs'
 import { fail, root, SetupError, say } from './lib/run.mjs'
@@ -118,7 +121,17 @@ async function disturbed(out, signal, afterMs, extra = []) {
   return result
 }
 
+/** A series of scripts/lib/engine_series.mjs in a process of its own. */
+async function engineSeries(name, count) {
+  const args = ['--expose-gc', path.join(root, 'scripts/lib/engine_series.mjs'), name, String(count), String(seed)]
+  const { stdout } = await promisify(execFile)(process.execPath, args, { cwd: root, maxBuffer: 1 << 24 })
+  return stdout.trim()
+}
+
 const series = {
+  fuzz: async (report) => report(await engineSeries('fuzz', rounds(2000, 1_000_000))),
+  soak: async (report) => report(await engineSeries('soak', rounds(60, 2000))),
+
   async kill(report) {
     const { ms, hash } = await undisturbed()
     for (let round = 0; round < rounds(2, 50); round++) {
