@@ -84,7 +84,7 @@ describe('evaluation against the float64 interpreter', () => {
     expect([...result.ranks]).toEqual([...want.get(OUTPUTS.rank)!])
   })
 
-  it.skipIf(!bf16)('efficientnet_b0 in bf16', async () => {
+  it.skipIf(!bf16)('efficientnet_b0 in bf16 (AVX512_BF16)', async () => {
     const s = await session(config('efficientnet_b0'), 'bf16-mixed')
     const plan = await s.evalPlan({ batchSize: BATCH, imageSize: SIZE })
     const result = await plan.run(plan.packInput(images(0)))
@@ -177,7 +177,7 @@ describe('a training step against the float64 interpreter', () => {
     }
   })
 
-  it.skipIf(!bf16)('bf16-mixed follows the interpreter that rounds where tensors are stored', async () => {
+  it.skipIf(!bf16)('bf16-mixed follows the interpreter that rounds where tensors are stored (AVX512_BF16)', async () => {
     // One rounding that falls the other way shifts batch statistics: directions agree, digits do not. The fewer values a
     // statistic is of, the less; measured cosines: 0.972 at batch 3 and 48 px, 0.992 at batch 6 and 64 px.
     const [batch, size] = [6, 64]
@@ -237,7 +237,7 @@ describe('determinism', () => {
     expect(same(await train(2, { recompute: 'cheap' }), reference)).toEqual([])
   })
 
-  it.skipIf(!bf16)('also in bf16', async () => {
+  it.skipIf(!bf16)('also in bf16 (AVX512_BF16)', async () => {
     expect(same(await train(2, {}, 'bf16-mixed'), await train(1, {}, 'bf16-mixed'))).toEqual([])
   })
 
