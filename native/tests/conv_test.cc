@@ -37,6 +37,8 @@ const std::vector<Case>& cases() {
       pointwise(1, 7, 7, 192, 320),
       pointwise(1, 28, 28, 40, 24),
       pointwise(1, 1, 7, 3, 1),
+      pointwise(1, 7, 7, 1152, 200),  // few rows: split by columns
+      pointwise(9, 15, 15, 34, 100),  // an odd number of vectors, images that end inside a block of rows
       same3(2, 32, 32, 3, 32, 2),
       same3(1, 33, 31, 3, 24, 2),
       same3(2, 12, 12, 24, 48, 1),

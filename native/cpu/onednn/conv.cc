@@ -1,5 +1,5 @@
-// The dense convolutions as kernels: oneDNN primitives on fixed tiles, weights packed once per change, epilogues on
-// tiles that are still in cache.
+// The dense convolutions as kernels. 1x1 ones run on our own matrix product where it has code; the others are oneDNN
+// primitives on fixed tiles, weights packed once per change, epilogues on tiles that are still in cache.
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -9,6 +9,8 @@
 #include "core/memory.h"
 #include "cpu/kernel.h"
 #include "cpu/kernels/epilogue.h"
+#include "cpu/kernels/pointwise.h"
+#include "cpu/kernels/pointwise_conv.h"
 #include "cpu/onednn/adapter.h"
 #include "cpu/onednn/conv_tiles.h"
 #include "plan/op_ports.h"
@@ -246,6 +248,12 @@ Status check_dtype(const plan::Op& op, const Tensor& activation) {
 StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
                                      const IndependentConv::Operands& operands, const char* what) {
   EFF_RETURN_IF_ERROR(check_dtype(op, *operands.src));
+  const bool backward = shape.pass == Pass::backward_data;
+  if (onednn::is_pointwise(shape) && has_pointwise(shape.dtype, backward ? shape.oc : shape.ic)) {
+    return make_pointwise({operands.src, operands.weights, operands.dst, backward, operands.bias, operands.gate,
+                           operands.residual, operands.act},
+                          (std::string("pointwise_") + what).c_str());
+  }
   auto kernel = std::make_unique<IndependentConv>();
   EFF_RETURN_IF_ERROR(kernel->init(shape, operands, what));
   return KernelPtr(std::move(kernel));

@@ -1,0 +1,142 @@
+// The register tile of our matrix products, compiled per target: out[i][j] (+)= sum over steps of a(i, step) *
+// b[step][j].
+//
+// A step is one 32-bit word of `a`, spread over a vector, times kWidth vectors of `b`: one FP32 value and one product,
+// or two bf16 values and two products summed by the CPU's dot-product instruction. Every sum runs over the steps in
+// order in one accumulator: an element's bits depend on its operands alone, not on the tile, the batch or the thread.
+// The tile sizes keep all accumulators in registers; with them the loop runs at the core's peak.
+#if defined(EFFNET_GEMM_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef EFFNET_GEMM_TILE_INL_H_
+#undef EFFNET_GEMM_TILE_INL_H_
+#else
+#define EFFNET_GEMM_TILE_INL_H_
+#endif
+
+#include <array>
+#include <utility>
+
+#include "cpu/kernels/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace effnet::cpu::HWY_NAMESPACE {
+
+// Rows of a tile that is 1, 2 or 3 vectors wide: 32 registers on AVX-512, 16 on AVX2.
+inline constexpr int kTileVectors = 3;
+template <int NV>
+inline constexpr int kTileRows = HWY_TARGET == HWY_AVX3 ? (NV == 3 ? 7 : 14)
+                                                        : (NV == 1   ? 12
+                                                           : NV == 2 ? 6
+                                                                     : 4);
+// A block of rows that every width divides or nearly divides.
+inline constexpr int kRowBlock = HWY_TARGET == HWY_AVX3 ? 14 : 12;
+
+struct TileArgs {
+  const std::byte* a;
+  int64_t a_row, a_step;  // bytes from row to row, from step to step
+  const std::byte* b;
+  int64_t b_step;  // bytes from step to step
+  int64_t steps;
+  float* out;
+  int64_t out_row;  // floats
+  bool accumulate;  // add to out instead of replacing it
+};
+
+// What a step multiplies: Word::multiply_add(spread word of a, vector of b, sum).
+struct F32Word {
+  static HWY_INLINE void multiply_add(const Vec& a, const Vec& b, Vec& sum) { sum = hn::MulAdd(a, b, sum); }
+};
+
+struct Bf16Pair {
+  static HWY_INLINE void multiply_add(const Vec& a, const Vec& b, Vec& sum) {
+#if HWY_TARGET == HWY_AVX3
+    // As assembly: the target is AVX-512 without BF16; callers ask kHasBf16Convert first.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(b.raw), "v"(a.raw));
+#endif
+  }
+};
+
+HWY_INLINE Vec spread_word(const std::byte* a) {
+  float word;
+  std::memcpy(&word, a, sizeof word);
+  return splat(word);
+}
+
+template <class Word, int MR, int NV>
+void gemm_tile(const TileArgs& t) {
+  Vec sum[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) sum[i][j] = zero();
+  }
+  // Two pointers and three multiples of the row stride address 14 rows without a register for each; the empty asm keeps
+  // the compiler from seeing that they are related, which would make it carry 14 pointers.
+  const int64_t row = t.a_row;
+  int64_t row3 = 3 * row, row5 = 5 * row;
+  const std::byte* a0 = t.a;
+  const std::byte* a7 = t.a + 7 * row;
+  asm("" : "+r"(row3), "+r"(row5), "+r"(a7));
+  const std::byte* b = t.b;
+  for (int64_t step = 0; step < t.steps; ++step) {
+    Vec vb[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) vb[j] = load(reinterpret_cast<const float*>(b) + j * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const std::byte* base = i < 7 ? a0 : a7;
+      const int64_t at = i % 7 == 0   ? 0
+                         : i % 7 == 1 ? row
+                         : i % 7 == 2 ? 2 * row
+                         : i % 7 == 3 ? row3
+                         : i % 7 == 4 ? 4 * row
+                         : i % 7 == 5 ? row5
+                                      : 2 * row3;
+      const Vec va = spread_word(base + at);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) Word::multiply_add(va, vb[j], sum[i][j]);
+    }
+    a0 += t.a_step;
+    a7 += t.a_step;
+    b += t.b_step;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      float* out = t.out + i * t.out_row + j * static_cast<int64_t>(kLanes);
+      store(t.accumulate ? hn::Add(load(out), sum[i][j]) : sum[i][j], out);
+    }
+  }
+}
+
+using TileFunction = void (*)(const TileArgs&);
+
+template <class Word, int NV, size_t... I>
+constexpr std::array<TileFunction, sizeof...(I)> tile_functions(std::index_sequence<I...>) {
+  return {gemm_tile<Word, static_cast<int>(I) + 1, NV>...};
+}
+// kTiles<Word, NV>[rows - 1]
+template <class Word, int NV>
+inline constexpr auto kTiles = tile_functions<Word, NV>(std::make_index_sequence<kTileRows<NV>>());
+
+template <class Word, int NV>
+HWY_INLINE void tile_column(TileArgs t, int64_t rows) {
+  for (; rows > 0; rows -= kTileRows<NV>) {
+    kTiles<Word, NV>[static_cast<size_t>(std::min<int64_t>(rows, kTileRows<NV>) - 1)](t);
+    t.a += kTileRows<NV> * t.a_row;
+    t.out += kTileRows<NV> * t.out_row;
+  }
+}
+
+// Any number of rows, `vectors` (1 to kTileVectors) vectors of columns.
+template <class Word>
+HWY_INLINE void gemm_column(const TileArgs& t, int64_t rows, int vectors) {
+  if (vectors == 1) return tile_column<Word, 1>(t, rows);
+  if (vectors == 2) return tile_column<Word, 2>(t, rows);
+  return tile_column<Word, 3>(t, rows);
+}
+
+}  // namespace effnet::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,169 @@
+#include "cpu/kernels/pointwise.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/kernels/pointwise.cc"
+#include "cpu/kernels/dispatch.h"
+#include "hwy/foreach_target.h"
+#include "cpu/kernels/bn_pack-inl.h"
+#include "cpu/kernels/gemm_tile-inl.h"
+
+#ifndef EFFNET_POINTWISE_PANELS_
+#define EFFNET_POINTWISE_PANELS_
+#include <algorithm>
+
+#include "cpu/cpu_info.h"
+#include "cpu/kernels/common.h"
+
+namespace effnet::cpu {
+
+// Panels are 2 vectors wide (the tile with the fewest loads for its products that still has many rows); the last is 1
+// or 3 wide where the number of vectors is odd.
+inline int64_t vectors_of(int64_t channels, int64_t lanes) { return (channels + lanes - 1) / lanes; }
+inline int64_t panel_count(int64_t vectors) { return std::max<int64_t>(vectors / 2, 1); }
+inline int panel_vectors(int64_t vectors, int64_t index) {
+  return static_cast<int>(index + 1 < panel_count(vectors) ? 2 : vectors - 2 * index);
+}
+inline int64_t steps_of(plan::DType dtype, int64_t terms) { return dtype == plan::DType::bf16 ? terms / 2 : terms; }
+
+}  // namespace effnet::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace effnet::cpu::HWY_NAMESPACE {
+
+int64_t lane_count() { return kLanes; }
+int64_t row_block() { return kRowBlock; }
+
+// dst[r][c] = act(sum[r][c] + bias[c]) + residual[r][c]
+template <plan::Act act, class T>
+void finish_rows(const float* HWY_RESTRICT sum, int64_t sum_row, const float* HWY_RESTRICT bias,
+                 const T* HWY_RESTRICT residual, T* HWY_RESTRICT dst, int64_t dst_row, int64_t rows, int64_t width) {
+  for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
+    const Vec shift = bias ? load_part(bias + c, n, full) : zero();
+    for (int64_t r = 0; r < rows; ++r) {
+      Vec value = activate<act, T>(hn::Add(load(sum + r * sum_row + c), shift));
+      if (residual) value = hn::Add(value, load_part(residual + r * dst_row + c, n, full));
+      store_part(value, dst + r * dst_row + c, n, full);
+    }
+  });
+}
+
+template <class T, class Word>
+void rows_of(const PointwiseArgs& args) {
+  const PointwiseWeights& w = args.weights;
+  const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
+  const int64_t vector_bytes = steps * static_cast<int64_t>(kLanes) * 4;
+  auto* sums = static_cast<float*>(args.scratch);
+  T* gated = reinterpret_cast<T*>(sums + kRowBlock * kTileVectors * static_cast<int64_t>(kLanes));
+  const bool plain = std::is_same_v<T, float> && !args.bias && args.act == plan::Act::identity && !args.residual;
+  for (int64_t row = args.row_begin; row < args.row_end; row += kRowBlock) {
+    const int64_t rows = std::min<int64_t>(kRowBlock, args.row_end - row);
+    const T* src = static_cast<const T*>(args.src) + row * w.terms;
+    if (args.gate) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* gate = args.gate + (row + r) / args.image_rows * w.terms;
+        const T* from = src + r * w.terms;
+        T* to = gated + r * w.terms;
+        for_each_vector(w.terms, [&](int64_t c, size_t n, auto full) HWY_ATTR {
+          store_part(hn::Mul(load_part(from + c, n, full), load_part(gate + c, n, full)), to + c, n, full);
+        });
+      }
+      src = gated;
+    }
+    for (int64_t index = args.panel_begin; index < args.panel_end; ++index) {
+      const int wide = panel_vectors(vectors, index);
+      const int64_t first = 2 * index * static_cast<int64_t>(kLanes);
+      const int64_t width = std::min<int64_t>(wide * static_cast<int64_t>(kLanes), w.channels - first);
+      T* dst = static_cast<T*>(args.dst) + row * w.channels + first;
+      const bool direct = plain && width == wide * static_cast<int64_t>(kLanes);
+      TileArgs tile{reinterpret_cast<const std::byte*>(src),
+                    w.terms * static_cast<int64_t>(sizeof(T)),
+                    4,
+                    static_cast<const std::byte*>(args.packed) + 2 * index * vector_bytes,
+                    wide * static_cast<int64_t>(kLanes) * 4,
+                    steps,
+                    direct ? reinterpret_cast<float*>(dst) : sums,
+                    direct ? w.channels : wide * static_cast<int64_t>(kLanes),
+                    false};
+      gemm_column<Word>(tile, rows, wide);
+      if (direct) continue;
+      const float* bias = args.bias ? args.bias + first : nullptr;
+      const T* residual = args.residual ? static_cast<const T*>(args.residual) + row * w.channels + first : nullptr;
+      with_act(args.act, [&](auto act) HWY_ATTR {
+        finish_rows<decltype(act)::value>(sums, tile.out_row, bias, residual, dst, w.channels, rows, width);
+      });
+    }
+  }
+}
+
+void rows_f32(const PointwiseArgs& args) { rows_of<float, F32Word>(args); }
+void rows_bf16(const PointwiseArgs& args) { rows_of<BFloat16, Bf16Pair>(args); }
+
+}  // namespace effnet::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace effnet::cpu {
+
+HWY_EXPORT(lane_count);
+HWY_EXPORT(row_block);
+HWY_EXPORT(rows_f32);
+HWY_EXPORT(rows_bf16);
+
+size_t PointwiseWeights::bytes() const {
+  const int64_t lanes = EFF_DISPATCH(lane_count)();
+  return static_cast<size_t>(vectors_of(channels, lanes) * steps_of(dtype, terms) * lanes * 4);
+}
+
+int64_t PointwiseWeights::panels() const { return panel_count(vectors_of(channels, EFF_DISPATCH(lane_count)())); }
+
+void PointwiseWeights::pack(const float* weights, bool transposed, void* packed) const {
+  const int64_t lanes = EFF_DISPATCH(lane_count)(), vectors = vectors_of(channels, lanes);
+  const int64_t pair = dtype == plan::DType::bf16 ? 2 : 1;
+  const int64_t channel_stride = transposed ? 1 : terms, term_stride = transposed ? channels : 1;
+  const auto put = [&](int64_t at, float value) {
+    if (pair == 2) {
+      static_cast<BFloat16*>(packed)[at] = to_bf16(value);
+    } else {
+      static_cast<float*>(packed)[at] = value;
+    }
+  };
+  // Blocks of terms keep both sides of the transposition in L1.
+  constexpr int64_t kBlock = 64;
+  int64_t panel_at = 0;
+  for (int64_t index = 0; index < panel_count(vectors); ++index) {
+    const int64_t columns = panel_vectors(vectors, index) * lanes, first = 2 * index * lanes;
+    for (int64_t begin = 0; begin < terms; begin += kBlock) {
+      const int64_t end = std::min(terms, begin + kBlock);
+      for (int64_t j = 0; j < columns; ++j) {
+        const int64_t channel = first + j;
+        const float* from = weights + channel * channel_stride;
+        for (int64_t k = begin; k < end; ++k)
+          put(panel_at + (k / pair * columns + j) * pair + k % pair, channel < channels ? from[k * term_stride] : 0.0f);
+      }
+    }
+    panel_at += columns * terms;
+  }
+}
+
+bool has_pointwise(plan::DType dtype, int64_t terms) {
+  if (dtype == plan::DType::f32) return true;
+  static const bool amx = cpu_info().amx_bf16;
+  return dtype == plan::DType::bf16 && terms % 2 == 0 && kHasBf16Convert && EFF_DISPATCH(lane_count)() == 16 && !amx;
+}
+
+size_t pointwise_scratch_bytes(const PointwiseWeights& weights, bool gated) {
+  const int64_t lanes = EFF_DISPATCH(lane_count)(), rows = EFF_DISPATCH(row_block)();
+  const int64_t gated_bytes = gated ? rows * weights.terms * 4 : 0;
+  return align64(static_cast<size_t>(rows * 3 * lanes * 4 + gated_bytes));
+}
+
+int64_t pointwise_row_block() { return EFF_DISPATCH(row_block)(); }
+
+void pointwise_rows(const PointwiseArgs& args) {
+  if (args.weights.dtype == plan::DType::bf16) return EFF_DISPATCH(rows_bf16)(args);
+  EFF_DISPATCH(rows_f32)(args);
+}
+
+}  // namespace effnet::cpu
+#endif

@@ -1,0 +1,47 @@
+// 1x1 convolutions as matrix products over the rows (pixels) of NHWC tensors, at the core's peak on AVX2 and AVX-512,
+// with everything that touches a row done while it is in L1: gate on the source; bias, activation and residual on the
+// destination.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "plan/format.h"
+
+namespace effnet::cpu {
+
+// Weights as the register tiles read them: panels of 1 to 3 vectors of output channels, filled up with zeros, each
+// [terms][channels] (bf16: pairs of terms side by side). 64-byte aligned.
+struct PointwiseWeights {
+  plan::DType dtype;
+  int64_t terms, channels;  // length of the sums; columns of the result
+  size_t bytes() const;
+  int64_t panels() const;
+  // From FP32 in rows: weights[channel][term], or weights[term][channel] when `transposed`.
+  void pack(const float* weights, bool transposed, void* packed) const;
+};
+
+// Whether there is code for this type on this CPU that is the best one: bf16 needs AVX512_BF16 and an even number of
+// terms, and is left to oneDNN where there is AMX.
+bool has_pointwise(plan::DType dtype, int64_t terms);
+
+struct PointwiseArgs {
+  PointwiseWeights weights;
+  const void* packed;
+  const void* src;       // [rows][terms]
+  void* dst;             // [rows][channels]
+  const float* bias;     // [channels] or null
+  const float* gate;     // [images][terms] or null: src is multiplied by it (and rounded to its type)
+  const void* residual;  // [rows][channels] or null: added after the activation
+  plan::Act act;
+  int64_t image_rows;  // rows of an image, for the gate
+  int64_t row_begin, row_end, panel_begin, panel_end;
+  void* scratch;  // pointwise_scratch_bytes(), 64-byte aligned
+};
+
+size_t pointwise_scratch_bytes(const PointwiseWeights& weights, bool gated);
+// Rows that are computed together; splits should be multiples of it.
+int64_t pointwise_row_block();
+void pointwise_rows(const PointwiseArgs& args);
+
+}  // namespace effnet::cpu

@@ -1,0 +1,106 @@
+#include "cpu/kernels/pointwise_conv.h"
+
+#include <algorithm>
+
+#include "core/memory.h"
+#include "cpu/kernels/common.h"
+#include "cpu/kernels/pointwise.h"
+
+namespace effnet::cpu {
+namespace {
+
+// About 20 us on one AVX-512 core: long against a barrier, short enough that the last shard of an op is not waited for.
+constexpr double kShardFlops = 2.5e6;
+constexpr int64_t kMostShards = 128;
+
+// A number of parts of `total` things, at least `wanted` where there are as many: one that divides `total`, so that all
+// parts take equally long, and is a multiple of 4, else of 2, so that as many threads end together.
+int64_t even_parts(int64_t total, int64_t wanted) {
+  if (wanted >= total) return total;
+  for (const int64_t multiple : {4, 2, 1}) {
+    for (int64_t parts = (wanted + multiple - 1) / multiple * multiple; parts <= std::min(total, 2 * wanted);
+         parts += multiple)
+      if (total % parts == 0) return parts;
+  }
+  return wanted;
+}
+
+int64_t part_begin(int64_t total, int64_t parts, int64_t index) { return total * index / parts; }
+
+class PointwiseConv final : public Kernel {
+ public:
+  PointwiseConv(const PointwiseOperands& operands, const char* name) : operands_(operands) {
+    const plan::Tensor& weights = *operands.weights;
+    weights_.dtype = operands.src->dtype;
+    weights_.terms = operands.transposed ? weights.dims[0] : weights.dims[3];
+    weights_.channels = operands.transposed ? weights.dims[3] : weights.dims[0];
+    image_rows_ = operands.src->dims[1] * operands.src->dims[2];
+    rows_ = operands.src->dims[0] * image_rows_;
+    const int64_t blocks = (rows_ + pointwise_row_block() - 1) / pointwise_row_block();
+    const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / kShardFlops), 1, kMostShards);
+    // Few rows: every shard takes them all and some of the columns, so that each weight is read once.
+    if (blocks < std::max<int64_t>(wanted, 8)) {
+      column_parts_ = even_parts(weights_.panels(), wanted);
+      row_parts_ = 1;
+    } else {
+      row_parts_ = even_parts(blocks, wanted);
+    }
+    name_ = kernel_name(name, weights_.dtype);
+  }
+  Status allocate() {
+    auto packed = Block::allocate(weights_.bytes(), Block::Kind::kernel);
+    if (!packed.ok()) return packed.status();
+    packed_ = std::move(packed.value());
+    return ok_status();
+  }
+
+  const char* name() const override { return name_.c_str(); }
+  int shards(int) const override { return static_cast<int>(row_parts_ * column_parts_); }
+  size_t worker_scratch_bytes() const override { return pointwise_scratch_bytes(weights_, operands_.gate); }
+  size_t persistent_bytes() const override { return packed_.bytes(); }
+  double flops() const override {
+    return 2.0 * static_cast<double>(rows_) * static_cast<double>(weights_.terms * weights_.channels);
+  }
+
+  void prepare(const ExecContext& ctx) override {
+    weights_.pack(ctx.ptr<float>(operands_.weights), operands_.transposed, packed_.data());
+  }
+
+  void run(int, int shard, const ExecContext& ctx) override {
+    const int64_t block = pointwise_row_block(), blocks = (rows_ + block - 1) / block;
+    const int64_t row_part = shard / column_parts_, column_part = shard % column_parts_;
+    PointwiseArgs args{};
+    args.weights = weights_;
+    args.packed = packed_.data();
+    args.src = ctx.ptr<std::byte>(operands_.src);
+    args.dst = ctx.ptr<std::byte>(operands_.dst);
+    args.bias = ctx.ptr<float>(operands_.bias);
+    args.gate = ctx.ptr<float>(operands_.gate);
+    args.residual = ctx.ptr<std::byte>(operands_.residual);
+    args.act = operands_.act;
+    args.image_rows = image_rows_;
+    args.row_begin = part_begin(blocks, row_parts_, row_part) * block;
+    args.row_end = std::min(part_begin(blocks, row_parts_, row_part + 1) * block, rows_);
+    args.panel_begin = part_begin(weights_.panels(), column_parts_, column_part);
+    args.panel_end = part_begin(weights_.panels(), column_parts_, column_part + 1);
+    args.scratch = ctx.worker_scratch;
+    pointwise_rows(args);
+  }
+
+ private:
+  PointwiseOperands operands_;
+  PointwiseWeights weights_{};
+  int64_t rows_, image_rows_, row_parts_ = 1, column_parts_ = 1;
+  Block packed_;
+  std::string name_;
+};
+
+}  // namespace
+
+StatusOr<KernelPtr> make_pointwise(const PointwiseOperands& operands, const char* name) {
+  auto kernel = std::make_unique<PointwiseConv>(operands, name);
+  EFF_RETURN_IF_ERROR(kernel->allocate());
+  return KernelPtr(std::move(kernel));
+}
+
+}  // namespace effnet::cpu

@@ -1,0 +1,18 @@
+// 1x1 convolutions, stride 1, as kernels of the plan: forward (with the inference epilogue) and backward data.
+#pragma once
+
+#include "cpu/kernel.h"
+
+namespace effnet::cpu {
+
+struct PointwiseOperands {
+  const plan::Tensor *src, *weights, *dst;  // src is what is read: diff_dst in backward data
+  bool transposed = false;                  // backward data: sums run over the weights' output channels
+  const plan::Tensor *bias = nullptr, *gate = nullptr, *residual = nullptr;
+  plan::Act act = plan::Act::identity;
+};
+
+// Only where has_pointwise(). `name` is the base of the kernel's name.
+StatusOr<KernelPtr> make_pointwise(const PointwiseOperands& operands, const char* name);
+
+}  // namespace effnet::cpu
