@@ -1,158 +1,196 @@
 #!/usr/bin/env node
 /**
- * `npm run bench`: ours and installed peers in turns, in one run, on the same threads; a table on the screen and in
- * bench/results. Every figure is the median over the rounds; beside it the slowest and fastest round.
+ * `npm run bench`: ours and installed peers in turns, in one run, on the same threads; the speed table on the screen. A whole
+ * run writes it to bench/results and docs/benchmarks.md. What is measured: bench/cases.mjs.
  *
+ *   --case ID      only this row or group (repeatable; names below with --list)
+ *   --quick        every row in under ten minutes: short windows, two rounds; nothing is written
  *   --short        samples without peers, as CI runs them; nothing is written
- *   --no-peers     ours alone
- *   --case ID      only this case (repeatable)      --rounds N   default 3      --threads N   default: usable CPUs
+ *   --no-peers     ours alone                       --merge        put the rows of --case into the last result
+ *   --windows N    rounds, default 6                --seconds S    length of a window, default 4
+ *   --threads N    default: usable CPUs             --list         names of rows and groups
  */
-import { execFile } from 'node:child_process'
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { parseArgs, promisify } from 'node:util'
-import { effnetOk } from '../scripts/lib/effnet.mjs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { parseArgs } from 'node:util'
 import { recordStage } from '../scripts/lib/results.mjs'
-import { fail, probe, root, SetupError, say } from '../scripts/lib/run.mjs'
-import { CASES, SHORT_CASES } from './cases.mjs'
-import { ensurePeers, onnxCache, peerPython } from './peers.mjs'
+import { fail, root, SetupError, say } from '../scripts/lib/run.mjs'
+import { GROUPS, ROWS, SHORT_GROUPS } from './cases.mjs'
+import { commandOf } from './lib/commands.mjs'
+import { Contender } from './lib/contender.mjs'
+import { commit, machine } from './lib/machine.mjs'
+import { compareRow, markdown } from './lib/table.mjs'
+import { ensureOnnx, ensurePeers } from './peers.mjs'
 
 const { values } = parseArgs({
   options: {
     short: { type: 'boolean', default: false },
+    quick: { type: 'boolean', default: false },
+    merge: { type: 'boolean', default: false },
+    list: { type: 'boolean', default: false },
     'no-peers': { type: 'boolean', default: false },
     case: { type: 'string', multiple: true },
-    rounds: { type: 'string', default: '3' },
+    windows: { type: 'string' },
+    seconds: { type: 'string' },
     threads: { type: 'string', default: String(os.availableParallelism()) },
   },
 })
+const brief = values.short || values.quick
 const threads = Number(values.threads)
-const rounds = values.short ? 1 : Number(values.rounds)
+const windows = Number(values.windows ?? (values.short ? 1 : values.quick ? 2 : 6))
+const seconds = Number(values.seconds ?? (brief ? 1 : 4))
+const warmup = brief ? 1 : 2
+/** Peers spin for a while after a parallel region; so do they not take the next one's time. */
+const SETTLE_MS = 250
 
-const workOf = (c) =>
-  Object.entries({
-    model: c.model,
-    'batch-size': c.batchSize,
-    'image-size': c.imageSize,
-    precision: c.precision,
-    threads,
-    steps: c.steps,
-  })
-    .filter(([, v]) => v !== undefined)
-    .flatMap(([k, v]) => [`--${k}`, String(v)])
+const RESULTS = path.join(root, 'bench/results')
+const DOCS = path.join(root, 'docs/benchmarks.md')
+const [BEGIN, END] = ['<!-- table: made by npm run bench -->', '<!-- end of table -->']
 
-async function python(script, c) {
-  const mode = c.mode === 'data' ? [] : ['--mode', c.mode]
-  const args = ['-B', path.join(root, 'bench/peers', script), ...workOf(c), ...mode, '--cache', onnxCache]
-  const env = { ...process.env, BENCH_DATA: c.data && path.join(root, c.data, 'train') }
-  const { stdout } = await promisify(execFile)(peerPython, args, { cwd: root, env, maxBuffer: 1 << 24 })
-  return JSON.parse(stdout.trim().split('\n').at(-1))
+/** Which contenders of which groups run: all, or those that the chosen rows need. */
+function chosen() {
+  const all = values.short ? SHORT_GROUPS : GROUPS
+  const rows = values.short ? [] : ROWS
+  const wanted = values.case ?? Object.keys(all)
+  const picked = rows.filter((r) => wanted.includes(r.id) || wanted.includes(r.group))
+  const groups = {}
+  for (const [id, group] of Object.entries(all)) {
+    const keys = wanted.includes(id)
+      ? Object.keys(group)
+      : Object.keys(group).filter((k) => picked.some((r) => r.group === id && [r.ours, ...r.peers].includes(k)))
+    const entries = keys.map((k) => [k, group[k]]).filter(([, c]) => c.who === 'effnet' || !values['no-peers'])
+    if (entries.length > 0) groups[id] = Object.fromEntries(entries)
+  }
+  if (Object.keys(groups).length === 0) {
+    const names = [...rows.map((r) => r.id), ...Object.keys(all)]
+    throw new SetupError(`no case ${values.case}; there are ${[...new Set(names)].join(', ')}`, undefined, 64)
+  }
+  return { groups, rows: picked }
 }
 
-const CONTENDERS = {
-  effnet: async (c) => {
-    const data = c.data ? ['--data', c.data] : []
-    return (await effnetOk(['bench', '--mode', c.mode, ...workOf(c), ...data], { quiet: true })).at(-1)
-  },
-  torch: (c) => python('torch_cpu.py', c),
-  torch_data: (c) => python('torch_data.py', c),
-  ort: (c) => python('ort_cpu.py', c),
+/** Starts one contender; what fails is part of the result. */
+async function enter(name, spec) {
+  const entry = { label: spec.label, windows: [], peakBytes: 0, versions: {} }
+  const begin = performance.now()
+  let contender
+  try {
+    const { command, env } = commandOf(spec, { threads, warmup })
+    contender = new Contender(name, command, env)
+    await contender.ready(seconds)
+    Object.assign(entry, {
+      versions: contender.versions,
+      steps: contender.steps,
+      readySeconds: (performance.now() - begin) / 1000,
+    })
+    say('bench', `${name}  ${spec.label} ready after ${entry.readySeconds.toFixed(1)} s`)
+  } catch (e) {
+    entry.error = e.message
+    say('bench', `${name}  ${spec.label} FAILED: ${e.message}`)
+    await contender?.close()
+    contender = undefined
+  }
+  return { entry, contender }
 }
 
-const median = (xs) => {
-  const sorted = [...xs].sort((a, b) => a - b)
-  const mid = sorted.length >> 1
-  return sorted.length % 2 ? sorted[mid] : (sorted[mid - 1] + sorted[mid]) / 2
-}
-
-async function measureCase(c) {
-  const who = ['effnet', ...(values.short || values['no-peers'] ? [] : c.peers)]
-  const rates = Object.fromEntries(who.map((w) => [w, []]))
-  const versions = {}
-  for (let round = 0; round < rounds; round++) {
-    for (const w of round % 2 ? [...who].reverse() : who) {
-      const r = await CONTENDERS[w](c)
-      if (!(r.images_per_s > 0)) throw new SetupError(`${w} gave no rate for ${c.id}: ${JSON.stringify(r).slice(0, 200)}`)
-      rates[w].push(r.images_per_s)
-      Object.assign(versions, r.versions)
-      say('bench', `${c.id}  round ${round + 1}/${rounds}  ${w} ${r.images_per_s.toFixed(2)} images/s`)
+async function measureGroup(id, specs) {
+  const entries = {}
+  const running = []
+  try {
+    for (const [key, spec] of Object.entries(specs)) {
+      const { entry, contender } = await enter(`${id}-${key}`, spec)
+      entries[key] = entry
+      if (contender) running.push({ entry, contender })
     }
+    for (let round = 0; round < windows; round++) {
+      for (const { entry, contender } of round % 2 ? running.toReversed() : running) {
+        await sleep(SETTLE_MS)
+        entry.windows.push(await contender.window())
+        entry.peakBytes = contender.peakBytes
+      }
+      const rates = running.map(({ entry }) => `${entry.label} ${entry.windows.at(-1).toFixed(1)}`)
+      say('bench', `${id}  round ${round + 1}/${windows}  ${rates.join(' · ')}`)
+    }
+  } finally {
+    await Promise.all(running.map(({ contender }) => contender.close()))
   }
-  const row = { id: c.id, ...c, results: {} }
-  for (const w of who) row.results[w] = { median: median(rates[w]), min: Math.min(...rates[w]), max: Math.max(...rates[w]) }
-  return { row, versions }
+  return entries
 }
 
-function machine() {
-  const info = readFileSync('/proc/cpuinfo', 'utf8')
-  const field = (name) => new RegExp(`^${name}\\s*:\\s*(.*)$`, 'm').exec(info)?.[1] ?? 'unknown'
-  const flags = new Set(field('flags').split(' '))
-  const isa = ['avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_bf16'].filter((f) => flags.has(f))
-  return {
-    cpu: field('model name'),
-    isa,
-    cpus: os.availableParallelism(),
-    memoryGiB: Math.round(os.totalmem() / 2 ** 30),
-    kernel: os.release(),
-    load: os.loadavg()[0],
-  }
+function lastResult() {
+  const files = existsSync(RESULTS) ? readdirSync(RESULTS).filter((f) => f.endsWith('.json')) : []
+  const read = files.map((f) => JSON.parse(readFileSync(path.join(RESULTS, f), 'utf8'))).filter((r) => r.groups)
+  const last = read.sort((a, b) => (a.date < b.date ? -1 : 1)).at(-1)
+  if (last) return last
+  throw new SetupError('--merge: there is no whole result in bench/results', 'npm run bench', 66)
 }
 
-function table(report) {
-  const cell = (r) => (r ? `${r.median.toFixed(1)} (${r.min.toFixed(1)}-${r.max.toFixed(1)})` : '')
-  const ratio = (a, b) => (b ? (a.median / b.median).toFixed(2) : '')
-  const rows = report.rows.map(({ id, results: { effnet, torch_data, torch = torch_data, ort } }) =>
-    ['', id, cell(effnet), cell(torch), ratio(effnet, torch), cell(ort), ratio(effnet, ort), ''].join(' | ').trim(),
-  )
-  return `# ${report.date}, ${report.machine.cpu}
-
-${report.machine.cpus} CPUs (${report.machine.isa.join(', ')}), ${report.machine.memoryGiB} GiB, Linux ${report.machine.kernel}, Node ${process.versions.node}, commit ${report.commit}, load average before the start ${report.machine.load.toFixed(1)}.
-${[...Object.entries(report.versions).map(([k, v]) => `${k} ${v}`), `${report.threads} threads each`].join(', ')}, contenders in turns, ${report.rounds} rounds.
-
-Images/s: median of the rounds (slowest-fastest). Ratios: ours / theirs, above 1 is faster.
-
-| case | effnet | PyTorch (eager, channels last; its DataLoader in data rows) | ratio | ONNX Runtime | ratio |
-| --- | --- | --- | --- | --- | --- |
-${rows.join('\n')}
-
-Command: \`${report.command}\`
-`
+/** Rows of this run over those of the last, in the order of cases.mjs. */
+function merged(report) {
+  const last = lastResult()
+  const rows = ROWS.map((r) => [...report.rows, ...last.rows].find((x) => x.id === r.id)).filter(Boolean)
+  const groups = { ...last.groups, ...report.groups }
+  return { ...last, ...report, rows, groups, versions: { ...last.versions, ...report.versions }, seconds: last.seconds }
 }
 
-async function bench() {
-  const all = values.short ? SHORT_CASES : CASES
-  const cases = values.case ? all.filter((c) => values.case.includes(c.id)) : all
-  if (cases.length === 0)
-    throw new SetupError(`no case ${values.case}; there are ${all.map((c) => c.id).join(', ')}`, undefined, 64)
-  if (!values.short && !values['no-peers'] && cases.some((c) => c.peers.length > 0)) await ensurePeers()
-  const report = {
-    date: new Date().toISOString().slice(0, 10),
-    commit: probe('git', ['rev-parse', '--short', 'HEAD']).stdout.trim() || 'unknown',
-    machine: machine(),
-    threads,
-    rounds,
-    command: `npm run bench -- ${process.argv.slice(2).join(' ')}`.trim(),
-    versions: {},
-    rows: [],
-  }
-  for (const c of cases) {
-    const { row, versions } = await measureCase(c)
-    report.rows.push(row)
-    Object.assign(report.versions, versions)
-  }
-  const text = table(report)
-  process.stdout.write(`\n${text}`)
-  if (values.short) return
+function write(report) {
   const slug = report.machine.cpu
     .toLowerCase()
     .replace(/[^a-z0-9]+/g, '-')
     .replace(/^-|-$/g, '')
-  const base = path.join(root, 'bench/results', `${report.date}-${slug}`)
-  mkdirSync(path.dirname(base), { recursive: true })
-  writeFileSync(`${base}.md`, text)
+  const base = path.join(RESULTS, `${report.date}-${slug}`)
+  mkdirSync(RESULTS, { recursive: true })
   writeFileSync(`${base}.json`, `${JSON.stringify(report, null, 2)}\n`)
-  say('bench', `written to ${path.relative(root, base)}.md and .json`)
+  const text = readFileSync(DOCS, 'utf8')
+  const [head, tail] = [text.split(BEGIN)[0], text.split(END)[1]]
+  writeFileSync(DOCS, `${head}${BEGIN}\n\n${markdown(report)}\n${END}${tail}`)
+  say('bench', `written to ${path.relative(root, base)}.json and ${path.relative(root, DOCS)}`)
+}
+
+async function bench() {
+  const { groups, rows } = chosen()
+  if (values.list) {
+    process.stdout.write(`rows: ${rows.map((r) => r.id).join(', ')}\ngroups: ${Object.keys(groups).join(', ')}\n`)
+    return
+  }
+  const specs = Object.values(groups).flatMap((g) => Object.values(g))
+  await ensurePeers(specs.map((s) => s.who))
+  for (const s of specs) if (s.who === 'ort' || s.who === 'ort_node') await ensureOnnx(s.model, s.imageSize)
+  const begin = performance.now()
+  const args = process.argv.slice(2).join(' ')
+  const report = {
+    date: new Date().toISOString().slice(0, 10),
+    commit: commit(),
+    machine: machine(),
+    threads,
+    command: `npm run bench${args && ` -- ${args}`}`,
+    versions: {},
+    rows: [],
+    groups: {},
+  }
+  for (const [id, group] of Object.entries(groups)) {
+    report.groups[id] = await measureGroup(id, group)
+    for (const entry of Object.values(report.groups[id])) {
+      Object.assign(report.versions, entry.versions)
+      entry.versions = undefined
+    }
+    for (const row of rows.filter((r) => r.group === id)) {
+      const result = compareRow(row, report.groups[id], report.machine.amx)
+      report.rows.push({ id: row.id, work: row.work, result })
+      if (result.value) say('bench', `${row.id}  ${result.value.toFixed(2)}x  (must ${result.must}x, goal ${result.goal}x)`)
+    }
+  }
+  report.rows.sort((a, b) => ROWS.findIndex((r) => r.id === a.id) - ROWS.findIndex((r) => r.id === b.id))
+  report.seconds = (performance.now() - begin) / 1000
+  const failed = Object.values(report.groups).flatMap((g) =>
+    Object.values(g).filter((c) => c.error && c.label.startsWith('effnet')),
+  )
+  const shown = values.merge ? merged(report) : report
+  process.stdout.write(`\n${markdown(shown)}`)
+  const whole = !brief && !values.case && !values['no-peers']
+  if (whole || values.merge) write(shown)
+  if (failed.length > 0) throw new SetupError(`${failed[0].label} failed: ${failed[0].error}`, undefined, 70)
 }
 
 try {

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from common import measure, options
+from common import options, serve
 
 
 def main() -> None:
@@ -11,7 +11,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(opts.threads)
     train = opts.mode == "train"
-    model = timm.create_model(opts.model, drop_rate=0.2 if train else 0.0, drop_path_rate=0.2 if train else 0.0)
+    rate = 0.2 if train else 0.0
+    model = timm.create_model(opts.model, drop_rate=rate, drop_path_rate=rate)
     model = model.to(memory_format=torch.channels_last).train(train)
     images = torch.randn(opts.batch_size, 3, opts.image_size, opts.image_size).to(memory_format=torch.channels_last)
     forward = torch.compile(model) if opts.compile else model
@@ -35,7 +36,7 @@ def main() -> None:
             with torch.inference_mode(), autocast:
                 forward(images)
 
-    measure(step, opts, {"torch": torch.__version__, "timm": timm.__version__})
+    serve(step, opts.batch_size, {"torch": torch.__version__, "timm": timm.__version__}, opts.warmup)
 
 
 if __name__ == "__main__":
