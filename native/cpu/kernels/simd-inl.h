@@ -24,6 +24,7 @@
 #define EFFNET_SIMD_INL_H_
 #endif
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -174,15 +175,43 @@ HWY_INLINE Vec reciprocal(Vec y) {
 #endif
 }
 
-// e^-x for the sigmoid, x clamped to [-87, 87]. T = BFloat16: what a result of 8 bits needs, a cubic (relative error
-// 1e-4). Else degree 5 (9e-8), and one word of log2(e), which costs |x| * 2e-8 of relative error.
+#if HWY_TARGET == HWY_AVX3
+// 2^(k/32) for k < 32, as bits less k << 18: the place where adding (32n + k) << 18 puts k beside the exponent n.
+struct Exp2Table {
+  alignas(64) uint32_t bits[32];
+  constexpr Exp2Table() : bits{} {
+    double power = 1;
+    for (uint32_t k = 0; k < 32; ++k, power *= 1.0218971486541166782344801347833)
+      bits[k] = std::bit_cast<uint32_t>(static_cast<float>(power)) - (k << 18);
+  }
+};
+inline constexpr Exp2Table kExp2Table{};
+#endif
+
+// e^-x for the sigmoid, x clamped to [-87, 87]. T = BFloat16: what a result of 8 bits needs (relative error 1e-4, from
+// the table 3e-5). Else 9e-8, and one word of log2(e), which costs |x| * 2e-8 of relative error.
 template <class T>
 HWY_INLINE Vec exp_of_negative(Vec x) {
   const Vec clamped = hn::Min(splat(87.0f), hn::Max(splat(-87.0f), x));
+  constexpr bool coarse = std::is_same_v<T, BFloat16>;
+#if HWY_TARGET == HWY_AVX3
+  // 2^(n + k/32 + r): a table by k, so that |r| <= 1/64 and a quadratic (T = BFloat16: a line) do for 2^r. Adding 1.5 *
+  // 2^23 / 32 rounds to 32nds and leaves 32n + k in the low bits. A third of the multiplications of a polynomial alone:
+  // they are what the units run out of.
+  const Vec magic = splat(393216.0f), log2e = splat(-1.4426950216293335f);
+  const Vec shifted = hn::MulAdd(clamped, log2e, magic);
+  const Vec rest = hn::MulSub(clamped, log2e, hn::Sub(shifted, magic));
+  const __m512i index = _mm512_castps_si512(shifted.raw);
+  const __m512i entry =
+      _mm512_permutex2var_epi32(_mm512_load_si512(kExp2Table.bits), index, _mm512_load_si512(kExp2Table.bits + 16));
+  const Vec power{_mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(index, 18)))};
+  if constexpr (coarse) return hn::MulAdd(hn::Mul(power, rest), splat(0.6931574f), power);
+  return hn::Mul(power, hn::MulAdd(hn::MulAdd(splat(0.2402265f), rest, splat(0.6931574f)), rest, splat(1.0f)));
+#else
   const Vec n = hn::Round(hn::Mul(clamped, splat(-1.4426950216293335f)));
   const Vec r = hn::MulSub(clamped, splat(-1.4426950216293335f), n);
   Vec p;
-  if constexpr (std::is_same_v<T, BFloat16>) {
+  if constexpr (coarse) {
     p = hn::MulAdd(splat(0.05500892177224159f), r, splat(0.2422109842300415f));
     p = hn::MulAdd(p, r, splat(0.6932829022407532f));
   } else {
@@ -193,6 +222,7 @@ HWY_INLINE Vec exp_of_negative(Vec x) {
   }
   p = hn::MulAdd(p, r, splat(1.0f));
   return scale_by_power(p, n);
+#endif
 }
 
 // s = 1/(1+e^-x) and its complement 1 - s, each to its own last bits (1 - s computed from s would have cancelled where
