@@ -90,7 +90,12 @@ export interface WrittenFile {
   bytes: number
   /** Lower-case hex. */
   sha256: string
+  /** Of a saved file: the first 8 digits of each tensor's SHA-256, in the order of the file. */
+  tensors?: string
 }
+
+/** What a test wants to happen to a file operation: see native/io/fault.h. */
+export type SaveFault = 'none' | 'torn' | 'ENOSPC' | 'EIO'
 
 export interface DecodeOptions {
   /** 'eval': full decode, Pillow resize of the short side to `resizeTo`, centre crop `size`. 'train': random resized crop + flip. 'full': decoded size. */
@@ -199,6 +204,8 @@ export interface NativeBinding {
   saveTensors(memory: MemoryHandle, files: readonly FileSpec[]): Promise<WrittenFile[]>
   /** Fsyncs a file or folder off-thread. */
   fsync(path: string): Promise<void>
+  /** Counts a file operation of a save among those of native code; EFFNET_FAULT may end the process here. */
+  saveOperation(operation: string, path: string): SaveFault
   /** SHA-256 of a file, off-thread. */
   hashFile(path: string): Promise<WrittenFile>
 

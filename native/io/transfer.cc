@@ -10,7 +10,9 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 
+#include "io/fault.h"
 #include "io/sha256.h"
 
 namespace effnet::io {
@@ -181,23 +183,50 @@ Status no_space(const std::string& path, uint64_t needed) {
                free / 1e6);
 }
 
+// As `write_all`, with the fault that a test asked for.
+bool write_saved(int fd, const std::string& path, const uint8_t* bytes, size_t n) {
+  switch (save_operation("write", path)) {
+    case Fault::none:
+      return write_all(fd, bytes, n);
+    case Fault::torn:
+      write_all(fd, bytes, n / 2);
+      die();
+    case Fault::no_space:
+      errno = ENOSPC;
+      return false;
+    case Fault::io:
+      errno = EIO;
+      return false;
+  }
+  return false;
+}
+
 Status write_contents(File& file, const Snapshot::File& content, WrittenFile& written) {
   const uint64_t total = content.header.size() + content.data.bytes();
   // Space is reserved first, so that a full disk is known before anything is written. Not every file system can.
-  if (total > 0 && ::fallocate(file.fd(), 0, 0, static_cast<off_t>(total)) != 0 && out_of_space())
+  const auto reserve = [&] { return ::fallocate(file.fd(), 0, 0, static_cast<off_t>(total)); };
+  if (total > 0 && operate("reserve", content.path, reserve) != 0 && out_of_space())
     return no_space(content.path, total);
   Sha256 hash;
-  hash.update(content.header.data(), content.header.size());
-  bool good = write_all(file.fd(), content.header.data(), content.header.size());
+  const auto put = [&](const uint8_t* bytes, size_t n) {
+    hash.update(bytes, n);
+    return write_saved(file.fd(), content.path, bytes, n);
+  };
+  bool good = put(content.header.data(), content.header.size());
   const auto* data = reinterpret_cast<const uint8_t*>(content.data.data());
-  for (uint64_t at = 0; good && at < content.data.bytes(); at += kChunk) {
-    const size_t n = static_cast<size_t>(std::min<uint64_t>(kChunk, content.data.bytes() - at));
-    hash.update(data + at, n);
-    good = write_all(file.fd(), data + at, n);
+  for (uint64_t at = 0; good && at < content.data.bytes(); at += kChunk)
+    good = put(data + at, static_cast<size_t>(std::min<uint64_t>(kChunk, content.data.bytes() - at)));
+  if (good) {
+    good = operate("fsync", content.path, [&] { return ::fsync(file.fd()); }) == 0 &&
+           operate("close", content.path, [&] { return file.close(); }) == 0;
   }
-  if (good) good = ::fsync(file.fd()) == 0 && file.close() == 0;
   if (!good) return out_of_space() ? no_space(content.path, total) : errno_status(Code::io, content.path, "write");
-  written = {total, hash.finish()};
+  written = {total, hash.finish(), {}};
+  for (const auto& [begin, bytes] : content.tensors) {
+    Sha256 part;
+    part.update(data + begin, bytes);
+    written.tensors += part.finish().substr(0, kTensorDigits);
+  }
   return ok_status();
 }
 
@@ -285,7 +314,11 @@ StatusOr<std::shared_ptr<Snapshot>> take_snapshot(const Memory& memory, const st
     if (!data.ok()) return data.status();
     for (const TensorTransfer& t : spec.tensors)
       to_file(t, memory.arena(t.arena), reinterpret_cast<uint8_t*>(data.value().data()) + t.file_offset);
-    snapshot->files.push_back({spec.path, spec.header, std::move(data.value())});
+    std::vector<std::pair<uint64_t, uint64_t>> tensors;
+    for (const TensorTransfer& t : spec.tensors)
+      tensors.emplace_back(t.file_offset, t.elements() * dtype_bytes(t.dtype));
+    std::sort(tensors.begin(), tensors.end());
+    snapshot->files.push_back({spec.path, spec.header, std::move(data.value()), std::move(tensors)});
   }
   return snapshot;
 }
@@ -294,10 +327,15 @@ StatusOr<std::vector<WrittenFile>> write_snapshot(const Snapshot& snapshot) {
   std::vector<WrittenFile> written(snapshot.files.size());
   for (size_t n = 0; n < snapshot.files.size(); ++n) {
     const Snapshot::File& content = snapshot.files[n];
-    File file(content.path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-    if (!file)
+    std::optional<File> opened;
+    const auto create = [&] {
+      opened.emplace(content.path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+      return opened->fd();
+    };
+    if (operate("create", content.path, create) < 0)
       return out_of_space() ? no_space(content.path, content.header.size() + content.data.bytes())
                             : errno_status(Code::io, content.path, "create");
+    File& file = *opened;
     struct stat info = {};
     const bool regular = ::fstat(file.fd(), &info) == 0 && S_ISREG(info.st_mode);
     if (Status status = write_contents(file, content, written[n]); !status.ok()) {
@@ -311,7 +349,8 @@ StatusOr<std::vector<WrittenFile>> write_snapshot(const Snapshot& snapshot) {
 Status fsync_path(const std::string& path) {
   const File file(path, kRead);
   if (!file) return errno_status(Code::io, path, "open");
-  return ::fsync(file.fd()) == 0 ? ok_status() : errno_status(Code::io, path, "fsync");
+  if (operate("fsync", path, [&] { return ::fsync(file.fd()); }) == 0) return ok_status();
+  return out_of_space() ? no_space(path, 0) : errno_status(Code::io, path, "fsync");
 }
 
 StatusOr<WrittenFile> hash_file(const std::string& path) {

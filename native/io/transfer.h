@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/memory.h"
@@ -50,8 +51,11 @@ struct FileSpec {
 
 struct WrittenFile {
   uint64_t bytes = 0;
-  std::string sha256;  // lower-case hex
+  std::string sha256;   // lower-case hex
+  std::string tensors;  // of a saved file: the first kTensorDigits of each tensor's SHA-256, in the order of the file
 };
+// Enough to name the tensor that changed; that one changed the file's SHA-256 says.
+constexpr size_t kTensorDigits = 8;
 
 // A copy of the tensors' values, in the file's layout and type: independent of the arenas from then on.
 struct Snapshot {
@@ -59,6 +63,7 @@ struct Snapshot {
     std::string path;
     std::vector<uint8_t> header;
     Block data;
+    std::vector<std::pair<uint64_t, uint64_t>> tensors;  // begin in `data` and bytes, ascending
   };
   std::vector<File> files;
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "io/fault.h"
 #include "io/task_pool.h"
 #include "io/transfer.h"
 #include "napi/handles.h"
@@ -163,6 +164,7 @@ Napi::Object written_object(Napi::Env env, const WrittenFile& file) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("bytes", static_cast<double>(file.bytes));
   object.Set("sha256", file.sha256);
+  if (!file.tensors.empty()) object.Set("tensors", file.tensors);
   return object;
 }
 
@@ -208,6 +210,14 @@ Napi::Value fsync_of(const Napi::CallbackInfo& info) {
   return completion.promise();
 }
 
+// The TypeScript side of a save counts its operations with ours.
+Napi::Value save_operation_of(const Napi::CallbackInfo& info) {
+  const std::string operation = get_string(info.Env(), info[0], "operation");
+  const char* names[] = {"none", "torn", "ENOSPC", "EIO"};
+  const Fault fault = save_operation(operation.c_str(), get_string(info.Env(), info[1], "path"));
+  return Napi::String::New(info.Env(), names[static_cast<int>(fault)]);
+}
+
 Napi::Value hash_file_of(const Napi::CallbackInfo& info) {
   const std::string path = get_string(info.Env(), info[0], "path");
   const Completion completion = Completion::create(info.Env());
@@ -230,6 +240,7 @@ void register_io(Napi::Env env, Napi::Object exports) {
   add("loadTensors", load_tensors_of);
   add("saveTensors", save_tensors);
   add("fsync", fsync_of);
+  add("saveOperation", save_operation_of);
   add("hashFile", hash_file_of);
   register_loader(env, exports);
 }

@@ -100,6 +100,12 @@ TEST_F(Transfer, LayoutsOfTheFileArePyTorchs) {
   ASSERT_EQ(bytes.size(), 4 + spec.data_bytes);
   EXPECT_EQ(written.value()[0].bytes, bytes.size());
   EXPECT_EQ(written.value()[0].sha256, test::sha256(bytes));
+  const auto part = [&](size_t begin, size_t end) {
+    return test::sha256(
+        std::vector<uint8_t>(bytes.begin() + static_cast<long>(4 + begin), bytes.begin() + static_cast<long>(4 + end)));
+  };
+  const size_t middle = 4 * kO * kI * kK;
+  EXPECT_EQ(written.value()[0].tensors, part(0, middle).substr(0, 8) + part(middle, spec.data_bytes).substr(0, 8));
   EXPECT_EQ(hash_file(spec.path).value().sha256, test::sha256(bytes));
   EXPECT_EQ(std::string(bytes.begin(), bytes.begin() + 4), "head");
   auto value = [&](int index) {

@@ -79,7 +79,7 @@ describe('fit', () => {
       'steps.jsonl',
     ]
     expect(readdirSync(outDir)).toEqual(expect.arrayContaining(files))
-    expect(readdirSync(path.join(outDir, 'checkpoints')).sort()).toEqual(['best', 'last'])
+    expect(readdirSync(path.join(outDir, 'checkpoints')).sort()).toEqual(['best', 'last', 'last.prev'])
     const last = readFileSync(path.join(outDir, 'metrics.csv'), 'utf8').trim().split('\n').at(-1)!.split(',')
     expect(Number(last[5])).toBe(result.metrics['val/loss'])
     expect(JSON.parse(readFileSync(path.join(outDir, 'status.json'), 'utf8'))).toMatchObject({ state: 'finished', step: 9 })
@@ -326,16 +326,44 @@ describe('resume', () => {
     expect(await train({ outDir, maxEpochs: 1 }, { ...data, resume: 'auto' })).toMatchObject({ status: 'finished', step: 3 })
   })
 
-  it('from a damaged checkpoint names the file', async () => {
+  /** Flips the last bit; the file gets its own inode, so that hard links of it stay sound. */
+  const damage = (file: string) => {
+    const bytes = readFileSync(file)
+    bytes[bytes.length - 1]! ^= 1
+    rmSync(file)
+    writeFileSync(file, bytes)
+  }
+
+  it('skips a damaged checkpoint, says which file and tensor, and ends with the bytes of the whole run', async () => {
+    const options = { ...SMALL, outDir: fresh(), maxEpochs: 3, ema: 0.99, checkpoint: { everySteps: 2 } }
+    {
+      await using model = await make()
+      const trainer: Trainer = new Trainer({ ...options, model, callbacks: [stopAt(5, () => trainer)] })
+      await trainer.fit(data)
+    }
+    const last = path.join(options.outDir, 'checkpoints/last')
+    damage(path.join(last, 'optimizer.safetensors'))
+    const named = train(options, { ...data, resume: last })
+    await expect(named).rejects.toThrow(/last\/optimizer\.safetensors: tensor \S+exp_avg_sq changed/)
+    await expect(named).rejects.toMatchObject({ code: 'EFF_CKPT_CORRUPT', hint: expect.stringContaining(options.outDir) })
+    await using model = await other()
+    const trainer = new Trainer({ ...options, model })
+    const events = collect(trainer)
+    expect(await trainer.fit({ ...data, resume: 'auto' })).toMatchObject({ status: 'finished', step: 9 })
+    const warned = (await events).filter((e) => e.type === 'warning')
+    expect(warned.map((e) => e.message)).toEqual([
+      expect.stringMatching(/^skipped .*last\/optimizer\.safetensors: tensor \S+ changed .* going on from .*last \(step 4\)$/),
+    ])
+    expect(existsSync(`${last}.damaged/optimizer.safetensors`)).toBe(true)
+    expect(bytes(last).equals(bytes(path.join(whole, 'checkpoints/last')))).toBe(true)
+  })
+
+  it('from a run whose checkpoints are all damaged is refused', async () => {
     const outDir = fresh()
     await train({ outDir, maxEpochs: 1 })
-    const file = path.join(outDir, 'checkpoints/last/optimizer.safetensors')
-    const damaged = readFileSync(file)
-    damaged[damaged.length - 1] = damaged[damaged.length - 1]! ^ 1
-    rmSync(file)
-    writeFileSync(file, damaged)
-    const run = train({ outDir, maxEpochs: 2 }, { ...data, resume: 'last' })
-    await expect(run).rejects.toThrow(/optimizer\.safetensors/)
+    for (const name of ['last', 'best']) damage(path.join(outDir, 'checkpoints', name, 'model.json'))
+    const run = train({ outDir, maxEpochs: 2 }, { ...data, resume: 'auto' })
+    await expect(run).rejects.toThrow(/last\/model\.json: its contents changed/)
     await expect(loadModel(path.join(outDir, 'checkpoints/last'))).rejects.toThrow(code('EFF_CKPT_CORRUPT'))
   })
 

@@ -9,7 +9,14 @@ import { EffnetError } from '../errors.js'
 import type { ModelConfig } from '../nn/index.js'
 import type { Session } from '../runtime/session.js'
 import { packageVersion } from '../version.js'
-import { CHECKPOINT_VERSION, findFolder, readManifest, startFolder, verifyFolder } from './checkpoint_folder.js'
+import {
+  CHECKPOINT_VERSION,
+  type FolderOptions,
+  findFolder,
+  readManifest,
+  startFolder,
+  verifyFolder,
+} from './checkpoint_folder.js'
 import { EMA_FILE, type TensorContent, tensorBytes, writeTensorFiles } from './tensor_files.js'
 import type { FitResult, Metrics, ResolvedOptions } from './types.js'
 
@@ -84,13 +91,15 @@ export function startCheckpoint(
   model: ModelJson,
   content: TensorContent,
   state?: TrainState,
+  options: FolderOptions = {},
 ): Promise<{ done: Promise<number> }> {
-  return startFolder(binding(), target, {
+  const folder = {
     step: state?.step ?? 0,
     bytes: tensorBytes(session, content),
-    writeTensors: (dir) => writeTensorFiles(session, dir, content),
+    writeTensors: (dir: string) => writeTensorFiles(session, dir, content),
     json: { [MODEL_JSON]: model, ...(state ? { [STATE_JSON]: state } : {}) },
-  })
+  }
+  return startFolder(binding(), target, folder, options)
 }
 
 /**
@@ -110,10 +119,13 @@ export async function resolveCheckpoint(given: string): Promise<string> {
   })
 }
 
+/** model.json as it lies there, not compared with the manifest. @throws EFF_CKPT_CORRUPT, EFF_CKPT_VERSION */
+export const peekModelJson = (dir: string): Promise<ModelJson> => readJson<ModelJson>(dir, MODEL_JSON, 'effnet-model')
+
 /** Verified contents of a model's or a run's checkpoint. */
 export async function readModelJson(dir: string): Promise<{ model: ModelJson; hasEma: boolean }> {
   const manifest = await verifyFolder(binding(), dir)
-  const model = await readJson<ModelJson>(dir, MODEL_JSON, 'effnet-model')
+  const model = await peekModelJson(dir)
   return { model, hasEma: EMA_FILE in manifest.files }
 }
 

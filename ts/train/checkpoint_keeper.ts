@@ -31,7 +31,9 @@ export class CheckpointKeeper {
     const started = performance.now()
     const json = modelJson(model.config, model.classes)
     // A prediction that the program makes meanwhile must not run while the weights are copied.
-    const { done } = await model.plans.exclusive(() => startCheckpoint(model.session, folder.last, json, this.content, state))
+    const { done } = await model.plans.exclusive(() =>
+      startCheckpoint(model.session, folder.last, json, this.content, state, { keepPrevious: true }),
+    )
     this.pending = (async () => {
       const bytes = await done
       if (best) await duplicateFolder(binding(), folder.last, folder.best)

@@ -1,8 +1,42 @@
-/** Fault injection for the tests of crash safety: `EFFNET_FAULT=<point>[,<point>...]` kills the process there, as `kill -9` would. */
+/**
+ * Fault injection for the tests of crash safety (docs/reliability.md): `EFFNET_FAULT=step:N` kills the process after step N as
+ * `kill -9` would, `EFFNET_FAULT=save:N:KIND` lets the N-th file operation of the process's saves go wrong (native/io/fault.h
+ * counts them).
+ */
+import type { SaveFault } from '../binding.js'
+
 export function faultPoint(point: string): void {
   const wanted = process.env['EFFNET_FAULT']
   if (wanted === undefined || !wanted.split(',').includes(point)) return
+  die()
+}
+
+export interface FaultSource {
+  /** Counts an operation and says what it meets; may end the process. */
+  saveOperation?(operation: string, path: string): SaveFault
+  /** Ends the process; tests that sweep within one process have their own. */
+  die?(): never
+}
+
+/** One file operation of a save. `half` is what a torn one does before the process dies; by default all of it. */
+export async function operate<T>(
+  source: FaultSource,
+  operation: string,
+  file: string,
+  work: () => Promise<T>,
+  half: () => Promise<unknown> = work,
+): Promise<T> {
+  const fault = source.saveOperation?.(operation, file) ?? 'none'
+  if (fault === 'none') return work()
+  if (fault === 'torn') {
+    await half()
+    return source.die ? source.die() : die()
+  }
+  throw Object.assign(new Error(`${fault}: ${operation} '${file}'`), { code: fault })
+}
+
+function die(): never {
   process.kill(process.pid, 'SIGKILL')
-  // The signal is delivered while this waits; nothing after the point may run.
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10_000)
+  // The signal is delivered while this waits; nothing after it may run.
+  for (;;) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10_000)
 }

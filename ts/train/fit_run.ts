@@ -146,7 +146,7 @@ export class FitRun implements TrainerContext {
   private async execute(options: FitOptions): Promise<FitResult> {
     checkClasses(this.model, options.train)
     if (options.val) checkClasses(this.model, options.val)
-    const resume = await findResume(options.resume, this.folder)
+    const resume = await findResume(options.resume, this.folder, (...w) => this.warn(...w))
     if (resume) {
       const done = finishedResult(resume, this.options)
       if (done) return this.returnFinished(resume, done)

@@ -4,8 +4,17 @@ import path from 'node:path'
 import { binding } from '../binding.js'
 import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
-import { machineState, readTrainState, type TrainState } from './checkpoint.js'
-import { findFolder, settleFolder, verifyFolder } from './checkpoint_folder.js'
+import { type ModelJson, machineState, peekModelJson, readTrainState, type TrainState } from './checkpoint.js'
+import {
+  duplicateFolder,
+  findFolder,
+  isCorrupt,
+  previousOf,
+  readManifest,
+  setAside,
+  settleFolder,
+  verifyFolder,
+} from './checkpoint_folder.js'
 import type { RunFolder } from './run_folder.js'
 import type { FitOptions, ResolvedOptions } from './types.js'
 
@@ -14,29 +23,138 @@ export interface ResumePoint {
   state: TrainState
 }
 
+type Warn = (code: string, message: string, hint?: string) => void
+
 /**
- * The verified checkpoint to continue from; undefined to start anew.
+ * The verified checkpoint to continue from; undefined to start anew. Of a run the newest sound one: what is damaged is skipped
+ * with a warning. A checkpoint that was named itself must be sound.
  * @throws EFF_CKPT_MISSING, EFF_CKPT_CORRUPT, EFF_INVALID_ARGUMENT
  */
-export async function findResume(resume: FitOptions['resume'], folder: RunFolder | undefined): Promise<ResumePoint | undefined> {
+export async function findResume(
+  resume: FitOptions['resume'],
+  folder: RunFolder | undefined,
+  warn: Warn,
+): Promise<ResumePoint | undefined> {
   if (resume === undefined) return undefined
-  let dir: string | undefined
-  if (resume === 'auto' || resume === 'last') {
-    if (!folder) throw new EffnetError('EFF_INVALID_ARGUMENT', `resume: '${resume}' needs outDir`)
-    dir = await settleFolder(binding(), folder.last)
-    if (!dir && resume === 'auto') return undefined
-    if (!dir) {
-      throw new EffnetError('EFF_CKPT_MISSING', `${folder.dir}: no complete checkpoint to continue from`, {
-        hint: "resume: 'auto' (--resume) starts where there is none",
-      })
-    }
-  } else {
-    const given = path.resolve(resume)
-    dir = (await findFolder(given)) ?? (await findFolder(path.join(given, 'checkpoints/last')))
-    if (!dir) throw new EffnetError('EFF_CKPT_MISSING', `${resume}: no complete checkpoint here`, { details: { path: given } })
+  const named = resume === 'auto' || resume === 'last' ? undefined : path.resolve(resume)
+  if (named === undefined && !folder) throw new EffnetError('EFF_INVALID_ARGUMENT', `resume: '${resume}' needs outDir`)
+  const own = folder !== undefined && (named === undefined || named === folder.dir)
+  const dir = own ? await ownCheckpoint(folder, warn) : await namedCheckpoint(named!, resume, warn)
+  if (dir) return { dir, state: await readTrainState(dir) }
+  if (resume === 'auto') return undefined
+  throw new EffnetError('EFF_CKPT_MISSING', `${folder!.dir}: no complete checkpoint to continue from`, {
+    hint: "resume: 'auto' (--resume) starts where there is none",
+  })
+}
+
+/** Of the folder that this run will write to: after it, `last` is the one to go on from wherever it could be. */
+async function ownCheckpoint(folder: RunFolder, warn: Warn): Promise<string | undefined> {
+  const io = binding()
+  await settleFolder(io, folder.best)
+  await settleFolder(io, folder.last, { keepPrevious: true })
+  const { dir, damaged } = await newestSound(folder.checkpoints)
+  if (!dir) return undefined
+  const sound = damaged.has(folder.last) ? await setAside(io, folder.last, dir) : dir
+  await tell(damaged, sound, warn, damaged.has(folder.last) ? `${folder.last}.damaged keeps what was there` : undefined)
+  await mendBest(folder, sound)
+  return sound
+}
+
+/** A crash between the two: `last` was saved as the best so far and not yet copied there. */
+async function mendBest(folder: RunFolder, dir: string): Promise<void> {
+  if (dir !== folder.last) return
+  const { best, step } = await readTrainState(dir)
+  if (best?.step !== step) return
+  const there = await readManifest(folder.best).catch(() => undefined)
+  if (there?.step !== step) await duplicateFolder(binding(), dir, folder.best)
+}
+
+/** A checkpoint, or the newest sound one of another run; nothing is changed there. */
+async function namedCheckpoint(given: string, shown: string, warn: Warn): Promise<string> {
+  const checkpoints = path.join(given, 'checkpoints')
+  const itself = await findFolder(given)
+  if (itself) {
+    await verifyNamed(itself)
+    return itself
   }
-  await verifyFolder(binding(), dir)
-  return { dir, state: await readTrainState(dir) }
+  const { dir, damaged } = await newestSound(checkpoints)
+  if (!dir) throw new EffnetError('EFF_CKPT_MISSING', `${shown}: no complete checkpoint here`, { details: { path: given } })
+  await tell(damaged, dir, warn)
+  return dir
+}
+
+async function verifyNamed(dir: string): Promise<void> {
+  try {
+    await verifyFolder(binding(), dir)
+  } catch (cause) {
+    const parent = path.dirname(dir)
+    if (!isCorrupt(cause) || path.basename(parent) !== 'checkpoints') throw cause
+    throw new EffnetError('EFF_CKPT_CORRUPT', cause.message, {
+      hint: `--resume ${path.dirname(parent)}   goes on from the newest sound checkpoint of the run`,
+      details: cause.details,
+    })
+  }
+}
+
+interface Choice {
+  dir: string | undefined
+  /** Those that were skipped, with what is wrong with them. */
+  damaged: Map<string, EffnetError>
+}
+
+/** `last` where it is sound, else the newest of the others that is. @throws EFF_CKPT_CORRUPT where there are damaged ones only */
+async function newestSound(checkpoints: string): Promise<Choice> {
+  const damaged = new Map<string, EffnetError>()
+  const last = path.join(checkpoints, 'last')
+  const others: { dir: string; step: number }[] = []
+  for (const dir of [previousOf(last), path.join(checkpoints, 'best')]) {
+    const manifest = await soundOr(damaged, dir, () => readManifest(dir))
+    if (manifest) others.push({ dir, step: manifest.step })
+  }
+  others.sort((a, b) => b.step - a.step)
+  for (const dir of [last, ...others.map((o) => o.dir)]) {
+    const manifest = await soundOr(damaged, dir, async () =>
+      (await readManifest(dir)) ? verifyFolder(binding(), dir) : undefined,
+    )
+    if (manifest) return { dir, damaged }
+  }
+  const [first] = damaged.values()
+  if (!first) return { dir: undefined, damaged }
+  throw new EffnetError('EFF_CKPT_CORRUPT', first.message, {
+    hint: 'no checkpoint of this run is sound: start again in another folder (--out)',
+    details: first.details,
+  })
+}
+
+async function soundOr<T>(damaged: Map<string, EffnetError>, dir: string, read: () => Promise<T>): Promise<T | undefined> {
+  try {
+    return await read()
+  } catch (cause) {
+    if (!isCorrupt(cause)) throw cause
+    damaged.set(dir, cause)
+    return undefined
+  }
+}
+
+async function tell(damaged: Choice['damaged'], dir: string, warn: Warn, hint?: string): Promise<void> {
+  if (damaged.size === 0) return
+  const step = (await readManifest(dir))?.step
+  const skipped = [...damaged.values()].map((error) => error.message).join('; ')
+  warn('checkpoint-damaged', `skipped ${skipped}; going on from ${dir} (step ${step})`, hint)
+}
+
+/** model.json of the checkpoint that a run would continue from; undefined where it would start anew. Reads only. */
+export async function peekResume(runOrCheckpoint: string): Promise<ModelJson | undefined> {
+  const last = path.join(runOrCheckpoint, 'checkpoints/last')
+  for (const dir of [runOrCheckpoint, last, previousOf(last), path.join(runOrCheckpoint, 'checkpoints/best')]) {
+    try {
+      if (await readManifest(dir)) return await peekModelJson(dir)
+    } catch (cause) {
+      // `fit` will tell of it.
+      if (!isCorrupt(cause)) throw cause
+    }
+  }
+  return undefined
 }
 
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
