@@ -1,4 +1,5 @@
-// 1x1 convolutions, stride 1, as kernels of the plan: forward (with the inference epilogue) and backward data.
+// 1x1 convolutions, stride 1, as kernels of the plan: forward (with the inference epilogue), backward data and backward
+// weights.
 #pragma once
 
 #include "cpu/kernel.h"
@@ -14,5 +15,8 @@ struct PointwiseOperands {
 
 // Only where has_pointwise(). `name` is the base of the kernel's name.
 StatusOr<KernelPtr> make_pointwise(const PointwiseOperands& operands, const char* name);
+
+StatusOr<KernelPtr> make_pointwise_bwd_weights(const plan::Tensor* src, const plan::Tensor* diff_dst,
+                                               const plan::Tensor* diff_weights);
 
 }  // namespace effnet::cpu

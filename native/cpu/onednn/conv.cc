@@ -294,9 +294,11 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const plan::Op& op) {
   using namespace op::conv2d_bwd_weights;
   const Tensor &src = *op.in(in_src), &diff_dst = *op.in(in_diff_dst), &diff_weights = *op.out(out_diff_weights);
   EFF_RETURN_IF_ERROR(check_dtype(op, src));
+  const ConvShape shape = shape_of(op, Pass::backward_weights, src, diff_weights, diff_dst);
+  if (onednn::is_pointwise(shape) && has_pointwise(shape.dtype, 2))
+    return make_pointwise_bwd_weights(&src, &diff_dst, &diff_weights);
   auto kernel = std::make_unique<WeightsGradient>();
-  EFF_RETURN_IF_ERROR(
-      kernel->init(shape_of(op, Pass::backward_weights, src, diff_weights, diff_dst), &src, &diff_dst, &diff_weights));
+  EFF_RETURN_IF_ERROR(kernel->init(shape, &src, &diff_dst, &diff_weights));
   return KernelPtr(std::move(kernel));
 }
 
