@@ -42,8 +42,8 @@ const threads = Number(values.threads)
 const windows = Number(values.windows ?? (values.short ? 1 : values.quick ? 2 : 6))
 const seconds = Number(values.seconds ?? (brief ? 1 : 4))
 const warmup = brief ? 1 : 2
-/** Peers spin for a while after a parallel region; so do they not take the next one's time. */
-const SETTLE_MS = 250
+/** Peers spin for a while after a parallel region, loaders prefetch: not in the next one's time. */
+const settleMs = (specs) => (Object.values(specs).some((s) => s.data) ? 1000 : 250)
 
 const RESULTS = path.join(root, 'bench/results')
 const DOCS = path.join(root, 'docs/benchmarks.md')
@@ -105,7 +105,7 @@ async function measureGroup(id, specs) {
     }
     for (let round = 0; round < windows; round++) {
       for (const { entry, contender } of round % 2 ? running.toReversed() : running) {
-        await sleep(SETTLE_MS)
+        await sleep(settleMs(specs))
         entry.windows.push(await contender.window())
         entry.peakBytes = contender.peakBytes
       }

@@ -8,6 +8,8 @@ const dist = (file) => import(new URL(`../../dist/${file}`, import.meta.url).hre
 
 const o = options()
 const [batchSize, imageSize] = [o['batch-size'], o['image-size']]
+/** Batches, the loader's default. */
+const PREFETCH = 3
 
 async function model() {
   const { createModel } = await dist('index.js')
@@ -45,7 +47,7 @@ async function data() {
   const files = Array.from({ length: 200 }, () => photos).flat()
   const dataset = { root: o.data, classes: ['photo'], files, labels: new Int32Array(files.length), length: files.length }
   const transform = { mode: 'train', size: imageSize, scale: [0.08, 1] }
-  const loader = createImageLoader(dataset, { batchSize, transform, workers: o.threads, dropLast: true })
+  const loader = createImageLoader(dataset, { batchSize, transform, workers: o.threads, prefetch: PREFETCH, dropLast: true })
 
   const graph = new Graph('normalize')
   const images = graph.input('images', [batchSize, imageSize, imageSize, 3], 'u8')
@@ -71,7 +73,7 @@ async function data() {
 
 try {
   const step = await (o.mode === 'data' ? data() : model())
-  await serve(step, { images: batchSize, warmup: o.warmup })
+  await serve(step, { images: batchSize, warmup: o.warmup, prime: o.mode === 'data' ? PREFETCH + 1 : 0 })
   process.exit()
 } catch (e) {
   say({ error: e.stack })

@@ -7,12 +7,16 @@ export const say = (message) => process.stdout.write(`${JSON.stringify(message)}
 /** Highest resident memory of this process so far. */
 export const peakBytes = () => Number(/^VmHWM:\s+(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]) * 1024
 
-/** Warms up, says ready, then times as many steps of `images` images as each line of stdin asks for. */
-export async function serve(step, { images, versions = {}, warmup }) {
+/**
+ * Warms up, says ready, then times as many steps of `images` images as each line of stdin asks for, each time after `prime`
+ * untimed ones: they take what was prefetched while others had their turn.
+ */
+export async function serve(step, { images, versions = {}, warmup, prime = 0 }) {
   for (let i = 0; i < warmup; i++) await step()
   say({ ready: versions })
   for await (const line of createInterface({ input: process.stdin })) {
     const steps = Number(line)
+    for (let i = 0; i < prime; i++) await step()
     const begin = performance.now()
     for (let i = 0; i < steps; i++) await step()
     const seconds = (performance.now() - begin) / 1000

@@ -5,10 +5,8 @@ import { cache, root, SetupError } from '../../scripts/lib/run.mjs'
 import { onnxFolder, peerNode, peerPython } from '../peers.mjs'
 
 const FOLDERS = {
-  samples: () =>
-    existsSync(path.join(process.env.EFFNET_TEST_DATA ?? '', 'imagenet-samples/images'))
-      ? path.join(process.env.EFFNET_TEST_DATA, 'imagenet-samples/images')
-      : undefined,
+  // Where .ci/run looks for them too.
+  samples: () => path.join(process.env.EFFNET_TEST_DATA ?? path.join(root, '../shared/data'), 'imagenet-samples/images'),
   demo: () => {
     const train = path.join(root, 'models/demo/train')
     return path.join(train, readdirSync(train)[0])
@@ -18,7 +16,7 @@ const FOLDERS = {
 /** The folder of photos that a contender reads. */
 function dataFolder(name) {
   const folder = FOLDERS[name]()
-  if (folder) return folder
+  if (existsSync(folder)) return folder
   throw new SetupError(
     'the data row needs the ImageNet samples, which are not part of this repository',
     'EFFNET_TEST_DATA=FOLDER with imagenet-samples/images in it; or leave the row out with --case',

@@ -32,13 +32,18 @@ def say(message: dict) -> None:
     sys.stdout.flush()
 
 
-def serve(step, images: int, versions: dict, warmup: int) -> None:
-    """Warms up, says ready, then times as many steps of `images` images as each line of stdin asks for."""
+def serve(step, images: int, versions: dict, warmup: int, prime: int = 0) -> None:
+    """Warms up, says ready, then times as many steps of `images` images as each line of stdin asks for.
+
+    Each time after `prime` untimed ones: they take what was prefetched while others had their turn.
+    """
     for _ in range(warmup):
         step()
     say({"ready": versions})
     for line in sys.stdin:
         steps = int(line)
+        for _ in range(prime):
+            step()
         begin = time.perf_counter()
         for _ in range(steps):
             step()

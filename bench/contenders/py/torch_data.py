@@ -14,6 +14,7 @@ from torchvision import transforms
 
 from common import options, serve
 
+PREFETCH = 2  # batches a worker, PyTorch's default
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     end = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)] if per_sample else [transforms.PILToTensor()]
     dataset = Photos(opts.data, transforms.Compose([crop, transforms.RandomHorizontalFlip(), *end]))
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=opts.batch_size, sampler=Endless(len(dataset)), num_workers=opts.threads, prefetch_factor=3
+        dataset, batch_size=opts.batch_size, sampler=Endless(len(dataset)), num_workers=opts.threads, prefetch_factor=PREFETCH
     )
     batches = iter(loader)
     shift = torch.tensor(MEAN).mul(255).view(1, 3, 1, 1)
@@ -63,7 +64,8 @@ def main() -> None:
         if not per_sample:
             batch.float().sub_(shift).mul_(scale)
 
-    serve(step, opts.batch_size, {"torchvision": torchvision.__version__, "pillow": PIL.__version__}, opts.warmup)
+    versions = {"torchvision": torchvision.__version__, "pillow": PIL.__version__}
+    serve(step, opts.batch_size, versions, opts.warmup, prime=PREFETCH * opts.threads + 1)
 
 
 if __name__ == "__main__":
