@@ -7,6 +7,7 @@
  *   sigterm   SIGTERM at a random moment: exit code 75, and the checkpoint evaluates
  *   images    damaged JPEGs: an object for each, no crash, exit code 0 or 65
  *   ckpt      damaged checkpoints: refused with a code of ours, never loaded, never a crash
+ *   mistakes  what users get wrong, through the installed command: one message, its exit code, time, nothing changed
  *   fuzz      mutated plans, safetensors headers and JPEG files, a million of each: accepted or refused, never a crash
  *   soak      training steps, predictors made and closed: native bytes level, resident memory within 5 %
  *
@@ -20,6 +21,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs, promisify } from 'node:util'
 import { effnetJson, effnetOk } from './lib/effnet.mjs'
+import { mistakeSeries } from './lib/mistake_series.mjs'
 import { record } from './lib/results.mjs'
 import { fail, root, SetupError, say } from './lib/run.mjs'
 
@@ -131,6 +133,8 @@ async function engineSeries(name, count) {
 const series = {
   fuzz: async (report) => report(await engineSeries('fuzz', rounds(2000, 1_000_000))),
   soak: async (report) => report(await engineSeries('soak', rounds(60, 2000))),
+
+  mistakes: (report) => mistakeSeries(work, report),
 
   async kill(report) {
     const { ms, hash } = await undisturbed()

@@ -50,7 +50,7 @@ const options: ResolvedOptions = {
 
 const step = (n: number): StepEvent => ({
   type: 'step',
-  epoch: Math.floor((n - 1) / 20),
+  epoch: Math.floor((n - 1) / 20) + 1,
   step: n,
   stepInEpoch: ((n - 1) % 20) + 1,
   stepsPerEpoch: 20,
@@ -68,7 +68,7 @@ const step = (n: number): StepEvent => ({
 
 const epoch = (n: number, top1: number, best: boolean): TrainerEvent => ({
   type: 'epoch',
-  epoch: n,
+  epoch: n + 1,
   step: 20 * (n + 1),
   metrics: { 'train/loss': 1.5, 'train/top1': 40, 'val/loss': 1.25, 'val/top1': top1, 'val/top5': 99, lr: 5e-4 },
   best,
@@ -166,10 +166,11 @@ describe('the end', () => {
     report: '/runs/my run/report.html',
     badFiles: [],
   }
-  const show = (r: FitResult): string => {
+  const show = (r: FitResult, program = 'effnet'): string => {
     const stdout = new StringSink()
     const ui = new Ui({ stdout, stderr: new StringSink(), env: {} }, { json: false, quiet: false, verbosity: 0 })
-    endBlock(ui, r, { data: 'photos', val: 'photos/val', model: 'efficientnet_b0', resume: 'effnet train --resume x' })
+    const resume = ['train', '--resume', 'x']
+    endBlock(ui, r, { data: 'photos', val: 'photos/val', model: 'efficientnet_b0', resume, program })
     return stdout.text
   }
 
@@ -187,5 +188,9 @@ describe('the end', () => {
     const text = show({ ...result, status: 'interrupted', reason: 'SIGINT' })
     expect(text).toMatch(/^stopped {3}SIGINT · val/m)
     expect(text).toMatch(/^next {3}effnet train --resume x$/m)
+  })
+
+  it('names the program as it was called', () => {
+    expect(show(result, 'npx effnet').match(/npx effnet /g)).toHaveLength(3)
   })
 })

@@ -2,6 +2,7 @@
 import { EffnetError } from '../errors.js'
 import { exitCodeOf } from './exit.js'
 import type { Paint } from './ui.js'
+import { asTyped, userWords } from './user_words.js'
 
 export interface DescribedError {
   code: string
@@ -24,6 +25,18 @@ const ERRNO_MEND: Record<string, string> = {
   EMFILE: 'raise the limit of open files: ulimit -n 4096',
 }
 
+/** Where an error brings no mend of its own. */
+const MEND: Record<string, string> = {
+  EFF_IO: 'check the path and the disk (df -h), then run it again',
+  EFF_CKPT_MISSING: 'name a run folder or one of its checkpoints, e.g. runs/first/checkpoints/last',
+  EFF_CONFIG_VALUE: 'effnet VERB --help tells what is accepted',
+  EFF_INVALID_ARGUMENT: 'effnet VERB --help tells what is accepted',
+  EFF_DATA_DECODE: 'replace the file, or convert it to JPEG or PNG',
+  EFF_DATA_MISSING: 'check the path',
+  EFF_OOM: 'a smaller --batch-size or --image-size',
+  EFF_CPU_UNSUPPORTED: 'run it on an x86-64 machine with AVX2',
+}
+
 const REPORT = 'this is a bug in effnet: report it with what `effnet doctor` prints and the stack that -v shows'
 
 /** The reason behind an error: a `why` among its details, else its cause where that says more than the message. */
@@ -35,7 +48,8 @@ function reason(error: Error): string | undefined {
   return undefined
 }
 
-export function describeError(thrown: unknown): DescribedError {
+/** `program`: how commands in the mend are to be typed (`npx effnet`). */
+export function describeError(thrown: unknown, program = 'effnet'): DescribedError {
   const error = thrown instanceof Error ? thrown : new Error(String(thrown))
   const code = 'code' in error && typeof error.code === 'string' ? error.code : 'EFF_INTERNAL'
   const why = reason(error)
@@ -44,12 +58,13 @@ export function describeError(thrown: unknown): DescribedError {
   // An I/O error says by its errno whether to mend permissions or to try again.
   const errno = error instanceof EffnetError && code === 'EFF_IO' ? String(error.details['errno']) : undefined
   const known = errno !== undefined && ['EACCES', 'EPERM', 'EROFS'].includes(errno) ? errno : code
-  const mend = error instanceof EffnetError && error.hint ? error.hint : (ERRNO_MEND[known] ?? (bug ? REPORT : undefined))
+  const hint = error instanceof EffnetError ? error.hint : undefined
+  const mend = hint || (ERRNO_MEND[errno ?? code] ?? (bug ? REPORT : MEND[code]))
   return {
     code,
-    message: error.message,
-    ...(why === undefined ? {} : { why }),
-    mend,
+    message: userWords(error.message),
+    ...(why === undefined ? {} : { why: userWords(why) }),
+    mend: mend === undefined ? undefined : asTyped(userWords(mend), program),
     exitCode: exitCodeOf(known),
     stack: stack.filter(Boolean).join('\n'),
   }

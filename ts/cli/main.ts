@@ -9,6 +9,7 @@ import { describeError, errorObject, formatError } from './errors_ui.js'
 import { EXIT } from './exit.js'
 import { mainHelp, verbHelp } from './help.js'
 import { type Io, processIo } from './io.js'
+import { programName } from './program.js'
 import { Ui } from './ui.js'
 
 const VERBS: Record<string, { summary: string; load: () => Promise<{ verb: Verb }> }> = {
@@ -106,7 +107,7 @@ export async function main(argv: readonly string[], io: Io = processIo()): Promi
     return code
   } catch (thrown) {
     const ui = early(argv, io)
-    const described = describeError(thrown)
+    const described = describeError(thrown, programName(io.env))
     ui.error(formatError(described, ui.paint, ui.verbosity > 0))
     ui.object({ error: errorObject(described) })
     return described.exitCode

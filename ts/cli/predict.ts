@@ -1,6 +1,6 @@
-import type { PredictionResult } from '../infer/types.js'
+import type { PredictionError, PredictionResult } from '../infer/types.js'
 import { defineVerb } from './call.js'
-import { EXIT } from './exit.js'
+import { EXIT, exitCodeOf } from './exit.js'
 import { checkDeviceOption, openModel } from './model_source.js'
 import { defineOptions, ENGINE, WEIGHTS } from './options.js'
 import type { Ui } from './ui.js'
@@ -44,6 +44,26 @@ function print(ui: Ui, result: PredictionResult): void {
   }
 }
 
+const DENIED = /\bE(ACCES|PERM)\b/
+
+const exitOf = ({ code, message }: PredictionError['error']): number =>
+  DENIED.test(message) ? EXIT.permission : code === 'EFF_NAN' ? EXIT.malformed : exitCodeOf(code)
+
+const MENDS: Readonly<Record<string, string>> = {
+  EFF_DATA_DECODE: 'replace the files, or convert them: JPEG is read; PNG, WebP, GIF, TIFF and AVIF where sharp is installed',
+  EFF_DATA_LIMIT: 'make smaller copies of the images',
+  EFF_DATA_MISSING: 'check the paths; they are relative to ',
+  EFF_IO: 'give this user access to the files (ls -l shows the owner), or check the disk',
+  EFF_NAN: 'use another checkpoint of the run (checkpoints/best), or another weights file',
+}
+
+/** A mend for each kind of failure, once. */
+function mendsOf(failed: readonly PredictionError['error'][]): string {
+  const codes = [...new Set(failed.map((f) => f.code))]
+  const mends = codes.map((code) => (code === 'EFF_DATA_MISSING' ? `${MENDS[code]}${process.cwd()}` : MENDS[code]))
+  return mends.map((mend) => (mend ? `  Mend: ${mend}\n` : '')).join('')
+}
+
 export const verb = defineVerb(
   {
     name: 'predict',
@@ -64,7 +84,7 @@ export const verb = defineVerb(
     const { expandInputs } = await import('./inputs.js')
     const files = await expandInputs(args)
     const model = await openModel(o)
-    let unreadable = 0
+    const failed: PredictionError['error'][] = []
     try {
       const results = model.predictStream(files, {
         ...(o.topK === undefined ? {} : { topK: o.topK }),
@@ -75,15 +95,17 @@ export const verb = defineVerb(
         ...(o.exif === undefined ? {} : { exifOrientation: o.exif === 'on' }),
       })
       for await (const result of results) {
-        if ('error' in result) unreadable++
+        if ('error' in result) failed.push(result.error)
         print(ui, result)
-        if (ui.outputClosed) return EXIT.io
+        // Whoever read has what it wanted (`| head -1`).
+        if (ui.outputClosed) return EXIT.ok
       }
     } finally {
       await model.close()
     }
-    if (unreadable === 0) return EXIT.ok
-    ui.error(`${unreadable} of ${files.length} images could not be read\n`)
-    return EXIT.malformed
+    if (failed.length === 0) return EXIT.ok
+    ui.error(`${failed.length} of ${files.length} images could not be read\n${ui.json ? '' : mendsOf(failed)}`)
+    const exits = new Set(failed.map(exitOf))
+    return exits.size === 1 ? [...exits][0]! : EXIT.malformed
   },
 )

@@ -6,7 +6,8 @@ import type { FitResult, TrainerOptions } from '../train/types.js'
 import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, engineOptions, headerLine, modelLine } from './model_source.js'
-import { commandLine, shown } from './paths_ui.js'
+import { shown } from './paths_ui.js'
+import { programName } from './program.js'
 import { runTarget } from './run_target.js'
 import { handleSignals } from './signals.js'
 import { TRAIN, type TrainValues } from './train_options.js'
@@ -25,16 +26,23 @@ function need(value: string | undefined, flag: string, hint: string): string {
   throw new EffnetError('EFF_CONFIG_VALUE', `effnet train needs ${flag}`, { hint })
 }
 
+const oneClass = ({ root, classes, train }: ImageFolder): EffnetError =>
+  new EffnetError(
+    'EFF_DATA_LABEL',
+    `${shown(root)}: one class only ("${classes[0]}", ${train.length} image${train.length === 1 ? '' : 's'}): nothing can be learned`,
+    { hint: 'a folder for each class, two at least: DIR/train/cat/1.jpg and DIR/train/dog/1.jpg' },
+  )
+
 async function openData(o: TrainValues, dir: string, ui: Ui): Promise<ImageFolder> {
   const { imageFolder } = await import('../data/image_folder.js')
   const data = await imageFolder(dir, given({ valSplit: o.valSplit, seed: o.seed }))
+  if (data.classes.length === 1) throw oneClass(data)
   const val = data.val ? `val ${grouped(data.val.length)}` : 'no validation images'
   ui.line(
     `data   ${shown(data.train.root)} ${grouped(data.train.length)} images, ${grouped(data.classes.length)} classes · ${val}`,
   )
   if (!data.val)
     ui.warn('no-val', `${shown(data.root)} has no val/: accuracy will not be measured`, '--val-split 0.1 holds a tenth out')
-  if (data.classes.length === 1) ui.warn('one-class', `there is one class only (${data.classes[0]}): nothing can be learned`)
   return data
 }
 
@@ -45,7 +53,13 @@ async function openModel(o: TrainValues, name: string, data: ImageFolder, ui: Ui
     ...given({ pretrained: o.weights, compat: o.compat, imageSize: o.imageSize, seed: o.seed }),
     ...engineOptions(o),
   })
-  if (o.freeze !== undefined) model.freeze(o.freeze)
+  try {
+    if (o.freeze !== undefined) model.freeze(o.freeze)
+  } catch (cause) {
+    await model.close()
+    const { message, hint } = cause as EffnetError
+    throw new EffnetError('EFF_CONFIG_VALUE', `--freeze ${o.freeze}: ${message}`, hint === undefined ? {} : { hint })
+  }
   ui.line(await modelLine(model, o.imageSize ?? model.config.imageSize))
   if (o.freeze !== undefined) {
     const { params, trainableParams } = model.summary()
@@ -160,12 +174,16 @@ function refuseOutInData(outDir: string, dataDir: string): void {
   })
 }
 
-async function run({ options, ui }: Call<typeof TRAIN>): Promise<number> {
+async function run({ options, io, ui }: Call<typeof TRAIN>): Promise<number> {
   await checkDeviceOption(options.device)
   const target = await runTarget(options)
   const o = target.options
   const dir = need(o.data, '--data', '--data DIR   holds train/ and val/, each with a folder a class')
   const name = need(o.model, '--model', '--model NAME   e.g. --model efficientnet_b0 (effnet models list names all)')
+  if (o.maxTime !== undefined) {
+    const { durationMs } = await import('../train/duration.js')
+    durationMs(o.maxTime, '--max-time')
+  }
   const { getModelConfig } = await import('../nn/index.js')
   getModelConfig(name)
   ui.line(await headerLine(o, ui))
@@ -180,8 +198,13 @@ async function run({ options, ui }: Call<typeof TRAIN>): Promise<number> {
       ...(o.weights === undefined ? {} : { weights: path.resolve(o.weights) }),
     }
     const result = await runFit(o, { model, data, outDir, resume: target.resume, config }, ui)
-    const resume = commandLine(['effnet', 'train', '--resume', shown(outDir)])
-    endBlock(ui, result, { data: dir, val: data.val && shown(data.val.root), model: name, resume })
+    endBlock(ui, result, {
+      data: dir,
+      val: data.val && shown(data.val.root),
+      model: name,
+      resume: ['train', '--resume', shown(outDir)],
+      program: programName(io.env),
+    })
     ui.object({ result: resultObject(result) })
     return result.status === 'finished' ? EXIT.ok : EXIT.interrupted
   } finally {

@@ -9,10 +9,12 @@ import type {
   StepEvent,
   TrainerEvent,
   ValidationStepEvent,
+  WarningEvent,
 } from '../train/types.js'
 import { Eta } from './eta.js'
 import { commandLine, shown } from './paths_ui.js'
 import { bar, compact, duration, type Field, grouped, mebibytes, type Ui } from './ui.js'
+import { userWords } from './user_words.js'
 
 const BAR_CELLS = 20
 const ESTIMATE_AFTER = 20
@@ -71,12 +73,18 @@ export class TrainUi {
         this.#onCheckpoint(event)
         break
       case 'warning':
-        this.#ui.warn(event.code, `${event.code}  ${event.message}`, event.hint)
-        this.#ui.object({ event: 'warning', code: event.code, message: event.message })
+        this.#onWarning(event)
         break
       default:
         break
     }
+  }
+
+  #onWarning({ code, message, hint }: WarningEvent): void {
+    const text = userWords(message)
+    // Codes of errors are for looking up; the others only count repeats.
+    this.#ui.warn(code, code.startsWith('EFF_') ? `${code}  ${text}` : text, hint && userWords(hint))
+    this.#ui.object({ event: 'warning', code, message: text })
   }
 
   #onStart(event: StartEvent): void {
@@ -152,7 +160,7 @@ export class TrainUi {
 
   #epochOf(epoch: number): string {
     const total = this.#start?.options.maxEpochs ?? 0
-    return `${String(epoch + 1).padStart(String(total).length + 1)}/${total}`
+    return `${String(epoch).padStart(String(total).length + 1)}/${total}`
   }
 
   #onValidationStep(event: ValidationStepEvent): void {
@@ -205,8 +213,10 @@ export interface EndContext {
   data: string
   val: string | undefined
   model: string
-  /** How this run is continued, as a command. */
-  resume: string
+  /** How this run is continued: the words after the program's name. */
+  resume: readonly string[]
+  /** How the program is called here. */
+  program: string
 }
 
 /** The end of a run: best, speed, files, and what to run next. */
@@ -242,13 +252,14 @@ export function endBlock(ui: Ui, result: FitResult, context: EndContext): void {
   const checkpoint = result.bestCheckpoint ?? result.checkpoint
   if (!checkpoint) return
   const where = shown(checkpoint)
+  const command = (words: readonly string[]): string => `${context.program} ${commandLine(words)}`
   const next = finished
     ? [
-        commandLine(['effnet', 'predict', '--checkpoint', where, context.val ?? context.data]),
-        commandLine(['effnet', 'eval', '--data', context.data, '--checkpoint', where]),
-        commandLine(['effnet', 'bench', '--model', context.model, '--mode', 'infer', '--batch-size', '1']),
+        command(['predict', '--checkpoint', where, context.val ?? context.data]),
+        command(['eval', '--data', context.data, '--checkpoint', where]),
+        command(['bench', '--model', context.model, '--mode', 'infer', '--batch-size', '1']),
       ]
-    : [context.resume]
+    : [command(context.resume)]
   next.forEach((line, i) => {
     ui.line(`${i === 0 ? 'next ' : '     '}  ${paint.cyan(line)}`)
   })

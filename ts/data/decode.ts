@@ -33,6 +33,9 @@ export async function decodeOther(
   options: { exifOrientation?: boolean; maxPixels?: number } = {},
 ): Promise<DecodedImage> {
   if (bytes.length === 0) throw new EffnetError('EFF_DATA_DECODE', `${name}: the file is empty`)
+  if (bytes[0] === 0x42 && bytes[1] === 0x4d) {
+    throw new EffnetError('EFF_DATA_DECODE', `${name}: BMP is not read`, { hint: 'convert it to PNG or JPEG' })
+  }
   const sharp = await loadSharp()
   if (sharp === undefined) {
     throw new EffnetError(
@@ -65,7 +68,8 @@ export async function decodeOther(
     return toRgb({ data, width: info.width, height: info.height, channels: info.channels as 1 | 3 | 4 }, name)
   } catch (cause) {
     if (cause instanceof EffnetError) throw cause
-    const why = (cause as Error).message.split('\n')[0]
+    const said = (cause as Error).message.split('\n')[0]!
+    const why = /unsupported image format/.test(said) ? 'not an image, or of a format that is not read' : said
     throw new EffnetError('EFF_DATA_DECODE', `${name}: ${why}`, { cause })
   }
 }
@@ -151,7 +155,10 @@ async function readBytes(file: string): Promise<Uint8Array> {
   } catch (cause) {
     if (cause instanceof EffnetError) throw cause
     const code = (cause as NodeJS.ErrnoException).code
-    if (code === 'ENOENT') throw new EffnetError('EFF_DATA_MISSING', `${file}: no such file`, { cause })
+    if (code === 'ENOENT') {
+      const unnamed = file.includes('\ufffd') ? ' (its name is not UTF-8: rename it)' : ''
+      throw new EffnetError('EFF_DATA_MISSING', `${file}: no such file${unnamed}`, { cause })
+    }
     throw new EffnetError('EFF_IO', `${file}: ${(cause as Error).message}`, { cause })
   }
 }

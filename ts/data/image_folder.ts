@@ -7,9 +7,12 @@ import { FileDataset } from './dataset.js'
 import { compareCodePoints } from './order.js'
 import type { ImageDataset, ImageFolder, ImageFolderOptions, ImageSplitOptions } from './types.js'
 
-const EXTENSIONS = new Set(['.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.avif'])
+const EXTENSIONS = ['.jpg', '.jpeg', '.png', '.webp', '.gif', '.tif', '.tiff', '.avif']
+/** Listed, so that a file of them is an error of its own and not silently left out. */
+const UNREADABLE = ['.bmp']
+const IMAGES = new Set([...EXTENSIONS, ...UNREADABLE])
 
-export const isImagePath = (file: string): boolean => EXTENSIONS.has(path.extname(file).toLowerCase())
+export const isImagePath = (file: string): boolean => IMAGES.has(path.extname(file).toLowerCase())
 
 const VAL_NAMES = ['val', 'validation']
 
@@ -150,7 +153,7 @@ async function scanClasses(root: string): Promise<FileDataset> {
   if (empty.length > 0) {
     const some = empty.slice(0, 5).join(', ') + (empty.length > 5 ? ` and ${empty.length - 5} more` : '')
     throw new EffnetError('EFF_DATA_EMPTY', `${root}: no images in ${empty.length} of ${classes.length} class folders: ${some}`, {
-      hint: `remove the empty folders or fill them; images end in ${[...EXTENSIONS].join(' ')}`,
+      hint: `remove the empty folders or fill them; images end in ${EXTENSIONS.join(' ')}`,
       details: { path: root, empty },
     })
   }

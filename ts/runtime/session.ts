@@ -20,6 +20,7 @@ import { emit } from '../passes/emit.js'
 import type { OptimizerSpec, Target } from '../passes/index.js'
 import { type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
 import { type DumpRow, dumpRows } from './dump.js'
+import { availableMemory } from './memory_limit.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
 import { packScalars, type StepScalars } from './scalars.js'
 import { type WeightSlot, type WeightsLayout, weightsLayout } from './weights_layout.js'
@@ -58,17 +59,27 @@ export interface EvalResult extends StepResult {
   features: Float32Array
 }
 
-/** Refuses a plan whose arenas alone exceed what this process may use (machine or container), with the batch that would fit. */
-function checkMemory(arenaBytes: readonly number[], what: string, batchSize: number): void {
-  const limit = binding().cpuInfo().memoryBytes
-  const needed = arenaBytes.reduce((sum, b) => sum + b, 0)
+const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`
+
+/**
+ * Before anything is allocated: a plan that needs more than this process can have is refused, with the batch that would fit.
+ * `held` are the bytes of each arena that the session has already.
+ */
+export function checkMemory(
+  arenaBytes: readonly number[],
+  held: readonly number[],
+  what: string,
+  batchSize: number,
+  available: number = availableMemory(),
+): void {
+  const limit = Math.min(available, binding().cpuInfo().memoryBytes)
+  const needed = arenaBytes.reduce((sum, bytes, arena) => sum + Math.max(0, bytes - (held[arena] ?? 0)), 0)
   if (needed <= limit) return
   const perImage = (arenaBytes[ARENA.activations]! + arenaBytes[ARENA.input]! + arenaBytes[ARENA.output]!) / batchSize
   const fits = Math.floor((0.9 * limit - (needed - perImage * batchSize)) / perImage)
-  const gib = (b: number): string => `${(b / 2 ** 30).toFixed(1)} GiB`
-  throw new EffnetError('EFF_OOM', `${what} needs ${gib(needed)}; this process may use ${gib(limit)}`, {
-    hint: fits >= 1 ? `--batch-size ${fits}` : 'a smaller --image-size or model',
-    details: { needed, limit, batchSize, batchSizeThatFits: Math.max(fits, 0) },
+  throw new EffnetError('EFF_OOM', `${what} needs ${gib(needed)} of memory; ${gib(limit)} are available`, {
+    hint: fits >= 1 ? `--batch-size ${fits}` : 'a smaller --image-size or model, or a machine with more memory',
+    details: { needed, available: limit, batchSize, batchSizeThatFits: Math.max(fits, 0) },
   })
 }
 
@@ -91,13 +102,16 @@ class Compiled {
     graph: Graph,
     request: MemoryRequest,
     batchSize: number,
+    held: number[],
   ): Promise<Compiled> {
     const native = binding()
     const plan = planMemory(graph, request)
     const { bytes, hash } = emit(graph, plan)
-    checkMemory(plan.arenaBytes, graph.name, batchSize)
+    checkMemory(plan.arenaBytes, held, graph.name, batchSize)
     plan.arenaBytes.forEach((size, arena) => {
-      if (arena <= ARENA.activations) native.ensureArena(memory, arena, size)
+      if (arena > ARENA.activations) return
+      native.ensureArena(memory, arena, size)
+      held[arena] = Math.max(held[arena] ?? 0, size)
     })
     return new Compiled(await native.bind(pool, memory, bytes), graph, plan, hash)
   }
@@ -248,6 +262,8 @@ export class Session implements AsyncDisposable {
   private pool: PoolHandle | undefined
   private memoryHandle: MemoryHandle | undefined
   private emaInUse = false
+  /** Bytes of each arena that plans have asked for. */
+  private readonly held: number[] = []
 
   private constructor(
     readonly config: ModelConfig,
@@ -260,6 +276,7 @@ export class Session implements AsyncDisposable {
     const sizes = new Array<number>(ARENA_COUNT).fill(0)
     sizes[ARENA.weights] = layout.bytes
     this.memoryHandle = binding().createMemory(sizes)
+    this.held[ARENA.weights] = layout.bytes
   }
 
   /**
@@ -316,6 +333,7 @@ export class Session implements AsyncDisposable {
         mirrors: { grads: true, moment0: true, moment1: name !== 'sgd', ema: options.ema },
       },
       options.batchSize,
+      this.held,
     )
     return this.keep(new TrainPlan(compiled, options))
   }
@@ -333,6 +351,7 @@ export class Session implements AsyncDisposable {
         weightBytes: this.layout.bytes,
       },
       options.batchSize,
+      this.held,
     )
     return this.keep(new EvalPlan(compiled, options, { logits, features }))
   }
