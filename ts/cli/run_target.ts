@@ -1,6 +1,6 @@
 /** Where a run goes and what it continues: `--out` and `--resume [PATH]`. */
-import { existsSync, readFileSync, statSync } from 'node:fs'
-import { rm, symlink } from 'node:fs/promises'
+import { constants, existsSync, readFileSync, statSync } from 'node:fs'
+import { access, rm, symlink } from 'node:fs/promises'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
 import { TRAIN, type TrainValues } from './train_options.js'
@@ -35,6 +35,22 @@ async function fromConfig(options: TrainValues, runDir: string): Promise<TrainVa
     if ((merged[key] === undefined || merged[key] === false) && kept[key] !== undefined) merged[key] = kept[key]
   }
   return merged as TrainValues
+}
+
+/**
+ * Before data and model are loaded: a folder that holds a run is not overwritten, and one that cannot be made is said now.
+ * @throws EFF_RUN_EXISTS, EFF_IO
+ */
+export async function checkOut(dir: string, resumes: boolean): Promise<void> {
+  const [{ RunFolder }, { ioError }] = await Promise.all([import('../train/run_folder.js'), import('../train/files.js')])
+  if (!resumes && (await new RunFolder(dir).isRun())) await new RunFolder(dir).open(false)
+  let at = dir
+  while (!existsSync(at) && path.dirname(at) !== at) at = path.dirname(at)
+  try {
+    await access(at, constants.W_OK)
+  } catch (cause) {
+    throw ioError(cause, dir)
+  }
 }
 
 const stamp = (now: Date): string => {

@@ -8,7 +8,7 @@ import { EXIT } from './exit.js'
 import { checkDeviceOption, engineOptions, headerLine, modelLine } from './model_source.js'
 import { shown } from './paths_ui.js'
 import { programName } from './program.js'
-import { runTarget } from './run_target.js'
+import { checkOut, runTarget } from './run_target.js'
 import { handleSignals } from './signals.js'
 import { TRAIN, type TrainValues } from './train_options.js'
 import { endBlock, TrainUi } from './train_ui.js'
@@ -187,6 +187,7 @@ async function run({ options, io, ui }: Call<typeof TRAIN>): Promise<number> {
   const { getModelConfig } = await import('../nn/index.js')
   getModelConfig(name)
   ui.line(await headerLine(o, ui))
+  if (o.out !== undefined) await checkOut(path.resolve(o.out), target.resume !== undefined)
   const data = await openData(o, dir, ui)
   const outDir = await target.outDir(name)
   refuseOutInData(outDir, dir)
