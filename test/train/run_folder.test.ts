@@ -48,6 +48,22 @@ describe('a run folder', () => {
     expect(await folder.readStatus()).toBeUndefined()
   })
 
+  it('keeps the exit code of the process that ended it, and nothing is written after that', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    const status = { epoch: 1, step: 7, best: null, message: null } as const
+    await folder.writeStatus({ ...status, state: 'running' })
+    const late = folder.writeStatus({ ...status, step: 8, state: 'running' })
+    await Promise.all([folder.conclude(130, 'second interrupt'), late])
+    await folder.writeStatus({ ...status, step: 9, state: 'running' })
+    const ended = { state: 'interrupted', step: 8, exitCode: 130, message: 'second interrupt' }
+    expect(await folder.readStatus()).toMatchObject(ended)
+    const finished = new RunFolder(folder.dir)
+    await finished.writeStatus({ ...status, state: 'finished', message: 'epochs' })
+    await finished.conclude(0)
+    expect(await finished.readStatus()).toMatchObject({ state: 'finished', exitCode: 0, message: 'epochs' })
+  })
+
   it('quotes what CSV must quote', async () => {
     const folder = fresh()
     await folder.open(false)
@@ -64,9 +80,9 @@ describe('logs', () => {
     await folder.open(false)
     const csv = new CsvLogger(folder, ['train/loss', 'val/top1'])
     await csv.begin(undefined)
-    await csv.onEpochEnd(ctx, epochEvent(0, 10, { 'train/loss': 2.5, 'val/top1': 40 }))
-    await csv.onEpochEnd(ctx, epochEvent(1, 20, { 'train/loss': 2 }))
-    await csv.onEpochEnd(ctx, epochEvent(2, 30, { 'train/loss': 1 }))
+    await csv.onEpochEnd(ctx, epochEvent(1, 10, { 'train/loss': 2.5, 'val/top1': 40 }))
+    await csv.onEpochEnd(ctx, epochEvent(2, 20, { 'train/loss': 2 }))
+    await csv.onEpochEnd(ctx, epochEvent(3, 30, { 'train/loss': 1 }))
     const jsonl = new JsonlLogger(folder, 5)
     await jsonl.begin(undefined)
     for (let step = 1; step <= 30; step++) {
@@ -75,13 +91,23 @@ describe('logs', () => {
     writeFileSync(folder.file('metrics.csv'), `${readFileSync(folder.file('metrics.csv'), 'utf8')}4,4`)
     writeFileSync(folder.file('steps.jsonl'), `${readFileSync(folder.file('steps.jsonl'), 'utf8')}{"step": 3`)
 
-    await csv.begin(20)
-    await jsonl.begin(20)
+    await csv.begin({ epoch: 2, step: 20 })
+    await jsonl.begin({ epoch: 2, step: 20 })
     expect(readFileSync(folder.file('metrics.csv'), 'utf8')).toBe(
       'epoch,step,time_s,train/loss,val/top1\n1,10,1.500,2.5,40\n2,20,1.500,2,\n',
     )
     const steps = readFileSync(folder.file('steps.jsonl'), 'utf8').trim().split('\n')
     expect(steps.map((line) => JSON.parse(line).step)).toEqual([5, 10, 15, 20])
+  })
+
+  it('of a run that was killed while their first line was written begin with it', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    writeFileSync(folder.file('metrics.csv'), 'epoch,st')
+    await new CsvLogger(folder, ['lr']).begin({ epoch: 0, step: 1 })
+    await new JsonlLogger(folder, 5).begin({ epoch: 0, step: 1 })
+    expect(readFileSync(folder.file('metrics.csv'), 'utf8')).toBe('epoch,step,time_s,lr\n')
+    expect(readFileSync(folder.file('steps.jsonl'), 'utf8')).toBe('')
   })
 })
 

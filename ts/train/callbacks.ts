@@ -95,6 +95,12 @@ export class EarlyStopping implements Callback {
   }
 }
 
+/** Where a run goes on: whole epochs and steps done. */
+export interface ResumedAt {
+  epoch: number
+  step: number
+}
+
 /** metrics.csv: one row an epoch; the columns never change within a run. */
 export class CsvLogger implements Callback {
   readonly name = 'csv-logger'
@@ -104,16 +110,17 @@ export class CsvLogger implements Callback {
     private readonly columns: readonly string[],
   ) {}
 
-  async begin(resumeStep: number | undefined): Promise<void> {
+  /** A resumed run keeps the rows of its whole epochs: one that was written before a crash and not saved comes again. */
+  async begin(resume: ResumedAt | undefined): Promise<void> {
     const header = csvLine(['epoch', 'step', 'time_s', ...this.columns])
-    if (resumeStep === undefined) await this.folder.start('metrics.csv', header)
-    else await this.folder.cut('metrics.csv', resumeStep, (line) => optionalNumber(line.split(',')[1]))
+    if (resume === undefined) return this.folder.start('metrics.csv', header)
+    await this.folder.cut('metrics.csv', (line) => !(Number(line.split(',')[0]) > resume.epoch), header)
   }
 
   async onEpochEnd(_ctx: TrainerContext, event: EpochEvent): Promise<void> {
     const time = (event.elapsedMs / 1000).toFixed(3)
     const cells = this.columns.map((column) => event.metrics[column])
-    await this.folder.append('metrics.csv', csvLine([event.epoch + 1, event.step, time, ...cells]))
+    await this.folder.append('metrics.csv', csvLine([event.epoch, event.step, time, ...cells]))
   }
 }
 
@@ -126,9 +133,9 @@ export class JsonlLogger implements Callback {
     private readonly every: number,
   ) {}
 
-  async begin(resumeStep: number | undefined): Promise<void> {
-    if (resumeStep === undefined) await this.folder.start('steps.jsonl', '')
-    else await this.folder.cut('steps.jsonl', resumeStep, stepOfLine)
+  async begin(resume: ResumedAt | undefined): Promise<void> {
+    if (resume === undefined) return this.folder.start('steps.jsonl', '')
+    await this.folder.cut('steps.jsonl', (line) => stepOfLine(line) <= resume.step)
   }
 
   async onStepEnd(_ctx: TrainerContext, event: StepEvent): Promise<void> {
@@ -146,11 +153,6 @@ export class JsonlLogger implements Callback {
     }
     await this.folder.append('steps.jsonl', `${JSON.stringify(line)}\n`)
   }
-}
-
-const optionalNumber = (text: string | undefined): number | undefined => {
-  const value = Number(text)
-  return text === undefined || Number.isNaN(value) ? undefined : value
 }
 
 /** A line that is not JSON (a crash while it was written) lies behind every step. */

@@ -70,6 +70,10 @@ export class FitRun implements TrainerContext {
   private warnings: Promise<void> = Promise.resolve()
   private span = { images: 0, ms: 0, waitMs: 0 }
   private firstStepDone = false
+  /** This run writes to the folder: before it, nothing there is touched. */
+  private owned = false
+  /** The folder holds logs of an earlier process. */
+  private continued = false
 
   constructor(
     private readonly given: TrainerOptions,
@@ -109,6 +113,11 @@ export class FitRun implements TrainerContext {
   /** The first reason counts; a callback's ends the run as finished. */
   stop(reason: string, status: StopStatus = 'finished'): void {
     this.stopping ??= { reason, status }
+  }
+
+  /** See `Trainer.conclude`. */
+  async conclude(exitCode: number, message?: string): Promise<void> {
+    if (this.owned) await this.folder?.conclude(exitCode, message)
   }
 
   /** A checkpoint after the step in work. */
@@ -151,7 +160,7 @@ export class FitRun implements TrainerContext {
       const done = finishedResult(resume, this.options)
       if (done) return this.returnFinished(resume, done)
     }
-    await this.folder?.open(this.mayContinue(options.resume))
+    await this.openFolder(options, resume)
     this.data = await dataFingerprint(options.train)
     await this.prepare(options, resume)
     const start = this.startEvent(options, resume)
@@ -159,6 +168,16 @@ export class FitRun implements TrainerContext {
     await this.callbacks.call('onFitStart', this, start)
     const reason = await this.epochs()
     return this.finish(reason)
+  }
+
+  private async openFolder(options: FitOptions, resume: ResumePoint | undefined): Promise<void> {
+    const { folder, progress } = this
+    if (resume) progress.load(resume.state)
+    if (!folder) return
+    this.continued = await folder.isRun()
+    await folder.open(this.mayContinue(options.resume))
+    this.owned = true
+    await this.writeStatus('running')
   }
 
   /** A path continues the folder that holds it; from elsewhere it starts a new folder. */
@@ -247,7 +266,6 @@ export class FitRun implements TrainerContext {
       session.resetOptimizer()
       if (resume) {
         await readTrainingState(session, resume.dir, { optimizer: o.optimizer.name, ema: o.ema > 0 })
-        this.progress.load(resume.state)
       } else if (o.ema > 0) session.resetEma()
     })
     this.weightsSound = true
@@ -261,8 +279,7 @@ export class FitRun implements TrainerContext {
     const ema = validates && o.ema > 0 ? ['val_ema/loss', 'val_ema/top1', 'val_ema/top5'] : []
     const csv = new CsvLogger(folder, ['train/loss', 'train/top1', ...val, ...ema, 'lr', 'images_per_s', 'data_wait'])
     const jsonl = new JsonlLogger(folder, o.logEvery)
-    const own = (await folder.readStatus()) !== undefined
-    const from = resume && own ? resume.state.step : undefined
+    const from = this.continued ? resume?.state : undefined
     await csv.begin(from)
     await jsonl.begin(from)
     this.callbacks = new CallbackList([csv, jsonl, ...(this.given.callbacks ?? [])] as Callback[])
@@ -272,7 +289,6 @@ export class FitRun implements TrainerContext {
       this.hub.emit(event)
       await this.callbacks.call('onCheckpointSave', this, event)
     })
-    await this.writeStatus('running')
   }
 
   private startEvent({ train, val }: FitOptions, resume: ResumePoint | undefined): StartEvent {
@@ -384,7 +400,7 @@ export class FitRun implements TrainerContext {
     const { progress, span } = this
     return {
       type: 'step',
-      epoch: progress.epoch,
+      epoch: progress.epoch + 1,
       step: progress.step,
       stepInEpoch: progress.stepInEpoch,
       stepsPerEpoch: this.stepsPerEpoch,
@@ -435,8 +451,8 @@ export class FitRun implements TrainerContext {
    */
   private async endOfEpoch(partial = false): Promise<boolean> {
     const { progress, options, span } = this
-    const epoch = progress.epoch
-    const done = partial ? epoch : epoch + 1
+    const epoch = progress.epoch + 1
+    const done = partial ? epoch - 1 : epoch
     const last = done >= options.maxEpochs || progress.step >= (options.maxSteps ?? Number.POSITIVE_INFINITY)
     const metrics = this.runningMetrics()
     const due = last || (options.valEvery > 0 && done % options.valEvery === 0)
@@ -519,7 +535,7 @@ export class FitRun implements TrainerContext {
     const { monitor } = this.options.checkpoint
     const value = metrics[monitor]
     if (value === undefined || !this.improves(value)) return false
-    this.progress.best = { metric: monitor, value, epoch: epoch + 1, step: this.progress.step }
+    this.progress.best = { metric: monitor, value, epoch, step: this.progress.step }
     return true
   }
 
@@ -534,6 +550,9 @@ export class FitRun implements TrainerContext {
     if (cut) await this.callbacks.call('onInterrupt', this, reason)
     const result = this.result(cut ? 'interrupted' : 'finished', reason)
     if (keeper && folder) {
+      // Before the checkpoint that says the run is over: a crash between the two leaves nothing out.
+      await folder.writeBadFiles(result.badFiles)
+      await folder.writeResults({ result, details: storedDetails(this.details) })
       await this.save(this.bestAtEnd, cut ? null : result)
       await keeper.settle()
       await this.writeOutcome(result)
@@ -595,8 +614,6 @@ export class FitRun implements TrainerContext {
 
   private async writeOutcome(result: FitResult): Promise<void> {
     const folder = this.folder!
-    await folder.writeBadFiles(result.badFiles)
-    await folder.writeResults({ result, details: storedDetails(this.details) })
     await this.writeStatus(result.status === 'finished' ? 'finished' : 'interrupted', result.reason)
     try {
       const { writeReport } = await import('../report/report.js')
@@ -611,14 +628,16 @@ export class FitRun implements TrainerContext {
     const { folder, keeper, progress } = this
     if (this.concluded) return
     await this.quietly('onException', () => this.callbacks.call('onException', this, cause))
-    if (!keeper || !folder) return
-    await this.quietly('checkpoint', () => keeper.settle())
-    const storage = cause instanceof EffnetError && /^EFF_(CKPT|IO)/.test(cause.code)
-    if (this.weightsSound && !storage && progress.step > keeper.savedStep) {
-      await this.quietly('checkpoint', async () => {
-        await this.save(false)
-        await keeper.settle()
-      })
+    if (!this.owned || !folder) return
+    if (keeper) {
+      await this.quietly('checkpoint', () => keeper.settle())
+      const storage = cause instanceof EffnetError && /^EFF_(CKPT|IO)/.test(cause.code)
+      if (this.weightsSound && !storage && progress.step > keeper.savedStep) {
+        await this.quietly('checkpoint', async () => {
+          await this.save(false)
+          await keeper.settle()
+        })
+      }
     }
     const bad = [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])]
     await this.quietly('bad_files.csv', () => folder.writeBadFiles(bad))
@@ -647,6 +666,12 @@ export class FitRun implements TrainerContext {
   private async returnFinished(resume: ResumePoint, done: FitResult): Promise<FitResult> {
     await this.model.loadWeights(resume.dir)
     const own = this.folder && path.dirname(path.dirname(resume.dir)) === this.folder.dir
+    if (own) {
+      this.owned = true
+      this.progress.load(resume.state)
+      // The process was killed after its last checkpoint.
+      if ((await this.folder!.readStatus())?.state !== 'finished') await this.writeOutcome(done)
+    }
     return { ...done, ...(own ? runPaths(this.folder!, done.best !== undefined) : { checkpoint: resume.dir }) }
   }
 }

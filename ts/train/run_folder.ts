@@ -18,6 +18,8 @@ export interface RunStatus {
   epoch: number
   best: { metric: string; value: number; epoch: number; step: number } | null
   updated: string
+  /** Of the process that ended the run; null while it runs, and where no command line ran it. */
+  exitCode: number | null
   message: string | null
 }
 
@@ -36,6 +38,8 @@ const exists = (file: string): Promise<boolean> =>
 export class RunFolder {
   readonly checkpoints: string
   private statusWritten = 0
+  private statusWriting: Promise<void> = Promise.resolve()
+  private concluded = false
 
   constructor(readonly dir: string) {
     this.checkpoints = path.join(dir, 'checkpoints')
@@ -103,9 +107,26 @@ export class RunFolder {
     )
   }
 
-  async writeStatus(status: Omit<RunStatus, 'updated'>): Promise<void> {
+  async writeStatus(status: Omit<RunStatus, 'updated' | 'exitCode'>): Promise<void> {
+    if (!this.concluded) await this.replaceStatus({ ...status, exitCode: null })
+  }
+
+  private replaceStatus(status: Omit<RunStatus, 'updated'>): Promise<void> {
     this.statusWritten = performance.now()
-    await writeAtomic(this.file('status.json'), json({ ...status, updated: new Date().toISOString() } satisfies RunStatus))
+    const text = json({ ...status, updated: new Date().toISOString() } satisfies RunStatus)
+    const write = () => writeAtomic(this.file('status.json'), text)
+    this.statusWriting = this.statusWriting.then(write, write)
+    return this.statusWriting
+  }
+
+  /** The last word, of a process that ends: a run that was on is interrupted then. Nothing is written after it. */
+  async conclude(exitCode: number, message?: string): Promise<void> {
+    this.concluded = true
+    await this.statusWriting.catch(() => undefined)
+    const status = await this.readStatus()
+    if (!status) return
+    const state = status.state === 'running' ? 'interrupted' : status.state
+    await this.replaceStatus({ ...status, state, exitCode, message: message ?? status.message })
   }
 
   /** Milliseconds since the status was last written. */
@@ -139,14 +160,14 @@ export class RunFolder {
     }
   }
 
-  /** Drops lines of a resumed run that lie behind the step it continues from. `stepOf` gives undefined for a header. */
-  async cut(name: string, step: number, stepOf: (line: string) => number | undefined): Promise<void> {
-    const text = await readOptional(this.file(name))
-    if (text === undefined) return
+  /** Drops lines of a resumed run that lie behind the place it continues from; `header` where a crash left none. */
+  async cut(name: string, keep: (line: string) => boolean, header = ''): Promise<void> {
+    const text = (await readOptional(this.file(name))) ?? ''
     // The last line may be incomplete after a crash; it has no newline then.
     const whole = text.slice(0, text.lastIndexOf('\n') + 1)
-    const kept = whole.split('\n').filter((line) => line !== '' && (stepOf(line) ?? 0) <= step)
-    await writeAtomic(this.file(name), kept.map((line) => `${line}\n`).join(''))
+    const kept = whole.split('\n').filter((line) => line !== '' && keep(line))
+    const start = whole === '' ? header : ''
+    await writeAtomic(this.file(name), start + kept.map((line) => `${line}\n`).join(''))
   }
 
   async writeBadFiles(bad: readonly BadFile[]): Promise<void> {

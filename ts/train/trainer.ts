@@ -26,6 +26,7 @@ export class Trainer {
   readonly options: ResolvedOptions
   private readonly hub = new EventHub()
   private run: FitRun | undefined
+  private lastRun: FitRun | undefined
   private stopBeforeStart: string | undefined
   private closed = false
 
@@ -49,6 +50,7 @@ export class Trainer {
     if (this.run) throw new EffnetError('EFF_INVALID_ARGUMENT', 'fit is running; await it first')
     const run = new FitRun(this.given, this.options, this.hub)
     this.run = run
+    this.lastRun = run
     if (this.stopBeforeStart !== undefined) run.stop(this.stopBeforeStart, 'interrupted')
     try {
       const result = await run.fit(options)
@@ -81,6 +83,14 @@ export class Trainer {
   /** Writes a checkpoint after the step in work and goes on; nothing where no run is on or there is no `outDir`. */
   requestCheckpoint(): void {
     this.run?.requestCheckpoint()
+  }
+
+  /**
+   * For a program that ends: its exit code goes into status.json, and a run that is still on is noted there as interrupted.
+   * Nothing more is written there.
+   */
+  async conclude(exitCode: number, message?: string): Promise<void> {
+    await this.lastRun?.conclude(exitCode, message)
   }
 
   /** Evaluates the model as it is, or a checkpoint of the run (which the model holds afterwards). */

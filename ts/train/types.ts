@@ -261,7 +261,7 @@ export interface StartEvent {
 
 export interface StepEvent {
   type: 'step'
-  /** From 0. */
+  /** Of the epoch in work, from 1; so in all events of an epoch. */
   epoch: number
   /** Optimizer steps done, this one included. */
   step: number
@@ -303,7 +303,7 @@ export interface ValidationEvent {
 
 export interface EpochEvent {
   type: 'epoch'
-  /** From 0. */
+  /** The number of the epoch that ended, from 1. */
   epoch: number
   step: number
   /** All columns of metrics.csv. */
@@ -316,6 +316,7 @@ export interface CheckpointEvent {
   type: 'checkpoint'
   path: string
   kinds: ('last' | 'best')[]
+  /** Whole epochs done. */
   epoch: number
   step: number
   bytes: number
@@ -352,6 +353,7 @@ export interface TrainerContext {
   readonly model: Model
   readonly options: ResolvedOptions
   readonly outDir: string | undefined
+  /** Whole epochs done. */
   readonly epoch: number
   readonly step: number
   readonly stepsPerEpoch: number
