@@ -39,7 +39,8 @@ int64_t DepthwisePass::ring_cols() const {
 int64_t DepthwisePass::blocks_at_once() const { return ring_blocks(src_w, ring_rows() * ring_cols(), c); }
 
 int64_t DepthwisePass::scratch_floats() const {
-  const int64_t vectors = blocks_at_once() * (kh * kw + 1 + ring_rows() * ring_cols()) + out_cols();
+  int64_t vectors = blocks_at_once() * (kh * kw + 1 + ring_rows() * ring_cols()) + out_cols();
+  if (has_tiles()) vectors = std::max(vectors, (ceil_div(c, kDepthwiseLanes) + 1) * (kh * kw + 1));
   return vectors * kDepthwiseLanes + 4 * kh;  // 2 * kh pointers
 }
 
@@ -60,19 +61,37 @@ int64_t DepthwiseGrad::scratch_floats() const {
 namespace {
 
 // Microseconds of one core for work of `flops` and `bytes`; only sizes shards, so a factor of two does not matter.
-double estimate_us(double flops, double bytes) { return flops / 40e3 + bytes / 20e3; }
+double estimate_us(double flops, double bytes) { return flops / 90e3 + bytes / 40e3; }
 
-// Channels in groups of whole 128-byte lines where they are split at all.
-struct ChannelSplit {
-  int64_t c = 0, step = 0;
-  ChannelSplit() = default;
-  ChannelSplit(int64_t channels, int64_t groups) : c(channels) {
-    step = ceil_div(ceil_div(channels, kChannelUnit), std::max<int64_t>(groups, 1)) * kChannelUnit;
+// How `units` units of work are cut into at most `most` equal pieces: returns the units of a piece. At batch 1 a layer
+// has few pieces, so their number must suit two and four threads; `extra` is what a piece costs besides its units.
+int64_t balanced_step(int64_t units, int64_t most, double extra) {
+  int64_t best = units;
+  double best_cost = 1e300;
+  for (int64_t pieces = 1; pieces <= std::min(most, units); ++pieces) {
+    const int64_t step = ceil_div(units, pieces), count = ceil_div(units, step);
+    const double cost =
+        static_cast<double>(2 * ceil_div(count, 2) + 4 * ceil_div(count, 4)) * (static_cast<double>(step) + extra);
+    if (cost > best_cost) continue;
+    best_cost = cost;
+    best = step;
   }
-  int64_t count() const { return ceil_div(c, step); }
+  return best;
+}
+
+// Channels in groups of kDepthwiseLanes at least.
+struct ChannelSplit {
+  int64_t c = 0, step = 0, groups = 1;
+  ChannelSplit() = default;
+  ChannelSplit(int64_t channels, int64_t most) : c(channels) {
+    constexpr int64_t unit = kDepthwiseLanes;
+    const int64_t units = std::max<int64_t>(1, c / unit);
+    step = balanced_step(units, std::max<int64_t>(most, 1), 0) * unit;
+    groups = ceil_div(units * unit, step);
+  }
+  int64_t count() const { return groups; }
   int64_t begin(int64_t i) const { return i * step; }
-  int64_t end(int64_t i) const { return std::min(c, (i + 1) * step); }
-  static constexpr int64_t kChannelUnit = 2 * kDepthwiseLanes;
+  int64_t end(int64_t i) const { return i + 1 == groups ? c : (i + 1) * step; }
 };
 
 // The shards of a pass: every image is cut alike, so the cut does not depend on the batch. Small images are cut by
@@ -83,19 +102,21 @@ struct ConvSplit {
     const double taps =
         static_cast<double>(pass.kh * pass.kw) / static_cast<double>(pass.transposed ? pass.stride * pass.stride : 1);
     const double bytes = (pass.bf16 ? 2 : 4) * (pixels + static_cast<double>(pass.src_h * pass.src_w)) * c;
-    constexpr double kShardUs = 30;
-    const int64_t pieces = std::max<int64_t>(1, std::lround(estimate_us(2 * taps * pixels * c, bytes) / kShardUs));
-    const int64_t unit_groups = ceil_div(pass.c, ChannelSplit::kChannelUnit);
-    const int64_t most_bands = std::max<int64_t>(1, pass.dst_h / 8);  // a band reads kh - stride rows of its neighbour
+    constexpr double kShardUs = 10;
+    const int64_t pieces = std::max<int64_t>(2, std::lround(estimate_us(2 * taps * pixels * c, bytes) / kShardUs));
+    // Tiles are two rows high, and a band reads kh - stride rows of its neighbour.
+    const int64_t pairs = ceil_div(pass.dst_h, 2), most_bands = std::max<int64_t>(1, pairs / 4);
+    const auto cut_rows = [&](int64_t most) {
+      band_rows = 2 * balanced_step(pairs, std::clamp<int64_t>(most, 1, most_bands), 0.5);
+      bands = ceil_div(pass.dst_h, band_rows);
+    };
     if (pass.dst_w <= 32) {
-      channels = ChannelSplit(pass.c, std::min(pieces, unit_groups));
-      bands = std::min(ceil_div(pieces, channels.count()), most_bands);
+      channels = ChannelSplit(pass.c, pieces);
+      cut_rows(pieces / channels.count());
     } else {
-      bands = std::min(pieces, most_bands);
-      channels = ChannelSplit(pass.c, std::min(ceil_div(pieces, bands), unit_groups));
+      cut_rows(pieces);
+      channels = ChannelSplit(pass.c, pieces / bands);
     }
-    band_rows = ceil_div(pass.dst_h, bands);
-    bands = ceil_div(pass.dst_h, band_rows);
     rows = pass.dst_h;
   }
   int64_t count() const { return images * bands * channels.count(); }
@@ -162,7 +183,11 @@ class DepthwiseConv : public Kernel {
       args.pooled = ctx.ptr<float>(pooled) + part.image * pass_.c;
       args.pool_scale = scale;
     }
-    conv_depthwise(args, part);
+    if (pass_.has_tiles() && part.c1 - part.c0 >= kDepthwiseLanes) {
+      conv_depthwise_tiles(args, part);
+    } else {
+      conv_depthwise(args, part);
+    }
   }
 
  private:
@@ -186,7 +211,7 @@ struct GradSplit {
     const double us = estimate_us(2 * static_cast<double>(g.kh * g.kw) * pixels * c, bytes);
     constexpr double kShardUs = 20;
     const int64_t pieces = std::clamp<int64_t>(std::lround(us / kShardUs), 1, kGradShards);
-    channels = ChannelSplit(g.c, std::min(pieces, ceil_div(g.c, ChannelSplit::kChannelUnit)));
+    channels = ChannelSplit(g.c, pieces);
     const int64_t positions = std::max<int64_t>(1, pieces / channels.count());
     const int64_t groups = std::min(positions, images);
     group_images = ceil_div(images, groups);

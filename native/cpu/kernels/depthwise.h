@@ -35,6 +35,7 @@ struct DepthwisePass {
   int64_t out_cols() const;        // columns of the row buffer
   int64_t blocks_at_once() const;  // channel blocks (of kDepthwiseLanes) in the ring
   int64_t scratch_floats() const;  // of conv_depthwise()
+  bool has_tiles() const { return !transposed && kh == kw && (kw == 3 || kw == 5) && (stride == 1 || stride == 2); }
 };
 
 // One shard: rows [row0, row1) of image `image`, channels [c0, c1); c0 is a multiple of kDepthwiseLanes.
@@ -54,6 +55,8 @@ struct DepthwiseConvArgs {
   float* scratch;
 };
 void conv_depthwise(const DepthwiseConvArgs& args, const DepthwiseShard& shard);
+// The same for passes that has_tiles(), where the shard has a whole vector of channels.
+void conv_depthwise_tiles(const DepthwiseConvArgs& args, const DepthwiseShard& shard);
 
 // Sums of `count` rows [C] that lie `stride` floats apart, in order, times `scale`.
 void sum_rows(const float* rows, int64_t count, int64_t stride, float scale, float* dst, int64_t c);
