@@ -5,6 +5,8 @@ import module from 'node:module'
 module.enableCompileCache?.()
 const entry = new URL('../dist/cli/main.js', import.meta.url)
 if (existsSync(entry)) {
+  // A run that is told to stop while the rest loads ends as one told later.
+  if (process.argv[2] === 'train') (await import('../dist/cli/signals.js')).holdSignals()
   const { main } = await import(entry.href)
   process.exitCode = await main(process.argv.slice(2))
 } else {

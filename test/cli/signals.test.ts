@@ -1,9 +1,8 @@
 import { EventEmitter } from 'node:events'
 import { afterEach, describe, expect, it, vi } from 'vitest'
-import { handleSignals } from '../../ts/cli/signals.js'
+import { handleSignals, holdSignals } from '../../ts/cli/signals.js'
 
-function rig(graceMs = 1000) {
-  const source = new EventEmitter()
+function rig(graceMs = 1000, source = new EventEmitter()) {
   const calls: string[] = []
   const release = handleSignals(
     {
@@ -61,6 +60,30 @@ describe('signals of a run', () => {
     expect(calls).toEqual(['stop SIGTERM'])
     vi.advanceTimersByTime(1)
     expect(calls).toEqual(['stop SIGTERM', 'exit 143'])
+  })
+
+  it('those that came before the command had its handlers are not lost', () => {
+    const source = new EventEmitter()
+    const exits: number[] = []
+    holdSignals(source as never, (code) => exits.push(code))
+    source.emit('SIGUSR2')
+    source.emit('SIGTERM')
+    source.emit('SIGHUP')
+    expect(rig(1000, source).calls).toEqual(['checkpoint', 'stop SIGTERM'])
+    source.emit('SIGINT')
+    expect(exits).toEqual([])
+    expect(rig(1000, source).calls).toEqual([])
+  })
+
+  it('a second Ctrl-C before that ends at once with 130', () => {
+    const source = new EventEmitter()
+    const exits: number[] = []
+    holdSignals(source as never, (code) => exits.push(code))
+    source.emit('SIGINT')
+    expect(exits).toEqual([])
+    source.emit('SIGINT')
+    expect(exits).toEqual([130])
+    expect(rig(1000, source).calls.slice(0, 1)).toEqual(['stop SIGINT'])
   })
 
   it('nothing is left behind', () => {

@@ -80,11 +80,11 @@ const wrongClasses = (source: string, has: number, asked: number): EffnetError =
   })
 
 /** The model as one line: `model  tf_efficientnet_b0 @224 · 5.29 M params · 0.39 GFLOPs · b0.safetensors (358 of 358 tensors)`. */
-export async function modelLine(model: Model, imageSize: number): Promise<string> {
+export async function modelLine(model: Model, imageSize: number, source?: string): Promise<string> {
   const { modelInfo } = await import('../nn/index.js')
   const info = modelInfo(model.config.name, { numClasses: model.config.numClasses, imageSize })
   const { kind, path, matched, total, headReplaced } = model.weights
-  const from = kind === 'random' ? 'random weights' : `${path ? shown(path) : kind} (${matched} of ${total} tensors)`
+  const from = source ?? (kind === 'random' ? 'random weights' : `${path ? shown(path) : kind} (${matched} of ${total} tensors)`)
   return [
     `model  ${model.config.name} @${imageSize}`,
     `${(info.params / 1e6).toFixed(2)} M params`,

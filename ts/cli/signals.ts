@@ -21,6 +21,32 @@ export interface SignalSource {
   off(signal: NodeJS.Signals, listener: () => void): unknown
 }
 
+type Held = NodeJS.Signals[] & { release(): void }
+let held: Held | undefined
+
+/**
+ * For the first lines of the process: signals wait here until `handleSignals` takes them, so that one that comes while modules
+ * are loaded ends the run as any other. A second SIGINT ends the process.
+ */
+export function holdSignals(source: SignalSource = process, exit: (code: number) => void = process.exit): void {
+  const waiting: NodeJS.Signals[] = []
+  const listeners = SIGNALS.map((signal): [NodeJS.Signals, () => void] => [
+    signal,
+    () => {
+      if (signal === 'SIGINT' && waiting.includes('SIGINT')) exit(EXIT.secondInterrupt)
+      waiting.push(signal)
+    },
+  ])
+  for (const [signal, listener] of listeners) source.on(signal, listener)
+  held = Object.assign(waiting, {
+    release() {
+      for (const [signal, listener] of listeners) source.off(signal, listener)
+    },
+  })
+}
+
+const SIGNALS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGHUP', 'SIGPIPE']
+
 /** Installs the handlers; the returned function takes them away. `graceMs` is how long SIGTERM gives for the checkpoint. */
 export function handleSignals(actions: SignalActions, graceMs: number, source: SignalSource = process): () => void {
   let stopping = false
@@ -67,6 +93,10 @@ export function handleSignals(actions: SignalActions, graceMs: number, source: S
     ['SIGPIPE', () => {}],
   ]
   for (const [signal, listener] of listeners) source.on(signal, listener)
+  const before = held
+  held = undefined
+  before?.release()
+  for (const signal of before ?? []) listeners.find(([name]) => name === signal)?.[1]()
   return () => {
     clearTimeout(timer)
     for (const [signal, listener] of listeners) source.off(signal, listener)

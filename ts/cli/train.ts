@@ -2,8 +2,11 @@ import path from 'node:path'
 import type { ImageFolder } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
+import type { ModelJson } from '../train/checkpoint.js'
+import type { Trainer } from '../train/trainer.js'
 import type { FitResult, TrainerOptions } from '../train/types.js'
 import { type Call, defineVerb } from './call.js'
+import { describeError } from './errors_ui.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, engineOptions, headerLine, modelLine } from './model_source.js'
 import { shown } from './paths_ui.js'
@@ -46,11 +49,19 @@ async function openData(o: TrainValues, dir: string, ui: Ui): Promise<ImageFolde
   return data
 }
 
-async function openModel(o: TrainValues, name: string, data: ImageFolder, ui: Ui): Promise<Model> {
+/** A run that goes on takes its weights and whose conventions they follow from the checkpoint: the file it began with may be gone. */
+async function openModel(
+  o: TrainValues,
+  name: string,
+  data: ImageFolder,
+  resumed: ModelJson | undefined,
+  ui: Ui,
+): Promise<Model> {
   const { createModel } = await import('../model.js')
+  const dialect = resumed && resumed.config.dialect !== 'timm' ? resumed.config.dialect : undefined
   const model = await createModel(name, {
     classes: data.classes,
-    ...given({ pretrained: o.weights, compat: o.compat, imageSize: o.imageSize, seed: o.seed }),
+    ...given({ pretrained: resumed ? undefined : o.weights, compat: o.compat ?? dialect, imageSize: o.imageSize, seed: o.seed }),
     ...engineOptions(o),
   })
   try {
@@ -60,7 +71,7 @@ async function openModel(o: TrainValues, name: string, data: ImageFolder, ui: Ui
     const { message, hint } = cause as EffnetError
     throw new EffnetError('EFF_CONFIG_VALUE', `--freeze ${o.freeze}: ${message}`, hint === undefined ? {} : { hint })
   }
-  ui.line(await modelLine(model, o.imageSize ?? model.config.imageSize))
+  ui.line(await modelLine(model, o.imageSize ?? model.config.imageSize, resumed && 'weights of the checkpoint'))
   if (o.freeze !== undefined) {
     const { params, trainableParams } = model.summary()
     ui.line(`frozen ${o.freeze}: ${grouped(params - trainableParams)} of ${grouped(params)} parameters keep their values`)
@@ -74,6 +85,7 @@ function trainerOptions(o: TrainValues, model: Model, outDir: string, config: Re
     outDir,
     config,
     command: ['effnet', ...process.argv.slice(2)],
+    recipe: o.weights === undefined ? 'scratch' : 'finetune',
     ...given({
       optimizer: o.optimizer,
       lr: o.lr,
@@ -128,7 +140,38 @@ interface Fit {
   config: Record<string, unknown>
 }
 
-async function runFit(o: TrainValues, { model, data, outDir, resume, config }: Fit, ui: Ui): Promise<FitResult> {
+/** Signals from the start of the command: before there is a trainer they wait for it. */
+class Interrupts {
+  readonly release: () => void
+  private trainer: Trainer | undefined
+  private reason: string | undefined
+
+  constructor(ui: Ui, graceMs: number) {
+    const stop = (signal: string) => {
+      this.reason = signal
+      this.trainer?.stop(signal)
+    }
+    const now = (exitCode: number, reason: string) => {
+      ui.error(`${reason}\n`)
+      const end = () => process.exit(exitCode)
+      // A disk that does not answer must not keep the process.
+      setTimeout(end, 1000)
+      Promise.resolve(this.trainer?.conclude(exitCode, reason)).then(end, end)
+    }
+    const checkpoint = () => this.trainer?.requestCheckpoint()
+    this.release = handleSignals({ stop, checkpoint, note: (text) => ui.line(text), now }, graceMs)
+  }
+
+  attach(trainer: Trainer): void {
+    this.trainer = trainer
+    if (this.reason !== undefined) trainer.stop(this.reason)
+  }
+}
+
+const exitOf = (result: FitResult): number => (result.status === 'finished' ? EXIT.ok : EXIT.interrupted)
+
+async function runFit(o: TrainValues, fit: Fit, interrupts: Interrupts, ui: Ui): Promise<FitResult> {
+  const { model, data, outDir, resume, config } = fit
   const { Trainer } = await import('../train/trainer.js')
   const trainer = new Trainer(trainerOptions(o, model, outDir, config))
   const console = new TrainUi(ui)
@@ -138,29 +181,20 @@ async function runFit(o: TrainValues, { model, data, outDir, resume, config }: F
   })()
   // Awaited when the run has ended; meanwhile a failure is not unhandled.
   reading.catch(() => undefined)
-  const release = handleSignals(
-    {
-      stop: (signal) => trainer.stop(signal),
-      checkpoint: () => trainer.requestCheckpoint(),
-      note: (text) => ui.line(text),
-      now: (exitCode, reason) => {
-        ui.error(`${reason}\n`)
-        process.exit(exitCode)
-      },
-    },
-    1e3 * (o.grace ?? 25),
-  )
+  interrupts.attach(trainer)
   try {
     const result = await trainer.fit({ train: data.train, ...given({ val: data.val, resume }) })
     await reading
+    await trainer.conclude(exitOf(result))
     return result
   } catch (error) {
     // What was said before the error is shown before it.
     await new Promise((resolve) => setImmediate(resolve))
     await events.return?.()
+    // The error that ended the run is the one to tell.
+    await trainer.conclude(describeError(error).exitCode).catch(() => undefined)
     throw error
   } finally {
-    release()
     ui.warningsLeft()
   }
 }
@@ -174,7 +208,16 @@ function refuseOutInData(outDir: string, dataDir: string): void {
   })
 }
 
-async function run({ options, io, ui }: Call<typeof TRAIN>): Promise<number> {
+async function run(call: Call<typeof TRAIN>): Promise<number> {
+  const interrupts = new Interrupts(call.ui, 1e3 * (call.options.grace ?? 25))
+  try {
+    return await train(call, interrupts)
+  } finally {
+    interrupts.release()
+  }
+}
+
+async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interrupts): Promise<number> {
   await checkDeviceOption(options.device)
   const target = await runTarget(options)
   const o = target.options
@@ -191,14 +234,16 @@ async function run({ options, io, ui }: Call<typeof TRAIN>): Promise<number> {
   const data = await openData(o, dir, ui)
   const outDir = await target.outDir(name)
   refuseOutInData(outDir, dir)
-  const model = await openModel(o, name, data, ui)
+  const { peekResume } = await import('../train/resume.js')
+  const from = target.resume === 'auto' ? outDir : target.resume
+  const model = await openModel(o, name, data, from === undefined ? undefined : await peekResume(from), ui)
   try {
     const config = {
       ...given({ ...o, resume: undefined }),
       data: path.resolve(dir),
       ...(o.weights === undefined ? {} : { weights: path.resolve(o.weights) }),
     }
-    const result = await runFit(o, { model, data, outDir, resume: target.resume, config }, ui)
+    const result = await runFit(o, { model, data, outDir, resume: target.resume, config }, interrupts, ui)
     endBlock(ui, result, {
       data: dir,
       val: data.val && shown(data.val.root),
@@ -207,7 +252,7 @@ async function run({ options, io, ui }: Call<typeof TRAIN>): Promise<number> {
       program: programName(io.env),
     })
     ui.object({ result: resultObject(result) })
-    return result.status === 'finished' ? EXIT.ok : EXIT.interrupted
+    return exitOf(result)
   } finally {
     await model.close()
   }

@@ -1,6 +1,6 @@
 /** The folder of a run: what was asked, what came of it, and its checkpoints. All small files are replaced atomically. */
 import { execFile } from 'node:child_process'
-import { appendFile, stat, writeFile } from 'node:fs/promises'
+import { appendFile, open, stat, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -114,7 +114,8 @@ export class RunFolder {
   private replaceStatus(status: Omit<RunStatus, 'updated'>): Promise<void> {
     this.statusWritten = performance.now()
     const text = json({ ...status, updated: new Date().toISOString() } satisfies RunStatus)
-    const write = () => writeAtomic(this.file('status.json'), text)
+    const write = () =>
+      writeAtomic(this.file('status.json'), text).catch((cause) => overwrite(this.file('status.json'), text, cause))
     this.statusWriting = this.statusWriting.then(write, write)
     return this.statusWriting
   }
@@ -178,6 +179,20 @@ export class RunFolder {
 
   async writeResults(results: unknown): Promise<void> {
     await writeAtomic(this.file('results.json'), json(results))
+  }
+}
+
+/** Where no new file can be made (a full disk) the old one is written over: it takes no space. Else the error is thrown. */
+async function overwrite(file: string, text: string, cause: unknown): Promise<void> {
+  const handle = await open(file, 'r+').catch(() => undefined)
+  if (!handle) throw cause
+  try {
+    await handle.write(text, 0)
+    await handle.truncate(Buffer.byteLength(text))
+  } catch {
+    throw cause
+  } finally {
+    await handle.close()
   }
 }
 
