@@ -9,16 +9,17 @@
 #include "cpu/kernels/dispatch.h"
 #include "hwy/foreach_target.h"
 #include "cpu/kernels/bn_pack-inl.h"
+#include "cpu/kernels/stats-inl.h"
 
 #ifndef EFFNET_BN_STATS_ARGS_
 #define EFFNET_BN_STATS_ARGS_
 #include <cmath>
+#include <vector>
 
 #include "cpu/kernels/common.h"
+#include "cpu/kernels/stats.h"
 
 namespace effnet::cpu {
-
-inline constexpr int64_t kStatsMergeChannels = 256;
 
 struct BnStatsArgs {
   plan::DType dtype;
@@ -33,25 +34,11 @@ inline size_t bn_stats_scratch(int64_t channels) {
   return static_cast<size_t>(packed_capacity(channels)) * (3 * 4 + 2 * 8);
 }
 
-struct BnStatsMergeArgs {
-  const double* partials;  // [shards][2][C]
-  Split rows;
-  int64_t channels, begin, end;
-  double eps, momentum;
-  float *mean, *inv_std, *running_mean, *running_var;
-};
 }  // namespace effnet::cpu
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
-
-// Adds a group of `count` values with `mean` and squared deviations `m2` to one of `total` values.
-HWY_INLINE void chan_merge(double total, double count, double group_mean, double group_m2, double& mean, double& m2) {
-  const double delta = group_mean - mean, share = count / (total + count);
-  mean += delta * share;
-  m2 += group_m2 + delta * delta * total * share;
-}
 
 template <class T>
 class StatsShard {
@@ -67,13 +54,13 @@ class StatsShard {
 
   // Statistics of `rows` rows of `width` columns into mean_ and m2_.
   HWY_INLINE void columns(const T* src, int64_t rows, int64_t width) {
-    constexpr int64_t kTile = 64;
+    constexpr int64_t kTile = kStatsTileRows;
     for (int64_t c = 0; c < width; ++c) mean_[c] = m2_[c] = 0;
     for (int64_t first = 0; first < rows; first += kTile) {
       const int64_t count = std::min(kTile, rows - first);
       const T* x = src + first * width;
       tile(x, first == 0, count, width);
-      merge(static_cast<double>(first), static_cast<double>(count), width);
+      stats_merge_tile(static_cast<double>(first), static_cast<double>(count), width, shift_, s1_, s2_, mean_, m2_);
     }
   }
 
@@ -116,13 +103,7 @@ class StatsShard {
   // The shift of a tile is any value near its mean: of the first tile the mean of 8 rows, then the mean so far. Both
   // are exact for a constant channel (a sum of 8 equal numbers in a tree rounds nowhere).
   HWY_INLINE void start_tile(const T* x, bool first, int64_t count, int64_t width) {
-    const hn::ScalableTag<double> dd;
-    const hn::Rebind<float, decltype(dd)> df;
-    if (!first) {
-      for (int64_t c = 0; c < width; c += static_cast<int64_t>(hn::Lanes(dd))) {
-        hn::StoreU(hn::DemoteTo(df, hn::LoadU(dd, mean_ + c)), df, shift_ + c);
-      }
-    }
+    if (!first) stats_next_shift(width, mean_, shift_);
     for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
       store(zero(), s1_ + c);
       store(zero(), s2_ + c);
@@ -145,21 +126,6 @@ class StatsShard {
     for (; r < count; ++r) rows<1>(x + r * width, width);
   }
 
-  HWY_INLINE void merge(double total, double count, int64_t width) {
-    const hn::ScalableTag<double> dd;
-    const hn::Rebind<float, decltype(dd)> df;
-    const auto inv = hn::Set(dd, 1.0 / count), share = hn::Set(dd, count / (total + count)), base = hn::Set(dd, total);
-    for (int64_t c = 0; c < width; c += static_cast<int64_t>(hn::Lanes(dd))) {
-      const auto s1 = hn::PromoteTo(dd, hn::LoadU(df, s1_ + c)), s2 = hn::PromoteTo(dd, hn::LoadU(df, s2_ + c));
-      const auto offset = hn::Mul(s1, inv), m2 = hn::NegMulAdd(s1, offset, s2);
-      const auto mean = hn::LoadU(dd, mean_ + c);
-      const auto delta = hn::Sub(hn::Add(hn::PromoteTo(dd, hn::LoadU(df, shift_ + c)), offset), mean);
-      const auto step = hn::Mul(delta, share);
-      hn::StoreU(hn::Add(mean, step), dd, mean_ + c);
-      hn::StoreU(hn::Add(hn::LoadU(dd, m2_ + c), hn::MulAdd(hn::Mul(delta, base), step, m2)), dd, m2_ + c);
-    }
-  }
-
   const int64_t channels_;
   double *mean_, *m2_;
   float *shift_, *s1_, *s2_;
@@ -179,25 +145,6 @@ void bn_stats(const BnStatsArgs& k) {
   }
 }
 
-void bn_stats_merge(const BnStatsMergeArgs& k) {
-  double mean[kStatsMergeChannels] = {}, m2[kStatsMergeChannels] = {};
-  const int64_t n = k.end - k.begin;
-  for (int s = 0; s < k.rows.count(); ++s) {
-    const double total = static_cast<double>(k.rows.begin(s)), count = static_cast<double>(k.rows.end(s)) - total;
-    const double* partial = k.partials + 2 * s * k.channels + k.begin;
-    for (int64_t c = 0; c < n; ++c) chan_merge(total, count, partial[c], partial[k.channels + c], mean[c], m2[c]);
-  }
-  const double rows = static_cast<double>(k.rows.total), unbiased = rows > 1 ? rows / (rows - 1) : 1;
-  for (int64_t c = 0; c < n; ++c) {
-    const double var = std::max(m2[c] / rows, 0.0);
-    k.mean[k.begin + c] = static_cast<float>(mean[c]);
-    k.inv_std[k.begin + c] = static_cast<float>(1.0 / std::sqrt(var + k.eps));
-    float &rm = k.running_mean[k.begin + c], &rv = k.running_var[k.begin + c];
-    rm = static_cast<float>(rm + k.momentum * (mean[c] - rm));
-    rv = static_cast<float>(rv + k.momentum * (var * unbiased - rv));
-  }
-}
-
 }  // namespace effnet::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -206,7 +153,6 @@ namespace effnet::cpu {
 namespace {
 
 HWY_EXPORT(bn_stats);
-HWY_EXPORT(bn_stats_merge);
 
 class BnStats : public Kernel {
  public:
@@ -223,6 +169,7 @@ class BnStats : public Kernel {
     // Whole tiles of packed rows in every shard but the last.
     const int64_t tile = channels_ < kPackBelow ? 64 * kMaxLanes : 64;
     rows_ = split_rows(src_->elements() / channels_, channels_, 128, tile);
+    for (int i = 0; i < rows_.count(); ++i) shard_rows_.push_back(rows_.end(i) - rows_.begin(i));
     merge_ = {channels_, kStatsMergeChannels};
   }
   const char* name() const override { return name_.c_str(); }
@@ -239,9 +186,9 @@ class BnStats : public Kernel {
       ({src_->dtype, ctx.ptr<const void>(src_), channels_, rows_.begin(shard), rows_.end(shard),
         partials + 2 * shard * channels_, ctx.worker_scratch});
     } else {
-      EFF_DISPATCH(bn_stats_merge)
-      ({partials, rows_, channels_, merge_.begin(shard), merge_.end(shard), eps_, momentum_, ctx.ptr<float>(mean_),
-        ctx.ptr<float>(inv_std_), ctx.ptr<float>(running_mean_), ctx.ptr<float>(running_var_)});
+      merge_stats({partials, shard_rows_.data(), rows_.count(), channels_, merge_.begin(shard), merge_.end(shard), eps_,
+                   momentum_, ctx.ptr<float>(mean_), ctx.ptr<float>(inv_std_), ctx.ptr<float>(running_mean_),
+                   ctx.ptr<float>(running_var_)});
     }
   }
 
@@ -251,6 +198,7 @@ class BnStats : public Kernel {
   double eps_, momentum_;
   int64_t channels_;
   Split rows_, merge_;
+  std::vector<int64_t> shard_rows_;
 };
 
 // A few hundred values: scalar double, correctly rounded.

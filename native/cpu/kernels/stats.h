@@ -1,0 +1,25 @@
+// What kernels that collect BN statistics of their results share: the merge of what their shards have found.
+//
+// A shard keeps, by channel, the mean and the sum of squared deviations of its rows, in double. Inside it goes by tiles
+// of at most kStatsTileRows rows (stats-inl.h), in FP32.
+#pragma once
+
+#include <cstdint>
+
+namespace effnet::cpu {
+
+inline constexpr int64_t kStatsTileRows = 64;
+inline constexpr int64_t kStatsMergeChannels = 256;
+
+struct StatsMergeArgs {
+  const double* partials;  // [shards][2][channels]: means, squared deviations
+  const int64_t* rows;     // of every shard
+  int64_t shards;
+  int64_t channels, begin, end;  // at most kStatsMergeChannels of the channels
+  double eps, momentum;
+  float *mean, *inv_std, *running_mean, *running_var;
+};
+// Merges the shards in order; mean, 1/sqrt(variance + eps), and the running averages with the unbiased variance.
+void merge_stats(const StatsMergeArgs& args);
+
+}  // namespace effnet::cpu
