@@ -56,6 +56,16 @@ export interface DumpOp {
   ms: number
 }
 
+/** The first tensor of a step that holds NaN or infinity. */
+export interface NonFinite {
+  /** 'weights': before the step; 'gradient': of the update that made such weights; else where in the step. */
+  part: 'weights' | 'gradient' | 'forward' | 'backward'
+  op: string
+  /** Name of the op in the graph. */
+  layer: string
+  tensor: string
+}
+
 export interface StepInput {
   /** Either a batch of a loader... */
   batch?: BatchHandle
@@ -183,8 +193,16 @@ export interface NativeBinding {
   bind(pool: PoolHandle, memory: MemoryHandle, plan: Uint8Array): Promise<ExecutableHandle>
   dump(executable: ExecutableHandle): DumpOp[]
   setProfiling(executable: ExecutableHandle, on: boolean): void
-  /** One step, on the engine's threads. Resolves to a copy of the output arena. */
+  /**
+   * One step, on the engine's threads. Resolves to a copy of the output arena. Where the loss or the norm of the gradients is not
+   * finite the parameters are left as they were. @throws EFF_NAN when the update itself made them so
+   */
   step(executable: ExecutableHandle, input: StepInput, scalars: Float64Array): Promise<Uint8Array>
+  /**
+   * Why a step was not finite: runs it again as far as the first tensor that is not, or resolves to null. Parameters are not
+   * changed. Call it with the step's own input and scalars and before anything else writes the memory.
+   */
+  findNonFinite(executable: ExecutableHandle, input: StepInput, scalars: Float64Array): Promise<NonFinite | null>
   /** Weights changed outside a step: run the prepare program before the next one. */
   invalidate(executable: ExecutableHandle): void
   closeExecutable(executable: ExecutableHandle): void

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "cpu/kernels/dispatch.h"
+#include "plan/op_ports.h"
 
 namespace effnet::cpu {
 namespace {
@@ -115,16 +117,30 @@ void Executable::prepare(const ExecContext& base) {
   });
 }
 
-Status Executable::step(const std::byte* input, const StepScalars& scalars, std::byte* output) {
-  memory_->wait_unpinned();
-  EFF_RETURN_IF_ERROR(check_arenas());  // an arena whose growth failed may be gone
-  std::byte* arenas[plan::kArenaCount];
+void Executable::gather_arenas(const std::byte* input, std::byte** arenas) const {
   for (int i = 0; i < plan::kArenaCount; ++i) arenas[i] = memory_->arena(static_cast<plan::Arena>(i));
   arenas[static_cast<int>(plan::Arena::prepared)] = prepared_.data();
   arenas[static_cast<int>(plan::Arena::input)] = const_cast<std::byte*>(input);
   arenas[static_cast<int>(plan::Arena::output)] = output_.data();
+}
+
+// Whether the scalar that an op has just made lets the step go on: the loss before the backward part, the norm of the
+// gradients before the update. Ordinary steps pay for nothing but reading two numbers.
+static bool may_go_on(const plan::Op& op, const ExecContext& ctx) {
+  const plan::Tensor* scalar = op.id == plan::OpId::softmax_cross_entropy ? op.out(op::softmax_cross_entropy::out_loss)
+                               : op.id == plan::OpId::grad_norm           ? op.out(op::grad_norm::out_norm)
+                                                                          : nullptr;
+  return !scalar || std::isfinite(*ctx.ptr<const float>(scalar));
+}
+
+Status Executable::step(const std::byte* input, const StepScalars& scalars, std::byte* output) {
+  memory_->wait_unpinned();
+  EFF_RETURN_IF_ERROR(check_arenas());  // an arena whose growth failed may be gone
+  std::byte* arenas[plan::kArenaCount];
+  gather_arenas(input, arenas);
   std::atomic<int> failure{0};
-  ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure};
+  std::atomic<bool> unsound{false};
+  const ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure, &unsound};
 
   // A training step changes the weights that its kernels packed.
   const uint64_t version = memory_->weights_version.load();
@@ -135,11 +151,15 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   for (Bound& bound : bound_) {
     if (bound.op->is_prepare()) continue;
     if (pool_->stopping()) return error(Code::aborted, "closed while a step was running");
+    // All groups of parameters are updated before it is said that one is not finite; the average is left alone.
+    if (unsound && bound.op->id == plan::OpId::ema_update) break;
     run(bound, base);
     if (failure)
       return error(Code::internal, "op %.*s: oneDNN failed (status %d)", static_cast<int>(bound.op->name.size()),
                    bound.op->name.data(), failure.load());
+    if (updates_weights_ && !may_go_on(*bound.op, base)) break;
   }
+  if (unsound) return error(Code::nan, "the update made weights that are not finite");
   if (profiling.load(std::memory_order_relaxed)) ++profiled_steps_;
   std::memcpy(output, output_.data(), output_.bytes());
   return ok_status();

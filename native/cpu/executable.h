@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,15 @@ struct OpReport {
   double flops, bytes, ms;
 };
 
+// The first tensor that is not finite. `part`: "weights" (they were so before the step), "gradient" (of the update that
+// made such weights), "forward" or "backward".
+struct NonFinite {
+  std::string part, op, layer, tensor;
+};
+
+// Optimizer and moving average: what a step leaves out when its loss or the norm of its gradients is not finite.
+bool updates_parameters(plan::OpId id);
+
 class Executable {
  public:
   // Verifies the plan and binds every op to a kernel. Run inside a task of `pool`.
@@ -26,8 +36,14 @@ class Executable {
                                                     std::span<const std::byte> plan);
 
   // One step, inside a task of the pool. `input` is the input arena (at least arena_bytes(input) bytes), `output`
-  // receives the output arena. Fails with Code::aborted when the pool stops.
+  // receives the output arena. Fails with Code::aborted when the pool stops. A loss that is not finite ends the step
+  // before its backward part, a norm of gradients that is not before the update: the parameters are as they were.
+  // Code::nan when the update itself made parameters that are not finite; the moving average is then not touched.
   Status step(const std::byte* input, const StepScalars& scalars, std::byte* output);
+
+  // Why a step was not finite: runs it again as far as the first tensor that is not. Parameters are not changed, the
+  // running statistics of batch norm are. Inside a task of the pool.
+  StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars);
 
   const plan::Plan& plan() const { return *plan_; }
   const std::shared_ptr<Memory>& memory() const { return memory_; }
@@ -50,6 +66,8 @@ class Executable {
   };
 
   Status check_arenas() const;
+  void gather_arenas(const std::byte* input, std::byte** arenas) const;
+  const plan::Tensor* bad_weights(std::byte* const* arenas, const plan::Op** reader) const;
   Status bind_ops();
   void run(Bound& bound, const ExecContext& base);
   void prepare(const ExecContext& base);

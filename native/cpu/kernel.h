@@ -38,11 +38,15 @@ struct ExecContext {
   std::byte* shared_scratch;  // of this op: shared_scratch_bytes(), kept from phase to phase, undefined at the first
   int worker;                 // 0-based thread number; for diagnostics only, never for results
 
-  std::atomic<int>* failure = nullptr;  // where expect_ok() leaves the first status of a library that is not 0
+  std::atomic<int>* failure = nullptr;   // where expect_ok() leaves the first status of a library that is not 0
+  std::atomic<bool>* unsound = nullptr;  // set by an update that made a parameter NaN or infinite
 
   void expect_ok(int status) const {
     int none = 0;
     if (status && failure) failure->compare_exchange_strong(none, status);
+  }
+  void mark_unsound() const {
+    if (unsound) unsound->store(true, std::memory_order_relaxed);
   }
   template <class T>
   T* ptr(const plan::Tensor* t) const {

@@ -263,20 +263,24 @@ cpu::StepScalars get_scalars(Napi::Env env, Napi::Value value) {
   return scalars;
 }
 
-Napi::Value step(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  auto executable = open_executable(info, 0);
-  const Napi::Object input = info[1].ToObject();
-  const cpu::StepScalars scalars = get_scalars(env, info[2]);
-  const uint64_t needed = executable->plan().arena_bytes(plan::Arena::input);
+// The input of a step, held until it has run.
+struct StepJob {
+  std::shared_ptr<io::Batch> batch;
+  std::vector<std::byte> bytes;
+  std::vector<std::byte> output;
+  std::optional<BusyMark> busy;
+  cpu::StepScalars scalars;
 
-  struct Job {
-    std::shared_ptr<io::Batch> batch;
-    std::vector<std::byte> bytes;
-    std::vector<std::byte> output;
-    std::optional<BusyMark> busy;
-  };
-  auto job = std::make_shared<Job>();
+  const std::byte* data() const { return batch ? batch->data() : bytes.data(); }
+};
+
+// Arguments: executable, input, scalars.
+std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const cpu::Executable& executable) {
+  Napi::Env env = info.Env();
+  const Napi::Object input = info[1].ToObject();
+  const uint64_t needed = executable.plan().arena_bytes(plan::Arena::input);
+  auto job = std::make_shared<StepJob>();
+  job->scalars = get_scalars(env, info[2]);
   size_t given;
   if (const Napi::Value batch = input.Get("batch"); !batch.IsUndefined()) {
     job->batch = open_batch(env, batch);
@@ -291,12 +295,18 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   if (given < needed)
     throw_status(env, error(Code::invalid_argument, "the input has %zu bytes, the plan reads %llu", given,
                             static_cast<unsigned long long>(needed)));
+  return job;
+}
+
+Napi::Value step(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  auto executable = open_executable(info, 0);
+  auto job = step_job(info, *executable);
   job->output.resize(executable->plan().arena_bytes(plan::Arena::output));
   job->busy.emplace(executable->memory());
   const Completion completion = Completion::create(env);
-  const bool queued = executable->pool()->submit([completion, executable, job, scalars]() mutable {
-    const std::byte* data = job->batch ? job->batch->data() : job->bytes.data();
-    const Status status = caught([&] { return executable->step(data, scalars, job->output.data()); });
+  const bool queued = executable->pool()->submit([completion, executable, job]() mutable {
+    const Status status = caught([&] { return executable->step(job->data(), job->scalars, job->output.data()); });
     job->batch.reset();
     job->busy.reset();
     executable.reset();  // before anyone hears: whoever closes then finds the bytes given back
@@ -305,6 +315,35 @@ Napi::Value step(const Napi::CallbackInfo& info) {
       auto buffer = Napi::ArrayBuffer::New(e, job->output.size());
       if (!job->output.empty()) std::memcpy(buffer.Data(), job->output.data(), job->output.size());
       return Napi::Uint8Array::New(e, job->output.size(), buffer, 0);
+    });
+  });
+  if (!queued) {
+    job->busy.reset();
+    completion.reject(error(Code::closed, "the pool has been closed"));
+  }
+  return completion.promise();
+}
+
+Napi::Value find_nonfinite(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  auto executable = open_executable(info, 0);
+  auto job = step_job(info, *executable);
+  job->busy.emplace(executable->memory());
+  const Completion completion = Completion::create(env);
+  const bool queued = executable->pool()->submit([completion, executable, job]() mutable {
+    auto found = caught([&] { return executable->find_nonfinite(job->data(), job->scalars); });
+    job->batch.reset();
+    job->busy.reset();
+    executable.reset();
+    if (!found.ok()) return completion.reject(found.status());
+    completion.resolve([first = std::move(found.value())](Napi::Env e) -> Napi::Value {
+      if (!first) return e.Null();
+      Napi::Object object = Napi::Object::New(e);
+      object.Set("part", first->part);
+      object.Set("op", first->op);
+      object.Set("layer", first->layer);
+      object.Set("tensor", first->tensor);
+      return object;
     });
   });
   if (!queued) {
@@ -369,6 +408,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   add("dump", dump);
   add("setProfiling", set_profiling);
   add("step", step);
+  add("findNonFinite", find_nonfinite);
   add("invalidate", invalidate);
   add("closeExecutable", close_executable);
   add("readTensor", read_tensor);

@@ -1,5 +1,5 @@
 /** Evaluation plans of a model by batch and image size, and the order in which they may run. */
-import type { StepInput } from '../binding.js'
+import type { NonFinite, StepInput } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import type { EvalPlan, EvalResult, Session } from '../runtime/session.js'
 
@@ -32,6 +32,11 @@ export class PlanCache {
   /** Runs one batch of exactly `batch` images (labels -1 where unknown). */
   run(batch: number, size: number, input: StepInput): Promise<EvalResult> {
     return this.exclusive(async () => (await this.entry(batch, size).plan).run(input))
+  }
+
+  /** Where a batch first gave NaN or infinity; null where it does not. */
+  findNonFinite(batch: number, size: number, input: StepInput): Promise<NonFinite | null> {
+    return this.exclusive(async () => (await this.entry(batch, size).plan).findNonFinite(input))
   }
 
   /** The smallest bound plan that n images fill at least a quarter of, else the next power of two; at most `limit`. */

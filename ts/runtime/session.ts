@@ -8,6 +8,7 @@ import {
   type CpuInfo,
   type ExecutableHandle,
   type MemoryHandle,
+  type NonFinite,
   type PoolHandle,
   type StepInput,
 } from '../binding.js'
@@ -125,6 +126,10 @@ class Compiled {
     return binding().step(this.handle, input, packScalars(scalars))
   }
 
+  findNonFinite(input: StepInput, scalars: Partial<StepScalars>): Promise<NonFinite | null> {
+    return binding().findNonFinite(this.handle, input, packScalars(scalars))
+  }
+
   private tensor(name: string): { tensor: Tensor; offset: number } {
     const tensor = this.graph.find(name)
     return { tensor, offset: this.memory.placements.get(tensor.id)!.offset }
@@ -204,6 +209,14 @@ abstract class BoundPlan {
     return { bytes: packed }
   }
 
+  /**
+   * Why a step gave NaN or infinity: the first tensor that has it, or null where none has. With the step's own input and
+   * scalars, before anything else changes weights.
+   */
+  findNonFinite(input: StepInput, scalars: Partial<StepScalars> = {}): Promise<NonFinite | null> {
+    return this.compiled.findNonFinite(input, scalars)
+  }
+
   close(): void {
     this.compiled.close()
   }
@@ -218,8 +231,9 @@ export class TrainPlan extends BoundPlan {
   }
 
   /**
-   * One optimizer step: forward, backward, update.
-   * @throws EFF_CLOSED, EFF_INVALID_ARGUMENT (a batch too small for the plan), EFF_ABORTED (closed meanwhile)
+   * One optimizer step: forward, backward, update. Where the loss or the norm of the gradients is not finite the parameters are left
+   * as they were.
+   * @throws EFF_NAN when the update made parameters that are not finite, EFF_CLOSED, EFF_INVALID_ARGUMENT (a batch too small for the plan), EFF_ABORTED (closed meanwhile)
    */
   async step(input: StepInput, scalars: Partial<StepScalars>): Promise<StepResult> {
     const output = await this.compiled.step(input, scalars)

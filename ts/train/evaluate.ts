@@ -6,6 +6,7 @@ import type { Model } from '../model.js'
 import { evalGeometry } from '../nn/index.js'
 import { checkKeys } from '../option_keys.js'
 import { DetailedMetrics, RunningMetrics } from './metrics.js'
+import { notFinite } from './not_finite.js'
 import type { EvaluateModelOptions, EvaluateResult } from './types.js'
 
 /** @throws EFF_DATA_LABEL when the data's classes cannot be the model's */
@@ -95,7 +96,12 @@ export class Evaluator {
     loader.load({ epoch: 0, sample: 0, seed: 0 })
     for await (const batch of loader.epoch()) {
       if (watch.stop?.()) return undefined
-      const output = await model.plans.run(loader.batchSize, this.size, { batch: batch.handle })
+      const input = { batch: batch.handle }
+      const output = await model.plans.run(loader.batchSize, this.size, input)
+      if (!Number.isFinite(output.loss)) {
+        const first = await model.plans.findNonFinite(loader.batchSize, this.size, input)
+        throw notFinite({ what: `loss is ${output.loss}`, first })
+      }
       running.add(output.loss, output.ranks)
       if (detailed) {
         const own = Int32Array.from(batch.indices, (i) => labels[i]!)
@@ -126,7 +132,7 @@ export class Evaluator {
 
 /**
  * Evaluates the weights as they are, with the model's own evaluation size and crop unless told otherwise.
- * @throws EFF_DATA_LABEL, EFF_DATA_DECODE (too many unreadable files), EFF_ABORTED
+ * @throws EFF_DATA_LABEL, EFF_DATA_DECODE (too many unreadable files), EFF_NAN (where the network first gave it), EFF_ABORTED
  */
 export async function evaluateModel(model: Model, options: EvaluateModelOptions): Promise<EvaluateResult> {
   checkKeys('evaluateModel', options, EVALUATE_KEYS)

@@ -3,6 +3,7 @@
  * everything else can be made again from options and data.
  */
 import path from 'node:path'
+import type { NonFinite, StepInput } from '../binding.js'
 import { type NativeBatch, NativeImageLoader } from '../data/loader.js'
 import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
@@ -13,9 +14,10 @@ import { CallbackList, CsvLogger, JsonlLogger } from './callbacks.js'
 import { machineState, type TrainState } from './checkpoint.js'
 import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
 import { CheckpointKeeper } from './checkpoint_keeper.js'
-import { checkClasses, Evaluator } from './evaluate.js'
+import { checkClasses, Evaluator, type Watch } from './evaluate.js'
 import type { EventHub } from './events.js'
 import { faultPoint } from './fault.js'
+import { notFinite } from './not_finite.js'
 import { Progress } from './progress.js'
 import { dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
 import { RunFolder, type RunState } from './run_folder.js'
@@ -70,6 +72,7 @@ export class FitRun implements TrainerContext {
   private warnings: Promise<void> = Promise.resolve()
   private span = { images: 0, ms: 0, waitMs: 0 }
   private firstStepDone = false
+  private resumedFrom: { path: string; step: number } | undefined
   /** This run writes to the folder: before it, nothing there is touched. */
   private owned = false
   /** The folder holds logs of an earlier process. */
@@ -172,7 +175,10 @@ export class FitRun implements TrainerContext {
 
   private async openFolder(options: FitOptions, resume: ResumePoint | undefined): Promise<void> {
     const { folder, progress } = this
-    if (resume) progress.load(resume.state)
+    if (resume) {
+      progress.load(resume.state)
+      this.resumedFrom = { path: resume.dir, step: resume.state.step }
+    }
     if (!folder) return
     this.continued = await folder.isRun()
     await folder.open(this.mayContinue(options.resume))
@@ -362,9 +368,8 @@ export class FitRun implements TrainerContext {
     const scalars = this.scalars(progress.step)
     const started = performance.now()
     this.weightsSound = false
-    const result = await this.model.plans.exclusive(() => this.plan!.step({ batch: batch.handle }, scalars))
+    const result = await this.model.plans.exclusive(() => this.soundStep({ batch: batch.handle }, scalars))
     const stepMs = performance.now() - started
-    if (!Number.isFinite(result.loss)) throw this.notFinite(result.loss, scalars.lr!)
     this.weightsSound = true
     progress.step++
     progress.stepInEpoch++
@@ -418,13 +423,29 @@ export class FitRun implements TrainerContext {
     }
   }
 
-  private notFinite(loss: number, lr: number): EffnetError {
-    const { step, epoch } = this.progress
-    const kept = this.keeper && this.keeper.savedStep >= 0 ? `; the checkpoint of step ${this.keeper.savedStep} is kept` : ''
-    return new EffnetError('EFF_NAN', `loss is ${loss} in step ${step + 1} (epoch ${epoch + 1}, lr ${lr})${kept}`, {
-      hint: 'a lower lr, longer warm-up or clipNorm: 1',
-      details: { step: step + 1, epoch: epoch + 1, loss: String(loss), lr },
-    })
+  /** A step, or EFF_NAN that names where the first NaN or infinity was. */
+  private async soundStep(input: StepInput, scalars: Partial<StepScalars>): Promise<StepResult> {
+    const plan = this.plan!
+    let what = 'the update is not finite'
+    try {
+      const result = await plan.step(input, scalars)
+      const { loss, gradNorm } = result
+      if (Number.isFinite(loss) && (gradNorm === undefined || Number.isFinite(gradNorm))) return result
+      what = Number.isFinite(loss) ? `the norm of the gradients is ${gradNorm}` : `loss is ${loss}`
+    } catch (cause) {
+      if (!(cause instanceof EffnetError) || cause.code !== 'EFF_NAN') throw cause
+    }
+    const first = await plan.findNonFinite(input, scalars)
+    throw await this.notFinite(what, first, { step: this.progress.step + 1, lr: scalars.lr! })
+  }
+
+  private async notFinite(what: string, first: NonFinite | null, at: { step: number; lr: number }): Promise<EffnetError> {
+    const { keeper, folder, resumedFrom } = this
+    // A save in work is of a step before.
+    await keeper?.settle().catch(() => undefined)
+    const saved = keeper && folder && keeper.savedStep >= 0 ? { path: folder.last, step: keeper.savedStep } : resumedFrom
+    const checkpoint = folder ? (saved ?? null) : undefined
+    return notFinite({ what, ...at, epoch: this.progress.epoch + 1, first, checkpoint })
   }
 
   private async afterStep(): Promise<void> {
@@ -513,15 +534,24 @@ export class FitRun implements TrainerContext {
     }
   }
 
-  private measure(details: boolean, epoch: number): Promise<EvaluateResult | undefined> {
-    return this.evaluator!.run(details, {
+  private async measure(details: boolean, epoch: number): Promise<EvaluateResult | undefined> {
+    const watch: Watch = {
       onProgress: async (done, total) => {
         const event = { type: 'validation-step', epoch, done, total } as const
         this.hub.emit(event)
         await this.callbacks.call('onValidationBatch', this, event)
       },
       stop: () => this.stopping !== undefined && this.stopping.status !== 'finished',
-    })
+    }
+    try {
+      return await this.evaluator!.run(details, watch)
+    } catch (cause) {
+      if (!(cause instanceof EffnetError) || cause.code !== 'EFF_NAN') throw cause
+      this.weightsSound = false
+      const { step } = this.progress
+      const first = cause.details['first'] as NonFinite | null
+      throw await this.notFinite('validation loss is not finite', first, { step, lr: learningRate(this.schedule!, step - 1) })
+    }
   }
 
   private improves(value: number): boolean {

@@ -93,10 +93,12 @@ HWY_INLINE void update(const Constants& k, Vec& w, Vec g, Vec& m0, Vec& m1) {
   }
 }
 
+// False when a parameter is NaN or infinite now. The sum of w * 0 tells: it costs nothing beside the traffic.
 template <Rule rule>
-void update_segments(const UpdateArgs& k) {
+bool update_segments(const UpdateArgs& k) {
   constexpr bool second = rule != Rule::sgd && rule != Rule::sgd_nesterov;
   const Constants constants(k);
+  Vec witness = zero();
   for (const Segment& s : k.segments) {
     float* w = reinterpret_cast<float*>(k.weights + s.offset);
     float* m0 = reinterpret_cast<float*>(k.moment0 + s.offset);
@@ -109,11 +111,14 @@ void update_segments(const UpdateArgs& k) {
       store_part(vw, w + i, n, full);
       store_part(v0, m0 + i, n, full);
       if constexpr (second) store_part(v1, m1 + i, n, full);
+      if constexpr (!full.value) vw = hn::IfThenElseZero(hn::FirstN(F32(), n), vw);
+      witness = hn::MulAdd(vw, zero(), witness);
     });
   }
+  return hn::AllFalse(F32(), hn::IsNaN(witness));
 }
 
-void update_weights(const UpdateArgs& k) {
+bool update_weights(const UpdateArgs& k) {
   switch (k.rule) {
     case Rule::sgd:
       return update_segments<Rule::sgd>(k);
@@ -126,6 +131,7 @@ void update_weights(const UpdateArgs& k) {
     case Rule::adamw:
       return update_segments<Rule::adamw>(k);
   }
+  return true;
 }
 
 // ema += (1-d) * (weights - ema): settles around the weights, where d*ema + (1-d)*weights in FP32 would settle beside
@@ -185,9 +191,10 @@ class Update : public Kernel {
     double factor = 1;
     if (norm_ && s.clip_norm > 0)
       factor = s.clip_norm / std::max(static_cast<double>(*ctx.ptr<const float>(norm_)), s.clip_norm);
-    EFF_DISPATCH(update_weights)
-    ({rule_, segments_.shard(shard), ctx.arena(plan::Arena::weights), ctx.arena(plan::Arena::moment0),
-      ctx.arena(plan::Arena::moment1), ctx.arena(grads_), ctx.scalars, s.weight_decay * decay_mult_, factor});
+    const bool sound = EFF_DISPATCH(update_weights)(
+        {rule_, segments_.shard(shard), ctx.arena(plan::Arena::weights), ctx.arena(plan::Arena::moment0),
+         ctx.arena(plan::Arena::moment1), ctx.arena(grads_), ctx.scalars, s.weight_decay * decay_mult_, factor});
+    if (!sound) ctx.mark_unsound();
   }
 
  private:

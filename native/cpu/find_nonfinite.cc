@@ -1,0 +1,102 @@
+// Where NaN or infinity came from: a step that has gone wrong is run again, op by op, and each result is looked at.
+#include <cmath>
+#include <cstring>
+
+#include "cpu/executable.h"
+#include "plan/op_ports.h"
+
+namespace effnet::cpu {
+namespace {
+
+// All bits of the exponent set: NaN or infinity.
+template <class Bits, Bits kExponent>
+bool all_finite(const std::byte* data, uint64_t bytes) {
+  for (uint64_t i = 0; i + sizeof(Bits) <= bytes; i += sizeof(Bits)) {
+    Bits bits;
+    std::memcpy(&bits, data + i, sizeof bits);
+    if ((bits & kExponent) == kExponent) return false;
+  }
+  return true;
+}
+
+bool all_finite(const plan::Tensor& tensor, const std::byte* data) {
+  switch (tensor.dtype) {
+    case plan::DType::f32:
+      return all_finite<uint32_t, 0x7f800000u>(data, tensor.bytes);
+    case plan::DType::bf16:
+      return all_finite<uint16_t, 0x7f80u>(data, tensor.bytes);
+    case plan::DType::f16:
+      return all_finite<uint16_t, 0x7c00u>(data, tensor.bytes);
+    default:
+      return true;
+  }
+}
+
+NonFinite found(const char* part, const plan::Op& op, const plan::Tensor& tensor) {
+  return {part, plan::op_name(op.id), std::string(op.name), std::string(tensor.name)};
+}
+
+}  // namespace
+
+bool updates_parameters(plan::OpId id) {
+  using plan::OpId;
+  return id == OpId::optimizer_sgd || id == OpId::optimizer_rmsprop || id == OpId::optimizer_adamw ||
+         id == OpId::ema_update;
+}
+
+// The running statistics of a batch norm in training are written, not read: they are no cause.
+const plan::Tensor* Executable::bad_weights(std::byte* const* arenas, const plan::Op** reader) const {
+  for (const Bound& bound : bound_) {
+    if (updates_parameters(bound.op->id)) continue;
+    for (const plan::Tensor* t : bound.op->inputs)
+      if (t && t->arena == plan::Arena::weights && !all_finite(*t, arenas[static_cast<int>(t->arena)] + t->offset)) {
+        *reader = bound.op;
+        return t;
+      }
+  }
+  return nullptr;
+}
+
+StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* input, const StepScalars& scalars) {
+  memory_->wait_unpinned();
+  EFF_RETURN_IF_ERROR(check_arenas());
+  std::byte* arenas[plan::kArenaCount];
+  gather_arenas(input, arenas);
+  std::atomic<int> failure{0};
+  const ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure};
+  const auto first_bad = [&](const Bound& bound) -> const plan::Tensor* {
+    for (const plan::Tensor* t : bound.op->outputs)
+      if (t && !all_finite(*t, arenas[static_cast<int>(t->arena)] + t->offset)) return t;
+    return nullptr;
+  };
+
+  const plan::Op* reader = nullptr;
+  if (const plan::Tensor* weights = bad_weights(arenas, &reader)) {
+    // A step ends before its backward part when its loss is not finite: what lies in the gradients is of the update
+    // that made these weights.
+    for (const Bound& bound : bound_)
+      for (const plan::Tensor* t : bound.op->outputs)
+        if (t && t->arena == plan::Arena::grads && !all_finite(*t, arenas[static_cast<int>(t->arena)] + t->offset))
+          return std::optional(found("gradient", *bound.op, *t));
+    return std::optional(found("weights", *reader, *weights));
+  }
+
+  prepare(base);
+  for (const Bound& bound : bound_)
+    if (bound.op->is_prepare())
+      if (const plan::Tensor* t = first_bad(bound)) return std::optional(found("weights", *bound.op, *t));
+  bool backward = false;
+  for (Bound& bound : bound_) {
+    if (bound.op->is_prepare()) continue;
+    if (updates_parameters(bound.op->id)) break;
+    if (pool_->stopping()) return error(Code::aborted, "closed while a step was looked through");
+    run(bound, base);
+    if (failure) break;
+    if (const plan::Tensor* t = first_bad(bound))
+      return std::optional(found(backward ? "backward" : "forward", *bound.op, *t));
+    backward |= bound.op->id == plan::OpId::softmax_cross_entropy;
+  }
+  return std::optional<NonFinite>();
+}
+
+}  // namespace effnet::cpu
