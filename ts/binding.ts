@@ -166,11 +166,24 @@ export interface LoaderBatch {
   waitMs: number
 }
 
+/** What all threads of a machine reach at once, per second. */
+export interface Peaks {
+  /** A multiply-add counts 2. */
+  fp32Flops: number
+  /** Of dot products summed in FP32; 0 where the CPU has neither AVX512_BF16 nor AMX. */
+  bf16Flops: number
+  /** Read plus written by a copy far larger than the caches. */
+  bytes: number
+}
+
 export interface NativeBinding {
   version(): { addon: string; onednn: string; opTableHash: number; build: string }
   cpuInfo(): CpuInfo
   /** Native bytes held now, by kind; leak tests compare these exactly. */
   memoryUsage(): { arenas: number; kernels: number; batches: number; handles: number }
+
+  /** Measures the machine for about half a second, on threads of its own. */
+  measurePeaks(threads: number): Promise<Peaks>
 
   createPool(threads: number): PoolHandle
   closePool(pool: PoolHandle): void

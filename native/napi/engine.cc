@@ -6,6 +6,7 @@
 #include "cpu/cpu_info.h"
 #include "cpu/kernels/dispatch.h"
 #include "cpu/onednn/adapter.h"
+#include "cpu/probe.h"
 #include "napi/handles.h"
 
 namespace effnet::napi {
@@ -229,6 +230,32 @@ Napi::Value bind(const Napi::CallbackInfo& info) {
   return completion.promise();
 }
 
+// On a pool of its own: what a model's threads are doing is not in its way, and it is gone afterwards.
+Napi::Value measure_peaks(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const double threads = get_number(env, info[0], "threads", 1, 256);
+  const Completion completion = Completion::create(env);
+  std::shared_ptr<ThreadPool> pool;
+  try {
+    pool = make_pool(static_cast<int>(threads));
+  } catch (const std::system_error& e) {
+    throw_status(env, error(Code::oom, "no %d threads to measure with: %s", static_cast<int>(threads), e.what()));
+  }
+  const bool queued = pool->submit([completion, pool] {
+    const auto peaks = caught([&] { return StatusOr<cpu::Peaks>(cpu::measure_peaks(*pool)); });
+    if (!peaks.ok()) return completion.reject(peaks.status());
+    completion.resolve([p = peaks.value()](Napi::Env e) {
+      Napi::Object object = Napi::Object::New(e);
+      object.Set("fp32Flops", p.fp32_flops);
+      object.Set("bf16Flops", p.bf16_flops);
+      object.Set("bytes", p.bytes);
+      return object;
+    });
+  });
+  if (!queued) completion.reject(error(Code::closed, "the pool has been closed"));
+  return completion.promise();
+}
+
 Napi::Value dump(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const auto executable = open_executable(info, 0);
@@ -405,6 +432,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   add("swapArenas", swap_arenas);
   add("closeMemory", close_memory);
   add("bind", bind);
+  add("measurePeaks", measure_peaks);
   add("dump", dump);
   add("setProfiling", set_profiling);
   add("step", step);

@@ -1,8 +1,10 @@
+import type { Peaks } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine } from './model_source.js'
 import { defineOptions, ENGINE, OPTIMIZER } from './options.js'
+import { profileOf, profileTables } from './profile.js'
 import { compact, grouped, mebibytes, type Ui } from './ui.js'
 
 const BENCH = defineOptions({
@@ -13,6 +15,7 @@ const BENCH = defineOptions({
   imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
   steps: { kind: 'int', value: 'N', min: 1, max: 1_000_000, shown: '10 s, at least 5', help: 'steps that are timed' },
   warmup: { kind: 'int', value: 'N', min: 0, max: 100_000, shown: '3', help: 'steps before them' },
+  profile: { kind: 'flag', help: 'time, rates and share of the floor of every op, by what it loses' },
   optimizer: { ...OPTIMIZER, shown: 'adamw' },
   workers: { kind: 'int', value: 'N', min: 1, max: 256, shown: 'usable CPUs', help: '--mode data: decoding threads' },
   seed: {
@@ -30,7 +33,7 @@ type BenchCall = Call<typeof BENCH>
 
 const TARGET_MS = 10_000
 const LEAST_STEPS = 5
-const PROFILED_STEPS = 3
+const PROFILED_STEPS = 5
 const TOP_KERNELS = 15
 const KERNEL_WIDTH = 48
 
@@ -84,14 +87,18 @@ function randomPixels(bytes: number, seed: number): Uint8Array {
 export interface KernelRow {
   op: string
   kernel: string
+  shapes: string
+  /** Per step. */
   ms: number
   bytes: number
   flops: number
 }
 
+export type KernelGroup = Omit<KernelRow, 'shapes'> & { count: number }
+
 /** Time, bytes and FLOPs of ops that run the same kernel, slowest first. */
-export function groupKernels(rows: readonly KernelRow[]): (KernelRow & { count: number })[] {
-  const groups = new Map<string, KernelRow & { count: number }>()
+export function groupKernels(rows: readonly KernelRow[]): KernelGroup[] {
+  const groups = new Map<string, KernelGroup>()
   for (const row of rows) {
     const key = `${row.op} ${row.kernel}`
     const group = groups.get(key) ?? { op: row.op, kernel: row.kernel, ms: 0, bytes: 0, flops: 0, count: 0 }
@@ -139,6 +146,7 @@ interface Measured {
   times: number[]
   rows: KernelRow[]
   arenaBytes: number
+  peaks?: Peaks
 }
 
 /** Times the steps of a plan, then measures its kernels in a few more. */
@@ -189,13 +197,15 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
       let step = 0
       measured = await measure(plan, () => plan.step(input, { ...scalars, step, optimizer_step: ++step }), call)
     }
+    if (o.profile) measured.peaks = await (await import('../binding.js')).binding().measurePeaks(session.threads)
     report(ui, measured, batchSize)
   } finally {
     await model.close()
   }
 }
 
-function report(ui: Ui, { times, rows, arenaBytes }: Measured, batchSize: number): void {
+function report(ui: Ui, { times, rows, arenaBytes, peaks }: Measured, batchSize: number): void {
+  const profile = peaks && profileOf(rows, peaks)
   const latency = latencyOf(times)
   const imagesPerS = (1e3 * batchSize) / latency.mean
   const peak = process.resourceUsage().maxRSS * 1024
@@ -206,6 +216,18 @@ function report(ui: Ui, { times, rows, arenaBytes }: Measured, batchSize: number
     arena_bytes: arenaBytes,
     steps: times.length,
     kernels: rows.map(({ op, kernel, ms, bytes, flops }) => ({ op, kernel, ms, bytes, flops })),
+    ...(profile && {
+      peaks: { fp32_flops: profile.peaks.fp32Flops, bf16_flops: profile.peaks.bf16Flops, bytes_per_s: profile.peaks.bytes },
+      ops: profile.ops.map(({ op, kernel, shapes, ms, bytes, flops, floorMs }) => ({
+        op,
+        kernel,
+        shapes,
+        ms,
+        bytes,
+        flops,
+        floor_ms: floorMs,
+      })),
+    }),
   })
   if (ui.json) return
   ui.answer(`speed  ${compact(imagesPerS)} img/s over ${times.length} steps`)
@@ -213,7 +235,8 @@ function report(ui: Ui, { times, rows, arenaBytes }: Measured, batchSize: number
   const parts = Object.entries({ mean, p50, p90, p95, p99 }).map(([k, v]) => `${k} ${v.toFixed(2)}`)
   ui.answer(`step   ${parts.join(' · ')} ms`)
   ui.answer(`memory ${mebibytes(peak)} peak of the process, ${mebibytes(arenaBytes)} in arenas`)
-  kernelTable(ui, rows)
+  if (profile) profileTables(ui, profile)
+  else kernelTable(ui, rows)
 }
 
 async function benchData({ options: o, ui }: BenchCall): Promise<void> {
@@ -263,6 +286,7 @@ export const verb = defineVerb(
     summary: 'speed of training, inference or the input pipeline',
     examples: [
       'effnet bench --model efficientnet_b0 --mode train --batch-size 32 --image-size 128',
+      'effnet bench --mode train --batch-size 32 --profile',
       'effnet bench --mode data --data photos --image-size 224 --json',
     ],
     options: BENCH,

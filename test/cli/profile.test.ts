@@ -1,0 +1,71 @@
+/** The floor of an op, and what `effnet bench --profile` makes of a plan. */
+import { describe, expect, it } from 'vitest'
+import { profileOf } from '../../ts/cli/profile.js'
+import { effnet } from './helpers/capture.js'
+
+const peaks = { fp32Flops: 100e9, bf16Flops: 200e9, bytes: 10e9 }
+const row = (op: string, shapes: string, ms: number, flops: number, bytes: number) => ({
+  op,
+  kernel: 'k',
+  shapes,
+  ms,
+  flops,
+  bytes,
+})
+
+describe('profileOf', () => {
+  it('bounds an op by arithmetic or by memory, whichever takes longer', () => {
+    const { ops } = profileOf(
+      [
+        row('conv2d', 'f32[1,8,8,8] f32[8,1,1,8] -> f32[1,8,8,8]', 5, 200e6, 1e6),
+        row('conv2d_bwd_data', 'bf16[1,8,8,8] f32[8,1,1,8] -> bf16[1,8,8,8]', 4, 200e6, 1e6),
+        // Stored as bf16, computed in FP32.
+        row('depthwise_conv2d', 'bf16[1,8,8,8] f32[3,3,8] -> bf16[1,8,8,8]', 3, 200e6, 1e6),
+        row('bn_act', 'bf16[1,8,8,8] -> bf16[1,8,8,8]', 2.5, 0, 20e6),
+      ],
+      peaks,
+    )
+    const floors = Object.fromEntries(ops.map((o) => [o.op, o.floorMs]))
+    expect(floors['conv2d']).toBeCloseTo(2, 9)
+    expect(floors['conv2d_bwd_data']).toBeCloseTo(1, 9)
+    expect(floors['depthwise_conv2d']).toBeCloseTo(2, 9)
+    expect(floors['bn_act']).toBeCloseTo(2, 9)
+    expect(ops.map((o) => o.op)).toEqual(['conv2d', 'conv2d_bwd_data', 'depthwise_conv2d', 'bn_act'])
+  })
+
+  it('sums kinds of ops and puts the largest loss first', () => {
+    const add = (ms: number) => row('add', 'f32[8] -> f32[8]', ms, 0, 10e6)
+    const { kinds } = profileOf([add(1.5), row('linear', 'f32[8] -> f32[8]', 9, 800e6, 0), add(2)], peaks)
+    expect(kinds).toEqual([
+      { op: 'add', count: 2, ms: 3.5, floorMs: 2 },
+      { op: 'linear', count: 1, ms: 9, floorMs: 8 },
+    ])
+  })
+})
+
+describe('bench --profile', () => {
+  const argv = 'bench --model efficientnet_b0 --batch-size 1 --image-size 32 --steps 1 --warmup 0 --threads 1 --profile'.split(
+    ' ',
+  )
+
+  it('tells every op of the plan and the peaks it is measured against', async () => {
+    const { code, json } = await effnet([...argv, '--json'])
+    expect(code).toBe(0)
+    const [report] = json() as [{ ops: Record<string, number>[]; kernels: unknown[]; peaks: Record<string, number> }]
+    expect(report!.peaks['fp32_flops']).toBeGreaterThan(1e9)
+    expect(report!.peaks['bytes_per_s']).toBeGreaterThan(1e8)
+    expect(report!.ops.length).toBe(report!.kernels.length)
+    for (const op of report!.ops) {
+      expect(Object.keys(op)).toEqual(['op', 'kernel', 'shapes', 'ms', 'bytes', 'flops', 'floor_ms'])
+      expect(op['floor_ms']).toBeGreaterThan(0)
+    }
+  })
+
+  it('shows kinds of ops, then the ops', async () => {
+    const { stdout } = await effnet(argv)
+    expect(stdout).toMatch(/^peak {3}fp32 \d+ GF\/s · .*memory [\d.]+ GB\/s$/m)
+    expect(stdout).toMatch(/^op +n +ms +% +floor ms +floor % +loss ms$/m)
+    expect(stdout).toMatch(/^ *ms +loss ms +floor % +GF\/s +GB\/s +op +kernel +shapes$/m)
+    expect(stdout).toMatch(/conv2d_bias_act .*f32\[1,32,32,3\]/)
+  })
+})
