@@ -16,7 +16,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { recordStage } from '../scripts/lib/results.mjs'
-import { fail, root, SetupError, say } from '../scripts/lib/run.mjs'
+import { fail, probe, root, SetupError, say } from '../scripts/lib/run.mjs'
 import { GROUPS, ROWS, SHORT_GROUPS } from './cases.mjs'
 import { commandOf } from './lib/commands.mjs'
 import { Contender } from './lib/contender.mjs'
@@ -49,6 +49,22 @@ const RESULTS = path.join(root, 'bench/results')
 const DOCS = path.join(root, 'docs/benchmarks.md')
 const [BEGIN, END] = ['<!-- table: made by npm run bench -->', '<!-- end of table -->']
 
+const STARTUP = path.join(root, 'bench/startup.mjs')
+
+/** The start times of bench/startup.mjs that have a limit. */
+function startTimes() {
+  const { stdout, stderr } = probe(process.execPath, [STARTUP, brief ? '5' : '20', '--json'])
+  if (!stdout.startsWith('{')) throw new SetupError(`bench/startup.mjs failed: ${stderr.trim()}`, undefined, 70)
+  const named = JSON.parse(stdout).rows.filter((r) => ['effnet --help', 'effnet train (first line)'].includes(r.name))
+  for (const r of named) say('bench', `startup  ${r.name} ${r.first_median.toFixed(0)} ms (limit ${r.limit} ms)`)
+  return named.map(({ name, limit, first_min, first_median }) => ({
+    work: `start: ${name}`,
+    ms: first_median,
+    best: first_min,
+    must: limit,
+  }))
+}
+
 /** Which contenders of which groups run: all, or those that the chosen rows need. */
 function chosen() {
   const all = values.short ? SHORT_GROUPS : GROUPS
@@ -63,11 +79,12 @@ function chosen() {
     const entries = keys.map((k) => [k, group[k]]).filter(([, c]) => c.who === 'effnet' || !values['no-peers'])
     if (entries.length > 0) groups[id] = Object.fromEntries(entries)
   }
-  if (Object.keys(groups).length === 0) {
-    const names = [...rows.map((r) => r.id), ...Object.keys(all)]
+  const startup = !values.short && (values.case?.includes('startup') ?? true)
+  if (Object.keys(groups).length === 0 && !startup) {
+    const names = [...rows.map((r) => r.id), ...Object.keys(all), 'startup']
     throw new SetupError(`no case ${values.case}; there are ${[...new Set(names)].join(', ')}`, undefined, 64)
   }
-  return { groups, rows: picked }
+  return { groups, rows: values['no-peers'] ? [] : picked, startup }
 }
 
 /** Starts one contender; what fails is part of the result. */
@@ -149,9 +166,9 @@ function write(report) {
 }
 
 async function bench() {
-  const { groups, rows } = chosen()
+  const { groups, rows, startup } = chosen()
   if (values.list) {
-    process.stdout.write(`rows: ${rows.map((r) => r.id).join(', ')}\ngroups: ${Object.keys(groups).join(', ')}\n`)
+    process.stdout.write(`rows: ${rows.map((r) => r.id).join(', ')}\ngroups: ${Object.keys(groups).join(', ')}, startup\n`)
     return
   }
   const specs = Object.values(groups).flatMap((g) => Object.values(g))
@@ -169,6 +186,7 @@ async function bench() {
     rows: [],
     groups: {},
   }
+  if (startup) report.startup = startTimes()
   for (const [id, group] of Object.entries(groups)) {
     report.groups[id] = await measureGroup(id, group)
     for (const entry of Object.values(report.groups[id])) {

@@ -60,25 +60,27 @@ export function markdown(report) {
   const m = report.machine
   const versions = Object.entries(report.versions).map(([k, v]) => `${k} ${v}`)
   const contenders = Object.entries(report.groups).flatMap(([id, group]) => Object.values(group).map((c) => contenderLine(id, c)))
+  const starts = (report.startup ?? []).map(
+    (s) => `| ${s.work} | ${s.ms.toFixed(0)} ms | | | ${s.must} ms | | ${s.ms <= s.must ? 'must' : 'no'} |`,
+  )
   const cores = `${m.cpus} CPUs, ${m.memoryGiB} GiB, Linux ${m.kernel}`
   const load = `load average before the start ${m.load.toFixed(1)}`
-  const table =
-    report.rows.length === 0
-      ? ''
-      : `| work | effnet | best peer | ratio (lowest-highest turn) | must | goal | met |
-| --- | --- | --- | --- | --- | --- | --- |
-${report.rows.map(rowLine).join('\n')}
-
-`
+  const part = (title, head, lines) => {
+    const columns = `|${' --- |'.repeat(head.split(' | ').length)}`
+    return lines.length > 0 ? `\n${title}| ${head} |\n${columns}\n${lines.join('\n')}\n` : ''
+  }
+  const rows = part('', 'work | effnet | best peer | ratio (lowest-highest round) | must | goal | met', [
+    ...report.rows.map(rowLine),
+    ...starts,
+  ])
+  const all = part(
+    'All contenders:\n\n',
+    'group | contender | images/s: median (slowest-fastest window) | windows x steps | peak MiB',
+    contenders,
+  )
   return `${report.date}, commit ${report.commit}. ${m.cpu} (${m.family}; ${m.isa.join(', ')}), ${cores}, ${load}.
 ${[`Node ${m.node}`, ...versions].join(', ')}; ${report.threads} threads each. Targets of a machine ${m.amx ? 'with' : 'without'} AMX.
-
-${table}All contenders:
-
-| group | contender | images/s: median (slowest-fastest window) | windows x steps | peak MiB |
-| --- | --- | --- | --- | --- |
-${contenders.join('\n')}
-
+${rows}${all}
 Made by \`${report.command}\` in ${Math.round(report.seconds / 60)} minutes.
 `
 }
