@@ -153,6 +153,7 @@ void for_each_element(const TensorTransfer& t, F&& move) {
 }
 
 void to_arena(const TensorTransfer& t, const uint8_t* file, std::byte* arena) {
+  if (t.elements() == 0) return;  // neither may have an address then
   auto* values = reinterpret_cast<float*>(arena + t.offset);
   if (t.permute == Permute::none && t.dtype == FileDType::f32) {
     std::memcpy(values, file, t.elements() * 4);
@@ -162,6 +163,7 @@ void to_arena(const TensorTransfer& t, const uint8_t* file, std::byte* arena) {
 }
 
 void to_file(const TensorTransfer& t, const std::byte* arena, uint8_t* file) {
+  if (t.elements() == 0) return;
   const auto* values = reinterpret_cast<const float*>(arena + t.offset);
   if (t.permute == Permute::none && t.dtype == FileDType::f32) {
     std::memcpy(file, values, t.elements() * 4);

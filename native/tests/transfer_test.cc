@@ -243,5 +243,22 @@ TEST(TaskPool, RunsEveryJob) {
   done.wait(lock, [&] { return left == 0; });
 }
 
+// Found by fuzzing: copies of no bytes from and to no address.
+TEST_F(Transfer, TensorsOfNoElementsAreNothing) {
+  uint64_t none[plan::kArenaCount] = {};
+  const auto memory = Memory::create(none).value();
+  for (const FileDType dtype : {FileDType::f32, FileDType::f16}) {
+    TensorTransfer empty;
+    empty.dtype = dtype;
+    empty.o = 0;
+    const std::vector<FileSpec> specs = {{(folder_ / "empty").string(), {}, 0, {empty}}};
+    const auto snapshot = take_snapshot(*memory, specs);
+    ASSERT_TRUE(snapshot.ok()) << snapshot.status().message();
+    ASSERT_TRUE(write_snapshot(*snapshot.value()).ok());
+    const Status loaded = load_tensors(*memory, specs[0].path, 0, {empty});
+    EXPECT_TRUE(loaded.ok()) << loaded.message();
+  }
+}
+
 }  // namespace
 }  // namespace effnet
