@@ -163,8 +163,17 @@ export class FitRun implements TrainerContext {
       const done = finishedResult(resume, this.options)
       if (done) return this.returnFinished(resume, done)
     }
-    await this.openFolder(options, resume)
+    const { folder } = this
+    if (folder) {
+      this.continued = await folder.isRun()
+      await folder.open(this.mayContinue(options.resume))
+    }
     this.data = await dataFingerprint(options.train)
+    this.fitBatchSize(options.train)
+    if (resume) this.goOnFrom(resume)
+    // From here on the run is ours: a resume that cannot be leaves what it found.
+    this.owned = true
+    await this.writeStatus('running')
     await this.prepare(options, resume)
     const start = this.startEvent(options, resume)
     this.hub.emit(start)
@@ -173,17 +182,11 @@ export class FitRun implements TrainerContext {
     return this.finish(reason)
   }
 
-  private async openFolder(options: FitOptions, resume: ResumePoint | undefined): Promise<void> {
-    const { folder, progress } = this
-    if (resume) {
-      progress.load(resume.state)
-      this.resumedFrom = { path: resume.dir, step: resume.state.step }
-    }
-    if (!folder) return
-    this.continued = await folder.isRun()
-    await folder.open(this.mayContinue(options.resume))
-    this.owned = true
-    await this.writeStatus('running')
+  private goOnFrom(resume: ResumePoint): void {
+    const warnings = resumeWarnings(resume, this.options, this.data!, this.model.frozen)
+    for (const { code, message, hint } of warnings) this.warn(code, message, hint)
+    this.progress.load(resume.state)
+    this.resumedFrom = { path: resume.dir, step: resume.state.step }
   }
 
   /** A path continues the folder that holds it; from elsewhere it starts a new folder. */
@@ -194,7 +197,6 @@ export class FitRun implements TrainerContext {
   }
 
   private async prepare({ train, val }: FitOptions, resume: ResumePoint | undefined): Promise<void> {
-    this.fitBatchSize(train)
     const { model } = this
     const o = this.options
     model.adopt(train.classes, {
@@ -204,7 +206,6 @@ export class FitRun implements TrainerContext {
       interpolation: o.interpolation,
       exifOrientation: o.exifOrientation,
     })
-    if (resume) for (const w of resumeWarnings(resume, o, this.data!, model.frozen)) this.warn(w.code, w.message, w.hint)
     const limits = o.maxBad === null ? {} : { maxBad: o.maxBad }
     const common = {
       workers: o.workers,
