@@ -35,6 +35,8 @@ export interface OpInfo {
   readonly updates: readonly OpPort[]
   readonly attrs: readonly string[]
   readonly fused: boolean
+  /** Image n of the results needs image n of the sources (given a drop rate of 0) and nothing else of the batch. */
+  readonly imageWise: boolean
 }
 
 export const OP_TABLE_HASH = 0x${hash}
@@ -62,6 +64,7 @@ ${ops
     updates: ${list(o.updates)},
     attrs: [${o.attrs.map((a) => `'${a}'`).join(', ')}],
     fused: ${Boolean(o.fused)},
+    imageWise: ${Boolean(o.image_wise)},
   },`
   })
   .join('\n')}
@@ -79,8 +82,14 @@ const inc = `// Generated from ts/graph/op_table.json by scripts/gen-op-table.mj
 //
 // EFF_OP(id, name, fixed inputs, mask of the required ones, variadic,
 //        fixed outputs, mask, variadic, fixed updates, mask, variadic, attribute count)
+// EFF_IMAGE_WISE_OP(name): image n of its results needs image n of its sources and nothing else of the batch
 #ifdef EFF_OP_TABLE_HASH_ONLY
 inline constexpr uint32_t kOpTableHash = 0x${hash}u;
+#elif defined(EFF_IMAGE_WISE_OP)
+${ops
+  .filter((o) => o.image_wise)
+  .map((o) => `EFF_IMAGE_WISE_OP(${o.name})`)
+  .join('\n')}
 #else
 ${ops.map((o) => `EFF_OP(${o.id}, ${o.name}, ${spec(o.inputs)}, ${spec(o.outputs)}, ${spec(o.updates)}, ${o.attrs.length})`).join('\n')}
 #endif

@@ -22,15 +22,45 @@ KernelFactory factory_of(plan::OpId id) {
   return nullptr;
 }
 
-double operand_bytes(const plan::Op& op) {
-  uint64_t bytes = 0;
+constexpr uint64_t align64(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// `images`: how often an op of a region runs.
+double operand_bytes(const plan::Op& op, int64_t images) {
+  double bytes = 0;
   for (const auto* list : {&op.inputs, &op.outputs, &op.updates})
-    for (const plan::Tensor* tensor : *list)
-      if (tensor) bytes += tensor->bytes;
-  return static_cast<double>(bytes);
+    for (const plan::Tensor* t : *list) {
+      if (!t) continue;
+      const bool each = t->image_stride || t->arena == plan::Arena::image;
+      bytes += static_cast<double>(t->bytes) * static_cast<double>(each ? images : 1);
+    }
+  return bytes;
 }
 
+// How many images of a region get a thread for themselves: rounds of one image a thread. What is left goes image after
+// image, each op on all threads, unless that would keep them less busy than another round.
+int whole_images(int64_t images, int threads) {
+  const int64_t rest = images % threads;
+  return static_cast<int>(4 * rest > 3 * threads ? images : images - rest);
+}
+
+Status failure_of(const plan::Op& op, int status) {
+  return error(Code::internal, "op %.*s: oneDNN failed (status %d)", static_cast<int>(op.name.size()), op.name.data(),
+               status);
+}
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
 }  // namespace
+
+// A thread that takes images through the region: where their results lie, and how they fared.
+struct Executable::Lane {
+  std::byte* arenas[plan::kArenaCount];
+  ExecContext ctx;
+  std::atomic<int> failure{0};
+  const plan::Op* failed = nullptr;
+  std::vector<double> seconds;  // of each op
+};
 
 StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
                                                        std::span<const std::byte> plan) {
@@ -49,20 +79,38 @@ Status Executable::check_arenas() const {
   using plan::Arena;
   for (int i = 0; i < plan::kArenaCount; ++i) {
     const auto arena = static_cast<Arena>(i);
-    if (arena == Arena::prepared || arena == Arena::input || arena == Arena::output) continue;
-    if (plan_->arena_bytes(arena) > memory_->bytes(arena))
+    if (arena == Arena::prepared || arena == Arena::input || arena == Arena::output || arena == Arena::image) continue;
+    const uint64_t needed = arena == Arena::activations ? activation_bytes() : plan_->arena_bytes(arena);
+    if (needed > memory_->bytes(arena))
       return error(Code::plan_invalid, "plan: needs %llu bytes of arena %d, the memory has %llu",
-                   static_cast<unsigned long long>(plan_->arena_bytes(arena)), i,
-                   static_cast<unsigned long long>(memory_->bytes(arena)));
+                   static_cast<unsigned long long>(needed), i, static_cast<unsigned long long>(memory_->bytes(arena)));
   }
   return ok_status();
 }
 
+// The images of a region lie behind the activations.
+uint64_t Executable::activation_bytes() const {
+  if (lanes_ == 0) return plan_->arena_bytes(plan::Arena::activations);
+  return align64(plan_->arena_bytes(plan::Arena::activations)) +
+         static_cast<uint64_t>(lanes_) * align64(plan_->arena_bytes(plan::Arena::image));
+}
+
+std::byte* Executable::lane_arena(int lane) const {
+  return memory_->arena(plan::Arena::activations) + align64(plan_->arena_bytes(plan::Arena::activations)) +
+         static_cast<uint64_t>(lane) * align64(plan_->arena_bytes(plan::Arena::image));
+}
+
 Status Executable::bind_ops() {
   using plan::Arena;
+  const plan::Region& region = plan_->region();
+  if (plan_->ops().size() > static_cast<size_t>(ThreadPool::kMaxShards) || region.images > ThreadPool::kMaxShards)
+    return error(Code::plan_invalid, "plan: %zu ops, %lld images of a region are too many", plan_->ops().size(),
+                 static_cast<long long>(region.images));
+  if (region.count > 0) {
+    whole_images_ = whole_images(region.images, pool_->threads());
+    lanes_ = whole_images_ > 0 ? pool_->threads() : 1;
+  }
   EFF_RETURN_IF_ERROR(check_arenas());
-  if (plan_->ops().size() > static_cast<size_t>(ThreadPool::kMaxShards))
-    return error(Code::plan_invalid, "plan: %zu ops are too many", plan_->ops().size());
   size_t shared = 0;
   bound_.reserve(plan_->ops().size());
   for (const plan::Op& op : plan_->ops()) {
@@ -76,10 +124,13 @@ Status Executable::bind_ops() {
         return error(Code::plan_invalid, "op %.*s: too large", static_cast<int>(op.name.size()), op.name.data());
     worker_scratch_bytes_ = std::max(worker_scratch_bytes_, kernel.value()->worker_scratch_bytes());
     shared = std::max(shared, kernel.value()->shared_scratch_bytes());
+    if (region.has(bound_.size()))
+      lane_scratch_bytes_ = std::max<size_t>(lane_scratch_bytes_, align64(kernel.value()->shared_scratch_bytes()));
     updates_weights_ |= !op.updates.empty();
     bound_.push_back({&op, std::move(kernel.value())});
   }
-  worker_scratch_bytes_ = (worker_scratch_bytes_ + 63) / 64 * 64;
+  worker_scratch_bytes_ = align64(worker_scratch_bytes_);
+  shared = std::max(shared, lane_scratch_bytes_ * static_cast<size_t>(lanes_));
   const auto allocate = [](Block& block, uint64_t bytes, Block::Kind kind) -> Status {
     auto allocated = Block::allocate(bytes, kind);
     if (!allocated.ok()) return allocated.status();
@@ -93,7 +144,7 @@ Status Executable::bind_ops() {
 }
 
 void Executable::run(Bound& bound, const ExecContext& base) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   for (int phase = 0; phase < bound.kernel->phases(); ++phase) {
     pool_->parallel(bound.kernel->shards(phase), [&](int shard, int worker) {
       ExecContext ctx = base;
@@ -102,8 +153,56 @@ void Executable::run(Bound& bound, const ExecContext& base) {
       bound.kernel->run(phase, shard, ctx);
     });
   }
-  if (profiling.load(std::memory_order_relaxed))
-    bound.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (profiling.load(std::memory_order_relaxed)) bound.seconds += seconds_since(start);
+}
+
+Status Executable::run_checked(Bound& bound, const ExecContext& base) {
+  if (pool_->stopping()) return error(Code::aborted, "closed while a step was running");
+  run(bound, base);
+  if (const int status = base.failure->load()) return failure_of(*bound.op, status);
+  return ok_status();
+}
+
+// Both ways give an image the same bits: the kernels see one image, and their shards do not know the threads.
+Status Executable::run_region(const ExecContext& base) {
+  const plan::Region& region = plan_->region();
+  const bool profile = profiling.load(std::memory_order_relaxed);
+  std::vector<Lane> lanes(static_cast<size_t>(lanes_));
+  for (int i = 0; i < lanes_; ++i) {
+    Lane& lane = lanes[static_cast<size_t>(i)];
+    std::copy(base.arenas, base.arenas + plan::kArenaCount, lane.arenas);
+    lane.arenas[static_cast<int>(plan::Arena::image)] = lane_arena(i);
+    lane.seconds.resize(region.count);
+    lane.ctx = base;
+    lane.ctx.arenas = lane.arenas;
+    lane.ctx.failure = &lane.failure;
+    lane.ctx.worker = i;
+    lane.ctx.worker_scratch = worker_scratch_.data() + static_cast<size_t>(i) * worker_scratch_bytes_;
+    lane.ctx.shared_scratch = shared_scratch_.data() + static_cast<size_t>(i) * lane_scratch_bytes_;
+  }
+  pool_->parallel(whole_images_, [&](int image, int worker) {
+    Lane& lane = lanes[static_cast<size_t>(worker)];
+    lane.ctx.image = static_cast<uint64_t>(image);
+    for (size_t i = 0; i < region.count && !lane.failed && !pool_->stopping(); ++i) {
+      const Bound& bound = bound_[region.first + i];
+      const auto start = profile ? Clock::now() : Clock::time_point();
+      for (int phase = 0; phase < bound.kernel->phases(); ++phase)
+        for (int shard = 0; shard < bound.kernel->shards(phase); ++shard) bound.kernel->run(phase, shard, lane.ctx);
+      if (profile) lane.seconds[i] += seconds_since(start);
+      if (lane.failure) lane.failed = bound.op;
+    }
+  });
+  if (pool_->stopping()) return error(Code::aborted, "closed while a step was running");
+  for (const Lane& lane : lanes) {
+    if (lane.failed) return failure_of(*lane.failed, lane.failure);
+    for (size_t i = 0; i < region.count; ++i) bound_[region.first + i].seconds += lane.seconds[i] / lanes_;
+  }
+  ExecContext& ctx = lanes[0].ctx;
+  for (int64_t image = whole_images_; image < region.images; ++image) {
+    ctx.image = static_cast<uint64_t>(image);
+    for (size_t i = 0; i < region.count; ++i) EFF_RETURN_IF_ERROR(run_checked(bound_[region.first + i], ctx));
+  }
+  return ok_status();
 }
 
 void Executable::prepare(const ExecContext& base) {
@@ -122,6 +221,7 @@ void Executable::gather_arenas(const std::byte* input, std::byte** arenas) const
   arenas[static_cast<int>(plan::Arena::prepared)] = prepared_.data();
   arenas[static_cast<int>(plan::Arena::input)] = const_cast<std::byte*>(input);
   arenas[static_cast<int>(plan::Arena::output)] = output_.data();
+  arenas[static_cast<int>(plan::Arena::image)] = lanes_ > 0 ? lane_arena(0) : nullptr;
 }
 
 // Whether the scalar that an op has just made lets the step go on: the loss before the backward part, the norm of the
@@ -148,16 +248,14 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   if (failure) return error(Code::internal, "oneDNN failed (status %d) while weights were packed", failure.load());
   prepared_version_ = version;
   if (updates_weights_) ++memory_->weights_version;
-  for (Bound& bound : bound_) {
-    if (bound.op->is_prepare()) continue;
-    if (pool_->stopping()) return error(Code::aborted, "closed while a step was running");
+  const plan::Region& region = plan_->region();
+  for (size_t i = 0; i < bound_.size(); ++i) {
+    const plan::Op& op = *bound_[i].op;
+    if (op.is_prepare() || (region.has(i) && i != region.first)) continue;
     // All groups of parameters are updated before it is said that one is not finite; the average is left alone.
-    if (unsound && bound.op->id == plan::OpId::ema_update) break;
-    run(bound, base);
-    if (failure)
-      return error(Code::internal, "op %.*s: oneDNN failed (status %d)", static_cast<int>(bound.op->name.size()),
-                   bound.op->name.data(), failure.load());
-    if (updates_weights_ && !may_go_on(*bound.op, base)) break;
+    if (unsound && op.id == plan::OpId::ema_update) break;
+    EFF_RETURN_IF_ERROR(region.has(i) ? run_region(base) : run_checked(bound_[i], base));
+    if (updates_weights_ && !may_go_on(op, base)) break;
   }
   if (unsound) return error(Code::nan, "the update made weights that are not finite");
   if (profiling.load(std::memory_order_relaxed)) ++profiled_steps_;
@@ -168,10 +266,12 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
 std::vector<OpReport> Executable::report() const {
   std::vector<OpReport> rows;
   rows.reserve(bound_.size());
-  for (const Bound& bound : bound_)
+  for (const Bound& bound : bound_) {
+    const int64_t images = plan_->region().has(rows.size()) ? plan_->region().images : 1;
     rows.push_back({std::string(bound.op->name), plan::op_name(bound.op->id), bound.kernel->name(), bound.op->flags,
-                    bound.kernel->flops(), operand_bytes(*bound.op),
+                    bound.kernel->flops() * static_cast<double>(images), operand_bytes(*bound.op, images),
                     profiled_steps_ ? 1e3 * bound.seconds / profiled_steps_ : 0});
+  }
   return rows;
 }
 
@@ -189,6 +289,8 @@ const std::byte* Executable::data(const plan::Tensor& tensor) const {
       return output_.data() + tensor.offset;
     case plan::Arena::input:
       return nullptr;
+    case plan::Arena::image:  // what the first thread's last image left there
+      return lane_arena(0) + tensor.offset;
     default:
       return memory_->arena(tensor.arena) + tensor.offset;
   }

@@ -17,7 +17,8 @@ namespace effnet::cpu {
 struct OpReport {
   std::string name, op, kernel;
   int flags;
-  double flops, bytes, ms;
+  double flops, bytes;
+  double ms;  // of a step; of an op that several threads run for an image each: their time / threads
 };
 
 // The first tensor that is not finite. `part`: "weights" (they were so before the step), "gradient" (of the update that
@@ -64,12 +65,18 @@ class Executable {
     KernelPtr kernel;
     double seconds = 0;
   };
+  struct Lane;
 
   Status check_arenas() const;
   void gather_arenas(const std::byte* input, std::byte** arenas) const;
   const plan::Tensor* bad_weights(std::byte* const* arenas, const plan::Op** reader) const;
   Status bind_ops();
+  // An op with its shards on all threads.
   void run(Bound& bound, const ExecContext& base);
+  Status run_checked(Bound& bound, const ExecContext& base);
+  Status run_region(const ExecContext& base);
+  uint64_t activation_bytes() const;
+  std::byte* lane_arena(int lane) const;
   void prepare(const ExecContext& base);
 
   std::shared_ptr<ThreadPool> pool_;
@@ -79,6 +86,9 @@ class Executable {
   bool updates_weights_ = false;
   uint64_t prepared_version_ = 0;  // Memory::weights_version of the packed weights
   size_t worker_scratch_bytes_ = 0;
+  // Of the region: how many of its images are given to one thread each, and how many images may be in work at once.
+  int whole_images_ = 0, lanes_ = 0;
+  size_t lane_scratch_bytes_ = 0;  // of shared scratch
   Block prepared_, output_, shared_scratch_, worker_scratch_;
   int profiled_steps_ = 0;
 };

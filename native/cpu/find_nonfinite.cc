@@ -63,10 +63,10 @@ StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* i
   std::byte* arenas[plan::kArenaCount];
   gather_arenas(input, arenas);
   std::atomic<int> failure{0};
-  const ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure};
+  ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure};
   const auto first_bad = [&](const Bound& bound) -> const plan::Tensor* {
     for (const plan::Tensor* t : bound.op->outputs)
-      if (t && !all_finite(*t, arenas[static_cast<int>(t->arena)] + t->offset)) return t;
+      if (t && !all_finite(*t, base.ptr<std::byte>(t))) return t;
     return nullptr;
   };
 
@@ -86,7 +86,9 @@ StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* i
     if (bound.op->is_prepare())
       if (const plan::Tensor* t = first_bad(bound)) return std::optional(found("weights", *bound.op, *t));
   bool backward = false;
-  for (Bound& bound : bound_) {
+  const plan::Region& region = plan_->region();
+  for (size_t i = 0; i < bound_.size(); ++i) {
+    Bound& bound = bound_[i];
     if (bound.op->is_prepare()) continue;
     if (updates_parameters(bound.op->id)) break;
     if (pool_->stopping()) return error(Code::aborted, "closed while a step was looked through");
@@ -95,6 +97,11 @@ StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* i
     if (const plan::Tensor* t = first_bad(bound))
       return std::optional(found(backward ? "backward" : "forward", *bound.op, *t));
     backward |= bound.op->id == plan::OpId::softmax_cross_entropy;
+    // The next image of a region.
+    if (region.has(i) && !region.has(i + 1) && base.image + 1 < static_cast<uint64_t>(region.images)) {
+      ++base.image;
+      i = region.first - 1;
+    }
   }
   return std::optional<NonFinite>();
 }

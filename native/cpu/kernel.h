@@ -2,7 +2,8 @@
 // with a barrier between them, each phase as independent shards on the pool's threads.
 //
 // Rules: the number of shards and the split of the work depend on shapes only, never on the thread count, and every
-// reduction has a fixed order; so 1, 2 or 16 threads give the same bits. run() never allocates, throws or blocks.
+// reduction has a fixed order; so 1, 2 or 16 threads give the same bits. run() never allocates, throws or blocks; it
+// changes nothing of the kernel itself: several images of a region may be in one kernel at once.
 #pragma once
 
 #include <atomic>
@@ -41,6 +42,8 @@ struct ExecContext {
   std::atomic<int>* failure = nullptr;   // where expect_ok() leaves the first status of a library that is not 0
   std::atomic<bool>* unsound = nullptr;  // set by an update that made a parameter NaN or infinite
 
+  uint64_t image = 0;  // which one this is about, in a region of the plan
+
   void expect_ok(int status) const {
     int none = 0;
     if (status && failure) failure->compare_exchange_strong(none, status);
@@ -50,7 +53,7 @@ struct ExecContext {
   }
   template <class T>
   T* ptr(const plan::Tensor* t) const {
-    return t ? reinterpret_cast<T*>(arenas[static_cast<int>(t->arena)] + t->offset) : nullptr;
+    return t ? reinterpret_cast<T*>(arenas[static_cast<int>(t->arena)] + t->offset + image * t->image_stride) : nullptr;
   }
   std::byte* arena(plan::Arena a) const { return arenas[static_cast<int>(a)]; }
 };

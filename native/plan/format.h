@@ -7,7 +7,7 @@
 namespace effnet::plan {
 
 inline constexpr uint32_t kMagic = 0x50464645;  // "EFFP"
-inline constexpr uint32_t kVersion = 1;
+inline constexpr uint32_t kVersion = 2;
 inline constexpr uint32_t kNoTensor = 0xffffffffu;  // an absent optional port
 inline constexpr uint64_t kAlignment = 64;          // of every tensor offset, bytes
 
@@ -22,8 +22,9 @@ enum class Arena : uint8_t {
   prepared = 6,     // outputs of the prepare program (folded weights), kept between steps; one per plan
   input = 7,        // a batch: images, labels; another address each step
   output = 8,       // what the host reads after a step: loss, ranks, logits
+  image = 9,  // of a region: results on one image's way through it, planned by lifetime; one copy per image in work
 };
-inline constexpr int kArenaCount = 9;
+inline constexpr int kArenaCount = 10;
 
 enum class DType : uint8_t { f32 = 0, bf16 = 1, f16 = 2, u8 = 3, i32 = 4 };
 inline constexpr int kDTypeCount = 5;
@@ -33,6 +34,20 @@ enum class Act : uint8_t { identity = 0, silu = 1, relu = 2, relu6 = 3, sigmoid 
 enum OpFlags : uint16_t {
   kOpPrepare = 1,     // belongs to the prepare program: runs when weights changed, before the next step
   kOpRecomputed = 2,  // a forward op repeated in the backward part to save memory (shown by dump)
+};
+
+// Consecutive ops of the step that are run for one image after another (or for several at once), all of them before the
+// next image: its wide results stay in a core's cache. Their operands are weights, whole tensors that they only read,
+// tensors of the arena `image`, and slices. op_count 0: there is none.
+struct RegionRecord {
+  uint32_t first_op, op_count;
+  uint32_t images;
+  uint32_t reserved;
+};
+static_assert(sizeof(RegionRecord) == 16);
+
+enum TensorFlags : uint8_t {
+  kTensorSlice = 1,  // the part of a batch that belongs to the region's image i: [offset + i * bytes, + bytes)
 };
 
 struct Header {
@@ -49,14 +64,15 @@ struct Header {
   uint64_t attrs_offset;    // double[attr_count]: every attribute is a double, integers exact
   uint64_t names_offset;    // bytes, UTF-8, not terminated
   uint64_t names_bytes;
+  RegionRecord region;
   uint64_t arena_bytes[kArenaCount];
 };
-static_assert(sizeof(Header) == 88 + 8 * kArenaCount);
+static_assert(sizeof(Header) == 104 + 8 * kArenaCount);
 
 struct TensorRecord {
   uint32_t name_offset, name_bytes;
-  uint8_t dtype, arena, rank, reserved0;
-  uint32_t reserved1;
+  uint8_t dtype, arena, rank, flags;
+  uint32_t reserved;
   uint64_t offset, bytes;
   uint32_t dims[4];  // NHWC for images, OHWI for dense weights, HWC for depthwise weights; unused = 1
 };

@@ -4,7 +4,9 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 
+#include "plan/op_ports.h"
 #include "plan/plan.h"
 #include "plan/shapes.h"
 
@@ -36,6 +38,17 @@ constexpr OpRule kRules[] = {
 #undef EFF_OP
 };
 
+bool is_image_wise(OpId id) {
+  switch (id) {
+#define EFF_IMAGE_WISE_OP(name) case OpId::name:
+#include "plan/op_table.inc"
+#undef EFF_IMAGE_WISE_OP
+    return true;
+    default:
+      return false;
+  }
+}
+
 const OpRule* rule_of(uint16_t id) {
   for (const OpRule& rule : kRules)
     if (static_cast<uint16_t>(rule.id) == id) return &rule;
@@ -56,7 +69,8 @@ bool overlap(const Tensor& a, const Tensor& b) {
 
 // What an op may write: results go to scratch, gradients, folded weights or the host; weights only through updates.
 bool writable_output(Arena arena) {
-  return arena == Arena::activations || arena == Arena::grads || arena == Arena::prepared || arena == Arena::output;
+  return arena == Arena::activations || arena == Arena::grads || arena == Arena::prepared || arena == Arena::output ||
+         arena == Arena::image;
 }
 
 Status bad(const char* what, uint64_t index, const char* why) {
@@ -127,6 +141,11 @@ class Loader {
         !section(header_.attrs_offset, header_.attr_count, sizeof(double), total) ||
         !in_range(header_.names_offset, header_.names_bytes, 1, total))
       return error(Code::plan_invalid, "plan: a section lies outside the buffer");
+    const RegionRecord& region = header_.region;
+    if (!in_range(region.first_op, region.op_count, 1, header_.op_count) || region.reserved ||
+        (region.op_count == 0) != (region.images == 0) || (region.op_count == 0 && region.first_op != 0))
+      return error(Code::plan_invalid, "plan: a region of %u ops from %u for %u images", region.op_count,
+                   region.first_op, region.images);
     for (int i = 0; i < kArenaCount; ++i)
       if (header_.arena_bytes[i] > kMaxArenaBytes) return bad("arena", static_cast<uint64_t>(i), "too large");
     return ok_status();
@@ -141,6 +160,7 @@ class Loader {
       if (record.dtype >= kDTypeCount) return bad("tensor", i, "unknown dtype");
       if (record.arena >= kArenaCount) return bad("tensor", i, "unknown arena");
       if (record.rank > 4) return bad("tensor", i, "rank above 4");
+      if ((record.flags & ~kTensorSlice) || record.reserved) return bad("tensor", i, "unknown flag");
       Tensor tensor;
       tensor.name = name_at(record.name_offset, record.name_bytes);
       tensor.dtype = static_cast<DType>(record.dtype);
@@ -160,6 +180,9 @@ class Loader {
         return bad("tensor", i, "lies outside its arena");
       tensor.offset = record.offset;
       tensor.bytes = record.bytes;
+      const bool slice = record.flags & kTensorSlice;
+      if (slice || tensor.arena == Arena::image) EFF_RETURN_IF_ERROR(check_one_image(tensor, slice, i));
+      if (slice) tensor.image_stride = tensor.bytes;
       tensors.push_back(tensor);
     }
     return ok_status();
@@ -199,12 +222,39 @@ class Loader {
     return ok_status();
   }
 
+  // Images of a region are in work at the same time: what an op of it writes belongs to its image alone, and what the
+  // images share is only read.
+  Status check_region(const std::vector<Op>& ops) const {
+    const RegionRecord& region = header_.region;
+    std::vector<Extent> extents;
+    for (uint32_t i = 0; i < ops.size(); ++i) {
+      const Op& op = ops[i];
+      const bool inside = i - region.first_op < region.op_count;
+      for (const auto* list : {&op.inputs, &op.outputs, &op.updates})
+        for (const Tensor* t : *list)
+          if (t && !inside && (t->image_stride || t->arena == Arena::image))
+            return bad("op", i, "touches a single image, but is not of the region");
+      if (!inside) continue;
+      if (op.is_prepare() || !is_image_wise(op.id)) return bad("op", i, "cannot run image by image");
+      if (op.id == OpId::bn_act && op.attr(op::bn_act::attr_drop_rate) != 0)
+        return bad("op", i, "drops images by their number in a region");
+      for (const Tensor* t : op.outputs) {
+        if (!t) continue;
+        if (!t->image_stride && t->arena != Arena::image) return bad("op", i, "writes what the images share");
+        if (t->image_stride) extents.push_back({t, true});
+      }
+      for (const Tensor* t : op.inputs)
+        if (t && t->arena != Arena::image) extents.push_back({t, false});
+    }
+    return check_extents(extents);
+  }
+
   // The arenas that a plan has to itself end with their last tensor: a header cannot ask for more.
   Status check_own_arenas(const std::vector<Tensor>& tensors) const {
-    for (const Arena arena : {Arena::activations, Arena::prepared, Arena::input, Arena::output}) {
+    for (const Arena arena : {Arena::activations, Arena::prepared, Arena::input, Arena::output, Arena::image}) {
       uint64_t end = 0;
       for (const Tensor& tensor : tensors)
-        if (tensor.arena == arena) end = std::max(end, tensor.offset + tensor.bytes);
+        if (tensor.arena == arena) end = std::max(end, end_of(tensor));
       if (header_.arena_bytes[static_cast<int>(arena)] > (end + kAlignment - 1) / kAlignment * kAlignment)
         return bad("arena", static_cast<uint64_t>(arena), "is larger than its tensors");
     }
@@ -229,6 +279,54 @@ class Loader {
   }
 
  private:
+  // Of a region: a tensor of which each image has its own.
+  Status check_one_image(const Tensor& tensor, bool slice, uint32_t index) const {
+    if (header_.region.op_count == 0) return bad("tensor", index, "belongs to a region, and there is none");
+    if (tensor.rank == 0 || tensor.dims[0] != 1) return bad("tensor", index, "is not of one image");
+    if (!slice) return ok_status();
+    if (tensor.arena != Arena::activations && tensor.arena != Arena::input && tensor.arena != Arena::output)
+      return bad("tensor", index, "a slice of something that is not a batch");
+    if (!in_range(tensor.offset, header_.region.images, tensor.bytes,
+                  header_.arena_bytes[static_cast<int>(tensor.arena)]))
+      return bad("tensor", index, "its images lie outside the arena");
+    return ok_status();
+  }
+
+  // One past the last byte, of all images.
+  uint64_t end_of(const Tensor& tensor) const {
+    return tensor.offset + tensor.bytes + tensor.image_stride * (header_.region.images - 1);
+  }
+
+  // Where the ops of a region reach, in arenas that all images share.
+  struct Extent {
+    const Tensor* tensor;
+    bool written;
+  };
+
+  // Bytes that are written are seen as slices of the same place only: image i never meets image j.
+  Status check_extents(std::vector<Extent>& extents) const {
+    const auto place = [](const Extent& e) {
+      return std::tuple(e.tensor->arena, e.tensor->offset, e.tensor->image_stride, e.tensor->bytes, !e.written);
+    };
+    std::sort(extents.begin(), extents.end(), [&](const Extent& a, const Extent& b) { return place(a) < place(b); });
+    const Extent* last = nullptr;
+    uint64_t end = 0, written_end = 0;
+    for (const Extent& extent : extents) {
+      const Tensor& t = *extent.tensor;
+      if (!last || last->tensor->arena != t.arena) end = written_end = 0;
+      const bool same = last && last->tensor->arena == t.arena && last->tensor->offset == t.offset &&
+                        last->tensor->image_stride == t.image_stride && last->tensor->bytes == t.bytes;
+      last = &extent;
+      if (same) continue;  // the first of a place is the one that writes, if any does
+      if (t.offset < (extent.written ? end : written_end))
+        return error(Code::plan_invalid, "plan: tensor %.*s overlaps another one of the region",
+                     static_cast<int>(t.name.size()), t.name.data());
+      end = std::max(end, end_of(t));
+      if (extent.written) written_end = std::max(written_end, end_of(t));
+    }
+    return ok_status();
+  }
+
   static bool section(uint64_t offset, uint64_t count, uint64_t size, uint64_t total) {
     return offset % 8 == 0 && in_range(offset, count, size, total);
   }
@@ -289,8 +387,10 @@ StatusOr<std::shared_ptr<const Plan>> Plan::load(std::span<const std::byte> byte
   EFF_RETURN_IF_ERROR(loader.check_header());
   EFF_RETURN_IF_ERROR(loader.read_tensors(plan->tensors_));
   EFF_RETURN_IF_ERROR(loader.read_ops(plan->tensors_, plan->ops_));
+  EFF_RETURN_IF_ERROR(loader.check_region(plan->ops_));
   EFF_RETURN_IF_ERROR(loader.check_own_arenas(plan->tensors_));
   EFF_RETURN_IF_ERROR(loader.check_mirrors(plan->ops_));
+  plan->region_ = {header.region.first_op, header.region.op_count, header.region.images};
   std::memcpy(plan->arena_bytes_, header.arena_bytes, sizeof header.arena_bytes);
   return std::shared_ptr<const Plan>(std::move(plan));
 }

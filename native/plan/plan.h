@@ -31,6 +31,7 @@ struct Tensor {
   int rank;
   int64_t dims[4];  // unused dims are 1
   uint64_t offset, bytes;
+  uint64_t image_stride = 0;  // of a slice: bytes from one image of the region to the next
 
   int64_t elements() const { return dims[0] * dims[1] * dims[2] * dims[3]; }
   // NHWC views of rank-4 tensors, and of rank-2 [N, C] ones (h = w = 1).
@@ -41,6 +42,14 @@ struct Tensor {
 };
 
 class Plan;
+
+// Ops [first, first + count) run image by image; count 0: none.
+struct Region {
+  size_t first = 0, count = 0;
+  int64_t images = 0;
+
+  bool has(size_t op) const { return op - first < count; }
+};
 
 // One op of a plan with its tensors resolved. Positions are the enums of plan/op_ports.h:
 //   using namespace op::conv2d;  op.in(in_src), op.out(out_dst), op.attr_int(attr_stride)
@@ -67,6 +76,7 @@ class Plan {
 
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const std::vector<Op>& ops() const { return ops_; }
+  const Region& region() const { return region_; }
   uint64_t arena_bytes(Arena a) const { return arena_bytes_[static_cast<int>(a)]; }
   const Tensor* find(std::string_view name) const;
 
@@ -75,6 +85,7 @@ class Plan {
   std::vector<std::byte> storage_;
   std::vector<Tensor> tensors_;
   std::vector<Op> ops_;
+  Region region_;
   uint64_t arena_bytes_[kArenaCount] = {};
 };
 

@@ -14,9 +14,11 @@ export interface OpInfo {
   readonly updates: readonly OpPort[]
   readonly attrs: readonly string[]
   readonly fused: boolean
+  /** Image n of the results needs image n of the sources (given a drop rate of 0) and nothing else of the batch. */
+  readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0x59b9135a
+export const OP_TABLE_HASH = 0x19453991
 
 export const OP_NAMES = [
   'input_normalize',
@@ -77,6 +79,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['mean0', 'mean1', 'mean2', 'std0', 'std1', 'std2'],
     fused: false,
+    imageWise: true,
   },
   cast: {
     id: 2,
@@ -86,6 +89,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: true,
   },
   conv2d: {
     id: 3,
@@ -95,6 +99,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
     fused: false,
+    imageWise: true,
   },
   conv2d_bwd_data: {
     id: 4,
@@ -104,6 +109,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
     fused: false,
+    imageWise: false,
   },
   conv2d_bwd_weights: {
     id: 5,
@@ -113,6 +119,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
     fused: false,
+    imageWise: false,
   },
   conv2d_bias_act: {
     id: 6,
@@ -122,6 +129,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act'],
     fused: true,
+    imageWise: true,
   },
   depthwise_conv2d: {
     id: 7,
@@ -131,6 +139,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
     fused: false,
+    imageWise: true,
   },
   depthwise_conv2d_bwd_data: {
     id: 8,
@@ -140,6 +149,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
     fused: false,
+    imageWise: false,
   },
   depthwise_conv2d_bwd_weights: {
     id: 9,
@@ -149,6 +159,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
     fused: false,
+    imageWise: false,
   },
   depthwise_conv2d_bias_act: {
     id: 10,
@@ -158,6 +169,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act'],
     fused: true,
+    imageWise: true,
   },
   bn_stats: {
     id: 11,
@@ -167,6 +179,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [port('running_mean'), port('running_var')],
     attrs: ['eps', 'momentum'],
     fused: false,
+    imageWise: false,
   },
   bn_inv_std: {
     id: 12,
@@ -176,6 +189,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['eps'],
     fused: false,
+    imageWise: false,
   },
   bn_apply: {
     id: 13,
@@ -185,6 +199,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['batch_stats'],
     fused: false,
+    imageWise: true,
   },
   bn_bwd_reduce: {
     id: 14,
@@ -194,6 +209,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: false,
   },
   bn_bwd_apply: {
     id: 15,
@@ -203,6 +219,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['batch_stats'],
     fused: false,
+    imageWise: false,
   },
   activation: {
     id: 16,
@@ -212,6 +229,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act'],
     fused: false,
+    imageWise: true,
   },
   activation_bwd: {
     id: 17,
@@ -221,6 +239,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act'],
     fused: false,
+    imageWise: false,
   },
   global_avg_pool: {
     id: 18,
@@ -230,6 +249,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: true,
   },
   global_avg_pool_bwd: {
     id: 19,
@@ -239,6 +259,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: false,
   },
   channel_scale: {
     id: 20,
@@ -248,6 +269,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: true,
   },
   channel_scale_bwd_gate: {
     id: 21,
@@ -257,6 +279,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: false,
   },
   add: {
     id: 22,
@@ -266,6 +289,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: true,
   },
   drop_path: {
     id: 23,
@@ -275,6 +299,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['drop_rate', 'rng_stream'],
     fused: false,
+    imageWise: false,
   },
   dropout: {
     id: 24,
@@ -284,6 +309,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['drop_rate', 'rng_stream'],
     fused: false,
+    imageWise: false,
   },
   linear: {
     id: 25,
@@ -293,6 +319,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: true,
   },
   linear_bwd_data: {
     id: 26,
@@ -302,6 +329,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: false,
   },
   linear_bwd_weights: {
     id: 27,
@@ -311,6 +339,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: false,
   },
   softmax_cross_entropy: {
     id: 28,
@@ -320,6 +349,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['label_smoothing'],
     fused: false,
+    imageWise: false,
   },
   softmax: {
     id: 29,
@@ -329,6 +359,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: true,
   },
   bn_act: {
     id: 30,
@@ -338,6 +369,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act', 'drop_rate', 'rng_stream', 'batch_stats'],
     fused: true,
+    imageWise: true,
   },
   bn_act_pool: {
     id: 31,
@@ -347,6 +379,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act', 'batch_stats'],
     fused: true,
+    imageWise: true,
   },
   bn_act_bwd_reduce: {
     id: 32,
@@ -356,6 +389,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act', 'drop_rate', 'rng_stream'],
     fused: true,
+    imageWise: false,
   },
   bn_act_bwd_apply: {
     id: 33,
@@ -365,6 +399,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act', 'drop_rate', 'rng_stream', 'batch_stats'],
     fused: true,
+    imageWise: false,
   },
   bn_act_bwd_gate: {
     id: 34,
@@ -374,6 +409,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act'],
     fused: true,
+    imageWise: false,
   },
   se_gate: {
     id: 35,
@@ -383,6 +419,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act'],
     fused: true,
+    imageWise: true,
   },
   se_gate_bwd: {
     id: 36,
@@ -392,6 +429,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['act'],
     fused: true,
+    imageWise: false,
   },
   fold_bn: {
     id: 37,
@@ -401,6 +439,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['eps', 'depthwise'],
     fused: false,
+    imageWise: false,
   },
   grad_norm: {
     id: 38,
@@ -410,6 +449,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: false,
   },
   optimizer_sgd: {
     id: 39,
@@ -419,6 +459,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [port('param', false, true)],
     attrs: ['decay_mult', 'nesterov'],
     fused: false,
+    imageWise: false,
   },
   optimizer_rmsprop: {
     id: 40,
@@ -428,6 +469,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [port('param', false, true)],
     attrs: ['decay_mult', 'tf_form'],
     fused: false,
+    imageWise: false,
   },
   optimizer_adamw: {
     id: 41,
@@ -437,6 +479,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [port('param', false, true)],
     attrs: ['decay_mult'],
     fused: false,
+    imageWise: false,
   },
   ema_update: {
     id: 42,
@@ -446,6 +489,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: [],
     fused: false,
+    imageWise: false,
   },
   fill: {
     id: 43,
@@ -455,5 +499,6 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['value'],
     fused: false,
+    imageWise: false,
   },
 }

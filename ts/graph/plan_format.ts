@@ -10,7 +10,8 @@ export const ARENA = {
   prepared: 6,
   input: 7,
   output: 8,
+  image: 9,
 } as const
-export const ARENA_COUNT = 9
+export const ARENA_COUNT = 10
 /** Of every tensor offset, bytes. */
 export const ALIGNMENT = 64

@@ -4,18 +4,19 @@ import { EffnetError } from '../errors.js'
 import type { Graph } from '../graph/graph.js'
 import { OP_TABLE, OP_TABLE_HASH } from '../graph/op_table.js'
 import { ARENA_COUNT } from '../graph/plan_format.js'
-import { type DType, type Node, type Tensor, tensorBytes } from '../graph/types.js'
+import { type DType, dtypeBytes, elements, type Node, type Shape, type Tensor } from '../graph/types.js'
 import type { MemoryPlan } from './plan_memory.js'
 
 const MAGIC = 0x50464645
-const VERSION = 1
-const HEADER_BYTES = 88 + 8 * ARENA_COUNT
+const VERSION = 2
+const HEADER_BYTES = 104 + 8 * ARENA_COUNT
 const TENSOR_BYTES = 48
 const OP_BYTES = 44
 const NO_TENSOR = 0xffffffff
 const DTYPE_CODES: Record<DType, number> = { f32: 0, bf16: 1, f16: 2, u8: 3, i32: 4 }
 const FLAG_PREPARE = 1
 const FLAG_RECOMPUTED = 2
+const TENSOR_SLICE = 1
 
 export interface EmittedPlan {
   readonly bytes: Uint8Array<ArrayBuffer>
@@ -44,21 +45,43 @@ class Names {
   }
 }
 
+interface TensorRecord {
+  readonly tensor: Tensor
+  readonly name: string
+  readonly shape: Shape
+  /** The part of the region's present image of a tensor that also has a record of its own. */
+  readonly slice: boolean
+}
+
+/** One record a tensor, and one more for each that nodes of the region see one image of. */
+function recordsOf(graph: Graph, { placements, region }: MemoryPlan): TensorRecord[] {
+  const placed = graph.tensors.filter((t) => placements.has(t.id))
+  const ofOneImage = (t: Tensor): Shape => [1, ...t.shape.slice(1)]
+  const whole = placed.map((tensor) => {
+    return { tensor, name: tensor.name, shape: region?.inner.has(tensor) ? ofOneImage(tensor) : tensor.shape, slice: false }
+  })
+  const shared = region ? placed.filter((t) => region.tensors.has(t) && !region.inner.has(t)) : []
+  const slices = shared.map((tensor) => ({ tensor, name: `${tensor.name}[image]`, shape: ofOneImage(tensor), slice: true }))
+  return [...whole, ...slices]
+}
+
 const up8 = (n: number): number => Math.ceil(n / 8) * 8
 
 export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
-  const tensors = graph.tensors.filter((t) => memory.placements.has(t.id))
-  const indexOf = new Map(tensors.map((t, i) => [t.id, i]))
+  const { region } = memory
+  const tensors = recordsOf(graph, memory)
+  const indexOf = new Map(tensors.flatMap(({ tensor, slice }, i) => (slice ? [] : [[tensor.id, i]])))
+  const sliceOf = new Map(tensors.flatMap(({ tensor, slice }, i) => (slice ? [[tensor.id, i]] : [])))
   // Prepare ops come first; the order within each program stays.
   const nodes = [...graph.nodes.filter((n) => n.prepare), ...graph.nodes.filter((n) => !n.prepare)]
   const names = new Names()
   const refs: number[] = []
   const attrs: number[] = []
 
-  const refer = (list: readonly (Tensor | null)[]): [first: number, count: number] => {
+  const refer = (list: readonly (Tensor | null)[], inRegion: boolean): [first: number, count: number] => {
     const first = refs.length
     for (const t of list) {
-      const index = t ? indexOf.get(t.id) : NO_TENSOR
+      const index = t ? ((inRegion ? sliceOf.get(t.id) : undefined) ?? indexOf.get(t.id)) : NO_TENSOR
       if (index === undefined) throw new EffnetError('EFF_INTERNAL', `${t!.name} has no place in the memory plan`)
       refs.push(index)
     }
@@ -66,12 +89,12 @@ export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
   }
   const operands = (node: Node): number[] => {
     const info = OP_TABLE[node.op]
-    const ranges = [...refer(node.inputs), ...refer(node.outputs), ...refer(node.updates)]
+    const ranges = [node.inputs, node.outputs, node.updates].flatMap((list) => refer(list, region?.nodes.has(node) ?? false))
     const first = attrs.length
     for (const name of info.attrs) attrs.push(node.attrs[name]!)
     return [...ranges, first, info.attrs.length]
   }
-  const tensorNames = tensors.map((t) => names.add(t.name))
+  const tensorNames = tensors.map(({ name }) => names.add(name))
   const nodeRecords = nodes.map((node) => ({ node, name: names.add(node.name), operands: operands(node) }))
 
   const tensorsAt = up8(HEADER_BYTES)
@@ -94,19 +117,21 @@ export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
   u64(16, total)
   fill(u32, 24, 4, [tensors.length, nodes.length, refs.length, attrs.length])
   fill(u64, 40, 8, [tensorsAt, opsAt, refsAt, attrsAt, namesAt, names.size])
-  fill(u64, 88, 8, memory.arenaBytes)
+  if (region) fill(u32, 88, 4, [nodes.findIndex((n) => region.nodes.has(n)), region.nodes.size, region.images])
+  fill(u64, 104, 8, memory.arenaBytes)
 
-  tensors.forEach((t, i) => {
+  tensors.forEach(({ tensor: t, shape, slice }, i) => {
     const at = tensorsAt + i * TENSOR_BYTES
     const { arena, offset } = memory.placements.get(t.id)!
     u32(at, tensorNames[i]![0])
     u32(at + 4, tensorNames[i]![1])
     view.setUint8(at + 8, DTYPE_CODES[t.dtype])
     view.setUint8(at + 9, arena)
-    view.setUint8(at + 10, t.shape.length)
+    view.setUint8(at + 10, shape.length)
+    view.setUint8(at + 11, slice ? TENSOR_SLICE : 0)
     u64(at + 16, offset)
-    u64(at + 24, tensorBytes(t))
-    for (let d = 0; d < 4; d++) u32(at + 32 + 4 * d, t.shape[d] ?? 1)
+    u64(at + 24, elements(shape) * dtypeBytes(t.dtype))
+    for (let d = 0; d < 4; d++) u32(at + 32 + 4 * d, shape[d] ?? 1)
   })
   nodeRecords.forEach(({ node, name, operands }, i) => {
     const at = opsAt + i * OP_BYTES

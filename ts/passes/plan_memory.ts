@@ -1,12 +1,14 @@
 /**
  * Gives every tensor its arena and offset. Activations are placed by lifetime: two tensors share bytes when no node lies
  * between the first write of one and the last use of the other. Largest first, each at the lowest offset that is free
- * over its whole life; linear arenas for everything that outlives a step.
+ * over its whole life; linear arenas for everything that outlives a step. What lives and dies in a region is planned for one
+ * image, in an arena of its own.
  */
 import { EffnetError } from '../errors.js'
 import type { Graph } from '../graph/graph.js'
 import { ALIGNMENT, ARENA, ARENA_COUNT } from '../graph/plan_format.js'
 import { type Tensor, tensorBytes } from '../graph/types.js'
+import type { ImageRegion } from './image_region.js'
 
 export const align = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT
 
@@ -19,7 +21,9 @@ export interface Placement {
 export interface MemoryPlan {
   /** By tensor id; absent for tensors that no node touches. */
   readonly placements: ReadonlyMap<number, Placement>
+  /** Of `ARENA.image`: for one image in work. */
   readonly arenaBytes: readonly number[]
+  readonly region: ImageRegion | null
 }
 
 export interface MemoryRequest {
@@ -37,10 +41,22 @@ interface Life {
   last: number
 }
 
-export function planMemory(graph: Graph, request: MemoryRequest): MemoryPlan {
+/**
+ * Bytes of the activations arena in which a plan runs on `threads`: behind the plan's activations lies each image of the region
+ * that is in work. The twin of Executable::activation_bytes in native/cpu/executable.cc.
+ */
+export function activationBytes({ arenaBytes, region }: MemoryPlan, threads: number): number {
+  const rest = region ? region.images % threads : 0
+  const inWork = !region ? 0 : region.images >= threads || 4 * rest > 3 * threads ? threads : 1
+  return arenaBytes[ARENA.activations]! + inWork * arenaBytes[ARENA.image]!
+}
+
+/** @param region tensors inside it get their place for one image */
+export function planMemory(graph: Graph, request: MemoryRequest, region: ImageRegion | null = null): MemoryPlan {
   const placements = new Map<number, Placement>()
   const sizes = new Array<number>(ARENA_COUNT).fill(0)
   const lives = new Map<number, Life>()
+  const innerLives = new Map<number, Life>()
 
   const weightOffset = (t: Tensor): number => {
     const offset = request.weightOffsets.get(t.name)
@@ -51,11 +67,17 @@ export function planMemory(graph: Graph, request: MemoryRequest): MemoryPlan {
     placements.set(t.id, { arena, offset: sizes[arena]! })
     sizes[arena] = align(sizes[arena]! + tensorBytes(t))
   }
-  const touch = (t: Tensor, index: number): void => {
+  const live = (into: Map<number, Life>, t: Tensor, bytes: number, first: number, last: number): void => {
+    const life = into.get(t.id)
+    if (life) life.last = last
+    else into.set(t.id, { tensor: t, bytes: align(bytes), first, last })
+  }
+  // Images in work are at different nodes of the region: what all of them see lives through the whole of it.
+  const inside = graph.nodes.flatMap((node, index) => (region?.nodes.has(node) ? [index] : []))
+  const touch = (t: Tensor, index: number, inRegion: boolean): void => {
     if (t.role === 'activation') {
-      const life = lives.get(t.id)
-      if (life) life.last = index
-      else lives.set(t.id, { tensor: t, bytes: align(tensorBytes(t)), first: index, last: index })
+      if (region?.inner.has(t)) live(innerLives, t, tensorBytes(t) / region.images, index, index)
+      else live(lives, t, tensorBytes(t), inRegion ? inside[0]! : index, inRegion ? inside.at(-1)! : index)
       return
     }
     if (placements.has(t.id)) return
@@ -68,16 +90,17 @@ export function planMemory(graph: Graph, request: MemoryRequest): MemoryPlan {
   // Inputs in the order of the graph: the host fills the arena without looking at the plan.
   for (const t of graph.tensors) if (t.role === 'input') bump(ARENA.input, t)
   graph.nodes.forEach((node, index) => {
-    for (const t of [...node.inputs, ...node.outputs, ...node.updates]) if (t) touch(t, index)
+    for (const t of [...node.inputs, ...node.outputs, ...node.updates]) if (t) touch(t, index, region?.nodes.has(node) ?? false)
   })
-  sizes[ARENA.activations] = placeByLifetime([...lives.values()], placements)
+  sizes[ARENA.activations] = placeByLifetime([...lives.values()], ARENA.activations, placements)
+  sizes[ARENA.image] = placeByLifetime([...innerLives.values()], ARENA.image, placements)
   sizes[ARENA.weights] = request.weightBytes
   for (const name of ['grads', 'moment0', 'moment1', 'ema'] as const)
     sizes[ARENA[name]] = request.mirrors?.[name] ? request.weightBytes : 0
-  return { placements, arenaBytes: sizes }
+  return { placements, arenaBytes: sizes, region }
 }
 
-function placeByLifetime(lives: Life[], placements: Map<number, Placement>): number {
+function placeByLifetime(lives: Life[], arena: number, placements: Map<number, Placement>): number {
   lives.sort((a, b) => b.bytes - a.bytes || a.first - b.first || a.tensor.id - b.tensor.id)
   // Placed tensors by offset, so that one sweep finds the lowest gap.
   const placed: { offset: number; end: number; first: number; last: number }[] = []
@@ -93,7 +116,7 @@ function placeByLifetime(lives: Life[], placements: Map<number, Placement>): num
     let at = placed.length
     while (at > 0 && placed[at - 1]!.offset > offset) at--
     placed.splice(at, 0, entry)
-    placements.set(life.tensor.id, { arena: ARENA.activations, offset })
+    placements.set(life.tensor.id, { arena, offset })
     total = Math.max(total, entry.end)
   }
   return total

@@ -8,6 +8,8 @@ import {
   eliminateDead,
   foldBn,
   fuseTraining,
+  type ImageRegion,
+  imageRegion,
   markOutputs,
   type OptimizerSpec,
   type RecomputePolicy,
@@ -78,6 +80,8 @@ export function trainProgram(config: ModelConfig, o: TrainProgramOptions): Graph
 
 export interface EvalProgram {
   graph: Graph
+  /** What runs image by image; null: nothing. */
+  region: ImageRegion | null
   logits: string
   features: string
 }
@@ -96,5 +100,6 @@ export function evalProgram(config: ModelConfig, o: EvalProgramOptions): EvalPro
   const [logits, features] = [net.logits.name, net.features.name]
   if (o.fuse ?? true) graph = foldBn(graph, o.target)
   graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, logits, features])
-  return { graph: eliminateDead(graph), logits, features }
+  graph = eliminateDead(graph)
+  return { graph, region: imageRegion(graph), logits, features }
 }

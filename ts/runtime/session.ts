@@ -18,8 +18,8 @@ import { ARENA_COUNT } from '../graph/plan_format.js'
 import { elements, type Tensor } from '../graph/types.js'
 import { type ModelConfig, modelParams } from '../nn/index.js'
 import { emit } from '../passes/emit.js'
-import type { OptimizerSpec, Target } from '../passes/index.js'
-import { type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
+import type { ImageRegion, OptimizerSpec, Target } from '../passes/index.js'
+import { activationBytes, type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { availableMemory } from './memory_limit.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
@@ -93,28 +93,30 @@ class Compiled {
     readonly graph: Graph,
     readonly memory: MemoryPlan,
     readonly hash: string,
+    readonly arenaBytes: readonly number[],
   ) {
     this.executable = executable
   }
 
   static async create(
-    pool: PoolHandle,
+    { pool, threads }: { pool: PoolHandle; threads: number },
     memory: MemoryHandle,
-    graph: Graph,
+    { graph, region }: { graph: Graph; region: ImageRegion | null },
     request: MemoryRequest,
     batchSize: number,
     held: number[],
   ): Promise<Compiled> {
     const native = binding()
-    const plan = planMemory(graph, request)
+    const plan = planMemory(graph, request, region)
     const { bytes, hash } = emit(graph, plan)
-    checkMemory(plan.arenaBytes, held, graph.name, batchSize)
-    plan.arenaBytes.forEach((size, arena) => {
+    const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
+    checkMemory(arenaBytes, held, graph.name, batchSize)
+    arenaBytes.forEach((size, arena) => {
       if (arena > ARENA.activations) return
       native.ensureArena(memory, arena, size)
       held[arena] = Math.max(held[arena] ?? 0, size)
     })
-    return new Compiled(await native.bind(pool, memory, bytes), graph, plan, hash)
+    return new Compiled(await native.bind(pool, memory, bytes), graph, plan, hash, arenaBytes)
   }
 
   get handle(): ExecutableHandle {
@@ -173,9 +175,9 @@ abstract class BoundPlan {
     return this.compiled.inputLayout
   }
 
-  /** Bytes of each arena this plan needs, by the numbers of `ARENA`. */
+  /** Bytes of each arena this plan needs, by the numbers of `ARENA`; images of a region in work count as activations. */
   get arenaBytes(): readonly number[] {
-    return this.compiled.memory.arenaBytes
+    return this.compiled.arenaBytes
   }
 
   /** The plan and its binding as a table: op, kernel, shapes, bytes, FLOPs, offset, saved or recomputed. */
@@ -338,9 +340,9 @@ export class Session implements AsyncDisposable {
     const graph = trainProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
     const { name } = options.optimizer
     const compiled = await Compiled.create(
-      pool,
+      { pool, threads: this.threads },
       this.memory,
-      graph,
+      { graph, region: null },
       {
         weightOffsets: this.layout.offsets,
         weightBytes: this.layout.bytes,
@@ -355,11 +357,11 @@ export class Session implements AsyncDisposable {
   /** Compiles a forward pass with BN folded into the weights. */
   async evalPlan(options: EvalPlanOptions): Promise<EvalPlan> {
     const pool = this.openPool()
-    const { graph, logits, features } = evalProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
+    const { graph, region, logits, features } = evalProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
     const compiled = await Compiled.create(
-      pool,
+      { pool, threads: this.threads },
       this.memory,
-      graph,
+      { graph, region },
       {
         weightOffsets: this.layout.offsets,
         weightBytes: this.layout.bytes,
