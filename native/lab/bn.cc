@@ -59,6 +59,7 @@ class Bench {
   Bench& out(DType dtype, std::vector<int64_t> dims) {
     return op_.outputs.push_back(tensor(Arena::activations, dtype, dims)), *this;
   }
+  Bench& absent_out() { return op_.outputs.push_back(nullptr), *this; }
   Bench& update(std::vector<int64_t> dims) {
     return op_.updates.push_back(tensor(Arena::weights, DType::f32, dims)), *this;
   }
@@ -195,6 +196,19 @@ void per_channel(int64_t n, int64_t hw, int64_t c, DType dtype) {
       .out(dtype, dims)
       .run(cpu::make_bn_act_bwd_apply, label + " gate pool");
   with_bn(Bench({1}).in(dtype, dims).in(dtype, dims)).out(f, nc).run(cpu::make_bn_act_bwd_gate, label);
+  const std::vector<int64_t> sums = {n, 4, c};
+  with_bn(Bench({1, 0, 0}).in(dtype, dims).in(dtype, dims))
+      .in(f, nc)
+      .out(f, nc)
+      .out(f, sums)
+      .absent_out()
+      .run(cpu::make_bn_act_bwd_sums, label);
+  with_bn(Bench({1, 0, 0}).in(dtype, dims).in(dtype, dims))
+      .in(f, nc)
+      .out(f, nc)
+      .out(f, sums)
+      .out(dtype, dims)
+      .run(cpu::make_bn_act_bwd_sums, label + " again");
 }
 
 void matrices(int64_t n) {

@@ -204,4 +204,14 @@ namespace fill {
 enum Out : int { out_dst = 0 };
 enum Attr : int { attr_value = 0 };
 }
+namespace bn_act_bwd_sums {
+enum In : int { in_diff_dst = 0, in_src = 1, in_mean = 2, in_inv_std = 3, in_scale = 4, in_shift = 5, in_gate = 6 };
+enum Out : int { out_diff_gate = 0, out_sums = 1, out_dst = 2 };
+enum Attr : int { attr_act = 0, attr_drop_rate = 1, attr_rng_stream = 2 };
+}
+namespace bn_act_bwd_merge {
+enum In : int { in_sums = 0, in_gate = 1, in_diff_pooled = 2 };
+enum Out : int { out_diff_scale = 0, out_diff_shift = 1 };
+enum Attr : int { attr_pixels = 0 };
+}
 }  // namespace effnet::op

@@ -275,6 +275,31 @@ void check_fused_bn(Checker& c, const Op& op) {
                "batch statistics need both sums");
       return c.act(attr_act);
     }
+    case OpId::bn_act_bwd_sums: {
+      using namespace op::bn_act_bwd_sums;
+      const Tensor* src = op.in(in_src);
+      c.image(src);
+      c.same(src, op.in(in_diff_dst));
+      c.same(src, op.out(out_dst));
+      c.per_image(src, op.in(in_gate));
+      c.per_image(src, op.out(out_diff_gate));
+      c.shape(op.out(out_sums), {src->dims[0], 4, src->dims[3]});
+      c.channels(src, {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift)});
+      c.expect(!op.out(out_dst) || op.in(in_gate), "the activation cannot be made without its gate");
+      c.drop(attr_drop_rate, attr_rng_stream);
+      return c.act(attr_act);
+    }
+    case OpId::bn_act_bwd_merge: {
+      using namespace op::bn_act_bwd_merge;
+      const Tensor* gate = op.in(in_gate);
+      c.expect(gate->rank == 2, "a gate is not a matrix");
+      c.shape(gate, {gate->dims[0], gate->dims[1]});
+      c.shape(op.in(in_diff_pooled), {gate->dims[0], gate->dims[1]});
+      c.shape(op.in(in_sums), {gate->dims[0], 4, gate->dims[1]});
+      c.shape(op.out(out_diff_scale), {gate->dims[1]});
+      c.shape(op.out(out_diff_shift), {gate->dims[1]});
+      return c.range(attr_pixels, 1, 1e18);
+    }
     case OpId::bn_act_bwd_gate: {
       using namespace op::bn_act_bwd_gate;
       const Tensor* src = op.in(in_src);
@@ -478,6 +503,8 @@ Status check_shapes(const Op& op) {
     case OpId::bn_act_bwd_reduce:
     case OpId::bn_act_bwd_apply:
     case OpId::bn_act_bwd_gate:
+    case OpId::bn_act_bwd_sums:
+    case OpId::bn_act_bwd_merge:
       check_fused_bn(checker, op);
       break;
     case OpId::input_normalize:

@@ -314,6 +314,116 @@ TEST(BnActBwdReduce, EqualsTheReference) {
   });
 }
 
+// What bn_act_bwd_sums gives by image and channel, and what bn_act_bwd_merge makes of it.
+struct ImageSums {
+  Values parts[5];  // diff_gate, then the four of `sums`
+  Values terms[5];  // the same of absolute values, which errors are measured by
+};
+
+ImageSums reference_image_sums(const Problem& p) {
+  ImageSums sums;
+  for (int k = 0; k < 5; ++k) {
+    sums.parts[k].assign(p.gate.size(), 0);
+    sums.terms[k].assign(p.gate.size(), 0);
+  }
+  for (size_t i = 0; i < p.s.size(); ++i) {
+    const double d = p.diff_dst[i] * p.drop(i), slope = act_slope(p.act, p.z(i));
+    const double values[5] = {d * act_value(p.act, p.z(i)), d * slope, slope, d * slope * p.xhat(i), slope * p.xhat(i)};
+    for (int k = 0; k < 5; ++k) {
+      sums.parts[k][p.image_channel(i)] += values[k];
+    }
+    // SiLU' is a difference with a zero at -1.28: its error is of the terms, not of what is left.
+    const double size = std::abs(slope) + 0.1;
+    const double sizes[5] = {std::abs(values[0]), std::abs(d) * size, size, std::abs(d * p.xhat(i)) * size,
+                             std::abs(p.xhat(i)) * size};
+    for (int k = 0; k < 5; ++k) sums.terms[k][p.image_channel(i)] += sizes[k];
+  }
+  return sums;
+}
+
+TEST(BnActBwdSums, EqualsTheReference) {
+  for_each_problem([](const Problem& p) {
+    for (const bool remake : {false, true}) {
+      if (remake && !p.gated) continue;
+      Rig rig(cpu::make_bn_act_bwd_sums, {double(int(p.act)), p.drop_rate, Problem::kStream});
+      p.set_scalars(rig);
+      rig.in(p.dtype, p.dims(), p.diff_dst);
+      rig.in(p.dtype, p.dims(), p.src);
+      add_parameters(rig, p, true);
+      if (p.gated)
+        rig.in(DType::f32, {p.s.n, p.s.c}, p.gate);
+      else
+        rig.add_in(nullptr);
+      const Tensor* diff_gate = rig.out(DType::f32, {p.s.n, p.s.c});
+      const Tensor* sums = rig.out(DType::f32, {p.s.n, 4, p.s.c});
+      const Tensor* dst = remake ? rig.out(p.dtype, p.dims()) : nullptr;
+      if (!remake) rig.add_out(nullptr);
+      ASSERT_NO_FATAL_FAILURE(rig.run());
+      const ImageSums want = reference_image_sums(p);
+      expect_sums(p.dtype, rig.get(diff_gate), want.parts[0], want.terms[0], "diff_gate");
+      const Values got = rig.get(sums);
+      const size_t c = static_cast<size_t>(p.s.c);
+      for (size_t k = 0; k < 4; ++k) {
+        Values part;
+        for (size_t i = 0; i < p.gate.size(); ++i) part.push_back(got[(i / c * 4 + k) * c + i % c]);
+        expect_sums(p.dtype, part, want.parts[k + 1], want.terms[k + 1], "sums");
+      }
+      if (!remake) continue;
+      Values again(p.s.size());
+      for (size_t i = 0; i < again.size(); ++i) again[i] = act_value(p.act, p.z(i)) * p.factor(i);
+      expect_near(rig.get(dst), again, tolerance(p.dtype), p.dtype == DType::f32 ? 1 : 1e-2, "dst");
+    }
+  });
+}
+
+TEST(BnActBwdSums, RefusesWhatItCannotDo) {
+  const Problem p({2, 3, 3, 5}, DType::f32, Act::silu);
+  Rig rig(cpu::make_bn_act_bwd_sums, {1, 0, 0});
+  rig.in(p.dtype, p.dims(), p.diff_dst);
+  rig.in(p.dtype, p.dims(), p.src);
+  add_parameters(rig, p, true);
+  rig.add_in(nullptr);
+  rig.out(DType::f32, {2, 5});
+  rig.out(DType::f32, {2, 4, 5});
+  rig.out(p.dtype, p.dims());  // the gated activation without a gate
+  EXPECT_EQ(rig.make().code(), Code::plan_invalid);
+}
+
+// Of the sums of bn_act_bwd_sums: what bn_act_bwd_reduce gives over the tensors themselves.
+TEST(BnActBwdMerge, GivesTheReductionsOfTheWholeGradient) {
+  for (const Shape& s : kShapes) {
+    for (const bool pooled : {false, true}) {
+      const Problem p(s, DType::f32, Act::silu, true, pooled, 0.4);
+      const ImageSums by_image = reference_image_sums(p);
+      const size_t c = static_cast<size_t>(s.c);
+      Values sums(4 * p.gate.size());
+      for (size_t k = 0; k < 4; ++k) {
+        for (size_t i = 0; i < p.gate.size(); ++i) sums[(i / c * 4 + k) * c + i % c] = by_image.parts[k + 1][i];
+      }
+      Rig rig(cpu::make_bn_act_bwd_merge, {double(s.h * s.w)});
+      rig.in(DType::f32, {s.n, 4, s.c}, sums);
+      rig.in(DType::f32, {s.n, s.c}, p.gate);
+      if (pooled)
+        rig.in(DType::f32, {s.n, s.c}, p.diff_pooled);
+      else
+        rig.add_in(nullptr);
+      const Tensor* diff_scale = rig.out(DType::f32, {s.c});
+      const Tensor* diff_shift = rig.out(DType::f32, {s.c});
+      ASSERT_NO_FATAL_FAILURE(rig.run());
+      const Sums want = reference_sums(p);
+      // The two parts of g may cancel pixel by pixel: the error is of their sum without signs.
+      Values scale_terms(c), shift_terms(c);
+      for (size_t i = 0; i < p.gate.size(); ++i) {
+        const double pool = pooled ? std::abs(p.diff_pooled[i]) / static_cast<double>(s.h * s.w) : 0;
+        scale_terms[i % c] += std::abs(p.gate[i]) * by_image.terms[3][i] + pool * by_image.terms[4][i];
+        shift_terms[i % c] += std::abs(p.gate[i]) * by_image.terms[1][i] + pool * by_image.terms[2][i];
+      }
+      expect_sums(p.dtype, rig.get(diff_scale), want.diff_scale, scale_terms, "diff_scale");
+      expect_sums(p.dtype, rig.get(diff_shift), want.diff_shift, shift_terms, "diff_shift");
+    }
+  }
+}
+
 TEST(BnBwdReduce, EqualsTheReference) {
   for (const DType dtype : kDTypes) {
     for (const Shape& s : kShapes) {

@@ -135,22 +135,24 @@ const bnCases: Case[] = [true, false].flatMap((batchStats) => {
       ops: ['bn_act_pool'],
       build: (b) => b.node('bn_act_pool', b.norm(src(b), batchStats), { ...attrs, act: silu })['pooled']!,
     },
-    {
-      name: `bn_act_pool feeding the gate of bn_act, ${mode}`,
-      ops: ['bn_act', 'bn_act_pool', 'se_gate'],
-      build: (b) => {
-        const norm = b.norm(src(b), batchStats)
-        const pooled = b.node('bn_act_pool', norm, { ...attrs, act: silu })['pooled']!
-        const weights = {
-          weights0: b.param('w0', [2, 3]),
-          bias0: b.param('b0', [2]),
-          weights1: b.param('w1', [3, 2]),
-          bias1: b.param('b1', [3]),
-        }
-        const { gate } = b.node('se_gate', { pooled, ...weights }, { act: silu })
-        return b.node('bn_act', { ...norm, gate: gate! }, { ...attrs, ...none, act: silu })['dst']!
-      },
-    },
+    ...[none, drop].map(
+      (dropping): Case => ({
+        name: `bn_act_pool feeding the gate of bn_act, drop_rate ${dropping.drop_rate}, ${mode}`,
+        ops: ['bn_act', 'bn_act_pool', 'se_gate'],
+        build: (b) => {
+          const norm = b.norm(src(b), batchStats)
+          const pooled = b.node('bn_act_pool', norm, { ...attrs, act: silu })['pooled']!
+          const weights = {
+            weights0: b.param('w0', [2, 3]),
+            bias0: b.param('b0', [2]),
+            weights1: b.param('w1', [3, 2]),
+            bias1: b.param('b1', [3]),
+          }
+          const { gate } = b.node('se_gate', { pooled, ...weights }, { act: silu })
+          return b.node('bn_act', { ...norm, gate: gate! }, { ...attrs, ...dropping, act: silu })['dst']!
+        },
+      }),
+    ),
   ] satisfies Case[]
 })
 

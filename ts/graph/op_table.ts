@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0x19453991
+export const OP_TABLE_HASH = 0xbd253721
 
 export const OP_NAMES = [
   'input_normalize',
@@ -64,6 +64,8 @@ export const OP_NAMES = [
   'optimizer_adamw',
   'ema_update',
   'fill',
+  'bn_act_bwd_sums',
+  'bn_act_bwd_merge',
 ] as const
 
 export type OpName = (typeof OP_NAMES)[number]
@@ -499,6 +501,26 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     updates: [],
     attrs: ['value'],
     fused: false,
+    imageWise: false,
+  },
+  bn_act_bwd_sums: {
+    id: 44,
+    name: 'bn_act_bwd_sums',
+    inputs: [port('diff_dst'), port('src'), port('mean'), port('inv_std'), port('scale'), port('shift'), port('gate', true)],
+    outputs: [port('diff_gate'), port('sums'), port('dst', true)],
+    updates: [],
+    attrs: ['act', 'drop_rate', 'rng_stream'],
+    fused: true,
+    imageWise: false,
+  },
+  bn_act_bwd_merge: {
+    id: 45,
+    name: 'bn_act_bwd_merge',
+    inputs: [port('sums'), port('gate'), port('diff_pooled', true)],
+    outputs: [port('diff_scale'), port('diff_shift')],
+    updates: [],
+    attrs: ['pixels'],
+    fused: true,
     imageWise: false,
   },
 }

@@ -116,9 +116,9 @@ class Autodiff {
       emit: (op, suffix, inputs, attrs, options: EmitOptions = {}) =>
         this.graph.node(op, inputs, attrs, { name: `${node.name}.${suffix}`, backward: true, ...options }),
       consumers: (t) => this.readers.get(t) ?? [],
-      handTo: (earlier) => {
+      handTo: (earlier, made) => {
         if (this.handed.has(earlier)) return false
-        this.handed.set(earlier, { node, diffOutputs })
+        this.handed.set(earlier, { node, diffOutputs, made })
         return true
       },
     }

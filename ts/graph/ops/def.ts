@@ -71,14 +71,15 @@ export interface GradContext {
   consumers(t: Tensor): readonly Node[]
   /**
    * Asks that the rule of an earlier node makes what this rule then returns as null; it finds this node in `handed`. False where
-   * that node has been asked already.
+   * that node has been asked already. `made` is what this rule has emitted for it.
    */
-  handTo(earlier: Node): boolean
+  handTo(earlier: Node, made?: Tensor): boolean
 }
 
 export interface HandedNode {
   readonly node: Node
   readonly diffOutputs: Diffs
+  readonly made: Tensor | undefined
 }
 
 export interface EmitOptions {

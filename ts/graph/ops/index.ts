@@ -4,7 +4,7 @@ import { OP_NAMES, type OpName } from '../op_table.js'
 import { activation, activationBwd } from './activation.js'
 import { add } from './add.js'
 import { bnApply, bnBwdApply, bnBwdReduce, bnInvStd, bnStats } from './batch_norm.js'
-import { bnAct, bnActBwdApply, bnActBwdGate, bnActBwdReduce, bnActPool } from './bn_act.js'
+import { bnAct, bnActBwdApply, bnActBwdGate, bnActBwdMerge, bnActBwdReduce, bnActBwdSums, bnActPool } from './bn_act.js'
 import { channelScale, channelScaleBwdGate } from './channel_scale.js'
 import { conv2dBiasAct, depthwiseConv2dBiasAct } from './conv_bias_act.js'
 import { conv2d, conv2dBwdData, conv2dBwdWeights } from './conv2d.js'
@@ -42,6 +42,8 @@ const DEFS: ReadonlyMap<OpName, OpDef> = new Map(
     bnActBwdReduce,
     bnActBwdApply,
     bnActBwdGate,
+    bnActBwdSums,
+    bnActBwdMerge,
     activation,
     activationBwd,
     globalAvgPool,
