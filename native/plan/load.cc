@@ -191,6 +191,7 @@ class Loader {
   Status read_ops(const std::vector<Tensor>& tensors, std::vector<Op>& ops) const {
     ops.reserve(header_.op_count);
     bool step_seen = false;
+    uint64_t refs_used = 0;
     for (uint32_t i = 0; i < header_.op_count; ++i) {
       OpRecord record;
       std::memcpy(&record, bytes_.data() + header_.ops_offset + i * sizeof record, sizeof record);
@@ -204,6 +205,9 @@ class Loader {
       op.name = name_at(record.name_offset, record.name_bytes);
       if (op.is_prepare() && step_seen) return bad("op", i, "a prepare op after a step op");
       step_seen |= !op.is_prepare();
+      // Each op has operands of its own; else a small buffer could name the same long list for each of many ops.
+      refs_used += uint64_t{record.input_count} + record.output_count + record.update_count;
+      if (refs_used > header_.ref_count) return bad("op", i, "more operands than the plan has");
       if (!resolve(record.input_first, record.input_count, rule->inputs, tensors, op.inputs) ||
           !resolve(record.output_first, record.output_count, rule->outputs, tensors, op.outputs) ||
           !resolve(record.update_first, record.update_count, rule->updates, tensors, op.updates))
@@ -211,8 +215,9 @@ class Loader {
       if (record.attr_count != rule->attrs || !in_range(record.attr_first, record.attr_count, 1, header_.attr_count))
         return bad("op", i, "wrong number of attributes");
       op.attrs.resize(record.attr_count);
-      std::memcpy(op.attrs.data(), bytes_.data() + header_.attrs_offset + record.attr_first * sizeof(double),
-                  record.attr_count * sizeof(double));
+      if (record.attr_count)
+        std::memcpy(op.attrs.data(), bytes_.data() + header_.attrs_offset + record.attr_first * sizeof(double),
+                    record.attr_count * sizeof(double));
       for (double value : op.attrs)
         if (!std::isfinite(value) || std::abs(value) > 1e15) return bad("op", i, "an attribute is not finite");
       EFF_RETURN_IF_ERROR(check_writes(op, i));
