@@ -259,7 +259,7 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   }
   if (unsound) return error(Code::nan, "the update made weights that are not finite");
   if (profiling.load(std::memory_order_relaxed)) ++profiled_steps_;
-  std::memcpy(output, output_.data(), output_.bytes());
+  if (output_.bytes()) std::memcpy(output, output_.data(), output_.bytes());
   return ok_status();
 }
 

@@ -50,7 +50,7 @@ class Checker {
   void flag(int attr) { expect(op_.attr(attr) == 0 || op_.attr(attr) == 1, "a flag is neither 0 nor 1"); }
   void act(int attr) {
     const double code = op_.attr(attr);
-    expect(code == static_cast<int>(code) && code >= 0 && code <= static_cast<int>(Act::sigmoid), "unknown activation");
+    expect(code >= 0 && code <= static_cast<int>(Act::sigmoid) && code == static_cast<int>(code), "unknown activation");
   }
   void drop(int rate, int stream) {
     expect(op_.attr(rate) >= 0 && op_.attr(rate) < 1, "a drop rate is not in [0, 1)");
@@ -473,6 +473,19 @@ void check_update(Checker& c, const Op& op) {
   }
 }
 
+// A value that the type holds: the conversion of another one to an integer has no meaning.
+void check_fill(Checker& c, const Op& op) {
+  using namespace op::fill;
+  switch (op.out(out_dst)->dtype) {
+    case DType::u8:
+      return c.range(attr_value, 0, 255);
+    case DType::i32:
+      return c.range(attr_value, -2147483648.0, 2147483647.0);
+    default:
+      return;
+  }
+}
+
 }  // namespace
 
 Status check_shapes(const Op& op) {
@@ -537,6 +550,7 @@ Status check_shapes(const Op& op) {
       check_update(checker, op);
       break;
     case OpId::fill:
+      check_fill(checker, op);
       break;
   }
   return checker.status();
