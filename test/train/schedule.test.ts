@@ -45,6 +45,13 @@ describe('learning rate', () => {
     expect(learningRate({ ...l, name: 'constant' }, 39)).toBe(2)
   })
 
+  // NVIDIA's PyTorch form, by steps instead of epochs: lr * (e + 1) / warmup.
+  it('with warmupStart 1 each step of the warm-up counts, the first too', () => {
+    const s = spec({ lr: 1, stepsPerEpoch: 4, warmupEpochs: 1, totalSteps: 12, warmupStart: 1 })
+    expect([0, 1, 2, 3, 4].map((t) => learningRate(s, t))).toEqual([0.25, 0.5, 0.75, 1, 1])
+    expect(learningRate({ ...s, stepsPerEpoch: 1, totalSteps: 1 }, 0)).toBe(1)
+  })
+
   it('a run that is all warm-up never exceeds its peak', () => {
     const s = spec({ lr: 1, stepsPerEpoch: 4, warmupEpochs: 1, totalSteps: 4 })
     expect([0, 1, 2, 3, 4].map((t) => learningRate(s, t))).toEqual([0, 0.25, 0.5, 0.75, 1])

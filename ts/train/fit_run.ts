@@ -228,7 +228,13 @@ export class FitRun implements TrainerContext {
     this.stepsPerEpoch = this.loader.batches
     this.totalSteps = Math.min(o.maxEpochs * this.stepsPerEpoch, o.maxSteps ?? Number.POSITIVE_INFINITY)
     if (this.given.logEvery === undefined) this.options = { ...o, logEvery: logInterval(this.totalSteps) }
-    this.schedule = { ...o.schedule, lr: o.optimizer.lr, stepsPerEpoch: this.stepsPerEpoch, totalSteps: this.horizon() }
+    this.schedule = {
+      ...o.schedule,
+      lr: o.optimizer.lr,
+      warmupStart: o.recipe === 'finetune' ? 1 : 0,
+      stepsPerEpoch: this.stepsPerEpoch,
+      totalSteps: this.horizon(),
+    }
     await this.bind(resume)
     await this.openLogs(resume, val !== undefined)
     await this.callbacks.call('onSetup', this)

@@ -1,5 +1,6 @@
 /**
- * Learning rate per optimizer step t = 0, 1, 2, ... (TF2 form: the first warm-up step has rate 0).
+ * Learning rate per optimizer step t = 0, 1, 2, ... The recipes from scratch warm up in NVIDIA's TF2 form, whose first step has
+ * rate 0; fine-tuning in its PyTorch form, where each step counts: a run of one step learns.
  * Pure functions of t, so a resumed run continues where it was.
  */
 import { EffnetError } from '../errors.js'
@@ -13,6 +14,8 @@ export interface ScheduleSpec {
   /** Steps of the whole run, warm-up included. */
   totalSteps: number
   warmupEpochs: number
+  /** Warm-up at step t is lr * (t + warmupStart) / W: 0 (default) or 1. */
+  warmupStart?: 0 | 1
   /** exponential. */
   rate: number
   decayEpochs: number
@@ -21,7 +24,7 @@ export interface ScheduleSpec {
 export const SCHEDULES: readonly ScheduleName[] = ['cosine', 'exponential', 'linear', 'constant']
 
 /**
- * - warm-up: lr * t / W for t < W = round(warmupEpochs * stepsPerEpoch)
+ * - warm-up: lr * (t + warmupStart) / W for t < W = round(warmupEpochs * stepsPerEpoch)
  * - cosine: lr * (1 + cos(pi * min(tau, D) / D)) / 2 with tau = t - W, D = totalSteps - W; ends at 0
  * - exponential: lr * rate ^ floor(tau / (decayEpochs * stepsPerEpoch)), a staircase
  * - linear: lr * (1 - min(tau, D) / D)
@@ -29,7 +32,7 @@ export const SCHEDULES: readonly ScheduleName[] = ['cosine', 'exponential', 'lin
  */
 export function learningRate(spec: ScheduleSpec, t: number): number {
   const warmup = Math.round(spec.warmupEpochs * spec.stepsPerEpoch)
-  if (t < warmup) return (spec.lr * t) / warmup
+  if (t < warmup) return (spec.lr * (t + (spec.warmupStart ?? 0))) / warmup
   const tau = t - warmup
   const horizon = Math.max(1, spec.totalSteps - warmup)
   const done = Math.min(tau, horizon) / horizon

@@ -27,7 +27,7 @@ export type ScheduleName = 'cosine' | 'exponential' | 'linear' | 'constant'
 
 export interface ScheduleOptions {
   name: ScheduleName
-  /** Linear from 0 over so many epochs. */
+  /** Linear over so many epochs; the first step has rate 0 from scratch, peak / steps in fine-tuning. */
   warmupEpochs?: number
   /** exponential: factor and epochs between its steps. Default 0.97 and 2.4. */
   rate?: number
