@@ -251,13 +251,11 @@ class Rig {
   };
 
   void execute(Order order) {
-    Aligned arena_memory[plan::kArenaCount] = {
-        Aligned(arenas_[0].size()), Aligned(arenas_[1].size()), Aligned(arenas_[2].size()),
-        Aligned(arenas_[3].size()), Aligned(arenas_[4].size()), Aligned(arenas_[5].size()),
-        Aligned(arenas_[6].size()), Aligned(arenas_[7].size()), Aligned(arenas_[8].size())};
+    std::deque<Aligned> arena_memory;
+    for (const auto& arena : arenas_) arena_memory.emplace_back(arena.size());
     std::byte* pointers[plan::kArenaCount];
     for (int a = 0; a < plan::kArenaCount; ++a) {
-      pointers[a] = arena_memory[a].data();
+      pointers[a] = arena_memory[static_cast<size_t>(a)].data();
       if (!arenas_[a].empty()) std::memcpy(pointers[a], arenas_[a].data(), arenas_[a].size());
     }
     Aligned shared(kernel_->shared_scratch_bytes());
