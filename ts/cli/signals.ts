@@ -75,7 +75,7 @@ export function handleSignals(actions: SignalActions, graceMs: number, source: S
       () => {
         actions.note('SIGTERM: writing a checkpoint at this step')
         timer ??= setTimeout(() => {
-          actions.now(EXIT.killed, `no checkpoint could be written within ${graceMs / 1e3} s; the one before is kept`)
+          actions.now(EXIT.killed, `no checkpoint could be written within ${graceMs / 1e3} s; what was saved before is kept`)
         }, graceMs)
         timer.unref()
         stop('SIGTERM')
