@@ -1,0 +1,146 @@
+#!/usr/bin/env node
+/**
+ * `npm run sanitize -- KIND [TEST...]`: the native code under a sanitizer, in a build tree of its own. Any finding is a failure.
+ *
+ *   address    the native tests under AddressSanitizer (leaks too) and UndefinedBehaviorSanitizer
+ *   thread     the native tests under ThreadSanitizer
+ *   fuzz       mutated plans, tensor transfers and images (native/fuzz) under the first two
+ *   libfuzzer  the same guided by coverage, where clang is installed (apt-get install clang-16 libclang-rt-16-dev)
+ *
+ * TEST names tests (bn_test) or targets (plan, transfer, image); default all.
+ *   --runs N (fuzz; default 1000000)   --seed N (fuzz; default 1)   --seconds N (libfuzzer, each target; default 60)   --jobs N
+ */
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import { defaultJobs } from './lib/build.mjs'
+import { cache, elapsed, fail, probe, root, run, SetupError, say } from './lib/run.mjs'
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    runs: { type: 'string', default: '1000000' },
+    seed: { type: 'string', default: '1' },
+    seconds: { type: 'string', default: '60' },
+    jobs: { type: 'string' },
+  },
+})
+const [kind, ...names] = positionals
+const jobs = values.jobs ?? String(defaultJobs())
+const TARGETS = ['plan', 'transfer', 'image']
+
+// float-cast-overflow: numbers of a file become integers in many places; that an out-of-range one does is no luck.
+const ADDRESS = 'address,undefined,float-cast-overflow'
+const suppressions = path.join(root, 'native/tests/suppressions')
+const env = {
+  ASAN_OPTIONS:
+    'detect_stack_use_after_return=1:detect_leaks=1:handle_abort=1:allocator_may_return_null=1:strict_string_checks=1',
+  // Aborting goes through AddressSanitizer, and so the driver keeps the input.
+  UBSAN_OPTIONS: 'print_stacktrace=1:abort_on_error=1',
+  TSAN_OPTIONS: `suppressions=${suppressions}/tsan.txt:second_deadlock_stack=1:history_size=4`,
+}
+
+async function build(folder, options, targets) {
+  const at = path.join(root, folder)
+  const definitions = ['-DCMAKE_BUILD_TYPE=Debug', '-DEFFNET_ADDON=OFF', ...options]
+  await run('configure', 'cmake', ['-S', root, '-B', at, '-G', 'Ninja', ...definitions], { mend: 'npm run setup -- --test' })
+  const wanted = targets.flatMap((t) => ['--target', t])
+  await run('build', 'cmake', ['--build', at, '-j', jobs, ...wanted], { mend: 'the compiler output above names the file' })
+  say('build', `${folder} is current`)
+  return at
+}
+
+const FINDING = /ERROR: (?:Address|Leak)Sanitizer: .*|WARNING: ThreadSanitizer: .*|\S+: runtime error: .*/g
+
+/** Every test program once (twice where it has a run on the lowest instruction set): a row each, findings below. */
+async function tests(folder, options) {
+  const at = await build(folder, ['-DEFFNET_TESTS=ON', ...options], names)
+  const junit = path.join(cache, `logs/${folder}.xml`)
+  rmSync(junit, { force: true })
+  const filter = names.length > 0 ? ['-R', `^(${names.join('|')})(_avx2)?$`] : []
+  const args = ['--test-dir', at, '-j', jobs, '--timeout', '1800', '--no-tests=error', '--output-junit', junit, ...filter]
+  const { status } = probe('ctest', args, { env: { ...process.env, ...env }, maxBuffer: 1 << 28 })
+  if (!existsSync(junit)) throw new SetupError(`ctest ended with ${status} and wrote no report`)
+  let failed = 0
+  for (const [, name, seconds, state, rest] of readFileSync(junit, 'utf8').matchAll(
+    /<testcase name="([^"]+)"[^>]*time="([^"]+)" status="([^"]+)">([\s\S]*?)<\/testcase>/g,
+  )) {
+    const found = [...new Set(rest.replaceAll('&quot;', '"').match(FINDING))]
+    const ok = state === 'run' && found.length === 0
+    if (!ok) failed++
+    process.stdout.write(`${name.padEnd(28)}${ok ? 'clean' : 'FAILED'.padEnd(5)}${Number(seconds).toFixed(1).padStart(9)} s\n`)
+    if (!ok) process.stdout.write(`${found.map((f) => `  ${f}\n`).join('')}${found.length === 0 ? rest.slice(-2000) : ''}\n`)
+  }
+  if (status !== 0 && failed === 0) failed = 1
+  return failed
+}
+
+function targetsOf(list) {
+  const unknown = list.find((name) => !TARGETS.includes(name))
+  if (unknown) throw new SetupError(`${unknown}: there are ${TARGETS.join(', ')}`, undefined, 64)
+  return list.length > 0 ? list : TARGETS
+}
+
+async function fuzz(folder, options, argsOf) {
+  const targets = targetsOf(names)
+  const programs = targets.map((t) => `fuzz_${t}`)
+  const at = await build(folder, ['-DEFFNET_FUZZ=ON', ...options], programs)
+  const work = path.join(cache, 'fuzz')
+  let failed = 0
+  for (const target of targets) {
+    const kept = path.join(work, target)
+    mkdirSync(kept, { recursive: true })
+    const args = argsOf(kept, path.join(root, 'native/fuzz/corpus', target))
+    say('fuzz', `${path.relative(root, at)}/fuzz_${target} ${args.map((a) => path.relative(root, a) && a).join(' ')}`)
+    const r = probe(path.join(at, `fuzz_${target}`), args, { cwd: kept, env: { ...process.env, ...env }, maxBuffer: 1 << 28 })
+    const last = (r.stdout + r.stderr).trimEnd().split('\n')
+    if (r.status === 0) {
+      process.stdout.write(
+        `${target.padEnd(10)}clean   ${last.findLast((l) => l.startsWith('{') || l.startsWith('Done')) ?? ''}\n`,
+      )
+      continue
+    }
+    failed++
+    process.stdout.write(
+      `${target.padEnd(10)}FAILED  ${readdirSync(kept)
+        .filter((f) => f.startsWith('crash-'))
+        .join(' ')} in ${kept}\n`,
+    )
+    process.stdout.write(`${last.slice(-60).join('\n')}\n`)
+  }
+  return failed
+}
+
+function clang() {
+  for (const version of ['', '-19', '-18', '-17', '-16', '-15', '-14'])
+    if (probe(`clang++${version}`, ['--version']).status === 0) return version
+  throw new SetupError('libfuzzer needs clang', 'apt-get install clang-16 libclang-rt-16-dev', 69)
+}
+
+const kinds = {
+  address: () => tests('build-asan', [`-DEFFNET_SANITIZE=${ADDRESS}`]),
+  thread: () => tests('build-tsan', ['-DEFFNET_SANITIZE=thread']),
+  fuzz: () =>
+    fuzz('build-asan', [`-DEFFNET_SANITIZE=${ADDRESS}`], (_, corpus) => [`-runs=${values.runs}`, `-seed=${values.seed}`, corpus]),
+  libfuzzer: () => {
+    const version = clang()
+    const compilers = [`-DCMAKE_C_COMPILER=clang${version}`, `-DCMAKE_CXX_COMPILER=clang++${version}`]
+    return fuzz('build-libfuzzer', [...compilers, `-DEFFNET_SANITIZE=${ADDRESS}`], (kept, corpus) => [
+      `-max_total_time=${values.seconds}`,
+      '-timeout=20',
+      '-rss_limit_mb=4096',
+      '-print_final_stats=1',
+      kept,
+      corpus,
+    ])
+  },
+}
+
+async function main() {
+  if (!(kind in kinds)) throw new SetupError(`npm run sanitize -- ${Object.keys(kinds).join('|')} [TEST...]`, undefined, 64)
+  const failed = await kinds[kind]()
+  process.stdout.write(`${kind}: ${failed === 0 ? 'clean' : `${failed} with findings`} (${elapsed()})\n`)
+  process.exitCode = failed === 0 ? 0 : 1
+}
+
+main().catch(fail)
