@@ -135,11 +135,18 @@ describe('recompute', () => {
     verify(graph)
     const again = graph.nodes.filter((n) => n.recomputed)
     expect(new Set(again.map((n) => n.op))).toEqual(new Set(['bn_act']))
-    // 16 blocks: a gated output each, 15 expansions, the stem, and the 7 block outputs without residual.
-    expect(again).toHaveLength(16 + 15 + 1 + 7)
+    // 15 expansions, the stem, and the 7 block outputs without residual.
+    expect(again).toHaveLength(15 + 1 + 7)
     for (const node of again) {
       expect(node.backward).toBe(true)
       expect(graph.nodes[node.id + 1]!.inputs).toContain(node.outputs[0])
+    }
+    // The gated output of the 16 blocks comes from the pass over the same tensors that the gate's gradient needs.
+    const passing = graph.nodes.filter((n) => n.op === 'bn_act_bwd_sums')
+    expect(passing).toHaveLength(16)
+    for (const node of passing) {
+      const reader = graph.nodes[node.id + 1]!
+      expect([reader.op, reader.inputs[0]]).toEqual(['conv2d_bwd_weights', node.outputs[2]])
     }
     const saved = new Set(graph.nodes.filter((n) => n.op === 'bn_act' && !n.recomputed && !n.inputs[6]).map((n) => n.outputs[0]))
     for (const node of backward(graph)) for (const t of node.inputs) expect(saved.has(t)).toBe(false)

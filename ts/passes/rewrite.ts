@@ -53,11 +53,15 @@ export class Rewriter {
     return result
   }
 
-  /** Appends the node as it is, or marked anew. Its outputs become new twins of the old ones. */
+  /**
+   * Appends the node as it is, or marked anew. Its outputs become new twins of the old ones. `also`: optional outputs by port
+   * that the old node did not make, each a twin of a tensor that another node did.
+   */
   copy(
     node: Node,
     changes: Partial<Pick<Node, 'name' | 'backward' | 'recomputed'>> & {
       output?: (t: Tensor) => Partial<Pick<Tensor, 'name' | 'role'>>
+      also?: Readonly<Record<string, { of: Tensor; as: Partial<Pick<Tensor, 'name' | 'role'>> }>>
     } = {},
   ): void {
     const inputs = this.inputs(node)
@@ -66,6 +70,7 @@ export class Rewriter {
       const t = node.outputs[i]
       if (t) into[port.name] = this.define(t, changes.output?.(t))
     })
+    for (const [port, { of, as }] of Object.entries(changes.also ?? {})) into[port] = this.define(of, as)
     this.graph.node(node.op, inputs, node.attrs, {
       name: changes.name ?? node.name,
       updates: node.updates.map((t) => this.to(t)),
