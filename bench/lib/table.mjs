@@ -46,7 +46,8 @@ function rowLine(row) {
   const ours = show(r.measure, r.ours)
   if (r.peer === undefined) return `| ${row.work} | ${ours} | none ran | | | | |`
   const spread = r.measure === 'memory' ? '' : ` (${r.spread.map((x) => x.toFixed(2)).join('-')})`
-  const peer = `${show(r.measure, r.peer)}, ${r.peerLabel}`
+  const failed = r.failed ? `; failed: ${r.failed.map((f) => f.split(':')[0]).join(', ')}` : ''
+  const peer = `${show(r.measure, r.peer)}, ${r.peerLabel}${failed}`
   return `| ${row.work} | ${ours} | ${peer} | ${r.value.toFixed(2)}x${spread} | ${r.must}x | ${r.goal}x | ${r.met} |`
 }
 
