@@ -251,6 +251,10 @@ class Loader {
       for (const Tensor* t : op.inputs)
         if (t && t->arena != Arena::image) extents.push_back({t, false});
     }
+    // A part of the batch bounds the number of images, and with it the time that a step takes.
+    const auto slice = [](const Extent& e) { return e.tensor->image_stride > 0; };
+    if (region.op_count > 0 && std::none_of(extents.begin(), extents.end(), slice))
+      return bad("op", region.first_op, "begins a region that sees nothing of a batch");
     return check_extents(extents);
   }
 

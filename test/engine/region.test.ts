@@ -39,7 +39,7 @@ async function plainOutput(s: Session, batch: number, input: Uint8Array, dtype: 
   const { graph } = evalProgram(s.config, { batchSize: batch, imageSize: SIZE, dtype, target: { device: 'cpu', isa: s.cpu.isa } })
   const plan = planMemory(graph, { weightOffsets: s.layout.offsets, weightBytes: s.layout.bytes })
   const native = binding()
-  native.ensureArena(s.memory, ARENA.activations, plan.arenaBytes[ARENA.activations]!)
+  await native.ensureArena(s.memory, ARENA.activations, plan.arenaBytes[ARENA.activations]!)
   const pool = native.createPool(2)
   const executable = await native.bind(pool, s.memory, emit(graph, plan).bytes)
   const output = await native.step(executable, { bytes: input }, packScalars({}))
@@ -265,6 +265,18 @@ describe('a region record that is wrong', () => {
     ['with a slice of a weight', /not of one image/, (e) => e.view.setUint8(e.tensor('classifier.bias') + 11, 1)],
     ['with a slice of several images', /is not of one image/, (e) => e.view.setUint8(e.tensor('images') + 11, 1)],
     ['with a slice of an image’s own arena', /not a batch/, (e) => e.view.setUint8(e.tensor(inner) + 11, 1)],
+    [
+      'that sees nothing of a batch',
+      /nothing of a batch/,
+      (e) => {
+        // The same image for all, the features into memory that is each image's own.
+        e.view.setUint8(e.tensor('images[image]') + 11, 0)
+        const at = e.tensor(`${features}[image]`)
+        e.view.setUint8(at + 9, ARENA.image)
+        e.view.setUint8(at + 11, 0)
+        e.view.setBigUint64(at + 16, BigInt(memory.arenaBytes[ARENA.image]! - 4 * last.outputs[0]!.shape[1]!), true)
+      },
+    ],
     ['with an unknown flag', /unknown flag/, (e) => e.view.setUint8(e.tensor(inner) + 11, 2)],
     ['whose op writes a whole batch', /wrong shape/, (e) => e.setOutput(last.name, 0, features)],
     ['whose op reads a whole batch', /shapes differ/, (e) => e.setInput([...region!.nodes][0]!.name, 0, 'images')],
@@ -303,9 +315,9 @@ describe('a region record that is wrong', () => {
     const pool = native.createPool(2)
     const sizes = memory.arenaBytes.map((size, arena) => (arena < ARENA.activations ? size : 0))
     const arenas = native.createMemory(sizes)
-    native.ensureArena(arenas, ARENA.activations, activationBytes(memory, 2) - 64)
+    await native.ensureArena(arenas, ARENA.activations, activationBytes(memory, 2) - 64)
     await expect(native.bind(pool, arenas, good)).rejects.toMatchObject({ code: 'EFF_PLAN_INVALID' })
-    native.ensureArena(arenas, ARENA.activations, activationBytes(memory, 2))
+    await native.ensureArena(arenas, ARENA.activations, activationBytes(memory, 2))
     native.closeExecutable(await native.bind(pool, arenas, good))
     native.closeMemory(arenas)
     native.closePool(pool)
