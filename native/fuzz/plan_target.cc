@@ -124,6 +124,8 @@ Outcome run_step(cpu::Executable& executable, uint64_t seed) {
   scalars.ema_decay = 0.99;
   for (int step = 0; step < (seed & 8 ? 2 : 1); ++step) {
     const Status status = caught([&] { return executable.step(input.value().data(), scalars, output.value().data()); });
+    // Made-up moments have roots of negative numbers.
+    if (status.code() == Code::nan) break;
     if (!status.ok()) broken("a bound plan does not run", status.message());
   }
   gaps.check();
