@@ -137,7 +137,25 @@ void check_depthwise(Checker& c, const Op& op) {
   namespace bwd_data = op::depthwise_conv2d_bwd_data;
   namespace bwd_weights = op::depthwise_conv2d_bwd_weights;
   namespace fused = op::depthwise_conv2d_bias_act;
+  namespace stats = op::depthwise_conv2d_stats;
+  namespace bwd = op::depthwise_conv2d_bwd;
   switch (op.id) {
+    case OpId::depthwise_conv2d_stats: {
+      const Tensor *src = op.in(stats::in_src), *weights = op.in(stats::in_weights), *dst = op.out(stats::out_dst);
+      c.convolution(src, dst, weights->dims[0], weights->dims[1], stats::attr_stride);
+      c.depthwise_weights(weights, src, dst);
+      c.channels(dst, {op.out(stats::out_mean), op.out(stats::out_inv_std), op.upd(stats::upd_running_mean),
+                       op.upd(stats::upd_running_var)});
+      c.range(stats::attr_eps, 0, 1);
+      return c.range(stats::attr_momentum, 0, 1);
+    }
+    case OpId::depthwise_conv2d_bwd: {
+      const Tensor *src = op.in(bwd::in_src), *dst = op.in(bwd::in_diff_dst), *weights = op.in(bwd::in_weights);
+      c.convolution(src, dst, weights->dims[0], weights->dims[1], bwd::attr_stride);
+      c.depthwise_weights(weights, src, dst);
+      c.same(src, op.out(bwd::out_diff_src));
+      return c.same(weights, op.out(bwd::out_diff_weights));
+    }
     case OpId::depthwise_conv2d: {
       const Tensor *src = op.in(fwd::in_src), *weights = op.in(fwd::in_weights), *dst = op.out(fwd::out_dst);
       c.convolution(src, dst, weights->dims[0], weights->dims[1], fwd::attr_stride);
@@ -501,6 +519,8 @@ Status check_shapes(const Op& op) {
     case OpId::depthwise_conv2d_bwd_data:
     case OpId::depthwise_conv2d_bwd_weights:
     case OpId::depthwise_conv2d_bias_act:
+    case OpId::depthwise_conv2d_stats:
+    case OpId::depthwise_conv2d_bwd:
       check_depthwise(checker, op);
       break;
     case OpId::bn_stats:

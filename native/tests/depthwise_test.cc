@@ -7,8 +7,10 @@ namespace {
 
 using cpu::make_depthwise_conv2d;
 using cpu::make_depthwise_conv2d_bias_act;
+using cpu::make_depthwise_conv2d_bwd;
 using cpu::make_depthwise_conv2d_bwd_data;
 using cpu::make_depthwise_conv2d_bwd_weights;
+using cpu::make_depthwise_conv2d_stats;
 
 struct Shape {
   int64_t n, h, w, c, kh, kw, stride, pad_t, pad_l, pad_b, pad_r;
@@ -237,6 +239,128 @@ TEST(Depthwise, BackwardWeights) {
 }
 
 // Small integers are exact in bf16 and in FP32 sums: every pass must then be exact to the last bit.
+bool has_stats(const Shape& s) {
+  return s.kh == s.kw && (s.kw == 3 || s.kw == 5) && (s.stride == 1 || s.stride == 2) && s.c >= 16;
+}
+
+// Statistics of the values that were stored, and the running averages.
+void check_stats(const Shape& s, DType dtype, double src_mean) {
+  SCOPED_TRACE(s.text());
+  Inputs in = make_inputs(s, dtype);
+  for (double& v : in.src) v = round_to(dtype, v + src_mean);
+  const Values rm = stored(DType::f32, random_values(static_cast<size_t>(s.c), 5));
+  const Values rv = stored(DType::f32, random_values(static_cast<size_t>(s.c), 6, 4));
+  auto attrs = s.attrs();
+  attrs.push_back(1e-3);
+  attrs.push_back(0.1);
+  Rig rig(make_depthwise_conv2d_stats, attrs);
+  rig.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
+  rig.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
+  const Tensor* dst = rig.out(dtype, {s.n, s.out_h(), s.out_w(), s.c});
+  const Tensor *mean = rig.out(DType::f32, {s.c}), *inv_std = rig.out(DType::f32, {s.c});
+  const Tensor* running_mean = rig.tensor(Arena::weights, DType::f32, {s.c}, rm);
+  const Tensor* running_var = rig.tensor(Arena::weights, DType::f32, {s.c}, rv);
+  rig.add_update(running_mean);
+  rig.add_update(running_var);
+  rig.run();
+  if (testing::Test::HasFatalFailure()) return;
+  const Values got = rig.get(dst);
+  expect_near(got, forward(s, in), tolerance(dtype), term_scale(dtype) * (1 + std::abs(src_mean)), "dst");
+  const size_t c = static_cast<size_t>(s.c);
+  const double rows = static_cast<double>(got.size() / c), unbiased = rows > 1 ? rows / (rows - 1) : 1;
+  Values want_mean(c), var(c), want_inv_std(c), want_rm(c), want_rv(c);
+  for (size_t i = 0; i < got.size(); ++i) want_mean[i % c] += got[i] / rows;
+  for (size_t i = 0; i < got.size(); ++i) var[i % c] += std::pow(got[i] - want_mean[i % c], 2) / rows;
+  for (size_t i = 0; i < c; ++i) {
+    want_inv_std[i] = 1 / std::sqrt(var[i] + 1e-3);
+    want_rm[i] = 0.9 * rm[i] + 0.1 * want_mean[i];
+    want_rv[i] = 0.9 * rv[i] + 0.1 * var[i] * unbiased;
+  }
+  // Rounding errors are of the size of the values, sums of kh * kw terms of size 1.
+  const double size = std::sqrt(static_cast<double>(s.kh * s.kw));
+  expect_near(rig.get(mean), want_mean, 3e-7, size, "mean");
+  expect_near(rig.get(inv_std), want_inv_std, 1e-6, 0, "inv_std");
+  expect_near(rig.get(running_mean), want_rm, 3e-7, size, "running_mean");
+  expect_near(rig.get(running_var), want_rv, 1e-6, 1, "running_var");
+  EXPECT_NE(std::string(rig.kernel().name()).find("dwconv_fwd_stats_k"), std::string::npos);
+}
+
+TEST(Depthwise, ForwardWithStatistics) {
+  for (const Shape& s : shapes()) {
+    if (!has_stats(s)) continue;
+    for (const DType dtype : kTypes) {
+      check_stats(s, dtype, 0);
+      if (HasFailure()) return;
+    }
+  }
+  // No padding, so that a large mean of the source is one of every output.
+  check_stats({2, 40, 38, 40, 3, 3, 1, 0, 0, 0, 0}, DType::f32, 30);
+  check_stats({2, 23, 21, 16, 5, 5, 2, 0, 0, 0, 0}, DType::bf16, 30);
+}
+
+TEST(Depthwise, ConstantChannelsHaveNoVariance) {
+  const Shape s{2, 17, 15, 16, 3, 3, 1, 0, 0, 0, 0};
+  auto attrs = s.attrs();
+  attrs.push_back(0.25);
+  attrs.push_back(0.5);
+  Rig rig(make_depthwise_conv2d_stats, attrs);
+  rig.in(DType::f32, {s.n, s.h, s.w, s.c}, Values(s.src_size(), 1.1));
+  rig.in(DType::f32, {3, 3, s.c}, Values(s.weight_size(), 0.3));
+  const Tensor* dst = rig.out(DType::f32, {s.n, s.out_h(), s.out_w(), s.c});
+  const Tensor *mean = rig.out(DType::f32, {s.c}), *inv_std = rig.out(DType::f32, {s.c});
+  rig.add_update(rig.tensor(Arena::weights, DType::f32, {s.c}, Values(16, 0)));
+  rig.add_update(rig.tensor(Arena::weights, DType::f32, {s.c}, Values(16, 0)));
+  rig.run();
+  for (size_t i = 0; i < 16; ++i) {
+    EXPECT_EQ(rig.get(mean)[i], rig.get(dst)[i]);
+    EXPECT_EQ(rig.get(inv_std)[i], 2);
+  }
+}
+
+TEST(Depthwise, StatisticsRefuseOtherKernels) {
+  for (const Shape& s : {same(1, 8, 16, 7, 1), same(1, 9, 16, 3, 3), same(1, 8, 15, 3, 1)}) {
+    auto attrs = s.attrs();
+    attrs.push_back(1e-3);
+    attrs.push_back(0.1);
+    Rig rig(make_depthwise_conv2d_stats, attrs);
+    rig.in(DType::f32, {s.n, s.h, s.w, s.c}, {});
+    rig.in(DType::f32, {s.kh, s.kw, s.c}, {});
+    rig.out(DType::f32, {s.n, s.out_h(), s.out_w(), s.c});
+    for (int i = 0; i < 2; ++i) rig.out(DType::f32, {s.c});
+    for (int i = 0; i < 2; ++i) rig.add_update(rig.tensor(Arena::weights, DType::f32, {s.c}));
+    EXPECT_EQ(rig.make().code(), Code::plan_invalid) << s.text();
+  }
+}
+
+TEST(Depthwise, BothGradients) {
+  auto all = shapes();
+  all.push_back({9, 60, 60, 24, 5, 5, 2, 1, 1, 2, 2});  // several images a shard
+  all.push_back({18, 20, 20, 100, 3, 3, 1, 1, 1, 1, 1});
+  for (const Shape& s : all) {
+    for (const DType dtype : kTypes) {
+      SCOPED_TRACE(s.text());
+      const Inputs in = make_inputs(s, dtype);
+      Rig rig(make_depthwise_conv2d_bwd, s.attrs());
+      rig.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
+      rig.in(dtype, {s.n, s.out_h(), s.out_w(), s.c}, in.diff_dst);
+      rig.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
+      const Tensor* diff_src = rig.out(dtype, {s.n, s.h, s.w, s.c});
+      const Tensor* diff_weights = rig.out(DType::f32, {s.kh, s.kw, s.c});
+      rig.run();
+      if (HasFatalFailure()) return;
+      Values want_src(s.src_size()), want_weights(s.weight_size());
+      each_product(s, [&](size_t o, size_t w, size_t i) {
+        want_src[i] += in.diff_dst[o] * in.used_weights[w];
+        want_weights[w] += in.src[i] * in.diff_dst[o];
+      });
+      expect_near(rig.get(diff_src), want_src, tolerance(dtype), term_scale(dtype), "diff_src");
+      const double positions = static_cast<double>(s.n * s.out_h() * s.out_w());
+      expect_near(rig.get(diff_weights), want_weights, 1e-6, std::max(1.0, std::sqrt(positions)), "diff_weights");
+      if (HasFailure()) return;
+    }
+  }
+}
+
 TEST(Depthwise, IntegersAreExact) {
   for (const Shape& s : {same(2, 14, 40, 5, 1), same(1, 28, 33, 3, 2), symmetric(1, 15, 16, 5, 2)}) {
     for (const DType dtype : kTypes) {

@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0xbd253721
+export const OP_TABLE_HASH = 0xd52f435d
 
 export const OP_NAMES = [
   'input_normalize',
@@ -66,6 +66,8 @@ export const OP_NAMES = [
   'fill',
   'bn_act_bwd_sums',
   'bn_act_bwd_merge',
+  'depthwise_conv2d_stats',
+  'depthwise_conv2d_bwd',
 ] as const
 
 export type OpName = (typeof OP_NAMES)[number]
@@ -520,6 +522,26 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     outputs: [port('diff_scale'), port('diff_shift')],
     updates: [],
     attrs: ['pixels'],
+    fused: true,
+    imageWise: false,
+  },
+  depthwise_conv2d_stats: {
+    id: 46,
+    name: 'depthwise_conv2d_stats',
+    inputs: [port('src'), port('weights')],
+    outputs: [port('dst'), port('mean'), port('inv_std')],
+    updates: [port('running_mean'), port('running_var')],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum'],
+    fused: true,
+    imageWise: false,
+  },
+  depthwise_conv2d_bwd: {
+    id: 47,
+    name: 'depthwise_conv2d_bwd',
+    inputs: [port('src'), port('diff_dst'), port('weights')],
+    outputs: [port('diff_src'), port('diff_weights')],
+    updates: [],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
     fused: true,
     imageWise: false,
   },

@@ -122,12 +122,20 @@ function checkOutputs(graph: Graph, node: Node, made: Map<Tensor, Node>, fail: F
   }
 }
 
+/** What a node that makes batch statistics has them of, and their tensors. */
+function statisticsOf({ op, inputs, outputs }: Node) {
+  if (op === 'bn_stats') return { src: inputs[0], mean: outputs[0], invStd: outputs[1] }
+  if (op === 'depthwise_conv2d_stats') return { src: outputs[0], mean: outputs[1], invStd: outputs[2] }
+  return undefined
+}
+
 /** batch_stats = 1 promises the gradient rule that mean and inv_std are statistics of src. */
 function checkNormalisation(node: Node, made: ReadonlyMap<Tensor, Node>, fail: Fail): void {
   const [src, mean, invStd] = node.inputs
-  const stats = made.get(mean!)
-  const ofSrc = stats?.op === 'bn_stats' && stats.inputs[0] === src && stats.outputs[1] === invStd
+  const maker = made.get(mean!)
+  const stats = maker && statisticsOf(maker)
+  const ofSrc = stats?.src === src && stats?.mean === mean && stats?.invStd === invStd
   if (node.attrs['batch_stats'] === 1 && !ofSrc)
     fail(`batch_stats = 1, but ${mean!.name} and ${invStd!.name} are no statistics of ${src!.name}`)
-  if (node.attrs['batch_stats'] === 0 && stats?.op === 'bn_stats') fail('batch_stats = 0 with statistics of a batch')
+  if (node.attrs['batch_stats'] === 0 && stats) fail('batch_stats = 0 with statistics of a batch')
 }

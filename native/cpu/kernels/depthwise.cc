@@ -5,9 +5,11 @@
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 #include "cpu/kernel.h"
 #include "cpu/kernels/common.h"
+#include "cpu/kernels/stats.h"
 #include "plan/op_ports.h"
 
 namespace effnet::cpu {
@@ -40,7 +42,7 @@ int64_t DepthwisePass::blocks_at_once() const { return ring_blocks(src_w, ring_r
 
 int64_t DepthwisePass::scratch_floats() const {
   int64_t vectors = blocks_at_once() * (kh * kw + 1 + ring_rows() * ring_cols()) + out_cols();
-  if (has_tiles()) vectors = std::max(vectors, (ceil_div(c, kDepthwiseLanes) + 1) * (kh * kw + 1));
+  if (has_tiles()) vectors = std::max(vectors, (ceil_div(c, kDepthwiseLanes) + 1) * (kh * kw + 8));
   return vectors * kDepthwiseLanes + 4 * kh;  // 2 * kh pointers
 }
 
@@ -141,20 +143,45 @@ std::string variant_name(const char* base, int64_t kh, int64_t kw, int64_t strid
 
 // ---- forward, with and without an epilogue, and backward data ---------------------------------------------------
 
+void run_pass(const DepthwiseConvArgs& args, const DepthwiseShard& shard) {
+  if (args.pass->has_tiles() && shard.c1 - shard.c0 >= kDepthwiseLanes) {
+    conv_depthwise_tiles(args, shard);
+  } else {
+    conv_depthwise(args, shard);
+  }
+}
+
+// Whoever reads dst next finds nothing of it in a cache of this size.
+bool exceeds_caches(const plan::Tensor* dst) { return dst->bytes > (48u << 20); }
+
 class DepthwiseConv : public Kernel {
  public:
   DepthwiseConv(std::string name, const DepthwisePass& pass, double flops)
-      : name_(std::move(name)), pass_(pass), split_(pass), flops_(flops) {}
+      : name_(std::move(name)), pass_(pass), split_(pass), flops_(flops) {
+    for (int64_t i = 0; i < pass.n; ++i) {
+      for (int64_t b = 0; b < split_.bands; ++b) {
+        const DepthwiseShard part = split_.shard(b * split_.channels.count());
+        position_rows_.push_back((part.row1 - part.row0) * pass.dst_w);
+      }
+    }
+  }
 
   const plan::Tensor *src = nullptr, *weights = nullptr, *bias = nullptr, *dst = nullptr, *pooled = nullptr;
   plan::Act act = plan::Act::identity;
+  const plan::Tensor *mean = nullptr, *inv_std = nullptr, *running_mean = nullptr, *running_var = nullptr;
+  double eps = 0, momentum = 0;
 
   const char* name() const override { return name_.c_str(); }
-  // With row bands each band leaves its sums in the shared scratch, and a second phase adds them.
-  int phases() const override { return banded_pool() ? 2 : 1; }
-  int shards(int phase) const override { return static_cast<int>(phase == 0 ? split_.count() : pass_.n); }
+  // With row bands each band leaves its sums in the shared scratch, and a second phase adds them; likewise statistics,
+  // of which every band of every image has its own.
+  int phases() const override { return banded_pool() || mean ? 2 : 1; }
+  int shards(int phase) const override {
+    if (phase == 0) return static_cast<int>(split_.count());
+    return static_cast<int>(mean ? ceil_div(pass_.c, kStatsMergeChannels) : pass_.n);
+  }
   size_t worker_scratch_bytes() const override { return static_cast<size_t>(pass_.scratch_floats()) * sizeof(float); }
   size_t shared_scratch_bytes() const override {
+    if (mean) return static_cast<size_t>(pass_.n * split_.bands * pass_.c) * 2 * sizeof(double);
     return banded_pool() ? static_cast<size_t>(pass_.n * split_.bands * pass_.c) * sizeof(float) : 0;
   }
   double flops() const override { return flops_; }
@@ -162,6 +189,7 @@ class DepthwiseConv : public Kernel {
   void run(int phase, int shard, const ExecContext& ctx) override {
     const float scale = 1.0f / static_cast<float>(pass_.dst_h * pass_.dst_w);
     float* partial = reinterpret_cast<float*>(ctx.shared_scratch);
+    if (phase == 1 && mean) return merge(shard, ctx);
     if (phase == 1) {
       sum_rows(partial + shard * split_.bands * pass_.c, split_.bands, pass_.c, scale,
                ctx.ptr<float>(pooled) + shard * pass_.c, pass_.c);
@@ -183,25 +211,33 @@ class DepthwiseConv : public Kernel {
       args.pooled = ctx.ptr<float>(pooled) + part.image * pass_.c;
       args.pool_scale = scale;
     }
-    if (pass_.has_tiles() && part.c1 - part.c0 >= kDepthwiseLanes) {
-      conv_depthwise_tiles(args, part);
-    } else {
-      conv_depthwise(args, part);
-    }
+    if (mean) args.stats = position_stats(ctx, part.image * split_.bands + split_.band(shard));
+    args.stream = exceeds_caches(dst);
+    run_pass(args, part);
   }
 
  private:
   bool banded_pool() const { return pooled && split_.bands > 1; }
+  double* position_stats(const ExecContext& ctx, int64_t position) const {
+    return reinterpret_cast<double*>(ctx.shared_scratch) + position * 2 * pass_.c;
+  }
+  void merge(int64_t group, const ExecContext& ctx) const {
+    const int64_t begin = group * kStatsMergeChannels;
+    merge_stats({position_stats(ctx, 0), position_rows_.data(), pass_.n * split_.bands, pass_.c, begin,
+                 std::min(pass_.c, begin + kStatsMergeChannels), eps, momentum, ctx.ptr<float>(mean),
+                 ctx.ptr<float>(inv_std), ctx.ptr<float>(running_mean), ctx.ptr<float>(running_var)});
+  }
   std::string name_;
   DepthwisePass pass_;
   ConvSplit split_;
+  std::vector<int64_t> position_rows_;
   double flops_;
 };
 
 // ---- backward weights -------------------------------------------------------------------------------------------
 
-// At most kGradShards shards: by channels as far as that goes, which needs no sums over shards; then by images; then
-// by rows.
+// At most kGradShards shards. Small images: by channels as far as whole stretches of memory go, which needs no sums
+// over shards; then, and large images from the first, by images; then by rows.
 struct GradSplit {
   static constexpr int64_t kGradShards = 16;
 
@@ -211,7 +247,7 @@ struct GradSplit {
     const double us = estimate_us(2 * static_cast<double>(g.kh * g.kw) * pixels * c, bytes);
     constexpr double kShardUs = 20;
     const int64_t pieces = std::clamp<int64_t>(std::lround(us / kShardUs), 1, kGradShards);
-    channels = ChannelSplit(g.c, pieces);
+    channels = ChannelSplit(g.c, g.out_w > 32 ? 1 : std::min(pieces, ceil_div(g.c, 4 * kDepthwiseLanes)));
     const int64_t positions = std::max<int64_t>(1, pieces / channels.count());
     const int64_t groups = std::min(positions, images);
     group_images = ceil_div(images, groups);
@@ -284,6 +320,84 @@ class DepthwiseBwdWeights : public Kernel {
   double flops_;
 };
 
+// ---- both gradients in one pass -------------------------------------------------------------------------------------
+
+// A few rows of diff_dst at a time: first the rows of diff_src that they make, then their part of diff_weights while
+// they are in the cache.
+class DepthwiseBwd : public Kernel {
+ public:
+  DepthwiseBwd(const plan::Op& op, const DepthwisePass& pass, const DepthwiseGrad& grad, double flops)
+      : src_(op.in(op::depthwise_conv2d_bwd::in_src)),
+        diff_dst_(op.in(op::depthwise_conv2d_bwd::in_diff_dst)),
+        weights_(op.in(op::depthwise_conv2d_bwd::in_weights)),
+        diff_src_(op.out(op::depthwise_conv2d_bwd::out_diff_src)),
+        diff_weights_(op.out(op::depthwise_conv2d_bwd::out_diff_weights)),
+        name_(variant_name("dwconv_bwd", grad.kh, grad.kw, grad.stride, src_->dtype)),
+        pass_(pass),
+        grad_(grad),
+        split_(grad),
+        flops_(flops) {
+    constexpr int64_t kBandBytes = 160 << 10;
+    const int64_t group = split_.channels.end(0) - split_.channels.begin(0);
+    rows_at_once_ = std::max<int64_t>(kBandBytes / (grad.out_w * group * (grad.bf16 ? 2 : 4)), 8) / 2 * 2;
+  }
+
+  const char* name() const override { return name_.c_str(); }
+  int phases() const override { return split_.positions() > 1 ? 2 : 1; }
+  int shards(int phase) const override { return static_cast<int>(phase == 0 ? split_.count() : grad_.kh); }
+  size_t worker_scratch_bytes() const override {
+    return static_cast<size_t>(std::max(pass_.scratch_floats(), grad_.scratch_floats())) * sizeof(float);
+  }
+  size_t shared_scratch_bytes() const override {
+    return phases() > 1 ? static_cast<size_t>(split_.positions() * weight_count()) * sizeof(float) : 0;
+  }
+  double flops() const override { return flops_; }
+
+  void run(int phase, int shard, const ExecContext& ctx) override {
+    float* diff_weights = ctx.ptr<float>(diff_weights_);
+    float* partial = reinterpret_cast<float*>(ctx.shared_scratch);
+    if (phase == 1) {
+      const int64_t width = grad_.kw * grad_.c, offset = shard * width;
+      sum_rows(partial + offset, split_.positions(), weight_count(), 1, diff_weights + offset, width);
+      return;
+    }
+    DepthwiseConvArgs data{};
+    data.pass = &pass_;
+    data.src = ctx.ptr<std::byte>(diff_dst_);
+    data.weights = ctx.ptr<float>(weights_);
+    data.dst = ctx.ptr<std::byte>(diff_src_);
+    data.scratch = reinterpret_cast<float*>(ctx.worker_scratch);
+    data.stream = exceeds_caches(diff_src_);
+    DepthwiseGradArgs grad{};
+    grad.grad = &grad_;
+    grad.src = ctx.ptr<std::byte>(src_);
+    grad.diff_dst = data.src;
+    grad.diff_weights = phases() > 1 ? partial + split_.position(shard) * weight_count() : diff_weights;
+    grad.scratch = data.scratch;
+    const DepthwiseGradShard part = split_.shard(shard);
+    for (int64_t n = part.n0; n < part.n1; ++n) {
+      for (int64_t y = part.row0; y < part.row1; y += rows_at_once_) {
+        const int64_t end = std::min(part.row1, y + rows_at_once_);
+        const int64_t first = std::min(y * grad_.stride, grad_.h);
+        const int64_t last = end == grad_.out_h ? grad_.h : std::min(end * grad_.stride, grad_.h);
+        if (first < last) run_pass(data, {n, first, last, part.c0, part.c1});
+        grad_depthwise(grad, {n, n + 1, y, end, part.c0, part.c1});
+        grad.accumulate = true;
+      }
+    }
+  }
+
+ private:
+  int64_t weight_count() const { return grad_.kh * grad_.kw * grad_.c; }
+  const plan::Tensor *src_, *diff_dst_, *weights_, *diff_src_, *diff_weights_;
+  std::string name_;
+  DepthwisePass pass_;
+  DepthwiseGrad grad_;
+  GradSplit split_;
+  double flops_;
+  int64_t rows_at_once_;
+};
+
 // ---- what an op means -------------------------------------------------------------------------------------------
 
 // The forward convolution that an op belongs to. The five attributes stand at the same places in all four ops.
@@ -342,6 +456,11 @@ DepthwisePass backward_pass(const Conv& conv) {
   return pass;
 }
 
+DepthwiseGrad weights_grad(const Conv& conv) {
+  return {conv.src->n(), conv.src->h(), conv.src->w(), conv.dst->h(), conv.dst->w(), conv.src->c(),
+          conv.kh(),     conv.kw(),     conv.stride,   conv.pad_t,    conv.pad_l,    conv.bf16()};
+}
+
 }  // namespace
 
 StatusOr<KernelPtr> make_depthwise_conv2d(const plan::Op& op) {
@@ -354,6 +473,32 @@ StatusOr<KernelPtr> make_depthwise_conv2d(const plan::Op& op) {
   kernel->src = c.src;
   kernel->weights = c.weights;
   kernel->dst = c.dst;
+  return KernelPtr(std::move(kernel));
+}
+
+StatusOr<KernelPtr> make_depthwise_conv2d_stats(const plan::Op& op) {
+  using namespace op::depthwise_conv2d_stats;
+  auto conv = read_conv(op, op.in(in_src), op.out(out_dst), op.in(in_weights));
+  if (!conv.ok()) return conv.status();
+  const Conv& c = conv.value();
+  const DepthwisePass pass = forward_pass(c);
+  OpCheck check(op);
+  check.f32(op.out(out_mean), {pass.c}, "mean").f32(op.out(out_inv_std), {pass.c}, "inv_std");
+  check.f32(op.upd(upd_running_mean), {pass.c}, "running_mean").f32(op.upd(upd_running_var), {pass.c}, "running_var");
+  check.that(op.attr(attr_eps) > 0, "eps must be positive");
+  check.that(pass.has_tiles() && pass.c >= kDepthwiseLanes, "statistics need 3x3 or 5x5, stride 1 or 2, 16 channels");
+  if (!check.ok()) return check.status();
+  auto kernel = std::make_unique<DepthwiseConv>(
+      variant_name("dwconv_fwd_stats", c.kh(), c.kw(), c.stride, c.src->dtype), pass, c.flops());
+  kernel->src = c.src;
+  kernel->weights = c.weights;
+  kernel->dst = c.dst;
+  kernel->mean = op.out(out_mean);
+  kernel->inv_std = op.out(out_inv_std);
+  kernel->running_mean = op.upd(upd_running_mean);
+  kernel->running_var = op.upd(upd_running_var);
+  kernel->eps = op.attr(attr_eps);
+  kernel->momentum = op.attr(attr_momentum);
   return KernelPtr(std::move(kernel));
 }
 
@@ -396,9 +541,19 @@ StatusOr<KernelPtr> make_depthwise_conv2d_bwd_weights(const plan::Op& op) {
   auto conv = read_conv(op, op.in(in_src), op.in(in_diff_dst), op.out(out_diff_weights));
   if (!conv.ok()) return conv.status();
   const Conv& c = conv.value();
-  const DepthwiseGrad grad{c.src->n(), c.src->h(), c.src->w(), c.dst->h(), c.dst->w(), c.src->c(),
-                           c.kh(),     c.kw(),     c.stride,   c.pad_t,    c.pad_l,    c.bf16()};
-  return KernelPtr(std::make_unique<DepthwiseBwdWeights>(op, grad, c.flops()));
+  return KernelPtr(std::make_unique<DepthwiseBwdWeights>(op, weights_grad(c), c.flops()));
+}
+
+StatusOr<KernelPtr> make_depthwise_conv2d_bwd(const plan::Op& op) {
+  using namespace op::depthwise_conv2d_bwd;
+  auto conv = read_conv(op, op.in(in_src), op.in(in_diff_dst), op.out(out_diff_weights));
+  if (!conv.ok()) return conv.status();
+  const Conv& c = conv.value();
+  OpCheck check(op);
+  check.like(op.out(out_diff_src), c.src, "diff_src");
+  check.f32(op.in(in_weights), {c.kh(), c.kw(), c.src->c()}, "weights");
+  if (!check.ok()) return check.status();
+  return KernelPtr(std::make_unique<DepthwiseBwd>(op, backward_pass(c), weights_grad(c), 2 * c.flops()));
 }
 
 }  // namespace effnet::cpu

@@ -43,6 +43,13 @@ struct DepthwiseShard {
   int64_t image, row0, row1, c0, c1;
 };
 
+// Where a source that is not a whole tensor lies: one image's rows from first_row on, a pixel being `channels` values,
+// the first of them of channel first_channel.
+struct DepthwiseBand {
+  bool used;
+  int64_t first_row, first_channel, channels;
+};
+
 struct DepthwiseConvArgs {
   const DepthwisePass* pass;
   const void* src;
@@ -52,10 +59,15 @@ struct DepthwiseConvArgs {
   void* dst;
   float* pooled;  // [C] or nullptr: receives pool_scale * sum of the stored values of the shard's rows
   float pool_scale;
+  double*
+      stats;  // nullptr, or [2][C] (tiles only): mean and squared deviations of the stored values of the shard's rows
   float* scratch;
+  DepthwiseBand band;  // of src; tiles only
+  bool stream;         // dst is larger than the caches: write past them where that is possible (tiles only)
 };
 void conv_depthwise(const DepthwiseConvArgs& args, const DepthwiseShard& shard);
-// The same for passes that has_tiles(), where the shard has a whole vector of channels.
+// The same for passes that has_tiles(), where the shard has a whole vector of channels. With `stats` there is no
+// activation.
 void conv_depthwise_tiles(const DepthwiseConvArgs& args, const DepthwiseShard& shard);
 
 // Sums of `count` rows [C] that lie `stride` floats apart, in order, times `scale`.
@@ -83,6 +95,7 @@ struct DepthwiseGradArgs {
   const void* src;
   const void* diff_dst;
   float* diff_weights;  // [kh, kw, C]: the shard's own sums, channels [c0, c1) are written
+  bool accumulate;      // or added to
   float* scratch;
 };
 void grad_depthwise(const DepthwiseGradArgs& args, const DepthwiseGradShard& shard);

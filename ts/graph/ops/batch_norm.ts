@@ -14,7 +14,7 @@ import {
   show,
   spec,
 } from './check.js'
-import type { Attrs, OpDef, RefTensor } from './def.js'
+import type { Attrs, InferHints, OpDef, RefContext, RefTensor } from './def.js'
 
 export interface BatchStats {
   readonly mean: RefTensor
@@ -140,6 +140,25 @@ const expectVector = (port: string, t: Tensor, shape: Shape): void => {
   if (t.shape.join() !== shape.join() || t.dtype !== 'f32') fail(`${port} ${show(t)} must be f32[${shape.join(', ')}]`)
 }
 
+/** The buffers that hold running averages of shape [C]. */
+export function expectRunning(shape: Shape, hints: InferHints): void {
+  if (!hints.updates) return
+  const [mean, variance] = hints.updates
+  if (hints.updates.length !== 2) fail(`updates running_mean and running_var, not ${hints.updates.length} tensors`)
+  expectVector('running_mean', mean!, shape)
+  expectVector('running_var', variance!, shape)
+}
+
+/** mean and inv_std of src; tracks them in `ctx.updates`. */
+export function bnStatsReference(src: RefTensor, attrs: Attrs, ctx: RefContext): [RefTensor, RefTensor] {
+  const { mean, variance, count } = batchStats(src)
+  const momentum = attr(attrs, 'momentum')
+  const unbiased = count > 1 ? count / (count - 1) : 1
+  track(at(ctx.updates, 0), momentum, (i) => mean.data[i]!)
+  track(at(ctx.updates, 1), momentum, (i) => variance.data[i]! * unbiased)
+  return [mean, invStd(variance, attr(attrs, 'eps'))]
+}
+
 /** Updates running_mean and running_var with the unbiased variance (torch's momentum). */
 export const bnStats: OpDef = {
   name: 'bn_stats',
@@ -147,24 +166,12 @@ export const bnStats: OpDef = {
     const src = at(inputs, 0)
     expectImages('src', src)
     const shape = [src.shape[3]!]
-    if (hints.updates) {
-      const [mean, variance] = hints.updates
-      if (hints.updates.length !== 2) fail(`updates running_mean and running_var, not ${hints.updates.length} tensors`)
-      expectVector('running_mean', mean!, shape)
-      expectVector('running_var', variance!, shape)
-    }
+    expectRunning(shape, hints)
     return [spec(shape, 'f32'), spec(shape, 'f32')]
   },
   // Its part of the gradient is in bn_bwd_apply with batch_stats = 1.
   grad: () => [null],
-  reference(inputs, attrs, _outputs, ctx) {
-    const { mean, variance, count } = batchStats(at(inputs, 0))
-    const momentum = attr(attrs, 'momentum')
-    const unbiased = count > 1 ? count / (count - 1) : 1
-    track(at(ctx.updates, 0), momentum, (i) => mean.data[i]!)
-    track(at(ctx.updates, 1), momentum, (i) => variance.data[i]! * unbiased)
-    return [mean, invStd(variance, attr(attrs, 'eps'))]
-  },
+  reference: (inputs, attrs, _outputs, ctx) => bnStatsReference(at(inputs, 0), attrs, ctx),
 }
 
 export const bnInvStd: OpDef = {

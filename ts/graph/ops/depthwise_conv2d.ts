@@ -1,5 +1,6 @@
 /** Depthwise convolution: src [N, H, W, C], weights HWC [kh, kw, C], dst [N, H', W', C]. */
 import { elements, type Shape } from '../types.js'
+import { bnStatsReference, expectRunning } from './batch_norm.js'
 import { at, expectImages, expectType, fail, hintedShape, refTensor, show, spec } from './check.js'
 import { convAttrs, firstTap, lastTap, windowOf } from './conv_geometry.js'
 import type { Attrs, OpDef, RefTensor } from './def.js'
@@ -124,4 +125,67 @@ export const depthwiseConv2dBwdWeights: OpDef = {
     depthwiseBwdWeightsReference(at(inputs, 0), at(inputs, 1), attrs, at(outputs, 0).shape),
   ],
   flops: (node) => depthwiseFlops(at(node.inputs, 1).shape, at(node.outputs, 0).shape),
+}
+
+/**
+ * From this width of dst on both gradients are made in one pass: diff_dst does not stay in the caches from one pass to the next
+ * there. Narrower images do, and the two passes are each cut as suits them.
+ */
+const ONE_PASS_WIDTH = 40
+
+/** With statistics of dst: depthwise_conv2d and bn_stats in one. Statistics are of the stored values. */
+export const depthwiseConv2dStats: OpDef = {
+  name: 'depthwise_conv2d_stats',
+  infer(inputs, attrs, hints) {
+    const [src, weights] = [at(inputs, 0), at(inputs, 1)]
+    expectImages('src', src)
+    expectType('weights', weights, 'f32')
+    const dst = depthwiseShape(src.shape, weights.shape, attrs)
+    const channels = [dst[3]!]
+    expectRunning(channels, hints)
+    return [spec(dst, src.dtype), spec(channels, 'f32'), spec(channels, 'f32')]
+  },
+  // The part of the statistics is in the gradient of what they normalise, as with bn_stats.
+  grad(ctx) {
+    const [src, weights] = [at(ctx.node.inputs, 0), at(ctx.node.inputs, 1)]
+    const inOnePass = at(ctx.node.outputs, 0).shape[2]! >= ONE_PASS_WIDTH
+    if (!inOnePass || !ctx.wants(0) || !ctx.wants(1)) return depthwiseConv2d.grad!(ctx)
+    const diff_dst = at(ctx.diffOutputs, 0)
+    const { diff_src, diff_weights } = ctx.emit(
+      'depthwise_conv2d_bwd',
+      'bwd',
+      { src, diff_dst, weights },
+      convAttrs(ctx.node.attrs),
+      {
+        into: { diff_weights: ctx.target(1) },
+      },
+    )
+    return [diff_src!, diff_weights!]
+  },
+  reference(inputs, attrs, outputs, ctx) {
+    const exact = depthwiseReference(at(inputs, 0), at(inputs, 1), attrs)
+    const dst = ctx.round(exact, at(outputs, 0).dtype)
+    return [dst, ...bnStatsReference(dst, attrs, ctx)]
+  },
+  flops: (node) => depthwiseFlops(at(node.outputs, 0).shape, at(node.inputs, 1).shape),
+}
+
+/** Both gradients, diff_dst read once. */
+export const depthwiseConv2dBwd: OpDef = {
+  name: 'depthwise_conv2d_bwd',
+  infer(inputs, attrs) {
+    const [src, diffDst, weights] = [at(inputs, 0), at(inputs, 1), at(inputs, 2)]
+    expectImages('src', src)
+    expectType('weights', weights, 'f32')
+    expectType('diff_dst', diffDst, src.dtype)
+    const dst = depthwiseShape(src.shape, weights.shape, attrs)
+    if (dst.join() !== diffDst.shape.join())
+      fail(`diff_dst ${show(diffDst)} is not [${dst.join(', ')}], which src ${show(src)} needs`)
+    return [spec(src.shape, src.dtype), spec(weights.shape, 'f32')]
+  },
+  reference: (inputs, attrs, outputs) => [
+    depthwiseBwdDataReference(at(inputs, 1), at(inputs, 2), attrs, at(outputs, 0).shape),
+    depthwiseBwdWeightsReference(at(inputs, 0), at(inputs, 1), attrs, at(outputs, 1).shape),
+  ],
+  flops: (node) => 2 * depthwiseFlops(at(node.inputs, 1).shape, at(node.inputs, 2).shape),
 }

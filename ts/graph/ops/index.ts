@@ -9,7 +9,13 @@ import { channelScale, channelScaleBwdGate } from './channel_scale.js'
 import { conv2dBiasAct, depthwiseConv2dBiasAct } from './conv_bias_act.js'
 import { conv2d, conv2dBwdData, conv2dBwdWeights } from './conv2d.js'
 import type { OpDef } from './def.js'
-import { depthwiseConv2d, depthwiseConv2dBwdData, depthwiseConv2dBwdWeights } from './depthwise_conv2d.js'
+import {
+  depthwiseConv2d,
+  depthwiseConv2dBwd,
+  depthwiseConv2dBwdData,
+  depthwiseConv2dBwdWeights,
+  depthwiseConv2dStats,
+} from './depthwise_conv2d.js'
 import { dropout, dropPath } from './drop.js'
 import { foldBnOp } from './fold_bn.js'
 import { globalAvgPool, globalAvgPoolBwd } from './global_avg_pool.js'
@@ -32,6 +38,8 @@ const DEFS: ReadonlyMap<OpName, OpDef> = new Map(
     depthwiseConv2dBwdData,
     depthwiseConv2dBwdWeights,
     depthwiseConv2dBiasAct,
+    depthwiseConv2dStats,
+    depthwiseConv2dBwd,
     bnStats,
     bnInvStd,
     bnApply,
