@@ -225,4 +225,9 @@ enum In : int { in_src = 0, in_diff_dst = 1, in_weights = 2 };
 enum Out : int { out_diff_src = 0, out_diff_weights = 1 };
 enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4 };
 }
+namespace expand_depthwise_bias_act {
+enum In : int { in_src = 0, in_weights = 1, in_bias = 2, in_depthwise_weights = 3, in_depthwise_bias = 4 };
+enum Out : int { out_dst = 0, out_pooled = 1 };
+enum Attr : int { attr_expand_act = 0, attr_stride = 1, attr_pad_t = 2, attr_pad_l = 3, attr_pad_b = 4, attr_pad_r = 5, attr_act = 6 };
+}
 }  // namespace effnet::op

@@ -184,6 +184,22 @@ void check_depthwise(Checker& c, const Op& op) {
   }
 }
 
+void check_expand_depthwise(Checker& c, const Op& op) {
+  using namespace op::expand_depthwise_bias_act;
+  const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
+  const Tensor* taps = op.in(in_depthwise_weights);
+  // The tensor between the two convolutions has the pixels of src and the channels of dst.
+  Tensor wide = *src;
+  wide.dims[3] = dst->dims[3];
+  c.convolution(&wide, dst, taps->dims[0], taps->dims[1], attr_stride);
+  c.depthwise_weights(taps, &wide, dst);
+  c.shape(weights, {dst->dims[3], 1, 1, src->dims[3]});
+  c.channels(dst, {op.in(in_bias), op.in(in_depthwise_bias)});
+  c.per_image(dst, op.out(out_pooled));
+  c.act(attr_expand_act);
+  c.act(attr_act);
+}
+
 void check_batch_norm(Checker& c, const Op& op) {
   switch (op.id) {
     case OpId::bn_stats: {
@@ -522,6 +538,9 @@ Status check_shapes(const Op& op) {
     case OpId::depthwise_conv2d_stats:
     case OpId::depthwise_conv2d_bwd:
       check_depthwise(checker, op);
+      break;
+    case OpId::expand_depthwise_bias_act:
+      check_expand_depthwise(checker, op);
       break;
     case OpId::bn_stats:
     case OpId::bn_inv_std:

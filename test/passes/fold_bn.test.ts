@@ -21,11 +21,30 @@ describe('folded inference equals unfolded inference', () => {
     expectEqual(before, foldBn(before, TARGET), networkValues(before, 3), 1e-11)
   })
 
+  it.each(['efficientnet_b0', 'efficientnetv2_b0'])('%s with every expansion joined to its depthwise convolution', (name) => {
+    const before = evaluation(name, 40)
+    const joined = foldBn(before, TARGET, 0)
+    const { blocks } = networkOf(getModelConfig(name))
+    const inverted = blocks.filter(({ layers: [first, second] }) => {
+      return first?.type === 'conv' && !first.depthwise && second?.type === 'conv' && second.depthwise
+    })
+    expect(joined.nodes.filter((n) => n.op === 'expand_depthwise_bias_act')).toHaveLength(inverted.length)
+    expectEqual(before, joined, networkValues(before, 3), 1e-11)
+  })
+
   it('on random graphs', () => {
     for (let seed = 1; seed <= 150; seed++) {
       const before = randomGraph(seed, 'eval')
       expectEqual(before, eliminateDead(foldBn(before, TARGET)), valuesFor(before))
+      expectEqual(before, eliminateDead(foldBn(before, TARGET, 0)), valuesFor(before))
     }
+  })
+})
+
+describe('joined expansions', () => {
+  it('are those whose tensor is larger than a cache: of efficientnet_b0 at 224 px the first three', () => {
+    const joined = foldBn(evaluation('efficientnet_b0', 224), TARGET).nodes.filter((n) => n.op === 'expand_depthwise_bias_act')
+    expect(joined.map((n) => n.name)).toEqual(['blocks.1.0.conv_dw', 'blocks.1.1.conv_dw', 'blocks.2.0.conv_dw'])
   })
 })
 

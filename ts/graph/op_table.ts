@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0xd52f435d
+export const OP_TABLE_HASH = 0xe04bfe94
 
 export const OP_NAMES = [
   'input_normalize',
@@ -68,6 +68,7 @@ export const OP_NAMES = [
   'bn_act_bwd_merge',
   'depthwise_conv2d_stats',
   'depthwise_conv2d_bwd',
+  'expand_depthwise_bias_act',
 ] as const
 
 export type OpName = (typeof OP_NAMES)[number]
@@ -544,5 +545,15 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
     fused: true,
     imageWise: false,
+  },
+  expand_depthwise_bias_act: {
+    id: 48,
+    name: 'expand_depthwise_bias_act',
+    inputs: [port('src'), port('weights'), port('bias'), port('depthwise_weights'), port('depthwise_bias')],
+    outputs: [port('dst'), port('pooled', true)],
+    updates: [],
+    attrs: ['expand_act', 'stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act'],
+    fused: true,
+    imageWise: true,
   },
 }

@@ -3,11 +3,15 @@ import type { Graph } from '../graph/graph.js'
 import { applyPatterns, type Target } from './fuse.js'
 import { bnActPattern } from './fuse_patterns/bn_act.js'
 import { convBiasActPattern } from './fuse_patterns/conv_bias_act.js'
+import { expandDepthwisePattern } from './fuse_patterns/expand_depthwise.js'
 import { seGatePattern } from './fuse_patterns/se_gate.js'
 
 /**
  * A new graph in which folded weights are made by prepare nodes (role `prepared`), run when weights changed. A BN that cannot be
- * folded (its convolution has other readers) is fused with its activation instead.
+ * folded (its convolution has other readers) is fused with its activation instead. Expansions whose result is at least
+ * `leastWideBytes` an image are then joined with the depthwise convolution behind them.
  */
-export const foldBn = (graph: Graph, target: Target): Graph =>
-  applyPatterns(graph, [convBiasActPattern, seGatePattern, bnActPattern], target)
+export function foldBn(graph: Graph, target: Target, leastWideBytes?: number): Graph {
+  const folded = applyPatterns(graph, [convBiasActPattern, seGatePattern, bnActPattern], target)
+  return applyPatterns(folded, [expandDepthwisePattern(leastWideBytes)], target)
+}

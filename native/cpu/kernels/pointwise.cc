@@ -74,7 +74,8 @@ void rows_of(const PointwiseArgs& args) {
       const int wide = panel_vectors(vectors, index);
       const int64_t first = 2 * index * static_cast<int64_t>(kLanes);
       const int64_t width = std::min<int64_t>(wide * static_cast<int64_t>(kLanes), w.channels - first);
-      T* dst = static_cast<T*>(args.dst) + row * w.channels + first;
+      const int64_t at = row * args.dst_row + first - 2 * args.panel_begin * static_cast<int64_t>(kLanes);
+      T* dst = static_cast<T*>(args.dst) + at;
       const bool direct = plain && width == wide * static_cast<int64_t>(kLanes);
       TileArgs tile{reinterpret_cast<const std::byte*>(src),
                     w.terms * static_cast<int64_t>(sizeof(T)),
@@ -83,14 +84,14 @@ void rows_of(const PointwiseArgs& args) {
                     wide * static_cast<int64_t>(kLanes) * 4,
                     steps,
                     direct ? reinterpret_cast<float*>(dst) : sums,
-                    direct ? w.channels : wide * static_cast<int64_t>(kLanes),
+                    direct ? args.dst_row : wide * static_cast<int64_t>(kLanes),
                     false};
       gemm_column<Word>(tile, rows, wide);
       if (direct) continue;
       const float* bias = args.bias ? args.bias + first : nullptr;
-      const T* residual = args.residual ? static_cast<const T*>(args.residual) + row * w.channels + first : nullptr;
+      const T* residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;
       with_act(args.act, [&](auto act) HWY_ATTR {
-        finish_rows<decltype(act)::value>(sums, tile.out_row, bias, residual, dst, w.channels, rows, width);
+        finish_rows<decltype(act)::value>(sums, tile.out_row, bias, residual, dst, args.dst_row, rows, width);
       });
     }
   }
@@ -146,10 +147,18 @@ void PointwiseWeights::pack(const float* weights, bool transposed, void* packed)
   }
 }
 
+int64_t PointwiseWeights::first_channel(int64_t panel) const {
+  return panel == panels() ? channels : 2 * panel * EFF_DISPATCH(lane_count)();
+}
+
 bool has_pointwise(plan::DType dtype, int64_t terms) {
   if (dtype == plan::DType::f32) return true;
+  return dtype == plan::DType::bf16 && terms % 2 == 0 && kHasBf16Convert && EFF_DISPATCH(lane_count)() == 16;
+}
+
+bool prefer_pointwise(plan::DType dtype, int64_t terms) {
   static const bool amx = cpu_info().amx_bf16;
-  return dtype == plan::DType::bf16 && terms % 2 == 0 && kHasBf16Convert && EFF_DISPATCH(lane_count)() == 16 && !amx;
+  return has_pointwise(dtype, terms) && !(amx && dtype == plan::DType::bf16);
 }
 
 size_t pointwise_scratch_bytes(const PointwiseWeights& weights, bool gated) {

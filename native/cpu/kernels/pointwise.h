@@ -17,22 +17,25 @@ struct PointwiseWeights {
   int64_t terms, channels;  // length of the sums; columns of the result
   size_t bytes() const;
   int64_t panels() const;
+  int64_t first_channel(int64_t panel) const;  // of panels(): the number of channels
   // From FP32 in rows: weights[channel][term], or weights[term][channel] when `transposed`.
   void pack(const float* weights, bool transposed, void* packed) const;
 };
 
-// Whether there is code for this type on this CPU that is the best one: bf16 needs AVX512_BF16 and an even number of
-// terms, and is left to oneDNN where there is AMX.
+// Whether there is code for this type on this CPU: bf16 needs AVX512_BF16 and an even number of terms.
 bool has_pointwise(plan::DType dtype, int64_t terms);
+// Whether it is the best there is: oneDNN has AMX for bf16.
+bool prefer_pointwise(plan::DType dtype, int64_t terms);
 
 struct PointwiseArgs {
   PointwiseWeights weights;
   const void* packed;
-  const void* src;       // [rows][terms]
-  void* dst;             // [rows][channels]
+  const void* src;  // [rows][terms]
+  void* dst;        // rows of dst_row elements, the first channel of panel_begin first
+  int64_t dst_row;
   const float* bias;     // [channels] or null
   const float* gate;     // [images][terms] or null: src is multiplied by it (and rounded to its type)
-  const void* residual;  // [rows][channels] or null: added after the activation
+  const void* residual;  // like dst, or null: added after the activation
   plan::Act act;
   int64_t image_rows;  // rows of an image, for the gate
   int64_t row_begin, row_end, panel_begin, panel_end;
@@ -40,7 +43,7 @@ struct PointwiseArgs {
 };
 
 size_t pointwise_scratch_bytes(const PointwiseWeights& weights, bool gated);
-// Rows that are computed together; splits should be multiples of it.
+// Rows that are computed together: row_begin of a split should be a multiple of it.
 int64_t pointwise_row_block();
 void pointwise_rows(const PointwiseArgs& args);
 

@@ -73,16 +73,19 @@ class PointwiseConv final : public Kernel {
     args.weights = weights_;
     args.packed = packed_.data();
     args.src = ctx.ptr<std::byte>(operands_.src);
-    args.dst = ctx.ptr<std::byte>(operands_.dst);
     args.bias = ctx.ptr<float>(operands_.bias);
     args.gate = ctx.ptr<float>(operands_.gate);
-    args.residual = ctx.ptr<std::byte>(operands_.residual);
     args.act = operands_.act;
     args.image_rows = image_rows_;
     args.row_begin = part_begin(blocks, row_parts_, row_part) * block;
     args.row_end = std::min(part_begin(blocks, row_parts_, row_part + 1) * block, rows_);
     args.panel_begin = part_begin(weights_.panels(), column_parts_, column_part);
     args.panel_end = part_begin(weights_.panels(), column_parts_, column_part + 1);
+    const size_t first =
+        static_cast<size_t>(weights_.first_channel(args.panel_begin)) * plan::dtype_bytes(weights_.dtype);
+    args.dst = ctx.ptr<std::byte>(operands_.dst) + first;
+    args.dst_row = weights_.channels;
+    if (operands_.residual) args.residual = ctx.ptr<std::byte>(operands_.residual) + first;
     args.scratch = ctx.worker_scratch;
     pointwise_rows(args);
   }

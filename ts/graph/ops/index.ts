@@ -17,6 +17,7 @@ import {
   depthwiseConv2dStats,
 } from './depthwise_conv2d.js'
 import { dropout, dropPath } from './drop.js'
+import { expandDepthwiseBiasAct } from './expand_depthwise.js'
 import { foldBnOp } from './fold_bn.js'
 import { globalAvgPool, globalAvgPoolBwd } from './global_avg_pool.js'
 import { cast, fill, inputNormalize } from './input.js'
@@ -38,6 +39,7 @@ const DEFS: ReadonlyMap<OpName, OpDef> = new Map(
     depthwiseConv2dBwdData,
     depthwiseConv2dBwdWeights,
     depthwiseConv2dBiasAct,
+    expandDepthwiseBiasAct,
     depthwiseConv2dStats,
     depthwiseConv2dBwd,
     bnStats,
