@@ -69,7 +69,7 @@ export interface NonFinite {
 export interface StepInput {
   /** Either a batch of a loader... */
   batch?: BatchHandle
-  /** ...or the bytes of the plan's input arena (copied before the call returns). */
+  /** ...or the bytes of the plan's input arena, which must not change until the call has settled. */
   bytes?: Uint8Array
 }
 
@@ -189,15 +189,19 @@ export interface NativeBinding {
   closePool(pool: PoolHandle): void
 
   createMemory(arenaBytes: readonly number[]): MemoryHandle
-  /** Grows an arena to `bytes` if it is smaller, keeping its contents; fails with EFF_CLOSED while a step runs. */
-  ensureArena(memory: MemoryHandle, arena: number, bytes: number): void
+  /**
+   * Grows an arena to `bytes` if it is smaller, keeping its contents (but not the activations'). This, `copyArena` and `swapArenas`
+   * work off the event loop, after the snapshots of a save; a step that is asked for meanwhile waits.
+   * @throws EFF_CLOSED while a step runs, EFF_OOM
+   */
+  ensureArena(memory: MemoryHandle, arena: number, bytes: number): Promise<void>
   /** Copies between JS and an arena; small ranges only (a step must not be running). */
   readArena(memory: MemoryHandle, arena: number, offset: number, into: Uint8Array): void
   writeArena(memory: MemoryHandle, arena: number, offset: number, bytes: Uint8Array): void
   /** Copies one arena onto another of the same size, or fills with zeros when `from` is -1. */
-  copyArena(memory: MemoryHandle, from: number, to: number): void
+  copyArena(memory: MemoryHandle, from: number, to: number): Promise<void>
   /** Exchanges two arenas of the same size (evaluation with the moving average). */
-  swapArenas(memory: MemoryHandle, a: number, b: number): void
+  swapArenas(memory: MemoryHandle, a: number, b: number): Promise<void>
   closeMemory(memory: MemoryHandle): void
 
   /** The native verifier alone: allocates nothing, binds nothing (the null backend). */

@@ -85,8 +85,6 @@ StatusOr<std::shared_ptr<Memory>> Memory::create(const uint64_t (&arena_bytes)[p
 Status Memory::ensure(plan::Arena a, uint64_t bytes) {
   Block& block = blocks_[static_cast<int>(a)];
   if (bytes <= block.bytes()) return ok_status();
-  if (busy.load()) return error(Code::closed, "arenas cannot grow while a step runs");
-  wait_unpinned();
   const uint64_t before = block.bytes();
   if (a == plan::Arena::activations) block = Block();  // freed first, so that the peak is not the sum
   auto grown = Block::allocate(bytes, Block::Kind::arena);
@@ -102,8 +100,6 @@ Status Memory::ensure(plan::Arena a, uint64_t bytes) {
 }
 
 Status Memory::clear(plan::Arena a) {
-  if (busy.load()) return error(Code::closed, "arenas cannot be cleared while a step runs");
-  wait_unpinned();
   Block& block = blocks_[static_cast<int>(a)];
   auto fresh = Block::allocate(block.bytes(), Block::Kind::arena);
   if (fresh.ok())
@@ -113,9 +109,15 @@ Status Memory::clear(plan::Arena a) {
   return ok_status();
 }
 
+Status Memory::copy(plan::Arena from, plan::Arena to) {
+  if (bytes(from) != bytes(to))
+    return error(Code::invalid_argument, "arenas %d and %d differ in size", static_cast<int>(from),
+                 static_cast<int>(to));
+  if (bytes(to)) std::memcpy(arena(to), arena(from), bytes(to));
+  return ok_status();
+}
+
 Status Memory::swap(plan::Arena a, plan::Arena b) {
-  if (busy.load()) return error(Code::closed, "arenas cannot be exchanged while a step runs");
-  wait_unpinned();
   if (bytes(a) != bytes(b))
     return error(Code::invalid_argument, "arenas %d and %d differ in size", static_cast<int>(a), static_cast<int>(b));
   std::swap(blocks_[static_cast<int>(a)], blocks_[static_cast<int>(b)]);

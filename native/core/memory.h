@@ -53,10 +53,13 @@ class Memory {
   std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
   uint64_t bytes(plan::Arena a) const { return blocks_[static_cast<int>(a)].bytes(); }
   // Grows an arena to `bytes` if it is smaller, keeping its contents (new bytes are zero). Activations are undefined
-  // between steps and not copied. Code::closed while a step runs; Code::oom leaves the arena as large as it was.
+  // between steps and not copied. Code::oom leaves the arena as large as it was.
+  // This and what follows changes arenas: only between begin_load() and end_load(), after wait_snapshots().
   Status ensure(plan::Arena a, uint64_t bytes);
   // Fills an arena with zeros, by fresh pages where it is large: those cost nothing until a step touches them.
   Status clear(plan::Arena a);
+  // Copies one arena onto another of the same size.
+  Status copy(plan::Arena from, plan::Arena to);
   // Exchanges two arenas of the same size.
   Status swap(plan::Arena a, plan::Arena b);
 

@@ -240,6 +240,7 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   gather_arenas(input, arenas);
   std::atomic<int> failure{0};
   std::atomic<bool> unsound{false};
+  bool updating = false;
   const ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure, &unsound};
 
   // A training step changes the weights that its kernels packed.
@@ -254,6 +255,11 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
     if (op.is_prepare() || (region.has(i) && i != region.first)) continue;
     // All groups of parameters are updated before it is said that one is not finite; the average is left alone.
     if (unsound && op.id == plan::OpId::ema_update) break;
+    if (!updating && updates_parameters(op.id)) {
+      updating = true;
+      unsound = !statistics_sound(arenas);
+      if (unsound) break;
+    }
     EFF_RETURN_IF_ERROR(region.has(i) ? run_region(base) : run_checked(bound_[i], base));
     if (updates_weights_ && !may_go_on(op, base)) break;
   }

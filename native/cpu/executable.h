@@ -70,6 +70,8 @@ class Executable {
   Status check_arenas() const;
   void gather_arenas(const std::byte* input, std::byte** arenas) const;
   const plan::Tensor* bad_weights(std::byte* const* arenas, const plan::Op** reader) const;
+  // Whether the running statistics are finite: a few tens of thousands of numbers.
+  bool statistics_sound(std::byte* const* arenas) const;
   Status bind_ops();
   // An op with its shards on all threads.
   void run(Bound& bound, const ExecContext& base);

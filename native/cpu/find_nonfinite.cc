@@ -11,12 +11,13 @@ namespace {
 // All bits of the exponent set: NaN or infinity.
 template <class Bits, Bits kExponent>
 bool all_finite(const std::byte* data, uint64_t bytes) {
+  Bits found = 0;
   for (uint64_t i = 0; i + sizeof(Bits) <= bytes; i += sizeof(Bits)) {
     Bits bits;
     std::memcpy(&bits, data + i, sizeof bits);
-    if ((bits & kExponent) == kExponent) return false;
+    found |= (bits & kExponent) == kExponent;
   }
-  return true;
+  return !found;
 }
 
 bool all_finite(const plan::Tensor& tensor, const std::byte* data) {
@@ -57,6 +58,15 @@ const plan::Tensor* Executable::bad_weights(std::byte* const* arenas, const plan
   return nullptr;
 }
 
+bool Executable::statistics_sound(std::byte* const* arenas) const {
+  for (const Bound& bound : bound_) {
+    if (updates_parameters(bound.op->id)) continue;
+    for (const plan::Tensor* t : bound.op->updates)
+      if (t && !all_finite(*t, arenas[static_cast<int>(t->arena)] + t->offset)) return false;
+  }
+  return true;
+}
+
 StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* input, const StepScalars& scalars) {
   memory_->wait_unpinned();
   EFF_RETURN_IF_ERROR(check_arenas());
@@ -65,8 +75,9 @@ StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* i
   std::atomic<int> failure{0};
   ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure};
   const auto first_bad = [&](const Bound& bound) -> const plan::Tensor* {
-    for (const plan::Tensor* t : bound.op->outputs)
-      if (t && !all_finite(*t, base.ptr<std::byte>(t))) return t;
+    for (const auto* list : {&bound.op->outputs, &bound.op->updates})
+      for (const plan::Tensor* t : *list)
+        if (t && !all_finite(*t, base.ptr<std::byte>(t))) return t;
     return nullptr;
   };
 

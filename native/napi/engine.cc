@@ -6,6 +6,7 @@
 #include "cpu/cpu_info.h"
 #include "cpu/kernels/dispatch.h"
 #include "cpu/onednn/adapter.h"
+#include "io/task_pool.h"
 #include "cpu/probe.h"
 #include "napi/handles.h"
 
@@ -123,17 +124,6 @@ Napi::Value create_memory(const Napi::CallbackInfo& info) {
   return make_handle(env, std::move(handle));
 }
 
-void ensure_arena(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  const auto memory = open_memory(info, 0);
-  const auto arena =
-      static_cast<plan::Arena>(get_number(env, info[1], "arena", 0, static_cast<int>(plan::Arena::activations)));
-  check(env, memory->ensure(arena, static_cast<uint64_t>(get_number(env, info[2], "bytes", 0, 4e12))));
-  uint64_t total = 0;
-  for (int i = 0; i < plan::kArenaCount; ++i) total += memory->bytes(static_cast<plan::Arena>(i));
-  get_handle<MemoryHandle>(info, 0)->accounted.set(total);
-}
-
 void read_arena(const Napi::CallbackInfo& info) {
   const auto memory = open_memory(info, 0);
   require_idle(info.Env(), *memory);
@@ -150,30 +140,49 @@ void write_arena(const Napi::CallbackInfo& info) {
   if (from.size) std::memcpy(into, from.data, from.size);
 }
 
-void copy_arena(const Napi::CallbackInfo& info) {
+// Runs `work` on the arenas off the event loop: refused while a step runs, after the snapshots in work; a step that is
+// asked for meanwhile waits.
+Napi::Value change_memory(const Napi::CallbackInfo& info, std::function<Status(Memory&)> work) {
   Napi::Env env = info.Env();
   const auto memory = open_memory(info, 0);
-  require_idle(env, *memory);
-  const int last = static_cast<int>(plan::Arena::activations);
-  const int from = static_cast<int>(get_number(env, info[1], "from", -1, last));
-  const auto to = static_cast<plan::Arena>(get_number(env, info[2], "to", 0, last));
-  if (from < 0) {
-    check(env, memory->clear(to));
-    return;
-  }
-  const auto source = static_cast<plan::Arena>(from);
-  if (memory->bytes(source) != memory->bytes(to))
-    throw_status(env, error(Code::invalid_argument, "arenas %d and %d differ in size", from, static_cast<int>(to)));
-  std::memcpy(memory->arena(to), memory->arena(source), memory->bytes(to));
+  if (!memory->begin_load()) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
+  const Completion completion = Completion::create(env);
+  const std::weak_ptr<MemoryHandle> handle = get_handle<MemoryHandle>(info, 0);
+  io::run_task([completion, memory, handle, work = std::move(work)] {
+    memory->wait_snapshots();
+    const Status status = caught([&] { return work(*memory); });
+    memory->end_load();
+    uint64_t total = 0;
+    for (int i = 0; i < plan::kArenaCount; ++i) total += memory->bytes(static_cast<plan::Arena>(i));
+    if (!status.ok()) return completion.reject(status);
+    completion.resolve([handle, total](Napi::Env e) {
+      if (const auto open = handle.lock(); open && open->memory) open->accounted.set(total);
+      return e.Undefined();
+    });
+  });
+  return completion.promise();
 }
 
-void swap_arenas(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  const auto memory = open_memory(info, 0);
-  const int last = static_cast<int>(plan::Arena::activations);
-  const auto a = static_cast<plan::Arena>(get_number(env, info[1], "a", 0, last));
-  const auto b = static_cast<plan::Arena>(get_number(env, info[2], "b", 0, last));
-  check(env, memory->swap(a, b));
+plan::Arena get_arena(const Napi::CallbackInfo& info, size_t index, const char* what) {
+  return static_cast<plan::Arena>(
+      get_number(info.Env(), info[index], what, 0, static_cast<int>(plan::Arena::activations)));
+}
+
+Napi::Value ensure_arena(const Napi::CallbackInfo& info) {
+  const plan::Arena arena = get_arena(info, 1, "arena");
+  const auto bytes = static_cast<uint64_t>(get_number(info.Env(), info[2], "bytes", 0, 4e12));
+  return change_memory(info, [=](Memory& memory) { return memory.ensure(arena, bytes); });
+}
+
+Napi::Value copy_arena(const Napi::CallbackInfo& info) {
+  const bool zero = get_number(info.Env(), info[1], "from", -1, static_cast<int>(plan::Arena::activations)) < 0;
+  const plan::Arena from = zero ? plan::Arena::weights : get_arena(info, 1, "from"), to = get_arena(info, 2, "to");
+  return change_memory(info, [=](Memory& memory) { return zero ? memory.clear(to) : memory.copy(from, to); });
+}
+
+Napi::Value swap_arenas(const Napi::CallbackInfo& info) {
+  const plan::Arena a = get_arena(info, 1, "a"), b = get_arena(info, 2, "b");
+  return change_memory(info, [=](Memory& memory) { return memory.swap(a, b); });
 }
 
 void close_memory(const Napi::CallbackInfo& info) {
@@ -293,16 +302,27 @@ cpu::StepScalars get_scalars(Napi::Env env, Napi::Value value) {
 // The input of a step, held until it has run.
 struct StepJob {
   std::shared_ptr<io::Batch> batch;
-  std::vector<std::byte> bytes;
+  // Of JavaScript, which keeps it unchanged until the step has run; its completion keeps it alive.
+  const std::byte* given = nullptr;
+  size_t given_bytes = 0;
+  std::vector<std::byte> aligned;
   std::vector<std::byte> output;
   std::optional<BusyMark> busy;
   cpu::StepScalars scalars;
 
-  const std::byte* data() const { return batch ? batch->data() : bytes.data(); }
+  // On the engine's thread. The plan reads rows at 64-byte aligned offsets; kernels take inputs from 16-byte aligned
+  // blocks, which a view into a larger buffer need not be.
+  const std::byte* data() {
+    if (batch) return batch->data();
+    if (reinterpret_cast<uintptr_t>(given) % 16 == 0) return given;
+    aligned.assign(given, given + given_bytes);
+    return aligned.data();
+  }
 };
 
-// Arguments: executable, input, scalars.
-std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const cpu::Executable& executable) {
+// Arguments: executable, input, scalars. `keep` gets what must outlive the call.
+std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const cpu::Executable& executable,
+                                  std::vector<Napi::Value>& keep) {
   Napi::Env env = info.Env();
   const Napi::Object input = info[1].ToObject();
   const uint64_t needed = executable.plan().arena_bytes(plan::Arena::input);
@@ -313,11 +333,10 @@ std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const cpu::Exe
     job->batch = open_batch(env, batch);
     given = job->batch->bytes();
   } else {
-    const Bytes bytes = get_bytes(env, input.Get("bytes"), "input");
-    given = bytes.size;
-    // The plan reads rows at 64-byte aligned offsets of an aligned block; a vector's data is 16-byte aligned, which
-    // every kernel accepts for inputs.
-    job->bytes.assign(bytes.data, bytes.data + bytes.size);
+    keep.push_back(input.Get("bytes"));
+    const Bytes bytes = get_bytes(env, keep.back(), "input");
+    job->given = bytes.data;
+    given = job->given_bytes = bytes.size;
   }
   if (given < needed)
     throw_status(env, error(Code::invalid_argument, "the input has %zu bytes, the plan reads %llu", given,
@@ -328,10 +347,11 @@ std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const cpu::Exe
 Napi::Value step(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   auto executable = open_executable(info, 0);
-  auto job = step_job(info, *executable);
+  std::vector<Napi::Value> keep;
+  auto job = step_job(info, *executable, keep);
   job->output.resize(executable->plan().arena_bytes(plan::Arena::output));
   job->busy.emplace(executable->memory());
-  const Completion completion = Completion::create(env);
+  const Completion completion = Completion::create(env, keep);
   const bool queued = executable->pool()->submit([completion, executable, job]() mutable {
     const Status status = caught([&] { return executable->step(job->data(), job->scalars, job->output.data()); });
     job->batch.reset();
@@ -354,9 +374,10 @@ Napi::Value step(const Napi::CallbackInfo& info) {
 Napi::Value find_nonfinite(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   auto executable = open_executable(info, 0);
-  auto job = step_job(info, *executable);
+  std::vector<Napi::Value> keep;
+  auto job = step_job(info, *executable, keep);
   job->busy.emplace(executable->memory());
-  const Completion completion = Completion::create(env);
+  const Completion completion = Completion::create(env, keep);
   const bool queued = executable->pool()->submit([completion, executable, job]() mutable {
     auto found = caught([&] { return executable->find_nonfinite(job->data(), job->scalars); });
     job->batch.reset();

@@ -11,10 +11,10 @@ const SIZE = 64 << 20
 const COUNT = 60
 
 /** Bytes of arenas still held after handles were made and forgotten. */
-async function heldAfter(make: () => MemoryHandle): Promise<number> {
+async function heldAfter(make: () => MemoryHandle | Promise<MemoryHandle>): Promise<number> {
   const before = binding().memoryUsage().arenas
   for (let i = 0; i < COUNT; i++) {
-    make()
+    await make()
     // Finalizers run between tasks.
     await sleep(1)
   }
@@ -26,9 +26,9 @@ it('arenas of forgotten handles are collected', async () => {
 })
 
 it('arenas that grew later count too', async () => {
-  const grow = () => {
+  const grow = async () => {
     const memory = binding().createMemory([0])
-    binding().ensureArena(memory, ARENA.activations, SIZE)
+    await binding().ensureArena(memory, ARENA.activations, SIZE)
     return memory
   }
   expect(await heldAfter(grow)).toBeLessThan((COUNT * SIZE) / 2)

@@ -106,6 +106,19 @@ describe('evaluation against the float64 interpreter', () => {
     expect([...result.ranks]).toEqual([-1, -1, -1])
   })
 
+  it('an input that begins at any byte of a buffer is read in place or copied, with the same result', async () => {
+    const s = await session(config('efficientnet_b0'))
+    const plan = await s.evalPlan({ batchSize: BATCH, imageSize: SIZE })
+    const { bytes } = plan.packInput(images(0), labels(0))
+    const whole = await plan.run({ bytes: bytes! })
+    for (const start of [1, 4, 16]) {
+      const view = new Uint8Array(bytes!.length + 64).subarray(start, start + bytes!.length)
+      view.set(bytes!)
+      expect((await plan.run({ bytes: view })).logits).toEqual(whole.logits)
+    }
+    plan.close()
+  })
+
   it('an image gives the same logits whatever stands beside it', async () => {
     const s = await session(config('efficientnet_b0'))
     const many = await s.evalPlan({ batchSize: 4, imageSize: SIZE })
@@ -129,7 +142,7 @@ describe('a training step against the float64 interpreter', () => {
   ] as const)('%s with %s', async (name, optimizer) => {
     const s = await session(config(name))
     const plan = await s.trainPlan(trainOptions(optimizer))
-    s.resetEma()
+    await s.resetEma()
     const before = allWeights(s)
     const result = await plan.step(plan.packInput(images(0), labels(0)), { ...SCALARS, step: 7 })
     const twin = trainProgram(s.config, {
@@ -218,7 +231,7 @@ describe('determinism', () => {
   const train = async (threads: number, more: Partial<TrainPlanOptions> = {}, precision: 'fp32' | 'bf16-mixed' = 'fp32') => {
     const s = await session(config('efficientnet_b0'), precision, threads)
     const plan = await s.trainPlan(trainOptions('adamw', more))
-    s.resetEma()
+    await s.resetEma()
     for (let step = 0; step < 3; step++) {
       await plan.step(plan.packInput(images(step), labels(step)), { ...SCALARS, step, optimizer_step: step + 1 })
     }

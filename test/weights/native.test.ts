@@ -161,7 +161,7 @@ describe('saving', () => {
     const config = { ...small(getModelConfig('efficientnet_lite0')), numClasses: 3 }
     session = await Session.create({ config, precision: 'fp32', threads: 1 })
     for (const [name, values] of goldenWeights(config)) session.write(name, Float32Array.from(values))
-    session.resetEma()
+    await session.resetEma()
     session.write('classifier.bias', Float32Array.of(7, 8, 9))
     const at = (n: string): string => path.join(folder, n)
     await binding().saveTensors(session.memory, [

@@ -16,6 +16,7 @@ import {
   recompute,
   type Target,
 } from '../passes/index.js'
+import { atOnce } from './turns.js'
 
 export interface TrainProgramOptions {
   batchSize: number
@@ -57,7 +58,10 @@ function withLoss(graph: Graph, batch: number, logits: Tensor, labelSmoothing: n
 }
 
 /** Forward, backward, update: one step. Inputs `images` u8 [N,S,S,3] and `labels` i32 [N]. */
-export function trainProgram(config: ModelConfig, o: TrainProgramOptions): Graph {
+export const trainProgram = (config: ModelConfig, o: TrainProgramOptions): Graph => atOnce(trainStages(config, o))
+
+/** The same, pass by pass: each is some milliseconds of JavaScript. */
+export function* trainStages(config: ModelConfig, o: TrainProgramOptions): Generator<void, Graph> {
   let graph = new Graph(`${config.name} train ${o.batchSize}x${o.imageSize}`)
   const net = buildEfficientNet(graph, config, {
     batch: o.batchSize,
@@ -71,11 +75,17 @@ export function trainProgram(config: ModelConfig, o: TrainProgramOptions): Graph
     ...(o.frozen && { frozen: o.frozen }),
   })
   withLoss(graph, o.batchSize, net.logits, o.labelSmoothing)
+  yield
   if (o.fuse ?? true) graph = fuseTraining(graph, o.target)
+  yield
   autodiff(graph, graph.find(OUTPUTS.loss))
+  yield
   appendOptimizer(graph, { ...o.optimizer, clip: o.clip, ema: o.ema })
   graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.clip ? [OUTPUTS.gradNorm] : [])])
-  return recompute(eliminateDead(graph), o.recompute ?? 'cheap')
+  yield
+  graph = eliminateDead(graph)
+  yield
+  return recompute(graph, o.recompute ?? 'cheap')
 }
 
 export interface EvalProgram {
@@ -87,7 +97,9 @@ export interface EvalProgram {
 }
 
 /** Forward with running statistics folded into the weights. Labels of -1 are not counted. */
-export function evalProgram(config: ModelConfig, o: EvalProgramOptions): EvalProgram {
+export const evalProgram = (config: ModelConfig, o: EvalProgramOptions): EvalProgram => atOnce(evalStages(config, o))
+
+export function* evalStages(config: ModelConfig, o: EvalProgramOptions): Generator<void, EvalProgram> {
   let graph = new Graph(`${config.name} eval ${o.batchSize}x${o.imageSize}`)
   const net = buildEfficientNet(graph, config, {
     batch: o.batchSize,
@@ -98,8 +110,11 @@ export function evalProgram(config: ModelConfig, o: EvalProgramOptions): EvalPro
   })
   withLoss(graph, o.batchSize, net.logits, 0)
   const [logits, features] = [net.logits.name, net.features.name]
+  yield
   if (o.fuse ?? true) graph = foldBn(graph, o.target)
   graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, logits, features])
+  yield
   graph = eliminateDead(graph)
+  yield
   return { graph, region: imageRegion(graph), logits, features }
 }

@@ -22,8 +22,9 @@ import type { ImageRegion, OptimizerSpec, Target } from '../passes/index.js'
 import { activationBytes, type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { availableMemory } from './memory_limit.js'
-import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
+import { evalStages, OUTPUTS, type TrainProgramOptions, trainStages } from './programs.js'
 import { packScalars, type StepScalars } from './scalars.js'
+import { inTurns } from './turns.js'
 import { type WeightSlot, type WeightsLayout, weightsLayout } from './weights_layout.js'
 
 export type SessionPrecision = 'fp32' | 'bf16-mixed'
@@ -84,6 +85,15 @@ export function checkMemory(
   })
 }
 
+function* planStages(graph: Graph, request: MemoryRequest, region: ImageRegion | null) {
+  yield
+  const plan = planMemory(graph, request, region)
+  yield
+  const emitted = emit(graph, plan)
+  yield
+  return { plan, ...emitted }
+}
+
 /** A graph compiled for a session: the plan's bytes, the native executable, and where its outputs lie. */
 class Compiled {
   private executable: ExecutableHandle | undefined
@@ -107,15 +117,14 @@ class Compiled {
     held: number[],
   ): Promise<Compiled> {
     const native = binding()
-    const plan = planMemory(graph, request, region)
-    const { bytes, hash } = emit(graph, plan)
+    const { plan, bytes, hash } = await inTurns(planStages(graph, request, region))
     const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
     checkMemory(arenaBytes, held, graph.name, batchSize)
-    arenaBytes.forEach((size, arena) => {
-      if (arena > ARENA.activations) return
-      native.ensureArena(memory, arena, size)
-      held[arena] = Math.max(held[arena] ?? 0, size)
-    })
+    for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
+      if (size <= (held[arena] ?? 0)) continue
+      await native.ensureArena(memory, arena, size)
+      held[arena] = size
+    }
     return new Compiled(await native.bind(pool, memory, bytes), graph, plan, hash, arenaBytes)
   }
 
@@ -337,7 +346,7 @@ export class Session implements AsyncDisposable {
   /** Compiles a training step. @throws EFF_OOM with the bytes asked for */
   async trainPlan(options: TrainPlanOptions): Promise<TrainPlan> {
     const pool = this.openPool()
-    const graph = trainProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
+    const graph = await inTurns(trainStages(this.config, { ...options, dtype: this.dtype, target: this.target }))
     const { name } = options.optimizer
     const compiled = await Compiled.create(
       { pool, threads: this.threads },
@@ -357,7 +366,9 @@ export class Session implements AsyncDisposable {
   /** Compiles a forward pass with BN folded into the weights. */
   async evalPlan(options: EvalPlanOptions): Promise<EvalPlan> {
     const pool = this.openPool()
-    const { graph, region, logits, features } = evalProgram(this.config, { ...options, dtype: this.dtype, target: this.target })
+    const { graph, region, logits, features } = await inTurns(
+      evalStages(this.config, { ...options, dtype: this.dtype, target: this.target }),
+    )
     const compiled = await Compiled.create(
       { pool, threads: this.threads },
       this.memory,
@@ -411,20 +422,20 @@ export class Session implements AsyncDisposable {
   }
 
   /** Starts the moving average from the present weights. */
-  resetEma(): void {
-    binding().ensureArena(this.memory, ARENA.ema, this.layout.bytes)
-    binding().copyArena(this.memory, ARENA.weights, ARENA.ema)
+  async resetEma(): Promise<void> {
+    await binding().ensureArena(this.memory, ARENA.ema, this.layout.bytes)
+    await binding().copyArena(this.memory, ARENA.weights, ARENA.ema)
   }
 
   /** Zeroes the optimizer state. */
-  resetOptimizer(): void {
-    for (const arena of [ARENA.moment0, ARENA.moment1]) binding().copyArena(this.memory, -1, arena)
+  async resetOptimizer(): Promise<void> {
+    for (const arena of [ARENA.moment0, ARENA.moment1]) await binding().copyArena(this.memory, -1, arena)
   }
 
   /** Exchanges weights and moving average: evaluation between `useEma(true)` and `useEma(false)` uses the average. */
-  useEma(on: boolean): void {
+  async useEma(on: boolean): Promise<void> {
     if (on === this.emaInUse) return
-    binding().swapArenas(this.memory, ARENA.weights, ARENA.ema)
+    await binding().swapArenas(this.memory, ARENA.weights, ARENA.ema)
     this.emaInUse = on
     this.weightsChanged()
   }

@@ -276,10 +276,10 @@ export class FitRun implements TrainerContext {
         clip: o.clipNorm > 0,
         ...(frozen.size > 0 ? { frozen: (name: string) => frozen.has(name) } : {}),
       })
-      session.resetOptimizer()
+      await session.resetOptimizer()
       if (resume) {
         await readTrainingState(session, resume.dir, { optimizer: o.optimizer.name, ema: o.ema > 0 })
-      } else if (o.ema > 0) session.resetEma()
+      } else if (o.ema > 0) await session.resetEma()
     })
     this.weightsSound = true
   }
@@ -533,11 +533,11 @@ export class FitRun implements TrainerContext {
 
   private async measureAverage(epoch: number): Promise<EvaluateResult | undefined> {
     const { session, plans } = this.model
-    await plans.exclusive(async () => session.useEma(true))
+    await plans.exclusive(() => session.useEma(true))
     try {
       return await this.measure(false, epoch)
     } finally {
-      await plans.exclusive(async () => session.useEma(false))
+      await plans.exclusive(() => session.useEma(false))
     }
   }
 
