@@ -78,6 +78,18 @@ const convCases: Case[] = CONVS.flatMap(([name, [kh, kw], attrs]) => [
   },
 ])
 
+// A wide image takes both gradients in one pass, a narrow one in two.
+const statsCases: Case[] = [4, 42].map((width) => ({
+  name: `depthwise_conv2d_stats, ${width} wide`,
+  ops: ['depthwise_conv2d_stats'],
+  build: (b) => {
+    const updates = [b.graph.buffer('rm', [2], anyParam([2])), b.graph.buffer('rv', [2], anyParam([2]))]
+    const inputs = { src: b.param('src', [2, 3, width, 2]), weights: b.param('w', [3, 3, 2]) }
+    const attrs = { ...conv(1, [1, 1, 1, 1]), eps: 1e-3, momentum: 0.1 }
+    return b.node('depthwise_conv2d_stats', inputs, attrs, { updates })['dst']!
+  },
+}))
+
 const actCases: Case[] = ACTIVATIONS.map((act) => ({
   name: `activation ${act}`,
   ops: ['activation'],
@@ -276,7 +288,7 @@ function check(build: Case['build']): void {
   }
 }
 
-const CASES = [...convCases, ...actCases, ...bnCases, ...otherCases]
+const CASES = [...convCases, ...statsCases, ...actCases, ...bnCases, ...otherCases]
 
 describe('gradient rules against finite differences', () => {
   it.each(CASES.map((c) => [c.name, c] as const))('%s', (_name, { build, ops }) => {
