@@ -229,7 +229,7 @@ export function mistakes(at) {
     // The machine
     [
       'a batch too large to train',
-      train('good', '--model', 'efficientnet_b4', '--batch-size', '8', '--image-size', '4096'),
+      train('good', '--model', 'efficientnet_b1', '--batch-size', '8', '--image-size', '4096'),
       71,
       'EFF_OOM',
       /needs [\d.]+ GiB.*[\d.]+ GiB are available/,
