@@ -25,6 +25,7 @@ struct BnActArgs {
   int64_t channels, image_rows;  // image_rows: H*W where gate or drop differ by image, else all rows
   int64_t row_begin, row_end;
   Drop drop;
+  bool past_caches;
   const StepScalars* scalars;
   float* scratch;  // 4 packed arrays
 };
@@ -37,7 +38,7 @@ namespace effnet::cpu::HWY_NAMESPACE {
 // R rows of one image. `factor` is gate * drop by channel, or null.
 template <class T, plan::Act act, int R>
 HWY_INLINE void bn_act_rows(const T* src, const T* residual, T* dst, int64_t stride, int64_t width, const float* mean,
-                            const float* a, const float* shift, const float* factor) {
+                            const float* a, const float* shift, const float* factor, bool past_caches) {
   for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
     const Vec m = load(mean + c), va = load(a + c), vs = load(shift + c);
     Vec y[R];
@@ -51,7 +52,7 @@ HWY_INLINE void bn_act_rows(const T* src, const T* residual, T* dst, int64_t str
     if (residual) {
       for (int i = 0; i < R; ++i) y[i] = hn::Add(y[i], load_part(residual + i * stride + c, n, full));
     }
-    for (int i = 0; i < R; ++i) store_part(y[i], dst + i * stride + c, n, full);
+    for (int i = 0; i < R; ++i) store_part_past(y[i], dst + i * stride + c, n, full, past_caches);
   });
 }
 
@@ -83,10 +84,11 @@ void bn_act_range(const BnActArgs& k) {
     if (scaled) fill_packed(factor, C, pack, [&](int64_t c) { return k.gate ? k.gate[image * C + c] * drop : drop; });
     for_each_block<4>(row, end - row, C, pack, [&](int64_t r, int64_t width, auto rows) HWY_ATTR {
       bn_act_rows<T, act, decltype(rows)::value>(src + r * C, residual ? residual + r * C : nullptr, dst + r * C, width,
-                                                 width, mean, a, shift, scaled ? factor : nullptr);
+                                                 width, mean, a, shift, scaled ? factor : nullptr, k.past_caches);
     });
     row = end;
   }
+  if (k.past_caches) hwy::FlushStream();
 }
 
 void bn_act(const BnActArgs& k) {
@@ -144,6 +146,7 @@ class BnAct : public Kernel {
                 split_.begin(shard),
                 split_.end(shard),
                 p_.drop,
+                exceeds_caches(p_.dst),
                 ctx.scalars,
                 reinterpret_cast<float*>(ctx.worker_scratch)};
     EFF_DISPATCH(bn_act)(k);

@@ -30,6 +30,7 @@ struct BnActBwdArgs {
   const float *gate, *diff_pooled;
   const float *diff_scale, *diff_shift;  // apply: null without batch statistics
   void* diff_src;                        // apply
+  bool past_caches;                      // apply: how diff_src is written
   float* partial;                        // reduce: 2*C sums of this shard
   int64_t channels, image_rows, total_rows;
   int64_t pool_rows;  // H*W
@@ -216,11 +217,12 @@ void apply_range(const BnActBwdArgs& k) {
           const Vec g = v.template grad<act, T>(load_part(diff_dst + at, n, full), xm);
           Vec y = hn::Mul(v.a, g);
           if constexpr (batch_stats) y = hn::MulAdd(v.a, g, hn::MulAdd(p, xm, q));
-          store_part(y, diff_src + at, n, full);
+          store_part_past(y, diff_src + at, n, full, k.past_caches);
         }
       });
     });
   });
+  if (k.past_caches) hwy::FlushStream();
 }
 
 // Calls f with `flag` as a compile-time constant; with false where the code would not pay for its size.
@@ -373,6 +375,7 @@ class BnBwdApply : public BnBwdBase {
     k.diff_scale = ctx.ptr<const float>(diff_scale_);
     k.diff_shift = ctx.ptr<const float>(diff_shift_);
     k.diff_src = ctx.ptr<void>(diff_src_);
+    k.past_caches = exceeds_caches(diff_src_);
     EFF_DISPATCH(bn_act_bwd_apply)(k);
   }
 

@@ -151,9 +151,6 @@ void run_pass(const DepthwiseConvArgs& args, const DepthwiseShard& shard) {
   }
 }
 
-// Whoever reads dst next finds nothing of it in a cache of this size.
-bool exceeds_caches(const plan::Tensor* dst) { return dst->bytes > (48u << 20); }
-
 class DepthwiseConv : public Kernel {
  public:
   DepthwiseConv(std::string name, const DepthwisePass& pass, double flops)

@@ -6,7 +6,7 @@
 #include "core/memory.h"
 #include "cpu/kernels/common.h"
 #include "cpu/kernels/depthwise.h"
-#include "cpu/kernels/pointwise.h"
+#include "cpu/kernels/dense_rows.h"
 
 namespace effnet::cpu {
 namespace {
@@ -47,7 +47,7 @@ class ExpandDepthwise final : public Kernel {
     pass_.bf16 = src_->dtype == plan::DType::bf16;
     OpCheck check(op);
     check.activation(src_, "src")
-        .that(has_pointwise(packing_.dtype, packing_.terms), "src: no 1x1 convolution of this type on this CPU")
+        .that(has_dense_rows(packing_.dtype, packing_.terms), "src: no 1x1 convolution of this type on this CPU")
         .that(pass_.has_tiles(), "depthwise_weights: neither 3x3 nor 5x5, stride 1 nor 2")
         .that(packing_.channels >= kDepthwiseLanes, "weights: too few channels");
     EFF_RETURN_IF_ERROR(check.status());
@@ -141,14 +141,14 @@ class ExpandDepthwise final : public Kernel {
     band_rows_ = 2 * ((pairs + bands - 1) / bands);
     bands_ = (pass_.dst_h + band_rows_ - 1) / band_rows_;
     band_bytes_ = align64(static_cast<size_t>(((band_rows_ - 1) * pass_.stride + pass_.kh) * row_bytes));
-    pointwise_bytes_ = pointwise_scratch_bytes(packing_, false);
+    pointwise_bytes_ = dense_scratch_bytes(packing_, false);
   }
   size_t depthwise_bytes() const { return static_cast<size_t>(pass_.scratch_floats()) * sizeof(float); }
 
   // Rows [first, last) of the image, channels of the group, to the beginning of the scratch.
   void expand(const ExecContext& ctx, const Group& group, int64_t image, int64_t first, int64_t last) const {
     const size_t size = plan::dtype_bytes(packing_.dtype);
-    PointwiseArgs args{};
+    DenseRowsArgs args{};
     args.weights = packing_;
     args.packed = packed_.data();
     args.src = ctx.ptr<std::byte>(src_) +
@@ -161,12 +161,12 @@ class ExpandDepthwise final : public Kernel {
     args.panel_begin = group.panel_begin;
     args.panel_end = group.panel_end;
     args.scratch = ctx.worker_scratch + band_bytes_;
-    pointwise_rows(args);
+    dense_rows(args);
   }
 
   const plan::Tensor *src_, *weights_, *bias_, *depthwise_weights_, *depthwise_bias_, *dst_, *pooled_;
   plan::Act expand_act_, act_;
-  PointwiseWeights packing_{};
+  DenseWeights packing_{};
   DepthwisePass pass_{};
   std::vector<Group> groups_;
   int64_t bands_ = 1, band_rows_ = 1;

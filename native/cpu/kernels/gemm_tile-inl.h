@@ -37,8 +37,13 @@ struct TileArgs {
   int64_t b_step;  // bytes from step to step
   int64_t steps;
   float* out;
-  int64_t out_row;  // floats
-  bool accumulate;  // add to out instead of replacing it
+  int64_t out_row;           // floats
+  bool accumulate;           // add to out instead of replacing it
+  bool past_caches = false;  // out is written without being read first; aligned, and not accumulate
+  // Memory to fetch into the caches meanwhile, a line a step: the rows of a tile are too many streams for the CPU's own
+  // prefetchers. Any address will do, it is not read.
+  const std::byte* ahead = nullptr;
+  int64_t ahead_step = 0;
 };
 
 // What a step multiplies: Word::multiply_add(spread word of a, vector of b, sum).
@@ -77,7 +82,10 @@ void gemm_tile(const TileArgs& t) {
   const std::byte* a7 = t.a + 7 * row;
   asm("" : "+r"(row3), "+r"(row5), "+r"(a7));
   const std::byte* b = t.b;
+  const std::byte* ahead = t.ahead;
   for (int64_t step = 0; step < t.steps; ++step) {
+    __builtin_prefetch(ahead);
+    ahead += t.ahead_step;
     Vec vb[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) vb[j] = load(reinterpret_cast<const float*>(b) + j * kLanes);
@@ -104,7 +112,11 @@ void gemm_tile(const TileArgs& t) {
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       float* out = t.out + i * t.out_row + j * static_cast<int64_t>(kLanes);
-      store(t.accumulate ? hn::Add(load(out), sum[i][j]) : sum[i][j], out);
+      if (t.past_caches) {
+        hn::Stream(sum[i][j], F32(), out);
+      } else {
+        store(t.accumulate ? hn::Add(load(out), sum[i][j]) : sum[i][j], out);
+      }
     }
   }
 }

@@ -15,7 +15,7 @@
 #include <algorithm>
 
 #include "cpu/kernels/common.h"
-#include "cpu/kernels/pointwise.h"
+#include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/pointwise_conv.h"
 
 namespace effnet::cpu {
@@ -55,7 +55,7 @@ HWY_INLINE Vec step_words(const BFloat16* row, int64_t channels, bool pair, int6
   return hn::BitCast(F32(), pair ? hn::Or(low, bits(row + channels)) : low);
 }
 
-// rows x columns [first, first + width) into dst[step][padded width].
+// Columns [first, first + width) of `rows` rows into dst[step][padded width].
 template <class T>
 HWY_INLINE void pack_steps(const T* src, int64_t channels, int64_t rows, int64_t width, float* dst, int64_t dst_width) {
   constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes;
@@ -65,39 +65,70 @@ HWY_INLINE void pack_steps(const T* src, int64_t channels, int64_t rows, int64_t
   }
 }
 
+// The panels of a block: 2 vectors wide, the last one 1 or 3.
+struct Panels {
+  explicit Panels(int64_t padded) : vectors(padded / static_cast<int64_t>(kLanes)) {}
+  int64_t count() const { return std::max<int64_t>(vectors / 2, 1); }
+  int wide(int64_t i) const { return static_cast<int>(i + 1 < count() ? 2 : vectors - 2 * i); }
+  int64_t vectors;
+};
+
+// All rows of the wide operand into panels [step][panel width], one behind another; reads memory in order, and fetches
+// the tall operand's rows on the way.
+template <class T>
+HWY_INLINE void pack_panels(const T* wide, int64_t channels, int64_t rows, const Panels& panels, float* dst,
+                            const std::byte* tall, int64_t tall_row) {
+  constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes;
+  const int64_t steps = (rows + per_step - 1) / per_step;
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t r = step * per_step;
+    const T* row = wide + r * channels;
+    for (int64_t at = 0; at < per_step * tall_row; at += 64) __builtin_prefetch(tall + r * tall_row + at);
+    float* panel = dst;
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      const int64_t vectors = panels.wide(i), first = 2 * i * lanes;
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t c = first + v * lanes;
+        store(step_words(row + c, channels, r + 1 < rows, channels - c), panel + (step * vectors + v) * lanes);
+      }
+      panel += steps * vectors * lanes;
+    }
+  }
+}
+
 template <class T, class Word>
 void row_product(const RowProductArgs& args) {
-  constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes, panel_width = 2 * lanes;
+  constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes;
   const int64_t padded = pad_lanes(args.wide_channels), band = args.tall_end - args.tall_begin;
-  float* panel = reinterpret_cast<float*>(args.scratch);
-  float* tall_steps = panel + (args.block_rows / per_step) * kTileVectors * lanes;
+  const Panels panels(padded);
+  float* packed = reinterpret_cast<float*>(args.scratch);
+  float* tall_steps = packed + (args.block_rows / per_step) * padded;
   for (int64_t row = args.row_begin; row < args.row_end; row += args.block_rows) {
     const int64_t rows = std::min(args.block_rows, args.row_end - row), steps = (rows + per_step - 1) / per_step;
     const T* tall = static_cast<const T*>(args.tall) + row * args.tall_channels + args.tall_begin;
     const T* wide = static_cast<const T*>(args.wide) + row * args.wide_channels;
-    TileArgs tile{reinterpret_cast<const std::byte*>(tall),
-                  4,
-                  args.tall_channels * 4,
-                  nullptr,
-                  0,
-                  steps,
-                  nullptr,
-                  padded,
-                  row != args.row_begin};
+    pack_panels(wide, args.wide_channels, rows, panels, packed, reinterpret_cast<const std::byte*>(tall),
+                args.tall_channels * static_cast<int64_t>(sizeof(T)));
+    TileArgs tile{};
+    tile.a = reinterpret_cast<const std::byte*>(tall);
+    tile.a_row = 4;
+    tile.a_step = args.tall_channels * 4;
+    tile.steps = steps;
+    tile.out_row = padded;
+    tile.accumulate = row != args.row_begin;
     if constexpr (per_step == 2) {
       pack_steps(tall, args.tall_channels, rows, band, tall_steps, pad_lanes(band));
       tile.a = reinterpret_cast<const std::byte*>(tall_steps);
       tile.a_step = pad_lanes(band) * 4;
     }
-    for (int64_t first = 0; first < padded;) {
-      // The last panel is 3 vectors wide rather than 2 and 1.
-      const int64_t left = padded - first, width = left == 3 * lanes ? left : std::min(left, panel_width);
-      pack_steps(wide + first, args.wide_channels, rows, std::min(width, args.wide_channels - first), panel, width);
+    const float* panel = packed;
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      const int64_t width = panels.wide(i) * lanes;
       tile.b = reinterpret_cast<const std::byte*>(panel);
       tile.b_step = width * 4;
-      tile.out = args.sums + args.tall_begin * padded + first;
-      gemm_column<Word>(tile, band, static_cast<int>(width / lanes));
-      first += width;
+      tile.out = args.sums + args.tall_begin * padded + 2 * i * lanes;
+      gemm_column<Word>(tile, band, panels.wide(i));
+      panel += steps * width;
     }
   }
 }
@@ -128,9 +159,8 @@ HWY_EXPORT(row_product_bf16);
 HWY_EXPORT(padded_width);
 HWY_EXPORT(add_row_products);
 
-constexpr int64_t kVectorsMost = 3;
 // What a block of rows of both operands may take of the core's L2.
-constexpr int64_t kBlockBytes = 384 << 10;
+constexpr int64_t kBlockBytes = 512 << 10;
 
 class PointwiseWeightsGradient final : public Kernel {
  public:
@@ -147,7 +177,7 @@ class PointwiseWeightsGradient final : public Kernel {
     padded_ = EFF_DISPATCH(padded_width)(wide());
     const int64_t operand_bytes = plan::dtype_bytes(src->dtype) * rows_ * (tall() + wide());
     block_rows_ =
-        std::clamp<int64_t>(kBlockBytes / (plan::dtype_bytes(src->dtype) * (tall() + wide())), 32, 256) / 2 * 2;
+        std::clamp<int64_t>(kBlockBytes / (plan::dtype_bytes(src->dtype) * (tall() + wide())), 32, 512) / 2 * 2;
     groups_ = std::clamp<int64_t>(operand_bytes / (2 * part_floats() * 4), 1, 8);
     groups_ = std::min(groups_, (rows_ + block_rows_ - 1) / block_rows_);
     const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / 64e6), 8, 32);
@@ -161,8 +191,7 @@ class PointwiseWeightsGradient final : public Kernel {
     return static_cast<int>(phase == 0 ? groups_ * bands_ : (tall() + kSumRows - 1) / kSumRows);
   }
   size_t worker_scratch_bytes() const override {
-    const int64_t lanes = EFF_DISPATCH(padded_width)(1);
-    return static_cast<size_t>(4 * block_rows_ * (kVectorsMost * lanes + tall() + lanes));
+    return static_cast<size_t>(4 * block_rows_ * (padded_ + EFF_DISPATCH(padded_width)(tall())));
   }
   size_t shared_scratch_bytes() const override { return static_cast<size_t>(groups_ * part_floats() * 4); }
   double flops() const override { return 2.0 * static_cast<double>(rows_) * static_cast<double>(tall() * wide()); }

@@ -4,7 +4,7 @@
 
 #include "core/memory.h"
 #include "cpu/kernels/common.h"
-#include "cpu/kernels/pointwise.h"
+#include "cpu/kernels/dense_rows.h"
 
 namespace effnet::cpu {
 namespace {
@@ -36,7 +36,7 @@ class PointwiseConv final : public Kernel {
     weights_.channels = operands.transposed ? weights.dims[3] : weights.dims[0];
     image_rows_ = operands.src->dims[1] * operands.src->dims[2];
     rows_ = operands.src->dims[0] * image_rows_;
-    const int64_t blocks = (rows_ + pointwise_row_block() - 1) / pointwise_row_block();
+    const int64_t blocks = (rows_ + dense_row_block() - 1) / dense_row_block();
     const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / kShardFlops), 1, kMostShards);
     // Few rows: every shard takes them all and some of the columns, so that each weight is read once.
     if (blocks < std::max<int64_t>(wanted, 8)) {
@@ -56,7 +56,7 @@ class PointwiseConv final : public Kernel {
 
   const char* name() const override { return name_.c_str(); }
   int shards(int) const override { return static_cast<int>(row_parts_ * column_parts_); }
-  size_t worker_scratch_bytes() const override { return pointwise_scratch_bytes(weights_, operands_.gate); }
+  size_t worker_scratch_bytes() const override { return dense_scratch_bytes(weights_, operands_.gate); }
   size_t persistent_bytes() const override { return packed_.bytes(); }
   double flops() const override {
     return 2.0 * static_cast<double>(rows_) * static_cast<double>(weights_.terms * weights_.channels);
@@ -67,9 +67,9 @@ class PointwiseConv final : public Kernel {
   }
 
   void run(int, int shard, const ExecContext& ctx) override {
-    const int64_t block = pointwise_row_block(), blocks = (rows_ + block - 1) / block;
+    const int64_t block = dense_row_block(), blocks = (rows_ + block - 1) / block;
     const int64_t row_part = shard / column_parts_, column_part = shard % column_parts_;
-    PointwiseArgs args{};
+    DenseRowsArgs args{};
     args.weights = weights_;
     args.packed = packed_.data();
     args.src = ctx.ptr<std::byte>(operands_.src);
@@ -85,14 +85,15 @@ class PointwiseConv final : public Kernel {
         static_cast<size_t>(weights_.first_channel(args.panel_begin)) * plan::dtype_bytes(weights_.dtype);
     args.dst = ctx.ptr<std::byte>(operands_.dst) + first;
     args.dst_row = weights_.channels;
+    args.past_caches = exceeds_caches(operands_.dst);
     if (operands_.residual) args.residual = ctx.ptr<std::byte>(operands_.residual) + first;
     args.scratch = ctx.worker_scratch;
-    pointwise_rows(args);
+    dense_rows(args);
   }
 
  private:
   PointwiseOperands operands_;
-  PointwiseWeights weights_{};
+  DenseWeights weights_{};
   int64_t rows_, image_rows_, row_parts_ = 1, column_parts_ = 1;
   Block packed_;
   std::string name_;

@@ -13,7 +13,7 @@ struct PointwiseOperands {
   plan::Act act = plan::Act::identity;
 };
 
-// Only where has_pointwise(). `name` is the base of the kernel's name.
+// Only where has_dense_rows(). `name` is the base of the kernel's name.
 StatusOr<KernelPtr> make_pointwise(const PointwiseOperands& operands, const char* name);
 
 StatusOr<KernelPtr> make_pointwise_bwd_weights(const plan::Tensor* src, const plan::Tensor* diff_dst,

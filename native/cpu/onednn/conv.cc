@@ -9,7 +9,7 @@
 #include "core/memory.h"
 #include "cpu/kernel.h"
 #include "cpu/kernels/epilogue.h"
-#include "cpu/kernels/pointwise.h"
+#include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/pointwise_conv.h"
 #include "cpu/onednn/adapter.h"
 #include "cpu/onednn/conv_tiles.h"
@@ -249,7 +249,7 @@ StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
                                      const IndependentConv::Operands& operands, const char* what) {
   EFF_RETURN_IF_ERROR(check_dtype(op, *operands.src));
   const bool backward = shape.pass == Pass::backward_data;
-  if (onednn::is_pointwise(shape) && prefer_pointwise(shape.dtype, backward ? shape.oc : shape.ic)) {
+  if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, backward ? shape.oc : shape.ic)) {
     return make_pointwise({operands.src, operands.weights, operands.dst, backward, operands.bias, operands.gate,
                            operands.residual, operands.act},
                           (std::string("pointwise_") + what).c_str());
@@ -295,7 +295,7 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const plan::Op& op) {
   const Tensor &src = *op.in(in_src), &diff_dst = *op.in(in_diff_dst), &diff_weights = *op.out(out_diff_weights);
   EFF_RETURN_IF_ERROR(check_dtype(op, src));
   const ConvShape shape = shape_of(op, Pass::backward_weights, src, diff_weights, diff_dst);
-  if (onednn::is_pointwise(shape) && prefer_pointwise(shape.dtype, 2))
+  if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, 2))
     return make_pointwise_bwd_weights(&src, &diff_dst, &diff_weights);
   auto kernel = std::make_unique<WeightsGradient>();
   EFF_RETURN_IF_ERROR(kernel->init(shape, &src, &diff_dst, &diff_weights));

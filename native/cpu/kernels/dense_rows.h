@@ -12,7 +12,7 @@ namespace effnet::cpu {
 
 // Weights as the register tiles read them: panels of 1 to 3 vectors of output channels, filled up with zeros, each
 // [terms][channels] (bf16: pairs of terms side by side). 64-byte aligned.
-struct PointwiseWeights {
+struct DenseWeights {
   plan::DType dtype;
   int64_t terms, channels;  // length of the sums; columns of the result
   size_t bytes() const;
@@ -23,28 +23,29 @@ struct PointwiseWeights {
 };
 
 // Whether there is code for this type on this CPU: bf16 needs AVX512_BF16 and an even number of terms.
-bool has_pointwise(plan::DType dtype, int64_t terms);
+bool has_dense_rows(plan::DType dtype, int64_t terms);
 // Whether it is the best there is: oneDNN has AMX for bf16.
-bool prefer_pointwise(plan::DType dtype, int64_t terms);
+bool prefer_dense_rows(plan::DType dtype, int64_t terms);
 
-struct PointwiseArgs {
-  PointwiseWeights weights;
+struct DenseRowsArgs {
+  DenseWeights weights;
   const void* packed;
   const void* src;  // [rows][terms]
   void* dst;        // rows of dst_row elements, the first channel of panel_begin first
   int64_t dst_row;
+  bool past_caches;      // dst is too large for the caches: write it to memory
   const float* bias;     // [channels] or null
   const float* gate;     // [images][terms] or null: src is multiplied by it (and rounded to its type)
   const void* residual;  // like dst, or null: added after the activation
   plan::Act act;
   int64_t image_rows;  // rows of an image, for the gate
   int64_t row_begin, row_end, panel_begin, panel_end;
-  void* scratch;  // pointwise_scratch_bytes(), 64-byte aligned
+  void* scratch;  // dense_scratch_bytes(), 64-byte aligned
 };
 
-size_t pointwise_scratch_bytes(const PointwiseWeights& weights, bool gated);
+size_t dense_scratch_bytes(const DenseWeights& weights, bool gated);
 // Rows that are computed together: row_begin of a split should be a multiple of it.
-int64_t pointwise_row_block();
-void pointwise_rows(const PointwiseArgs& args);
+int64_t dense_row_block();
+void dense_rows(const DenseRowsArgs& args);
 
 }  // namespace effnet::cpu

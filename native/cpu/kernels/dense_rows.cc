@@ -1,14 +1,14 @@
-#include "cpu/kernels/pointwise.h"
+#include "cpu/kernels/dense_rows.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "cpu/kernels/pointwise.cc"
+#define HWY_TARGET_INCLUDE "cpu/kernels/dense_rows.cc"
 #include "cpu/kernels/dispatch.h"
 #include "hwy/foreach_target.h"
 #include "cpu/kernels/bn_pack-inl.h"
 #include "cpu/kernels/gemm_tile-inl.h"
 
-#ifndef EFFNET_POINTWISE_PANELS_
-#define EFFNET_POINTWISE_PANELS_
+#ifndef EFFNET_DENSE_PANELS_
+#define EFFNET_DENSE_PANELS_
 #include <algorithm>
 
 #include "cpu/cpu_info.h"
@@ -37,20 +37,21 @@ int64_t row_block() { return kRowBlock; }
 // dst[r][c] = act(sum[r][c] + bias[c]) + residual[r][c]
 template <plan::Act act, class T>
 void finish_rows(const float* HWY_RESTRICT sum, int64_t sum_row, const float* HWY_RESTRICT bias,
-                 const T* HWY_RESTRICT residual, T* HWY_RESTRICT dst, int64_t dst_row, int64_t rows, int64_t width) {
+                 const T* HWY_RESTRICT residual, T* HWY_RESTRICT dst, int64_t dst_row, int64_t rows, int64_t width,
+                 bool past_caches) {
   for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
     const Vec shift = bias ? load_part(bias + c, n, full) : zero();
     for (int64_t r = 0; r < rows; ++r) {
       Vec value = activate<act, T>(hn::Add(load(sum + r * sum_row + c), shift));
       if (residual) value = hn::Add(value, load_part(residual + r * dst_row + c, n, full));
-      store_part(value, dst + r * dst_row + c, n, full);
+      store_part_past(value, dst + r * dst_row + c, n, full, past_caches);
     }
   });
 }
 
 template <class T, class Word>
-void rows_of(const PointwiseArgs& args) {
-  const PointwiseWeights& w = args.weights;
+void rows_of(const DenseRowsArgs& args) {
+  const DenseWeights& w = args.weights;
   const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
   const int64_t vector_bytes = steps * static_cast<int64_t>(kLanes) * 4;
   auto* sums = static_cast<float*>(args.scratch);
@@ -86,19 +87,29 @@ void rows_of(const PointwiseArgs& args) {
                     direct ? reinterpret_cast<float*>(dst) : sums,
                     direct ? args.dst_row : wide * static_cast<int64_t>(kLanes),
                     false};
+      // The first panel's steps fetch the next block of rows, which has fewer lines.
+      if (index == args.panel_begin && row + rows < args.row_end) {
+        tile.ahead = static_cast<const std::byte*>(args.src) + (row + rows) * w.terms * static_cast<int64_t>(sizeof(T));
+        tile.ahead_step = 64;
+      }
+      constexpr size_t kVectorBytes = kLanes * sizeof(float);
+      tile.past_caches = direct && args.past_caches && reinterpret_cast<uintptr_t>(dst) % kVectorBytes == 0 &&
+                         static_cast<size_t>(args.dst_row) * sizeof(float) % kVectorBytes == 0;
       gemm_column<Word>(tile, rows, wide);
       if (direct) continue;
       const float* bias = args.bias ? args.bias + first : nullptr;
       const T* residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;
       with_act(args.act, [&](auto act) HWY_ATTR {
-        finish_rows<decltype(act)::value>(sums, tile.out_row, bias, residual, dst, args.dst_row, rows, width);
+        finish_rows<decltype(act)::value>(sums, tile.out_row, bias, residual, dst, args.dst_row, rows, width,
+                                          args.past_caches);
       });
     }
   }
+  if (args.past_caches) hwy::FlushStream();
 }
 
-void rows_f32(const PointwiseArgs& args) { rows_of<float, F32Word>(args); }
-void rows_bf16(const PointwiseArgs& args) { rows_of<BFloat16, Bf16Pair>(args); }
+void rows_f32(const DenseRowsArgs& args) { rows_of<float, F32Word>(args); }
+void rows_bf16(const DenseRowsArgs& args) { rows_of<BFloat16, Bf16Pair>(args); }
 
 }  // namespace effnet::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -111,14 +122,14 @@ HWY_EXPORT(row_block);
 HWY_EXPORT(rows_f32);
 HWY_EXPORT(rows_bf16);
 
-size_t PointwiseWeights::bytes() const {
+size_t DenseWeights::bytes() const {
   const int64_t lanes = EFF_DISPATCH(lane_count)();
   return static_cast<size_t>(vectors_of(channels, lanes) * steps_of(dtype, terms) * lanes * 4);
 }
 
-int64_t PointwiseWeights::panels() const { return panel_count(vectors_of(channels, EFF_DISPATCH(lane_count)())); }
+int64_t DenseWeights::panels() const { return panel_count(vectors_of(channels, EFF_DISPATCH(lane_count)())); }
 
-void PointwiseWeights::pack(const float* weights, bool transposed, void* packed) const {
+void DenseWeights::pack(const float* weights, bool transposed, void* packed) const {
   const int64_t lanes = EFF_DISPATCH(lane_count)(), vectors = vectors_of(channels, lanes);
   const int64_t pair = dtype == plan::DType::bf16 ? 2 : 1;
   const int64_t channel_stride = transposed ? 1 : terms, term_stride = transposed ? channels : 1;
@@ -147,29 +158,29 @@ void PointwiseWeights::pack(const float* weights, bool transposed, void* packed)
   }
 }
 
-int64_t PointwiseWeights::first_channel(int64_t panel) const {
+int64_t DenseWeights::first_channel(int64_t panel) const {
   return panel == panels() ? channels : 2 * panel * EFF_DISPATCH(lane_count)();
 }
 
-bool has_pointwise(plan::DType dtype, int64_t terms) {
+bool has_dense_rows(plan::DType dtype, int64_t terms) {
   if (dtype == plan::DType::f32) return true;
   return dtype == plan::DType::bf16 && terms % 2 == 0 && kHasBf16Convert && EFF_DISPATCH(lane_count)() == 16;
 }
 
-bool prefer_pointwise(plan::DType dtype, int64_t terms) {
+bool prefer_dense_rows(plan::DType dtype, int64_t terms) {
   static const bool amx = cpu_info().amx_bf16;
-  return has_pointwise(dtype, terms) && !(amx && dtype == plan::DType::bf16);
+  return has_dense_rows(dtype, terms) && !(amx && dtype == plan::DType::bf16);
 }
 
-size_t pointwise_scratch_bytes(const PointwiseWeights& weights, bool gated) {
+size_t dense_scratch_bytes(const DenseWeights& weights, bool gated) {
   const int64_t lanes = EFF_DISPATCH(lane_count)(), rows = EFF_DISPATCH(row_block)();
   const int64_t gated_bytes = gated ? rows * weights.terms * 4 : 0;
   return align64(static_cast<size_t>(rows * 3 * lanes * 4 + gated_bytes));
 }
 
-int64_t pointwise_row_block() { return EFF_DISPATCH(row_block)(); }
+int64_t dense_row_block() { return EFF_DISPATCH(row_block)(); }
 
-void pointwise_rows(const PointwiseArgs& args) {
+void dense_rows(const DenseRowsArgs& args) {
   if (args.weights.dtype == plan::DType::bf16) return EFF_DISPATCH(rows_bf16)(args);
   EFF_DISPATCH(rows_f32)(args);
 }
