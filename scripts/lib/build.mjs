@@ -51,19 +51,33 @@ export async function buildNative({ tests, jobs }) {
   const args = [cmakeJs, 'build', '--out', at('build'), '--config', 'Release', '--parallel', String(jobs)]
   if (tests) args.push('--CDEFFNET_TESTS=ON')
   else args.push('--target', 'effnet')
-  await run('native', process.execPath, args, { mend: 'the compiler output above names the file; `rm -r build` starts over' })
+  const mend = 'the compiler output above names the file; `rm -r build` starts over'
+  // A tree that was configured without the tests keeps that choice until it is configured again.
+  if (tests && cmakeCache('EFFNET_TESTS:BOOL') === 'OFF') {
+    await run('native', process.execPath, args.with(1, 'configure'), { mend })
+  }
+  await run('native', process.execPath, args, { mend })
   if (!existsSync(at(ADDON))) throw new SetupError(`the build ended well, but ${ADDON} is not there`)
   writeStamp(nativeName(tests), hash)
   if (tests) writeStamp(nativeName(false), nativeHash(false))
   say('native', `${ADDON} built with ${jobs} job${jobs === 1 ? '' : 's'}${tests ? ', native tests too' : ''}`)
 }
 
+/** An entry of the build tree's configuration; undefined without a tree. */
+function cmakeCache(entry) {
+  const file = at('build/CMakeCache.txt')
+  const line =
+    existsSync(file) &&
+    readFileSync(file, 'utf8')
+      .split('\n')
+      .find((each) => each.startsWith(`${entry}=`))
+  return line ? line.slice(entry.length + 1) : undefined
+}
+
 /** A build tree that CMake made at another place (a moved or copied checkout) cannot be used again. */
 function dropForeignTree() {
-  const cacheFile = at('build/CMakeCache.txt')
-  if (!existsSync(cacheFile)) return
-  const home = /^CMAKE_HOME_DIRECTORY:INTERNAL=(.*)$/m.exec(readFileSync(cacheFile, 'utf8'))?.[1]
-  if (home !== root) rmSync(at('build'), { recursive: true, force: true })
+  const home = cmakeCache('CMAKE_HOME_DIRECTORY:INTERNAL')
+  if (home !== undefined && home !== root) rmSync(at('build'), { recursive: true, force: true })
 }
 
 // ---- TypeScript --------------------------------------------------------------------------------------------------

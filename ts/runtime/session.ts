@@ -94,6 +94,15 @@ function* planStages(graph: Graph, request: MemoryRequest, region: ImageRegion |
   return { plan, ...emitted }
 }
 
+const lastChange = new WeakMap<MemoryHandle, Promise<unknown>>()
+
+/** Runs changes of a memory's arenas and bindings to it one after another: the native side refuses a second beside the first. */
+function changeMemory<T>(memory: MemoryHandle, change: () => Promise<T>): Promise<T> {
+  const turn = (lastChange.get(memory) ?? Promise.resolve()).then(change, change)
+  lastChange.set(memory, turn)
+  return turn
+}
+
 /** A graph compiled for a session: the plan's bytes, the native executable, and where its outputs lie. */
 class Compiled {
   private executable: ExecutableHandle | undefined
@@ -119,13 +128,16 @@ class Compiled {
     const native = binding()
     const { plan, bytes, hash } = await inTurns(planStages(graph, request, region))
     const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
-    checkMemory(arenaBytes, held, graph.name, batchSize)
-    for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
-      if (size <= (held[arena] ?? 0)) continue
-      await native.ensureArena(memory, arena, size)
-      held[arena] = size
-    }
-    return new Compiled(await native.bind(pool, memory, bytes), graph, plan, hash, arenaBytes)
+    const executable = await changeMemory(memory, async () => {
+      checkMemory(arenaBytes, held, graph.name, batchSize)
+      for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
+        if (size <= (held[arena] ?? 0)) continue
+        await native.ensureArena(memory, arena, size)
+        held[arena] = size
+      }
+      return native.bind(pool, memory, bytes)
+    })
+    return new Compiled(executable, graph, plan, hash, arenaBytes)
   }
 
   get handle(): ExecutableHandle {
@@ -423,19 +435,23 @@ export class Session implements AsyncDisposable {
 
   /** Starts the moving average from the present weights. */
   async resetEma(): Promise<void> {
-    await binding().ensureArena(this.memory, ARENA.ema, this.layout.bytes)
-    await binding().copyArena(this.memory, ARENA.weights, ARENA.ema)
+    await changeMemory(this.memory, async () => {
+      await binding().ensureArena(this.memory, ARENA.ema, this.layout.bytes)
+      await binding().copyArena(this.memory, ARENA.weights, ARENA.ema)
+    })
   }
 
   /** Zeroes the optimizer state. */
   async resetOptimizer(): Promise<void> {
-    for (const arena of [ARENA.moment0, ARENA.moment1]) await binding().copyArena(this.memory, -1, arena)
+    await changeMemory(this.memory, async () => {
+      for (const arena of [ARENA.moment0, ARENA.moment1]) await binding().copyArena(this.memory, -1, arena)
+    })
   }
 
   /** Exchanges weights and moving average: evaluation between `useEma(true)` and `useEma(false)` uses the average. */
   async useEma(on: boolean): Promise<void> {
     if (on === this.emaInUse) return
-    await binding().swapArenas(this.memory, ARENA.weights, ARENA.ema)
+    await changeMemory(this.memory, () => binding().swapArenas(this.memory, ARENA.weights, ARENA.ema))
     this.emaInUse = on
     this.weightsChanged()
   }
