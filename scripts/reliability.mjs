@@ -143,7 +143,7 @@ const series = {
   fuzz: async (report) => report(await engineSeries('fuzz', rounds(2000, 1_000_000))),
   async soak(report) {
     report(await engineSeries('soak', rounds(25, 2000)))
-    const leaks = { 'leak:4096': /native arenas went from/, 'leak-rss:4000000': /resident memory grew/ }
+    const leaks = { 'leak:4096': /native arenas went from/, 'leak-rss:8000000': /resident memory grew/ }
     for (const [fault, message] of Object.entries(leaks)) {
       const found = await engineSeries('soak', 15, { EFFNET_FAULT: fault }).then(
         () => 'not noticed',
