@@ -123,8 +123,7 @@ class Rig {
     for (size_t i = 0; i < values.size(); ++i) {
       const float f = static_cast<float>(values[i]);
       const uint16_t half = float_to_bf16(f);
-      const int32_t integer = static_cast<int32_t>(values[i]);
-      const uint8_t byte = static_cast<uint8_t>(values[i]);
+      int32_t integer;  // converted where it is one: elsewhere the value may not fit
       switch (t->dtype) {
         case DType::f32:
           std::memcpy(p + 4 * i, &f, 4);
@@ -133,10 +132,11 @@ class Rig {
           std::memcpy(p + 2 * i, &half, 2);
           break;
         case DType::i32:
+          integer = static_cast<int32_t>(values[i]);
           std::memcpy(p + 4 * i, &integer, 4);
           break;
         case DType::u8:
-          p[i] = byte;
+          p[i] = static_cast<uint8_t>(values[i]);
           break;
         default:
           FAIL() << "dtype";
