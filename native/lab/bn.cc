@@ -2,8 +2,6 @@
 // shapes of EfficientNet-B0, one thread. Times are the thread's CPU time, the least of several runs.
 //
 //   lab_bn [batch]
-#include <ctime>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -14,6 +12,7 @@
 #include <vector>
 
 #include "cpu/kernel.h"
+#include "lab/lab.h"
 #include "plan/op_ports.h"
 
 namespace effnet::lab {
@@ -22,26 +21,6 @@ namespace {
 using plan::Arena;
 using plan::DType;
 using plan::Tensor;
-
-double cpu_seconds() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
-
-template <class F>
-double best_seconds(F&& f) {
-  f();
-  double best = 1e9, total = 0;
-  for (int i = 0; i < 200 && (i < 5 || total < 0.2); ++i) {
-    const double start = cpu_seconds();
-    f();
-    const double seconds = cpu_seconds() - start;
-    best = std::min(best, seconds);
-    total += seconds;
-  }
-  return best;
-}
 
 // One op with its memory. Every tensor has its own place in one block that stands for all arenas.
 class Bench {

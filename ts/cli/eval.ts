@@ -3,26 +3,18 @@ import { EffnetError } from '../errors.js'
 import { defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, headerLine, modelLine, openModel } from './model_source.js'
-import { defineOptions, ENGINE, WEIGHTS } from './options.js'
+import { CROPS, defineOptions, ENGINE, EXIF, WEIGHTS } from './options.js'
 import { shown } from './paths_ui.js'
 import { bar, duration, grouped } from './ui.js'
 
 const options = defineOptions({
   data: { kind: 'text', value: 'DIR', help: 'folder with val/ (or validation/), or the folder of classes itself' },
   ...WEIGHTS,
-  batchSize: { kind: 'int', value: 'N', min: 1, max: 4096, shown: '32', help: 'images a step' },
-  imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
-  cropPct: { kind: 'number', value: 'X', min: 0, above: true, max: 1, shown: 'the model’s', help: 'crop side / short side' },
+  ...CROPS,
   valSplit: { kind: 'number', value: 'X', min: 0, above: true, max: 0.999, help: 'hold out this share where there is no val/' },
   seed: { kind: 'int', value: 'S', min: 0, env: ['EFFNET_SEED'], shown: '0', help: 'of --val-split' },
   maxBad: { kind: 'number', value: 'X', min: 0, help: 'unreadable files allowed: a count, or a share below 1', shown: '0.001' },
-  exif: {
-    kind: 'choice',
-    value: 'on|off',
-    choices: ['on', 'off'],
-    shown: 'on, or as --compat',
-    help: 'rotate as the EXIF tag says',
-  },
+  ...EXIF,
   ...ENGINE,
 })
 

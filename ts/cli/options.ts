@@ -145,6 +145,23 @@ export const WEIGHTS = defineOptions({
   numClasses: { kind: 'int', value: 'N', min: 1, max: 1_000_000, help: 'classes of the weights, where not the model’s own' },
 })
 
+/** How images become the batches of a model that is not trained. */
+export const CROPS = defineOptions({
+  batchSize: { kind: 'int', value: 'N', min: 1, max: 4096, shown: '32', help: 'images a step' },
+  imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
+  cropPct: { kind: 'number', value: 'X', min: 0, above: true, max: 1, shown: 'the model’s', help: 'crop side / short side' },
+})
+
+export const EXIF = defineOptions({
+  exif: {
+    kind: 'choice',
+    value: 'on|off',
+    choices: ['on', 'off'],
+    shown: 'on, or as --compat',
+    help: 'rotate as the EXIF tag says',
+  },
+})
+
 export interface RawValue {
   value: string | boolean | string[]
   /** What to name in an error: `--lr` or `EFFNET_SEED`. */

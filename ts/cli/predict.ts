@@ -2,23 +2,15 @@ import type { PredictionError, PredictionResult } from '../infer/types.js'
 import { defineVerb } from './call.js'
 import { EXIT, exitCodeOf } from './exit.js'
 import { checkDeviceOption, openModel } from './model_source.js'
-import { defineOptions, ENGINE, WEIGHTS } from './options.js'
+import { CROPS, defineOptions, ENGINE, EXIF, WEIGHTS } from './options.js'
 import type { Ui } from './ui.js'
 
 const options = defineOptions({
   ...WEIGHTS,
   topK: { kind: 'int', value: 'K', min: 1, shown: '5', help: 'classes named for each image' },
   logits: { kind: 'flag', help: 'the logits of every class too (--json)' },
-  batchSize: { kind: 'int', value: 'N', min: 1, max: 4096, shown: '32', help: 'images a step' },
-  imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
-  cropPct: { kind: 'number', value: 'X', min: 0, above: true, max: 1, shown: 'the model’s', help: 'crop side / short side' },
-  exif: {
-    kind: 'choice',
-    value: 'on|off',
-    choices: ['on', 'off'],
-    shown: 'on, or as --compat',
-    help: 'rotate as the EXIF tag says',
-  },
+  ...CROPS,
+  ...EXIF,
   ...ENGINE,
 })
 
