@@ -35,24 +35,26 @@ struct BnActArgs {
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
 
-// R rows of one image. `factor` is gate * drop by channel, or null.
-template <class T, plan::Act act, int R>
-HWY_INLINE void bn_act_rows(const T* src, const T* residual, T* dst, int64_t stride, int64_t width, const float* mean,
-                            const float* a, const float* shift, const float* factor, bool past_caches) {
-  for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-    const Vec m = load(mean + c), va = load(a + c), vs = load(shift + c);
-    Vec y[R];
-    for (int i = 0; i < R; ++i) {
-      y[i] = activate<act, T>(hn::MulAdd(hn::Sub(load_part(src + i * stride + c, n, full), m), va, vs));
+// Rows of one image. `factor` is gate * drop by channel, or null.
+template <class T, plan::Act act>
+HWY_INLINE void bn_act_rows(const T* src, const T* residual, T* dst, int64_t rows, int64_t channels, int64_t pack,
+                            const float* mean, const float* a, const float* shift, const float* factor,
+                            bool past_caches) {
+  for_each_group<T, 4>(rows, channels, pack, [&](int64_t at, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
+    constexpr int N = decltype(group)::kCount;
+    Vec y[N], more[N];
+    for (int i = 0; i < N; ++i) y[i] = load_part(src + at + group.at(i), n, full);
+    if (residual)
+      for (int i = 0; i < N; ++i) more[i] = load_part(residual + at + group.at(i), n, full);
+    for (int i = 0; i < N; ++i) {
+      const int64_t column = c + group.column(i);
+      y[i] = activate<act, T>(hn::MulAdd(hn::Sub(y[i], load(mean + column)), load(a + column), load(shift + column)));
     }
-    if (factor) {
-      const Vec f = load(factor + c);
-      for (int i = 0; i < R; ++i) y[i] = hn::Mul(y[i], f);
-    }
-    if (residual) {
-      for (int i = 0; i < R; ++i) y[i] = hn::Add(y[i], load_part(residual + i * stride + c, n, full));
-    }
-    for (int i = 0; i < R; ++i) store_part_past(y[i], dst + i * stride + c, n, full, past_caches);
+    if (factor)
+      for (int i = 0; i < N; ++i) y[i] = hn::Mul(y[i], load(factor + c + group.column(i)));
+    if (residual)
+      for (int i = 0; i < N; ++i) y[i] = hn::Add(y[i], more[i]);
+    for (int i = 0; i < N; ++i) store_part_past(y[i], dst + at + group.at(i), n, full, past_caches);
   });
 }
 
@@ -82,10 +84,8 @@ void bn_act_range(const BnActArgs& k) {
     }
     const bool scaled = k.gate || drop != 1;
     if (scaled) fill_packed(factor, C, pack, [&](int64_t c) { return k.gate ? k.gate[image * C + c] * drop : drop; });
-    for_each_block<4>(row, end - row, C, pack, [&](int64_t r, int64_t width, auto rows) HWY_ATTR {
-      bn_act_rows<T, act, decltype(rows)::value>(src + r * C, residual ? residual + r * C : nullptr, dst + r * C, width,
-                                                 width, mean, a, shift, scaled ? factor : nullptr, k.past_caches);
-    });
+    bn_act_rows<T, act>(src + row * C, residual ? residual + row * C : nullptr, dst + row * C, end - row, C, pack, mean,
+                        a, shift, scaled ? factor : nullptr, k.past_caches);
     row = end;
   }
   if (k.past_caches) hwy::FlushStream();

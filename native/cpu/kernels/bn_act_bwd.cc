@@ -6,7 +6,7 @@
 //   statistics)
 //
 // z is computed again from src: nothing but src is saved for the backward pass. Each op reads src and diff_dst once.
-// Sums: 4 rows in registers, 64 rows in a tile, tiles in a shard, all FP32; shards in double, in order.
+// Sums: groups in registers, kTileRows rows in a tile, tiles in a shard, all FP32; shards in double, in order.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/bn_act_bwd.cc"
 #include "cpu/kernels/dispatch.h"
@@ -119,7 +119,7 @@ HWY_INLINE void for_each_image(const BnActBwdArgs& k, const BwdCoefs& coefs, int
 
 template <class T, plan::Act act, bool plain>
 void reduce_range(const BnActBwdArgs& k) {
-  constexpr int kRows = 4, kBlocksPerTile = 16;
+  constexpr int64_t kTileRows = 64;
   const int64_t C = k.channels, pack = pack_factor(C), capacity = packed_capacity(C), width = pack * C;
   const BwdCoefs coefs = make_coefs(k, pack);
   float *tile_g = coefs.p, *tile_gx = coefs.q;
@@ -138,34 +138,34 @@ void reduce_range(const BnActBwdArgs& k) {
 
   const T* src = static_cast<const T*>(k.src);
   const T* diff_dst = static_cast<const T*>(k.diff_dst);
-  int blocks = 0;
+  const int64_t tile_rows = kTileRows * pack;
   for_each_image(k, coefs, pack, [&](int64_t first, int64_t count) HWY_ATTR {
-    for_each_block<kRows>(first, count, C, pack, [&](int64_t r, int64_t w, auto rows) HWY_ATTR {
-      constexpr int R = decltype(rows)::value;
-      const T *x = src + r * C, *d = diff_dst + r * C;
-      for_each_vector(w, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-        const BwdVectors<plain> v(coefs, c);
-        Vec sg = zero(), sgx = zero();
-        for (int i = 0; i < R; ++i) {
-          const Vec xm = hn::Sub(load_part(x + i * w + c, n, full), v.mean);
-          const Vec g = v.template grad<act, T>(load_part(d + i * w + c, n, full), xm);
-          sg = hn::Add(sg, g);
-          sgx = hn::MulAdd(g, xm, sgx);
+    for (int64_t row = first; row < first + count; row += tile_rows) {
+      const int64_t rows = std::min(tile_rows, first + count - row);
+      for_each_group<T, 4>(rows, C, pack, [&](int64_t at, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
+        constexpr int N = decltype(group)::kCount, U = decltype(group)::kColumns;
+        at += row * C;
+        Vec xm[N], g[N];
+        for (int i = 0; i < N; ++i) xm[i] = load_part(src + at + group.at(i), n, full);
+        for (int i = 0; i < N; ++i) g[i] = load_part(diff_dst + at + group.at(i), n, full);
+        Vec sum_of_g[U] = {}, sum_of_gx[U] = {};
+        for (int i = 0; i < N; ++i) {
+          const BwdVectors<plain> v(coefs, c + group.column(i));
+          xm[i] = hn::Sub(xm[i], v.mean);
+          g[i] = v.template grad<act, T>(g[i], xm[i]);
+          // Beyond a tail of packed rows lie columns of the next ones.
+          if constexpr (!decltype(full)::value) g[i] = hn::IfThenElseZero(hn::FirstN(F32(), n), g[i]);
+          sum_of_g[i % U] = i < U ? g[i] : hn::Add(sum_of_g[i % U], g[i]);
+          sum_of_gx[i % U] = i < U ? hn::Mul(g[i], xm[i]) : hn::MulAdd(g[i], xm[i], sum_of_gx[i % U]);
         }
-        // Beyond a tail only padding is added to: full vectors do.
-        if constexpr (!decltype(full)::value) {
-          const auto mask = hn::FirstN(F32(), n);
-          sg = hn::IfThenElseZero(mask, sg);
-          sgx = hn::IfThenElseZero(mask, sgx);
+        for (int u = 0; u < U; ++u) {
+          const int64_t column = c + group.column(u);
+          store(hn::Add(load(tile_g + column), sum_of_g[u]), tile_g + column);
+          store(hn::Add(load(tile_gx + column), sum_of_gx[u]), tile_gx + column);
         }
-        store(hn::Add(load(tile_g + c), sg), tile_g + c);
-        store(hn::Add(load(tile_gx + c), sgx), tile_gx + c);
       });
-      if (++blocks == kBlocksPerTile) {
-        blocks = 0;
-        flush();
-      }
-    });
+      flush();
+    }
   });
   flush();
   for (int64_t c = 0; c < C; ++c) {
@@ -206,20 +206,24 @@ void apply_range(const BnActBwdArgs& k) {
   const T* diff_dst = static_cast<const T*>(k.diff_dst);
   T* diff_src = static_cast<T*>(k.diff_src);
   for_each_image(k, coefs, pack, [&](int64_t first, int64_t count) HWY_ATTR {
-    for_each_block<2>(first, count, C, pack, [&](int64_t r, int64_t w, auto rows) HWY_ATTR {
-      constexpr int R = decltype(rows)::value;
-      for_each_vector(w, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-        const BwdVectors<plain> v(coefs, c);
-        const Vec p = batch_stats ? load(coefs.p + c) : zero(), q = batch_stats ? load(coefs.q + c) : zero();
-        for (int i = 0; i < R; ++i) {
-          const int64_t at = r * C + i * w + c;
-          const Vec xm = hn::Sub(load_part(src + at, n, full), v.mean);
-          const Vec g = v.template grad<act, T>(load_part(diff_dst + at, n, full), xm);
-          Vec y = hn::Mul(v.a, g);
-          if constexpr (batch_stats) y = hn::MulAdd(v.a, g, hn::MulAdd(p, xm, q));
-          store_part_past(y, diff_src + at, n, full, k.past_caches);
+    for_each_group<T, 2>(count, C, pack, [&](int64_t at, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
+      constexpr int N = decltype(group)::kCount;
+      at += first * C;
+      Vec xm[N], g[N];
+      for (int i = 0; i < N; ++i) xm[i] = load_part(src + at + group.at(i), n, full);
+      for (int i = 0; i < N; ++i) g[i] = load_part(diff_dst + at + group.at(i), n, full);
+      for (int i = 0; i < N; ++i) {
+        const int64_t column = c + group.column(i);
+        const BwdVectors<plain> v(coefs, column);
+        xm[i] = hn::Sub(xm[i], v.mean);
+        g[i] = v.template grad<act, T>(g[i], xm[i]);
+        if constexpr (batch_stats) {
+          g[i] = hn::MulAdd(v.a, g[i], hn::MulAdd(load(coefs.p + column), xm[i], load(coefs.q + column)));
+        } else {
+          g[i] = hn::Mul(v.a, g[i]);
         }
-      });
+      }
+      for (int i = 0; i < N; ++i) store_part_past(g[i], diff_src + at + group.at(i), n, full, k.past_caches);
     });
   });
   if (k.past_caches) hwy::FlushStream();

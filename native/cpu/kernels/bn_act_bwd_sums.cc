@@ -58,39 +58,53 @@ struct BnActBwdMergeArgs {
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
 
-// R rows of `width` columns: adds to the five arrays of a tile.
-template <class T, plan::Act act, bool remake, int R>
-HWY_INLINE void sum_rows_of(const BnActBwdSumsArgs& k, const T* x, const T* d, T* y, int64_t width, int64_t capacity,
-                            float* tile) {
+// Adds rows to the five arrays of a tile.
+template <class T, plan::Act act, bool remake>
+HWY_INLINE void add_sums(const BnActBwdSumsArgs& k, const T* x, const T* d, T* y, int64_t rows, int64_t pack,
+                         int64_t capacity, float* tile) {
   const float *mean = k.scratch, *a = mean + capacity, *shift = a + capacity, *factor = shift + capacity;
-  for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-    const Vec vm = load(mean + c), va = load(a + c), vs = load(shift + c);
-    Vec gate = zero(), dg = zero(), g = zero(), dgx = zero(), gx = zero();
-    for (int i = 0; i < R; ++i) {
-      const Vec xm = hn::Sub(load_part(x + i * width + c, n, full), vm), diff = load_part(d + i * width + c, n, full);
+  for_each_group<T, 4>(rows, k.channels, pack, [&](int64_t at, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
+    constexpr int N = decltype(group)::kCount, U = decltype(group)::kColumns;
+    Vec xm[N], diff[N], sums[U][kSumCount] = {};
+    for (int i = 0; i < N; ++i) xm[i] = load_part(x + at + group.at(i), n, full);
+    for (int i = 0; i < N; ++i) diff[i] = load_part(d + at + group.at(i), n, full);
+    for (int i = 0; i < N; ++i) {
+      const int64_t column = c + group.column(i);
       Vec value, slope;
-      activate_both<act, T>(hn::MulAdd(xm, va, vs), value, slope);
-      const Vec product = hn::Mul(diff, slope);
-      gate = hn::MulAdd(diff, value, gate);
-      dg = hn::Add(dg, product);
-      g = hn::Add(g, slope);
-      dgx = hn::MulAdd(product, xm, dgx);
-      gx = hn::MulAdd(slope, xm, gx);
-      if constexpr (remake) store_part(hn::Mul(value, load(factor + c)), y + i * width + c, n, full);
+      xm[i] = hn::Sub(xm[i], load(mean + column));
+      activate_both<act, T>(hn::MulAdd(xm[i], load(a + column), load(shift + column)), value, slope);
+      if constexpr (remake) store_part(hn::Mul(value, load(factor + column)), y + at + group.at(i), n, full);
+      const Vec product = hn::Mul(diff[i], slope);
+      auto& sum = sums[i % U];  // gate, dg, g, dgx, gx
+      if (i < U) {
+        sum[0] = hn::Mul(diff[i], value);
+        sum[1] = product;
+        sum[2] = slope;
+        sum[3] = hn::Mul(product, xm[i]);
+        sum[4] = hn::Mul(slope, xm[i]);
+      } else {
+        sum[0] = hn::MulAdd(diff[i], value, sum[0]);
+        sum[1] = hn::Add(sum[1], product);
+        sum[2] = hn::Add(sum[2], slope);
+        sum[3] = hn::MulAdd(product, xm[i], sum[3]);
+        sum[4] = hn::MulAdd(slope, xm[i], sum[4]);
+      }
     }
-    const Vec sums[kSumCount] = {gate, dg, g, dgx, gx};
-    for (int s = 0; s < kSumCount; ++s) {
-      Vec sum = sums[s];
-      // Beyond a tail of packed rows lie columns of the next ones.
-      if constexpr (!decltype(full)::value) sum = hn::IfThenElseZero(hn::FirstN(F32(), n), sum);
-      store(hn::Add(load(tile + s * capacity + c), sum), tile + s * capacity + c);
+    for (int u = 0; u < U; ++u) {
+      for (int s = 0; s < kSumCount; ++s) {
+        float* to = tile + s * capacity + c + group.column(u);
+        Vec sum = sums[u][s];
+        // Beyond a tail of packed rows lie columns of the next ones.
+        if constexpr (!decltype(full)::value) sum = hn::IfThenElseZero(hn::FirstN(F32(), n), sum);
+        store(hn::Add(load(to), sum), to);
+      }
     }
   });
 }
 
 template <class T, plan::Act act, bool remake>
 void sums_band(const BnActBwdSumsArgs& k) {
-  constexpr int kRows = 4, kBlocksPerTile = 16;
+  constexpr int64_t kTileRows = 64;
   const int64_t C = k.channels, pack = pack_factor(C), capacity = packed_capacity(C), width = pack * C;
   float *mean = k.scratch, *a = mean + capacity, *shift = a + capacity, *factor = shift + capacity,
         *tile = factor + capacity, *total = tile + kSumCount * capacity;
@@ -108,17 +122,14 @@ void sums_band(const BnActBwdSumsArgs& k) {
   const T* src = static_cast<const T*>(k.src);
   const T* diff_dst = static_cast<const T*>(k.diff_dst);
   T* dst = static_cast<T*>(k.dst);
-  int blocks = 0;
   const int64_t first = k.image * k.image_rows + k.row_begin;
-  for_each_block<kRows>(first, k.row_end - k.row_begin, C, pack, [&](int64_t r, int64_t w, auto rows) HWY_ATTR {
-    sum_rows_of<T, act, remake, decltype(rows)::value>(k, src + r * C, diff_dst + r * C, remake ? dst + r * C : nullptr,
-                                                       w, capacity, tile);
-    if (++blocks == kBlocksPerTile) {
-      blocks = 0;
-      flush();
-    }
-  });
-  flush();
+  const int64_t count = k.row_end - k.row_begin, tile_rows = kTileRows * pack;
+  for (int64_t row = 0; row < count; row += tile_rows) {
+    const int64_t at = (first + row) * C;
+    add_sums<T, act, remake>(k, src + at, diff_dst + at, remake ? dst + at : nullptr, std::min(tile_rows, count - row),
+                             pack, capacity, tile);
+    flush();
+  }
   for (int s = 0; s < kSumCount; ++s) {
     const bool with_diff = s == 0 || s == 1 || s == 3, with_xhat = s >= 3;
     for (int64_t c = 0; c < C; ++c) {

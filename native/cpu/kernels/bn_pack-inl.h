@@ -68,15 +68,45 @@ HWY_INLINE void store_part_past(Vec v, T* HWY_RESTRICT p, size_t n, Full full, b
   store_part(v, p, n, full);
 }
 
-// Splits `rows` rows at `first` (of `channels` values) into blocks: f(row, width, std::integral_constant<int, R>) with
-// R packed rows at a time, then single ones, then the rows that do not fill a pack.
-template <int R, class F>
-HWY_INLINE void for_each_block(int64_t first, int64_t rows, int64_t channels, int64_t pack, F&& f) {
-  const int64_t packed = rows / pack, width = pack * channels;
+// Vectors that are worked on together: those of one column in R rows, or U neighbouring ones of one row.
+template <int R, int U>
+struct Group {
+  static_assert(R == 1 || U == 1);
+  static constexpr int kCount = R * U, kColumns = U;
+  int64_t row;  // values from row to row
+  HWY_INLINE int64_t at(int i) const { return i / U * row + column(i); }
+  static HWY_INLINE int64_t column(int i) { return i % U * static_cast<int64_t>(kLanes); }
+};
+
+// Goes through `rows` rows of `channels` values, `pack` of them as one while there are enough: f(offset, column, lanes,
+// full, Group) for groups of vectors, the first of which begins at the offset and at the column of its packed row.
+//
+// Groups are what the memory needs. One vector at a time fills the CPU's queues with the arithmetic of that vector
+// before the next load. R rows side by side share what is loaded for a column, but beyond a KB they are too many streams
+// for the CPU's prefetchers, and up to half of the bandwidth is lost; there a group lies in one row.
+//
+// `stride`: values from row to row, where these are only some of the channels (not packed then).
+template <class T, int R, class F>
+HWY_INLINE void for_each_group(int64_t rows, int64_t channels, int64_t stride, int64_t pack, F&& f) {
+  constexpr int64_t lanes = kLanes, kBlockBytes = 1024;
+  const auto row = [&](int64_t offset, int64_t width, auto group) HWY_ATTR {
+    constexpr int64_t step = decltype(group)::kColumns * lanes;
+    int64_t c = 0;
+    for (; c + step <= width; c += step) f(offset + c, c, kLanes, std::true_type(), group);
+    const Group<decltype(group)::kCount / decltype(group)::kColumns, 1> one{group.row};
+    for (; step > lanes && c + lanes <= width; c += lanes) f(offset + c, c, kLanes, std::true_type(), one);
+    if (c < width) f(offset + c, c, static_cast<size_t>(width - c), std::false_type(), one);
+  };
+  const int64_t width = pack * channels, step = pack * stride, packed = rows / pack;
   int64_t r = 0;
-  for (; r + R <= packed; r += R) f(first + r * pack, width, std::integral_constant<int, R>());
-  for (; r < packed; ++r) f(first + r * pack, width, std::integral_constant<int, 1>());
-  for (int64_t i = packed * pack; i < rows; ++i) f(first + i, channels, std::integral_constant<int, 1>());
+  if (R * step * static_cast<int64_t>(sizeof(T)) <= kBlockBytes)
+    for (; r + R <= packed; r += R) row(r * step, width, Group<R, 1>{step});
+  for (; r < packed; ++r) row(r * step, width, Group<1, 2>{step});
+  for (int64_t i = packed * pack; i < rows; ++i) row(i * stride, channels, Group<1, 2>{stride});
+}
+template <class T, int R, class F>
+HWY_INLINE void for_each_group(int64_t rows, int64_t channels, int64_t pack, F&& f) {
+  for_each_group<T, R>(rows, channels, channels, pack, f);
 }
 
 }  // namespace effnet::cpu::HWY_NAMESPACE

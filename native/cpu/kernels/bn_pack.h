@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 namespace effnet::cpu {
 
@@ -10,9 +11,10 @@ namespace effnet::cpu {
 inline constexpr int64_t kPackBelow = 128;
 inline constexpr int64_t kMaxLanes = 16;
 
-// Floats of one coefficient array, a multiple of the vector.
+// Floats of one coefficient array: whole packed rows, a multiple of the vector.
 inline int64_t packed_capacity(int64_t channels) {
-  return channels < kPackBelow ? channels * kMaxLanes : (channels + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+  if (channels < kPackBelow) return std::lcm(channels, kMaxLanes);
+  return (channels + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
 }
 
 }  // namespace effnet::cpu

@@ -47,14 +47,12 @@ void channel_scale_range(const ChannelScaleArgs& k) {
     }
     fill_packed(k.scratch, C, pack,
                 [&](int64_t c) { return k.gate ? k.gate[image * C + c] / k.divisor * drop : drop; });
-    for_each_block<4>(row, end - row, C, pack, [&](int64_t r, int64_t w, auto rows) HWY_ATTR {
-      for_each_vector(w, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-        const Vec f = load(k.scratch + c);
-        for (int i = 0; i < decltype(rows)::value; ++i) {
-          const int64_t at = r * C + i * w + c;
-          store_part(src ? hn::Mul(load_part(src + at, n, full), f) : f, dst + at, n, full);
-        }
-      });
+    for_each_group<T, 4>(end - row, C, pack, [&](int64_t first, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
+      for (int i = 0; i < decltype(group)::kCount; ++i) {
+        const Vec f = load(k.scratch + c + group.column(i));
+        const int64_t at = row * C + first + group.at(i);
+        store_part(src ? hn::Mul(load_part(src + at, n, full), f) : f, dst + at, n, full);
+      }
     });
     row = end;
   }

@@ -5,7 +5,7 @@
 //   channel_scale_bwd_gate   sum(diff_dst * src)
 //   bn_act_bwd_gate          sum(diff_dst * act(bn(src)))
 //
-// Sums: 4 rows in registers, 64 rows in a tile, then the tiles in order, all FP32. A shard is some images, or some
+// Sums: groups in registers, kTileRows rows in a tile, then the tiles in order, all FP32. A shard is some images, or some
 // channels of one image where there are few images; the order of a sum does not depend on it.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/pool.cc"
@@ -38,7 +38,7 @@ namespace effnet::cpu::HWY_NAMESPACE {
 
 template <class T, plan::Act act, bool bn, bool product>
 void pool_range(const PoolArgs& k) {
-  constexpr int kRows = 4, kBlocksPerTile = 16;
+  constexpr int64_t kTileRows = 64;
   const int64_t C = k.channels, first = k.channel_begin, count = k.channel_end - first;
   const bool whole = count == C;
   const int64_t pack = whole ? pack_factor(C) : 1, width = pack * count, capacity = packed_capacity(C);
@@ -60,32 +60,34 @@ void pool_range(const PoolArgs& k) {
     const T* diff = product ? static_cast<const T*>(k.diff_dst) + image * k.rows * C + first : nullptr;
     std::memset(tile, 0, static_cast<size_t>(capacity) * sizeof(float));
     std::memset(sum, 0, static_cast<size_t>(capacity) * sizeof(float));
-    int blocks = 0;
-    for_each_block<kRows>(0, k.rows, count, pack, [&](int64_t r, int64_t w, auto rows) HWY_ATTR {
-      constexpr int R = decltype(rows)::value;
-      const int64_t stride = whole ? w : C;
-      for_each_vector(w, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-        Vec total = zero();
-        for (int i = 0; i < R; ++i) {
-          const int64_t at = r * C + i * stride + c;
-          Vec v = load_part(src + at, n, full);
-          if constexpr (bn) v = activate<act, T>(hn::MulAdd(hn::Sub(v, load(mean + c)), load(a + c), load(shift + c)));
-          if constexpr (bn && !product) v = round_to<T>(v);
-          if constexpr (product) {
-            total = hn::MulAdd(v, load_part(diff + at, n, full), total);
-          } else {
-            total = hn::Add(total, v);
+    const int64_t tile_rows = kTileRows * pack;
+    for (int64_t row = 0; row < k.rows; row += tile_rows) {
+      const auto add = [&](int64_t at, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
+        constexpr int N = decltype(group)::kCount, U = decltype(group)::kColumns;
+        at += row * C;
+        Vec v[N], d[N], total[U] = {};
+        for (int i = 0; i < N; ++i) v[i] = load_part(src + at + group.at(i), n, full);
+        if constexpr (product)
+          for (int i = 0; i < N; ++i) d[i] = load_part(diff + at + group.at(i), n, full);
+        for (int i = 0; i < N; ++i) {
+          const int64_t column = c + group.column(i);
+          if constexpr (bn) {
+            v[i] = activate<act, T>(hn::MulAdd(hn::Sub(v[i], load(mean + column)), load(a + column), load(shift + column)));
+            if constexpr (!product) v[i] = round_to<T>(v[i]);
           }
+          if constexpr (product) v[i] = hn::Mul(v[i], d[i]);
+          total[i % U] = i < U ? v[i] : hn::Add(total[i % U], v[i]);
         }
-        if constexpr (!decltype(full)::value) total = hn::IfThenElseZero(hn::FirstN(F32(), n), total);
-        store(hn::Add(load(tile + c), total), tile + c);
-      });
-      if (++blocks == kBlocksPerTile) {
-        blocks = 0;
-        flush();
-      }
-    });
-    flush();
+        for (int u = 0; u < U; ++u) {
+          // Beyond a tail of packed rows lie columns of the next ones.
+          if constexpr (!decltype(full)::value) total[u] = hn::IfThenElseZero(hn::FirstN(F32(), n), total[u]);
+          float* to = tile + c + group.column(u);
+          store(hn::Add(load(to), total[u]), to);
+        }
+      };
+      for_each_group<T, 4>(std::min(tile_rows, k.rows - row), count, C, pack, add);
+      flush();
+    }
     float* dst = k.dst + image * C + first;
     const float rows = static_cast<float>(k.rows);
     for (int64_t c = 0; c < count; ++c) {
