@@ -51,12 +51,21 @@ void finish_rows(const float* HWY_RESTRICT sum, int64_t sum_row, const float* HW
 
 template <class T, class Word>
 void rows_of(const DenseRowsArgs& args) {
+  constexpr int64_t lanes = kLanes;
   const DenseWeights& w = args.weights;
   const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
-  const int64_t vector_bytes = steps * static_cast<int64_t>(kLanes) * 4;
+  const int64_t vector_bytes = steps * lanes * 4;
   auto* sums = static_cast<float*>(args.scratch);
-  T* gated = reinterpret_cast<T*>(sums + kRowBlock * kTileVectors * static_cast<int64_t>(kLanes));
+  T* gated = reinterpret_cast<T*>(sums + kRowBlock * kTileVectors * lanes);
   const bool plain = std::is_same_v<T, float> && !args.bias && args.act == plan::Act::identity && !args.residual;
+  // The steps of a block fetch what the next one reads, and the lines it writes to unless they go past the caches.
+  int64_t block_steps = 0;
+  for (int64_t index = args.panel_begin; index < args.panel_end; ++index)
+    block_steps += tile_count(kRowBlock, panel_vectors(vectors, index)) * steps;
+  const auto spread = [&](int64_t width) {
+    return (kRowBlock * width * static_cast<int64_t>(sizeof(T)) + block_steps - 1) / block_steps;
+  };
+  const int64_t src_step = spread(w.terms), dst_step = args.past_caches ? 0 : spread(args.dst_row);
   for (int64_t row = args.row_begin; row < args.row_end; row += kRowBlock) {
     const int64_t rows = std::min<int64_t>(kRowBlock, args.row_end - row);
     const T* src = static_cast<const T*>(args.src) + row * w.terms;
@@ -71,31 +80,36 @@ void rows_of(const DenseRowsArgs& args) {
       }
       src = gated;
     }
+    const std::byte* next_src =
+        static_cast<const std::byte*>(args.src) + (row + rows) * w.terms * static_cast<int64_t>(sizeof(T));
+    const std::byte* next_dst =
+        static_cast<const std::byte*>(args.dst) + (row + rows) * args.dst_row * static_cast<int64_t>(sizeof(T));
     for (int64_t index = args.panel_begin; index < args.panel_end; ++index) {
       const int wide = panel_vectors(vectors, index);
-      const int64_t first = 2 * index * static_cast<int64_t>(kLanes);
-      const int64_t width = std::min<int64_t>(wide * static_cast<int64_t>(kLanes), w.channels - first);
-      const int64_t at = row * args.dst_row + first - 2 * args.panel_begin * static_cast<int64_t>(kLanes);
+      const int64_t first = 2 * index * lanes;
+      const int64_t width = std::min<int64_t>(wide * lanes, w.channels - first);
+      const int64_t at = row * args.dst_row + first - 2 * args.panel_begin * lanes;
       T* dst = static_cast<T*>(args.dst) + at;
-      const bool direct = plain && width == wide * static_cast<int64_t>(kLanes);
-      TileArgs tile{reinterpret_cast<const std::byte*>(src),
-                    w.terms * static_cast<int64_t>(sizeof(T)),
-                    4,
-                    static_cast<const std::byte*>(args.packed) + 2 * index * vector_bytes,
-                    wide * static_cast<int64_t>(kLanes) * 4,
-                    steps,
-                    direct ? reinterpret_cast<float*>(dst) : sums,
-                    direct ? args.dst_row : wide * static_cast<int64_t>(kLanes),
-                    false};
-      // The first panel's steps fetch the next block of rows, which has fewer lines.
-      if (index == args.panel_begin && row + rows < args.row_end) {
-        tile.ahead = static_cast<const std::byte*>(args.src) + (row + rows) * w.terms * static_cast<int64_t>(sizeof(T));
-        tile.ahead_step = 64;
-      }
+      const bool direct = plain && width == wide * lanes;
+      TileArgs tile{};
+      tile.a = reinterpret_cast<const std::byte*>(src);
+      tile.a_row = w.terms * static_cast<int64_t>(sizeof(T));
+      tile.a_step = 4;
+      tile.b = static_cast<const std::byte*>(args.packed) + 2 * index * vector_bytes;
+      tile.b_step = wide * lanes * 4;
+      tile.steps = steps;
+      tile.out = direct ? reinterpret_cast<float*>(dst) : sums;
+      tile.out_row = direct ? args.dst_row : wide * lanes;
+      tile.ahead = next_src;
+      tile.ahead_step = src_step;
+      tile.ahead_out = args.past_caches ? reinterpret_cast<const std::byte*>(sums) : next_dst;
+      tile.ahead_out_step = dst_step;
+      next_src += tile_count(rows, wide) * steps * src_step;
+      next_dst += tile_count(rows, wide) * steps * dst_step;
       constexpr size_t kVectorBytes = kLanes * sizeof(float);
       tile.past_caches = direct && args.past_caches && reinterpret_cast<uintptr_t>(dst) % kVectorBytes == 0 &&
                          static_cast<size_t>(args.dst_row) * sizeof(float) % kVectorBytes == 0;
-      gemm_column<Word>(tile, rows, wide);
+      gemm_column<Word>(tile, rows, wide, 2 * (wide * lanes - width) >= lanes);
       if (direct) continue;
       const float* bias = args.bias ? args.bias + first : nullptr;
       const T* residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;

@@ -27,6 +27,8 @@ inline constexpr int kTileRows = HWY_TARGET == HWY_AVX3 ? (NV == 3 ? 7 : 14)
                                                         : (NV == 1   ? 12
                                                            : NV == 2 ? 6
                                                                      : 4);
+// Where a double-width FMA costs two (AVX-512 on Zen 4) half a vector of columns is worth its own code.
+inline constexpr bool kHalfVectors = HWY_TARGET == HWY_AVX3;
 // A block of rows that every width divides or nearly divides.
 inline constexpr int kRowBlock = HWY_TARGET == HWY_AVX3 ? 14 : 12;
 
@@ -37,22 +39,27 @@ struct TileArgs {
   int64_t b_step;  // bytes from step to step
   int64_t steps;
   float* out;
-  int64_t out_row;           // floats
-  bool accumulate;           // add to out instead of replacing it
-  bool past_caches = false;  // out is written without being read first; aligned, and not accumulate
-  // Memory to fetch into the caches meanwhile, a line a step: the rows of a tile are too many streams for the CPU's own
-  // prefetchers. Any address will do, it is not read.
-  const std::byte* ahead = nullptr;
-  int64_t ahead_step = 0;
+  int64_t out_row;   // floats
+  bool accumulate;   // add to out instead of replacing it
+  bool past_caches;  // out is written without being read first; aligned, and not accumulate
+  // Memory to fetch meanwhile, so many bytes a step: the rows of a tile are too many streams for the CPU's own
+  // prefetchers, and a store that has to wait for its line holds up those behind it. Any address will do, nothing is
+  // read; but one that is mapped, and `ahead_out` is taken away from the other cores.
+  const std::byte *ahead, *ahead_out;
+  int64_t ahead_step = 0, ahead_out_step = 0;
 };
 
 // What a step multiplies: Word::multiply_add(spread word of a, vector of b, sum).
 struct F32Word {
-  static HWY_INLINE void multiply_add(const Vec& a, const Vec& b, Vec& sum) { sum = hn::MulAdd(a, b, sum); }
+  template <class V>
+  static HWY_INLINE void multiply_add(const V& a, const V& b, V& sum) {
+    sum = hn::MulAdd(a, b, sum);
+  }
 };
 
 struct Bf16Pair {
-  static HWY_INLINE void multiply_add(const Vec& a, const Vec& b, Vec& sum) {
+  template <class V>
+  static HWY_INLINE void multiply_add(const V& a, const V& b, V& sum) {
 #if HWY_TARGET == HWY_AVX3
     // As assembly: the target is AVX-512 without BF16; callers ask kHasBf16Convert first.
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(b.raw), "v"(a.raw));
@@ -66,13 +73,20 @@ HWY_INLINE Vec spread_word(const std::byte* a) {
   return splat(word);
 }
 
-template <class Word, int MR, int NV>
+using HalfF32 = hn::Half<F32>;
+using HalfVec = hn::Vec<HalfF32>;
+
+// `half`: of the last of the NV vectors only the lower half counts; the upper half of the result is 0.
+template <class Word, int MR, int NV, bool half>
 void gemm_tile(const TileArgs& t) {
-  Vec sum[MR][NV];
+  constexpr int kFull = half ? NV - 1 : NV;
+  Vec sum[MR][kFull + 1];
+  HalfVec half_sum[MR];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) sum[i][j] = zero();
+    for (int j = 0; j < kFull; ++j) sum[i][j] = zero();
+    if constexpr (half) half_sum[i] = hn::Zero(HalfF32());
   }
   // Two pointers and three multiples of the row stride address 14 rows without a register for each; the empty asm keeps
   // the compiler from seeing that they are related, which would make it carry 14 pointers.
@@ -82,13 +96,17 @@ void gemm_tile(const TileArgs& t) {
   const std::byte* a7 = t.a + 7 * row;
   asm("" : "+r"(row3), "+r"(row5), "+r"(a7));
   const std::byte* b = t.b;
-  const std::byte* ahead = t.ahead;
+  const std::byte *ahead = t.ahead, *ahead_out = t.ahead_out;
   for (int64_t step = 0; step < t.steps; ++step) {
     __builtin_prefetch(ahead);
     ahead += t.ahead_step;
-    Vec vb[NV];
+    __builtin_prefetch(ahead_out, 1);
+    ahead_out += t.ahead_out_step;
+    Vec vb[kFull + 1];
+    HalfVec half_b;
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) vb[j] = load(reinterpret_cast<const float*>(b) + j * kLanes);
+    for (int j = 0; j < kFull; ++j) vb[j] = load(reinterpret_cast<const float*>(b) + j * kLanes);
+    if constexpr (half) half_b = hn::LoadU(HalfF32(), reinterpret_cast<const float*>(b) + kFull * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const std::byte* base = i < 7 ? a0 : a7;
@@ -101,7 +119,8 @@ void gemm_tile(const TileArgs& t) {
                                       : 2 * row3;
       const Vec va = spread_word(base + at);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) Word::multiply_add(va, vb[j], sum[i][j]);
+      for (int j = 0; j < kFull; ++j) Word::multiply_add(va, vb[j], sum[i][j]);
+      if constexpr (half) Word::multiply_add(hn::LowerHalf(HalfF32(), va), half_b, half_sum[i]);
     }
     a0 += t.a_step;
     a7 += t.a_step;
@@ -109,6 +128,7 @@ void gemm_tile(const TileArgs& t) {
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
+    if constexpr (half) sum[i][kFull] = hn::ZeroExtendVector(F32(), half_sum[i]);
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       float* out = t.out + i * t.out_row + j * static_cast<int64_t>(kLanes);
@@ -123,29 +143,44 @@ void gemm_tile(const TileArgs& t) {
 
 using TileFunction = void (*)(const TileArgs&);
 
-template <class Word, int NV, size_t... I>
+template <class Word, int NV, bool half, size_t... I>
 constexpr std::array<TileFunction, sizeof...(I)> tile_functions(std::index_sequence<I...>) {
-  return {gemm_tile<Word, static_cast<int>(I) + 1, NV>...};
+  return {gemm_tile<Word, static_cast<int>(I) + 1, NV, half>...};
 }
-// kTiles<Word, NV>[rows - 1]
-template <class Word, int NV>
-inline constexpr auto kTiles = tile_functions<Word, NV>(std::make_index_sequence<kTileRows<NV>>());
+// kTiles<Word, NV, half>[rows - 1]
+template <class Word, int NV, bool half>
+inline constexpr auto kTiles = tile_functions<Word, NV, half>(std::make_index_sequence<kTileRows<NV>>());
 
-template <class Word, int NV>
+// Tiles of equal height: 16 rows are 8 and 8, for 14 and 2 would not fill the second one's loads with products.
+inline int64_t tile_count(int64_t rows, int vectors) {
+  const int64_t height = vectors == 1 ? kTileRows<1> : vectors == 2 ? kTileRows<2> : kTileRows<3>;
+  return (rows + height - 1) / height;
+}
+
+template <class Word, int NV, bool half>
 HWY_INLINE void tile_column(TileArgs t, int64_t rows) {
-  for (; rows > 0; rows -= kTileRows<NV>) {
-    kTiles<Word, NV>[static_cast<size_t>(std::min<int64_t>(rows, kTileRows<NV>) - 1)](t);
-    t.a += kTileRows<NV> * t.a_row;
-    t.out += kTileRows<NV> * t.out_row;
+  for (int64_t tiles = (rows + kTileRows<NV> - 1) / kTileRows<NV>; tiles > 0; --tiles) {
+    const int64_t height = (rows + tiles - 1) / tiles;
+    kTiles<Word, NV, half>[static_cast<size_t>(height - 1)](t);
+    t.a += height * t.a_row;
+    t.out += height * t.out_row;
+    t.ahead += t.steps * t.ahead_step;
+    t.ahead_out += t.steps * t.ahead_out_step;
+    rows -= height;
   }
 }
 
-// Any number of rows, `vectors` (1 to kTileVectors) vectors of columns.
+// Any number of rows, `vectors` (1 to kTileVectors) vectors of columns; `half`: the last one is at most half full.
 template <class Word>
-HWY_INLINE void gemm_column(const TileArgs& t, int64_t rows, int vectors) {
-  if (vectors == 1) return tile_column<Word, 1>(t, rows);
-  if (vectors == 2) return tile_column<Word, 2>(t, rows);
-  return tile_column<Word, 3>(t, rows);
+HWY_INLINE void gemm_column(const TileArgs& t, int64_t rows, int vectors, bool half) {
+  if (kHalfVectors && half) {
+    if (vectors == 1) return tile_column<Word, 1, kHalfVectors>(t, rows);
+    if (vectors == 2) return tile_column<Word, 2, kHalfVectors>(t, rows);
+    return tile_column<Word, 3, kHalfVectors>(t, rows);
+  }
+  if (vectors == 1) return tile_column<Word, 1, false>(t, rows);
+  if (vectors == 2) return tile_column<Word, 2, false>(t, rows);
+  return tile_column<Word, 3, false>(t, rows);
 }
 
 }  // namespace effnet::cpu::HWY_NAMESPACE

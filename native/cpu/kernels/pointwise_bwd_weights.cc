@@ -127,7 +127,7 @@ void row_product(const RowProductArgs& args) {
       tile.b = reinterpret_cast<const std::byte*>(panel);
       tile.b_step = width * 4;
       tile.out = args.sums + args.tall_begin * padded + 2 * i * lanes;
-      gemm_column<Word>(tile, band, panels.wide(i));
+      gemm_column<Word>(tile, band, panels.wide(i), 2 * (2 * i * lanes + width - args.wide_channels) >= lanes);
       panel += steps * width;
     }
   }
