@@ -61,7 +61,7 @@ void rows_of(const DenseRowsArgs& args) {
   // The steps of a block fetch what the next one reads, and the lines it writes to unless they go past the caches.
   int64_t block_steps = 0;
   for (int64_t index = args.panel_begin; index < args.panel_end; ++index)
-    block_steps += tile_count(kRowBlock, panel_vectors(vectors, index)) * steps;
+    block_steps += TileHeights(kRowBlock, panel_vectors(vectors, index)).count * steps;
   const auto spread = [&](int64_t width) {
     return (kRowBlock * width * static_cast<int64_t>(sizeof(T)) + block_steps - 1) / block_steps;
   };
@@ -100,16 +100,24 @@ void rows_of(const DenseRowsArgs& args) {
       tile.steps = steps;
       tile.out = direct ? reinterpret_cast<float*>(dst) : sums;
       tile.out_row = direct ? args.dst_row : wide * lanes;
-      tile.ahead = next_src;
       tile.ahead_step = src_step;
-      tile.ahead_out = args.past_caches ? reinterpret_cast<const std::byte*>(sums) : next_dst;
-      tile.ahead_out_step = dst_step;
-      next_src += tile_count(rows, wide) * steps * src_step;
-      next_dst += tile_count(rows, wide) * steps * dst_step;
+      tile.ahead2_step = dst_step;
       constexpr size_t kVectorBytes = kLanes * sizeof(float);
       tile.past_caches = direct && args.past_caches && reinterpret_cast<uintptr_t>(dst) % kVectorBytes == 0 &&
                          static_cast<size_t>(args.dst_row) * sizeof(float) % kVectorBytes == 0;
-      gemm_column<Word>(tile, rows, wide, 2 * (wide * lanes - width) >= lanes);
+      const bool half = 2 * (wide * lanes - width) >= lanes;
+      const std::byte* a = tile.a;
+      float* out = tile.out;
+      const TileHeights tiles(rows, wide);
+      for (int64_t i = 0; i < tiles.count; ++i) {
+        tile.a = a + tiles.begin(i) * tile.a_row;
+        tile.out = out + tiles.begin(i) * tile.out_row;
+        tile.ahead = next_src;
+        tile.ahead2 = args.past_caches ? reinterpret_cast<const std::byte*>(sums) : next_dst;
+        run_tile<Word, Ahead::rows>(tile, tiles.begin(i + 1) - tiles.begin(i), wide, half);
+        next_src += steps * src_step;
+        next_dst += steps * dst_step;
+      }
       if (direct) continue;
       const float* bias = args.bias ? args.bias + first : nullptr;
       const T* residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;

@@ -42,11 +42,11 @@ struct TileArgs {
   int64_t out_row;   // floats
   bool accumulate;   // add to out instead of replacing it
   bool past_caches;  // out is written without being read first; aligned, and not accumulate
-  // Memory to fetch meanwhile, so many bytes a step: the rows of a tile are too many streams for the CPU's own
-  // prefetchers, and a store that has to wait for its line holds up those behind it. Any address will do, nothing is
-  // read; but one that is mapped, and `ahead_out` is taken away from the other cores.
-  const std::byte *ahead, *ahead_out;
-  int64_t ahead_step = 0, ahead_out_step = 0;
+  // Two streams of memory to fetch meanwhile, so many bytes a step: the rows of a tile are too many streams for the
+  // CPU's own prefetchers, and a store that has to wait for its line holds up those behind it. Any address will do,
+  // nothing is read; but one that is mapped, and what is fetched to be written is taken away from the other cores.
+  const std::byte *ahead, *ahead2;
+  int64_t ahead_step = 0, ahead2_step = 0;
 };
 
 // What a step multiplies: Word::multiply_add(spread word of a, vector of b, sum).
@@ -67,6 +67,21 @@ struct Bf16Pair {
   }
 };
 
+enum class Ahead {
+  rows,    // what the next rows of `a` are, and the lines that their results will be written to
+  blocks,  // both to be read, into L2: the next block must not drive this one out of L1
+};
+template <Ahead kind>
+HWY_INLINE void fetch_ahead(const std::byte* ahead, const std::byte* ahead2) {
+  if constexpr (kind == Ahead::rows) {
+    __builtin_prefetch(ahead);
+    __builtin_prefetch(ahead2, 1);
+  } else {
+    __builtin_prefetch(ahead, 0, 2);
+    __builtin_prefetch(ahead2, 0, 2);
+  }
+}
+
 HWY_INLINE Vec spread_word(const std::byte* a) {
   float word;
   std::memcpy(&word, a, sizeof word);
@@ -77,7 +92,7 @@ using HalfF32 = hn::Half<F32>;
 using HalfVec = hn::Vec<HalfF32>;
 
 // `half`: of the last of the NV vectors only the lower half counts; the upper half of the result is 0.
-template <class Word, int MR, int NV, bool half>
+template <class Word, Ahead kAhead, int MR, int NV, bool half>
 void gemm_tile(const TileArgs& t) {
   constexpr int kFull = half ? NV - 1 : NV;
   Vec sum[MR][kFull + 1];
@@ -96,12 +111,11 @@ void gemm_tile(const TileArgs& t) {
   const std::byte* a7 = t.a + 7 * row;
   asm("" : "+r"(row3), "+r"(row5), "+r"(a7));
   const std::byte* b = t.b;
-  const std::byte *ahead = t.ahead, *ahead_out = t.ahead_out;
+  const std::byte *ahead = t.ahead, *ahead2 = t.ahead2;
   for (int64_t step = 0; step < t.steps; ++step) {
-    __builtin_prefetch(ahead);
+    fetch_ahead<kAhead>(ahead, ahead2);
     ahead += t.ahead_step;
-    __builtin_prefetch(ahead_out, 1);
-    ahead_out += t.ahead_out_step;
+    ahead2 += t.ahead2_step;
     Vec vb[kFull + 1];
     HalfVec half_b;
 #pragma GCC unroll 4
@@ -143,44 +157,37 @@ void gemm_tile(const TileArgs& t) {
 
 using TileFunction = void (*)(const TileArgs&);
 
-template <class Word, int NV, bool half, size_t... I>
+template <class Word, Ahead kAhead, int NV, bool half, size_t... I>
 constexpr std::array<TileFunction, sizeof...(I)> tile_functions(std::index_sequence<I...>) {
-  return {gemm_tile<Word, static_cast<int>(I) + 1, NV, half>...};
+  return {gemm_tile<Word, kAhead, static_cast<int>(I) + 1, NV, half>...};
 }
-// kTiles<Word, NV, half>[rows - 1]
-template <class Word, int NV, bool half>
-inline constexpr auto kTiles = tile_functions<Word, NV, half>(std::make_index_sequence<kTileRows<NV>>());
+// kTiles<Word, kAhead, NV, half>[rows - 1]
+template <class Word, Ahead kAhead, int NV, bool half>
+inline constexpr auto kTiles = tile_functions<Word, kAhead, NV, half>(std::make_index_sequence<kTileRows<NV>>());
 
-// Tiles of equal height: 16 rows are 8 and 8, for 14 and 2 would not fill the second one's loads with products.
-inline int64_t tile_count(int64_t rows, int vectors) {
-  const int64_t height = vectors == 1 ? kTileRows<1> : vectors == 2 ? kTileRows<2> : kTileRows<3>;
-  return (rows + height - 1) / height;
-}
-
-template <class Word, int NV, bool half>
-HWY_INLINE void tile_column(TileArgs t, int64_t rows) {
-  for (int64_t tiles = (rows + kTileRows<NV> - 1) / kTileRows<NV>; tiles > 0; --tiles) {
-    const int64_t height = (rows + tiles - 1) / tiles;
-    kTiles<Word, NV, half>[static_cast<size_t>(height - 1)](t);
-    t.a += height * t.a_row;
-    t.out += height * t.out_row;
-    t.ahead += t.steps * t.ahead_step;
-    t.ahead_out += t.steps * t.ahead_out_step;
-    rows -= height;
+// Any number of rows as tiles of equal height: 16 are 8 and 8, for 2 after 14 would not fill their loads with products.
+struct TileHeights {
+  TileHeights(int64_t rows, int vectors) : rows(rows), count((rows + most(vectors) - 1) / most(vectors)) {}
+  int64_t begin(int64_t i) const { return rows * i / count; }
+  static constexpr int64_t most(int vectors) {
+    return vectors == 1 ? kTileRows<1> : vectors == 2 ? kTileRows<2> : kTileRows<3>;
   }
-}
+  int64_t rows, count;
+};
 
-// Any number of rows, `vectors` (1 to kTileVectors) vectors of columns; `half`: the last one is at most half full.
-template <class Word>
-HWY_INLINE void gemm_column(const TileArgs& t, int64_t rows, int vectors, bool half) {
+// The tile of `rows` rows and `vectors` (1 to kTileVectors) vectors of columns; `half`: the last one is at most half
+// full.
+template <class Word, Ahead kAhead>
+HWY_INLINE void run_tile(const TileArgs& t, int64_t rows, int vectors, bool half) {
+  const auto index = static_cast<size_t>(rows - 1);
   if (kHalfVectors && half) {
-    if (vectors == 1) return tile_column<Word, 1, kHalfVectors>(t, rows);
-    if (vectors == 2) return tile_column<Word, 2, kHalfVectors>(t, rows);
-    return tile_column<Word, 3, kHalfVectors>(t, rows);
+    if (vectors == 1) return kTiles<Word, kAhead, 1, kHalfVectors>[index](t);
+    if (vectors == 2) return kTiles<Word, kAhead, 2, kHalfVectors>[index](t);
+    return kTiles<Word, kAhead, 3, kHalfVectors>[index](t);
   }
-  if (vectors == 1) return tile_column<Word, 1, false>(t, rows);
-  if (vectors == 2) return tile_column<Word, 2, false>(t, rows);
-  return tile_column<Word, 3, false>(t, rows);
+  if (vectors == 1) return kTiles<Word, kAhead, 1, false>[index](t);
+  if (vectors == 2) return kTiles<Word, kAhead, 2, false>[index](t);
+  kTiles<Word, kAhead, 3, false>[index](t);
 }
 
 }  // namespace effnet::cpu::HWY_NAMESPACE

@@ -1,7 +1,8 @@
 // Weight gradients of 1x1 convolutions: diff_weights[o][i] = sum over rows of diff_dst[row][o] * src[row][i].
 //
-// One operand (`wide`) runs along the vectors, the other (`tall`) gives the rows of the register tiles. Blocks of rows
-// of the wide operand are packed into L2 in panels, and every tile of the block adds its sums to a partial gradient.
+// One operand (`wide`) runs along the vectors, the other (`tall`) gives the rows of the register tiles. Every tile of a
+// block of rows adds its sums to a partial gradient while the next block is fetched into L2. FP32 is read where it is;
+// pairs of rows of bf16 are first packed, the wide operand in panels.
 // The rows are cut into groups whose partials are added in order, the tall operand into bands; both fixed by shape.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/pointwise_bwd_weights.cc"
@@ -24,7 +25,8 @@ struct RowProductArgs {
   const void *tall, *wide;  // [rows][tall_channels], [rows][wide_channels]
   int64_t tall_channels, wide_channels;
   int64_t row_begin, row_end, tall_begin, tall_end;
-  int64_t block_rows;  // rows that are packed together, even
+  int64_t rows;        // of the tensors
+  int64_t block_rows;  // even
   float* sums;         // [tall_channels][padded wide_channels]; rows tall_begin .. tall_end are written
   std::byte* scratch;
 };
@@ -73,17 +75,14 @@ struct Panels {
   int64_t vectors;
 };
 
-// All rows of the wide operand into panels [step][panel width], one behind another; reads memory in order, and fetches
-// the tall operand's rows on the way.
+// All rows of the wide operand into panels [step][panel width], one behind another; reads memory in order.
 template <class T>
-HWY_INLINE void pack_panels(const T* wide, int64_t channels, int64_t rows, const Panels& panels, float* dst,
-                            const std::byte* tall, int64_t tall_row) {
+HWY_INLINE void pack_panels(const T* wide, int64_t channels, int64_t rows, const Panels& panels, float* dst) {
   constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes;
   const int64_t steps = (rows + per_step - 1) / per_step;
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t r = step * per_step;
     const T* row = wide + r * channels;
-    for (int64_t at = 0; at < per_step * tall_row; at += 64) __builtin_prefetch(tall + r * tall_row + at);
     float* panel = dst;
     for (int64_t i = 0; i < panels.count(); ++i) {
       const int64_t vectors = panels.wide(i), first = 2 * i * lanes;
@@ -96,21 +95,50 @@ HWY_INLINE void pack_panels(const T* wide, int64_t channels, int64_t rows, const
   }
 }
 
+// How many cycles a row takes where a vector is multiplied, and one loaded, in one.
+double row_cycles(int64_t tall, int64_t wide) {
+  constexpr int64_t lanes = kLanes;
+  const Panels panels(pad_lanes(wide));
+  double cycles = 0;
+  for (int64_t i = 0; i < panels.count(); ++i) {
+    const int64_t vectors = panels.wide(i);
+    const TileHeights tiles(tall, panels.wide(i));
+    const bool half = kHalfVectors && 2 * ((2 * i + vectors) * lanes - wide) >= lanes;
+    const double products = static_cast<double>(tall) * (static_cast<double>(vectors) - (half ? 0.5 : 0.0));
+    const auto loads = static_cast<double>(tall + tiles.count * (vectors + 2));
+    cycles += std::max(products, loads) + 0.05 * loads;
+  }
+  return cycles;
+}
+
 template <class T, class Word>
 void row_product(const RowProductArgs& args) {
   constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes;
   const int64_t padded = pad_lanes(args.wide_channels), band = args.tall_end - args.tall_begin;
+  const int64_t tall_row = args.tall_channels * static_cast<int64_t>(sizeof(T));
+  const int64_t wide_row = args.wide_channels * static_cast<int64_t>(sizeof(T));
   const Panels panels(padded);
+  const bool half = kHalfVectors && 2 * (padded - args.wide_channels) >= lanes;
+  // The last vector of a row reads on into the next row; the tensor's last row has none.
+  const bool overlaps = padded - (half ? lanes / 2 : 0) > args.wide_channels;
   float* packed = reinterpret_cast<float*>(args.scratch);
   float* tall_steps = packed + (args.block_rows / per_step) * padded;
+  int64_t passes = 0, wide_passes = 0;  // tiles of a block; those whose second stream is free for the wide operand
+  for (int64_t i = 0; i < panels.count(); ++i) {
+    passes += TileHeights(band, panels.wide(i)).count;
+    if (i >= per_step) wide_passes += TileHeights(band, panels.wide(i)).count;
+  }
+  const bool both = per_step * wide_row > 64 * passes;
+  const int64_t slots = both ? passes + wide_passes : passes;
+  const int64_t ahead_step = std::min<int64_t>((per_step * wide_row + slots - 1) / slots, 64);
   for (int64_t row = args.row_begin; row < args.row_end; row += args.block_rows) {
     const int64_t rows = std::min(args.block_rows, args.row_end - row), steps = (rows + per_step - 1) / per_step;
     const T* tall = static_cast<const T*>(args.tall) + row * args.tall_channels + args.tall_begin;
     const T* wide = static_cast<const T*>(args.wide) + row * args.wide_channels;
-    pack_panels(wide, args.wide_channels, rows, panels, packed, reinterpret_cast<const std::byte*>(tall),
-                args.tall_channels * static_cast<int64_t>(sizeof(T)));
+    const bool in_place = per_step == 1 && !(overlaps && row + rows == args.rows);
+    if (!in_place) pack_panels(wide, args.wide_channels, rows, panels, packed);
     TileArgs tile{};
-    tile.a = reinterpret_cast<const std::byte*>(tall);
+    const std::byte* a = reinterpret_cast<const std::byte*>(tall);
     tile.a_row = 4;
     tile.a_step = args.tall_channels * 4;
     tile.steps = steps;
@@ -118,16 +146,35 @@ void row_product(const RowProductArgs& args) {
     tile.accumulate = row != args.row_begin;
     if constexpr (per_step == 2) {
       pack_steps(tall, args.tall_channels, rows, band, tall_steps, pad_lanes(band));
-      tile.a = reinterpret_cast<const std::byte*>(tall_steps);
+      a = reinterpret_cast<const std::byte*>(tall_steps);
       tile.a_step = pad_lanes(band) * 4;
     }
+    const std::byte* next_wide = reinterpret_cast<const std::byte*>(wide) + rows * wide_row;
+    const std::byte* next_tall = reinterpret_cast<const std::byte*>(tall) + rows * tall_row;
     const float* panel = packed;
     for (int64_t i = 0; i < panels.count(); ++i) {
       const int64_t width = panels.wide(i) * lanes;
-      tile.b = reinterpret_cast<const std::byte*>(panel);
-      tile.b_step = width * 4;
-      tile.out = args.sums + args.tall_begin * padded + 2 * i * lanes;
-      gemm_column<Word>(tile, band, panels.wide(i), 2 * (2 * i * lanes + width - args.wide_channels) >= lanes);
+      tile.b =
+          reinterpret_cast<const std::byte*>(in_place ? reinterpret_cast<const float*>(wide) + 2 * i * lanes : panel);
+      tile.b_step = (in_place ? args.wide_channels : width) * 4;
+      const TileHeights tiles(band, panels.wide(i));
+      for (int64_t j = 0; j < tiles.count; ++j) {
+        tile.a = a + tiles.begin(j) * 4;
+        tile.out = args.sums + (args.tall_begin + tiles.begin(j)) * padded + 2 * i * lanes;
+        tile.ahead = next_wide;
+        tile.ahead_step = ahead_step;
+        next_wide += steps * ahead_step;
+        if (i < per_step) {  // the tile's own columns of the tall operand: every line of a row is some tile's
+          tile.ahead2 = next_tall + i * tall_row + tiles.begin(j) * static_cast<int64_t>(sizeof(T));
+          tile.ahead2_step = per_step * tall_row;
+        } else {
+          tile.ahead2 = next_wide;
+          tile.ahead2_step = both ? ahead_step : 0;
+          next_wide += steps * tile.ahead2_step;
+        }
+        run_tile<Word, Ahead::blocks>(tile, tiles.begin(j + 1) - tiles.begin(j), panels.wide(i),
+                                      half && i + 1 == panels.count());
+      }
       panel += steps * width;
     }
   }
@@ -157,30 +204,32 @@ namespace {
 HWY_EXPORT(row_product_f32);
 HWY_EXPORT(row_product_bf16);
 HWY_EXPORT(padded_width);
+HWY_EXPORT(row_cycles);
 HWY_EXPORT(add_row_products);
 
-// What a block of rows of both operands may take of the core's L2.
-constexpr int64_t kBlockBytes = 512 << 10;
+// What a block of rows of both operands may take of the core's L2, where the next one and the sums are as well.
+constexpr int64_t kBlockBytes = 256 << 10;
 
 class PointwiseWeightsGradient final : public Kernel {
  public:
   PointwiseWeightsGradient(const plan::Tensor* src, const plan::Tensor* diff_dst, const plan::Tensor* diff_weights)
       : tall_(diff_dst), wide_(src), diff_weights_(diff_weights) {
-    // The sums come out as [tall][wide]; the other way round they have to be transposed, worth it only where it saves
-    // many lanes of zeros.
-    const auto filled = [](const plan::Tensor* t) {
-      return static_cast<double>(t->dims[3]) / static_cast<double>(EFF_DISPATCH(padded_width)(t->dims[3]));
-    };
-    transposed_ = filled(diff_dst) > filled(src) * 1.1;
-    if (transposed_) std::swap(tall_, wide_);
     rows_ = src->dims[0] * src->dims[1] * src->dims[2];
+    // The sums come out as [tall][wide]; the other way round they have to be transposed in the end.
+    const auto cycles = EFF_DISPATCH(row_cycles);
+    const int64_t ic = src->dims[3], oc = diff_dst->dims[3];
+    const double transposing = 2.0 * static_cast<double>(ic * oc) / static_cast<double>(rows_);
+    transposed_ = cycles(ic, oc) + transposing < cycles(oc, ic);
+    if (transposed_) std::swap(tall_, wide_);
     padded_ = EFF_DISPATCH(padded_width)(wide());
     const int64_t operand_bytes = plan::dtype_bytes(src->dtype) * rows_ * (tall() + wide());
     block_rows_ =
         std::clamp<int64_t>(kBlockBytes / (plan::dtype_bytes(src->dtype) * (tall() + wide())), 32, 512) / 2 * 2;
-    groups_ = std::clamp<int64_t>(operand_bytes / (2 * part_floats() * 4), 1, 8);
-    groups_ = std::min(groups_, (rows_ + block_rows_ - 1) / block_rows_);
+    // Groups read every row once; bands read the wide operand again, so they come where rows are few for the size of
+    // the partial gradients.
     const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / 64e6), 8, 32);
+    groups_ = std::clamp<int64_t>(operand_bytes / (2 * part_floats() * 4), 1, wanted);
+    groups_ = std::min(groups_, (rows_ + block_rows_ - 1) / block_rows_);
     bands_ = std::min((wanted + groups_ - 1) / groups_, (tall() + kBandTile - 1) / kBandTile);
     name_ = kernel_name("pointwise_bwd_weights", src->dtype);
   }
@@ -206,6 +255,7 @@ class PointwiseWeightsGradient final : public Kernel {
     args.wide = ctx.ptr<std::byte>(wide_);
     args.tall_channels = tall();
     args.wide_channels = wide();
+    args.rows = rows_;
     args.row_begin = rows_ * group / groups_;
     args.row_end = rows_ * (group + 1) / groups_;
     args.tall_begin = std::min(tiles * band / bands_ * kBandTile, tall());
