@@ -121,13 +121,22 @@ void layer_passes(const Layer& layer, int64_t batch, plan::DType dtype, const ch
     b.op.inputs = {src, weights};
     b.op.outputs = {dst};
   });
-  run(cpu::make_depthwise_conv2d_stats, [&](Bench& b, auto* src, auto* dst, auto* weights) {
+  // Without and with BN + SiLU in front.
+  const auto norm = [&](Bench& b, bool present) {
     const std::vector<int64_t> c = {layer.channels};
-    b.op.inputs = {src, weights};
-    b.op.outputs = {dst, b.tensor(plan::DType::f32, c), b.tensor(plan::DType::f32, c)};
-    b.op.updates = {b.tensor(plan::DType::f32, c), b.tensor(plan::DType::f32, c)};
-    for (const double v : {1e-3, 0.1}) b.op.attrs.push_back(v);
-  });
+    for (int i = 0; i < 4; ++i) b.op.inputs.push_back(present ? b.tensor(plan::DType::f32, c) : nullptr);
+    b.op.attrs.push_back(static_cast<double>(present ? plan::Act::silu : plan::Act::identity));
+  };
+  for (const bool present : {false, true}) {
+    run(cpu::make_depthwise_conv2d_stats, [&](Bench& b, auto* src, auto* dst, auto* weights) {
+      const std::vector<int64_t> c = {layer.channels};
+      b.op.inputs = {src, weights};
+      b.op.outputs = {dst, b.tensor(plan::DType::f32, c), b.tensor(plan::DType::f32, c)};
+      b.op.updates = {b.tensor(plan::DType::f32, c), b.tensor(plan::DType::f32, c)};
+      for (const double v : {1e-3, 0.1}) b.op.attrs.push_back(v);
+      norm(b, present);
+    });
+  }
   run(cpu::make_depthwise_conv2d_bias_act, [&](Bench& b, auto* src, auto* dst, auto* weights) {
     b.op.inputs = {src, weights, b.tensor(plan::DType::f32, {layer.channels})};
     b.op.outputs = {dst, b.tensor(plan::DType::f32, {batch, layer.channels})};
@@ -141,11 +150,17 @@ void layer_passes(const Layer& layer, int64_t batch, plan::DType dtype, const ch
     b.op.inputs = {src, dst};
     b.op.outputs = {weights};
   });
-  run(cpu::make_depthwise_conv2d_bwd, [&](Bench& b, auto* src, auto* dst, auto* weights) {
-    b.op.inputs = {src, dst, weights};
-    b.op.outputs = {b.tensor(dtype, {batch, layer.size, layer.size, layer.channels}),
-                    b.tensor(plan::DType::f32, {layer.kernel, layer.kernel, layer.channels})};
-  });
+  for (const bool present : {false, true}) {
+    run(cpu::make_depthwise_conv2d_bwd, [&](Bench& b, auto* src, auto* dst, auto* weights) {
+      b.op.inputs = {src, dst, weights};
+      b.op.outputs = {b.tensor(dtype, {batch, layer.size, layer.size, layer.channels}),
+                      b.tensor(plan::DType::f32, {layer.kernel, layer.kernel, layer.channels})};
+      for (int i = 0; i < 2; ++i) {
+        b.op.outputs.push_back(present ? b.tensor(plan::DType::f32, {layer.channels}) : nullptr);
+      }
+      norm(b, present);
+    });
+  }
 }
 
 }  // namespace

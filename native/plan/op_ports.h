@@ -215,15 +215,15 @@ enum Out : int { out_diff_scale = 0, out_diff_shift = 1 };
 enum Attr : int { attr_pixels = 0 };
 }
 namespace depthwise_conv2d_stats {
-enum In : int { in_src = 0, in_weights = 1 };
+enum In : int { in_src = 0, in_weights = 1, in_src_mean = 2, in_src_inv_std = 3, in_src_scale = 4, in_src_shift = 5 };
 enum Out : int { out_dst = 0, out_mean = 1, out_inv_std = 2 };
 enum Update : int { upd_running_mean = 0, upd_running_var = 1 };
-enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_eps = 5, attr_momentum = 6 };
+enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_eps = 5, attr_momentum = 6, attr_src_act = 7 };
 }
 namespace depthwise_conv2d_bwd {
-enum In : int { in_src = 0, in_diff_dst = 1, in_weights = 2 };
-enum Out : int { out_diff_src = 0, out_diff_weights = 1 };
-enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4 };
+enum In : int { in_src = 0, in_diff_dst = 1, in_weights = 2, in_src_mean = 3, in_src_inv_std = 4, in_src_scale = 5, in_src_shift = 6 };
+enum Out : int { out_diff_src = 0, out_diff_weights = 1, out_src_diff_scale = 2, out_src_diff_shift = 3 };
+enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_src_act = 5 };
 }
 namespace expand_depthwise_bias_act {
 enum In : int { in_src = 0, in_weights = 1, in_bias = 2, in_depthwise_weights = 3, in_depthwise_bias = 4 };

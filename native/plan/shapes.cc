@@ -146,6 +146,9 @@ void check_depthwise(Checker& c, const Op& op) {
       c.depthwise_weights(weights, src, dst);
       c.channels(dst, {op.out(stats::out_mean), op.out(stats::out_inv_std), op.upd(stats::upd_running_mean),
                        op.upd(stats::upd_running_var)});
+      c.channels(src, {op.in(stats::in_src_mean), op.in(stats::in_src_inv_std), op.in(stats::in_src_scale),
+                       op.in(stats::in_src_shift)});
+      c.act(stats::attr_src_act);
       c.range(stats::attr_eps, 0, 1);
       return c.range(stats::attr_momentum, 0, 1);
     }
@@ -154,6 +157,9 @@ void check_depthwise(Checker& c, const Op& op) {
       c.convolution(src, dst, weights->dims[0], weights->dims[1], bwd::attr_stride);
       c.depthwise_weights(weights, src, dst);
       c.same(src, op.out(bwd::out_diff_src));
+      c.channels(src, {op.in(bwd::in_src_mean), op.in(bwd::in_src_inv_std), op.in(bwd::in_src_scale),
+                       op.in(bwd::in_src_shift), op.out(bwd::out_src_diff_scale), op.out(bwd::out_src_diff_shift)});
+      c.act(bwd::attr_src_act);
       return c.same(weights, op.out(bwd::out_diff_weights));
     }
     case OpId::depthwise_conv2d: {

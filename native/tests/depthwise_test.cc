@@ -238,13 +238,75 @@ TEST(Depthwise, BackwardWeights) {
   }
 }
 
-// Small integers are exact in bf16 and in FP32 sums: every pass must then be exact to the last bit.
-bool has_stats(const Shape& s) {
-  return s.kh == s.kw && (s.kw == 3 || s.kw == 5) && (s.stride == 1 || s.stride == 2) && s.c >= 16;
+bool for_training(const Shape& s) {
+  return s.kh == s.kw && (s.kw == 3 || s.kw == 5) && (s.stride == 1 || s.stride == 2);
+}
+
+std::vector<Shape> training_shapes() {
+  std::vector<Shape> all;
+  for (const Shape& s : shapes())
+    if (for_training(s)) all.push_back(s);
+  all.push_back({9, 60, 60, 24, 5, 5, 2, 1, 1, 2, 2});  // several images a shard
+  all.push_back({18, 20, 20, 100, 3, 3, 1, 1, 1, 1, 1});
+  all.push_back({3, 9, 9, 1300, 5, 5, 1, 2, 2, 2, 2});  // more channels than a ring holds
+  all.push_back({3, 9, 10, 1300, 3, 3, 2, 0, 1, 1, 1});
+  return all;
+}
+
+double act_slope_ref(plan::Act act, double v) {
+  const double s = 1 / (1 + std::exp(-v));
+  switch (act) {
+    case plan::Act::silu:
+      return s * (1 + v * (1 - s));
+    case plan::Act::relu:
+      return v > 0;
+    case plan::Act::relu6:
+      return v > 0 && v < 6;
+    case plan::Act::sigmoid:
+      return s * (1 - s);
+    default:
+      return 1;
+  }
+}
+
+// BN and activation in front of a convolution.
+struct Norm {
+  Values mean, inv_std, scale, shift;
+  plan::Act act;
+
+  Norm(int64_t channels, plan::Act a) : act(a) {
+    const size_t c = static_cast<size_t>(channels);
+    mean = stored(DType::f32, random_values(c, 11, 0.3, 0.3));
+    inv_std = stored(DType::f32, random_values(c, 12, 1.2, 0.1));
+    scale = stored(DType::f32, random_values(c, 13, 0.8, 0.4));
+    shift = stored(DType::f32, random_values(c, 14, 0, 0.3));
+  }
+  double z(double src, size_t c) const { return (src - mean[c]) * inv_std[c] * scale[c] + shift[c]; }
+  void add_to(Rig& rig) const {
+    for (const Values* v : {&mean, &inv_std, &scale, &shift}) rig.in(DType::f32, {static_cast<int64_t>(v->size())}, *v);
+  }
+};
+const Norm* const kNoNorm = nullptr;
+
+void add_norm(Rig& rig, const Norm* norm) {
+  rig.op().attrs.push_back(static_cast<double>(norm ? norm->act : plan::Act::identity));
+  if (norm) return norm->add_to(rig);
+  for (int i = 0; i < 4; ++i) rig.add_in(nullptr);
+}
+
+// What the convolution then sees: to the bit what bn_act would have stored.
+Values activated(const Shape& s, const Values& src, const Norm& norm, DType dtype) {
+  Rig rig(cpu::make_bn_act, {static_cast<double>(norm.act), 0, 0, 1});
+  rig.in(dtype, {s.n, s.h, s.w, s.c}, src);
+  norm.add_to(rig);
+  for (int i = 0; i < 2; ++i) rig.add_in(nullptr);
+  const Tensor* dst = rig.out(dtype, {s.n, s.h, s.w, s.c});
+  rig.run();
+  return rig.get(dst);
 }
 
 // Statistics of the values that were stored, and the running averages.
-void check_stats(const Shape& s, DType dtype, double src_mean) {
+void check_stats(const Shape& s, DType dtype, double src_mean, const Norm* norm = kNoNorm) {
   SCOPED_TRACE(s.text());
   Inputs in = make_inputs(s, dtype);
   for (double& v : in.src) v = round_to(dtype, v + src_mean);
@@ -256,6 +318,7 @@ void check_stats(const Shape& s, DType dtype, double src_mean) {
   Rig rig(make_depthwise_conv2d_stats, attrs);
   rig.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
   rig.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
+  add_norm(rig, norm);
   const Tensor* dst = rig.out(dtype, {s.n, s.out_h(), s.out_w(), s.c});
   const Tensor *mean = rig.out(DType::f32, {s.c}), *inv_std = rig.out(DType::f32, {s.c});
   const Tensor* running_mean = rig.tensor(Arena::weights, DType::f32, {s.c}, rm);
@@ -265,6 +328,7 @@ void check_stats(const Shape& s, DType dtype, double src_mean) {
   rig.run();
   if (testing::Test::HasFatalFailure()) return;
   const Values got = rig.get(dst);
+  if (norm) in.src = activated(s, in.src, *norm, dtype);
   expect_near(got, forward(s, in), tolerance(dtype), term_scale(dtype) * (1 + std::abs(src_mean)), "dst");
   const size_t c = static_cast<size_t>(s.c);
   const double rows = static_cast<double>(got.size() / c), unbiased = rows > 1 ? rows / (rows - 1) : 1;
@@ -282,12 +346,12 @@ void check_stats(const Shape& s, DType dtype, double src_mean) {
   expect_near(rig.get(inv_std), want_inv_std, 1e-6, 0, "inv_std");
   expect_near(rig.get(running_mean), want_rm, 3e-7, size, "running_mean");
   expect_near(rig.get(running_var), want_rv, 1e-6, 1, "running_var");
-  EXPECT_NE(std::string(rig.kernel().name()).find("dwconv_fwd_stats_k"), std::string::npos);
+  const char* name = norm ? "dwconv_fwd_norm_stats_k" : "dwconv_fwd_stats_k";
+  EXPECT_NE(std::string(rig.kernel().name()).find(name), std::string::npos);
 }
 
 TEST(Depthwise, ForwardWithStatistics) {
-  for (const Shape& s : shapes()) {
-    if (!has_stats(s)) continue;
+  for (const Shape& s : training_shapes()) {
     for (const DType dtype : kTypes) {
       check_stats(s, dtype, 0);
       if (HasFailure()) return;
@@ -298,6 +362,17 @@ TEST(Depthwise, ForwardWithStatistics) {
   check_stats({2, 23, 21, 16, 5, 5, 2, 0, 0, 0, 0}, DType::bf16, 30);
 }
 
+TEST(Depthwise, ForwardOfNormalisedSource) {
+  int turn = 0;
+  for (const Shape& s : training_shapes()) {
+    for (const DType dtype : kTypes) {
+      const Norm norm(s.c, static_cast<plan::Act>(turn++ % 5));
+      check_stats(s, dtype, 0, &norm);
+      if (HasFailure()) return;
+    }
+  }
+}
+
 TEST(Depthwise, ConstantChannelsHaveNoVariance) {
   const Shape s{2, 17, 15, 16, 3, 3, 1, 0, 0, 0, 0};
   auto attrs = s.attrs();
@@ -306,6 +381,7 @@ TEST(Depthwise, ConstantChannelsHaveNoVariance) {
   Rig rig(make_depthwise_conv2d_stats, attrs);
   rig.in(DType::f32, {s.n, s.h, s.w, s.c}, Values(s.src_size(), 1.1));
   rig.in(DType::f32, {3, 3, s.c}, Values(s.weight_size(), 0.3));
+  add_norm(rig, kNoNorm);
   const Tensor* dst = rig.out(DType::f32, {s.n, s.out_h(), s.out_w(), s.c});
   const Tensor *mean = rig.out(DType::f32, {s.c}), *inv_std = rig.out(DType::f32, {s.c});
   rig.add_update(rig.tensor(Arena::weights, DType::f32, {s.c}, Values(16, 0)));
@@ -318,13 +394,14 @@ TEST(Depthwise, ConstantChannelsHaveNoVariance) {
 }
 
 TEST(Depthwise, StatisticsRefuseOtherKernels) {
-  for (const Shape& s : {same(1, 8, 16, 7, 1), same(1, 9, 16, 3, 3), same(1, 8, 15, 3, 1)}) {
+  for (const Shape& s : {same(1, 8, 16, 7, 1), same(1, 9, 16, 3, 3)}) {
     auto attrs = s.attrs();
     attrs.push_back(1e-3);
     attrs.push_back(0.1);
     Rig rig(make_depthwise_conv2d_stats, attrs);
     rig.in(DType::f32, {s.n, s.h, s.w, s.c}, {});
     rig.in(DType::f32, {s.kh, s.kw, s.c}, {});
+    add_norm(rig, kNoNorm);
     rig.out(DType::f32, {s.n, s.out_h(), s.out_w(), s.c});
     for (int i = 0; i < 2; ++i) rig.out(DType::f32, {s.c});
     for (int i = 0; i < 2; ++i) rig.add_update(rig.tensor(Arena::weights, DType::f32, {s.c}));
@@ -332,35 +409,96 @@ TEST(Depthwise, StatisticsRefuseOtherKernels) {
   }
 }
 
+// Both gradients; with a BN in front diff_src is that of its result before the activation, and its sums are made.
+void check_gradients(const Shape& s, DType dtype, const Norm* norm) {
+  SCOPED_TRACE(s.text());
+  Inputs in = make_inputs(s, dtype);
+  Rig rig(make_depthwise_conv2d_bwd, s.attrs());
+  rig.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
+  rig.in(dtype, {s.n, s.out_h(), s.out_w(), s.c}, in.diff_dst);
+  rig.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
+  add_norm(rig, norm);
+  const Tensor* diff_src = rig.out(dtype, {s.n, s.h, s.w, s.c});
+  const Tensor* diff_weights = rig.out(DType::f32, {s.kh, s.kw, s.c});
+  const Tensor *diff_scale = nullptr, *diff_shift = nullptr;
+  if (norm) {
+    diff_scale = rig.out(DType::f32, {s.c});
+    diff_shift = rig.out(DType::f32, {s.c});
+  } else {
+    for (int i = 0; i < 2; ++i) rig.add_out(nullptr);
+  }
+  rig.run();
+  if (testing::Test::HasFatalFailure()) return;
+
+  const Values raw = in.src;
+  if (norm) in.src = activated(s, raw, *norm, dtype);
+  Values want_src(s.src_size()), want_weights(s.weight_size());
+  each_product(s, [&](size_t o, size_t w, size_t i) {
+    want_src[i] += in.diff_dst[o] * in.used_weights[w];
+    want_weights[w] += in.src[i] * in.diff_dst[o];
+  });
+  const double outputs = static_cast<double>(s.n * s.out_h() * s.out_w());
+  expect_near(rig.get(diff_weights), want_weights, 1e-6, std::max(1.0, std::sqrt(outputs)), "diff_weights");
+  const Values got = rig.get(diff_src);
+  if (!norm) return expect_near(got, want_src, tolerance(dtype), term_scale(dtype), "diff_src");
+
+  const size_t c = static_cast<size_t>(s.c);
+  // Of the derivative, absolute.
+  const double slope_error = dtype == DType::bf16 ? kBf16Activation : 2e-6;
+  Values want_scale(c), want_shift(c);
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double want = want_src[i] * act_slope_ref(norm->act, norm->z(raw[i], i % c));
+    ASSERT_LE(std::abs(got[i] - want),
+              tolerance(dtype) * (term_scale(dtype) + std::abs(want)) + slope_error * std::abs(want_src[i]))
+        << "diff_src [" << i << "]: got " << got[i] << ", want " << want;
+    want_shift[i % c] += got[i];
+    want_scale[i % c] += got[i] * (raw[i] - norm->mean[i % c]) * norm->inv_std[i % c];
+  }
+  // Sums are of the stored values, which are of the size of a sum of taps.
+  const double pixels = static_cast<double>(s.n * s.h * s.w),
+               size = std::sqrt(pixels * static_cast<double>(s.kh * s.kw));
+  expect_near(rig.get(diff_scale), want_scale, 1e-6, std::max(1.0, size), "src_diff_scale");
+  expect_near(rig.get(diff_shift), want_shift, 1e-6, std::max(1.0, size), "src_diff_shift");
+  EXPECT_NE(std::string(rig.kernel().name()).find("dwconv_bwd_norm_k"), std::string::npos);
+}
+
+TEST(Depthwise, NormIsGivenWholeOrNotAtAll) {
+  const Shape s = same(1, 8, 16, 3, 1);
+  for (int missing = -1; missing < 6; ++missing) {
+    Rig rig(make_depthwise_conv2d_bwd, s.attrs());
+    rig.op().attrs.push_back(1);
+    rig.in(DType::f32, {s.n, s.h, s.w, s.c}, {});
+    rig.in(DType::f32, {s.n, s.h, s.w, s.c}, {});
+    rig.in(DType::f32, {3, 3, s.c}, {});
+    for (int i = 0; i < 4; ++i) i == missing ? rig.add_in(nullptr) : void(rig.in(DType::f32, {s.c}, {}));
+    rig.out(DType::f32, {s.n, s.h, s.w, s.c});
+    rig.out(DType::f32, {3, 3, s.c});
+    for (int i = 4; i < 6; ++i) i == missing ? rig.add_out(nullptr) : void(rig.out(DType::f32, {s.c}));
+    EXPECT_EQ(rig.make().ok(), missing < 0) << missing;
+  }
+}
+
 TEST(Depthwise, BothGradients) {
-  auto all = shapes();
-  all.push_back({9, 60, 60, 24, 5, 5, 2, 1, 1, 2, 2});  // several images a shard
-  all.push_back({18, 20, 20, 100, 3, 3, 1, 1, 1, 1, 1});
-  for (const Shape& s : all) {
+  for (const Shape& s : training_shapes()) {
     for (const DType dtype : kTypes) {
-      SCOPED_TRACE(s.text());
-      const Inputs in = make_inputs(s, dtype);
-      Rig rig(make_depthwise_conv2d_bwd, s.attrs());
-      rig.in(dtype, {s.n, s.h, s.w, s.c}, in.src);
-      rig.in(dtype, {s.n, s.out_h(), s.out_w(), s.c}, in.diff_dst);
-      rig.in(DType::f32, {s.kh, s.kw, s.c}, in.weights);
-      const Tensor* diff_src = rig.out(dtype, {s.n, s.h, s.w, s.c});
-      const Tensor* diff_weights = rig.out(DType::f32, {s.kh, s.kw, s.c});
-      rig.run();
-      if (HasFatalFailure()) return;
-      Values want_src(s.src_size()), want_weights(s.weight_size());
-      each_product(s, [&](size_t o, size_t w, size_t i) {
-        want_src[i] += in.diff_dst[o] * in.used_weights[w];
-        want_weights[w] += in.src[i] * in.diff_dst[o];
-      });
-      expect_near(rig.get(diff_src), want_src, tolerance(dtype), term_scale(dtype), "diff_src");
-      const double positions = static_cast<double>(s.n * s.out_h() * s.out_w());
-      expect_near(rig.get(diff_weights), want_weights, 1e-6, std::max(1.0, std::sqrt(positions)), "diff_weights");
+      check_gradients(s, dtype, kNoNorm);
       if (HasFailure()) return;
     }
   }
 }
 
+TEST(Depthwise, BothGradientsOfNormalisedSource) {
+  int turn = 0;
+  for (const Shape& s : training_shapes()) {
+    for (const DType dtype : kTypes) {
+      const Norm norm(s.c, static_cast<plan::Act>(turn++ % 5));
+      check_gradients(s, dtype, &norm);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// Small integers are exact in bf16 and in FP32 sums: every pass must then be exact to the last bit.
 TEST(Depthwise, IntegersAreExact) {
   for (const Shape& s : {same(2, 14, 40, 5, 1), same(1, 28, 33, 3, 2), symmetric(1, 15, 16, 5, 2)}) {
     for (const DType dtype : kTypes) {

@@ -78,17 +78,32 @@ const convCases: Case[] = CONVS.flatMap(([name, [kh, kw], attrs]) => [
   },
 ])
 
-// A wide image takes both gradients in one pass, a narrow one in two.
-const statsCases: Case[] = [4, 42].map((width) => ({
-  name: `depthwise_conv2d_stats, ${width} wide`,
-  ops: ['depthwise_conv2d_stats'],
-  build: (b) => {
-    const updates = [b.graph.buffer('rm', [2], anyParam([2])), b.graph.buffer('rv', [2], anyParam([2]))]
-    const inputs = { src: b.param('src', [2, 3, width, 2]), weights: b.param('w', [3, 3, 2]) }
-    const attrs = { ...conv(1, [1, 1, 1, 1]), eps: 1e-3, momentum: 0.1 }
-    return b.node('depthwise_conv2d_stats', inputs, attrs, { updates })['dst']!
+const running = (b: Builder, name: string) => ['rm', 'rv'].map((kind) => b.graph.buffer(`${name}.${kind}`, [2], anyParam([2])))
+
+const statsCases: Case[] = [
+  {
+    name: 'depthwise_conv2d_stats',
+    ops: ['depthwise_conv2d_stats'],
+    build: (b) => {
+      const inputs = { src: b.param('src', [2, 5, 4, 2]), weights: b.param('w', [3, 3, 2]) }
+      const attrs = { ...conv(1, [1, 1, 1, 1]), eps: 1e-3, momentum: 0.1, src_act: 0 }
+      return b.node('depthwise_conv2d_stats', inputs, attrs, { updates: running(b, 'dst') })['dst']!
+    },
   },
-}))
+  ...([1, 2] as const).map((stride) => ({
+    name: `depthwise_conv2d_stats of a normalised source, stride ${stride}`,
+    ops: ['bn_stats', 'depthwise_conv2d_stats'] as OpName[],
+    build: (b: Builder) => {
+      const src = b.param('src', [2, 5, 6, 2])
+      const bn = { eps: 1e-3, momentum: 0.1 }
+      const { mean, inv_std } = b.node('bn_stats', { src }, bn, { updates: running(b, 'src') })
+      const norm = { src_mean: mean!, src_inv_std: inv_std!, src_scale: b.param('scale', [2]), src_shift: b.param('shift', [2]) }
+      const inputs = { src, weights: b.param('w', [3, 3, 2]), ...norm }
+      const attrs = { ...conv(stride, [1, 0, 1, 1]), ...bn, src_act: actCode('silu') }
+      return b.node('depthwise_conv2d_stats', inputs, attrs, { updates: running(b, 'dst') })['dst']!
+    },
+  })),
+]
 
 const actCases: Case[] = ACTIVATIONS.map((act) => ({
   name: `activation ${act}`,

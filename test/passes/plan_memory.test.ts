@@ -88,8 +88,9 @@ describe('memory planner', () => {
 
   it('needs less when cheap results are made again, and little beyond the widest moment in evaluation', () => {
     const bytes = (graph: Graph): number => plan('efficientnet_b0', graph).arenaBytes[ARENA.activations]!
+    // Of what is wide, `none` too stores nothing between an expansion and its depthwise convolution.
     expect(bytes(train('efficientnet_b0', { recompute: 'cheap' }))).toBeLessThan(
-      0.6 * bytes(train('efficientnet_b0', { recompute: 'none' })),
+      0.75 * bytes(train('efficientnet_b0', { recompute: 'none' })),
     )
     const { graph } = evalProgram(getModelConfig('efficientnet_b0'), {
       batchSize: 1,

@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0xe04bfe94
+export const OP_TABLE_HASH = 0x57b05bc0
 
 export const OP_NAMES = [
   'input_normalize',
@@ -529,20 +529,20 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
   depthwise_conv2d_stats: {
     id: 46,
     name: 'depthwise_conv2d_stats',
-    inputs: [port('src'), port('weights')],
+    inputs: [port('src'), port('weights'), port('src_mean', true), port('src_inv_std', true), port('src_scale', true), port('src_shift', true)],
     outputs: [port('dst'), port('mean'), port('inv_std')],
     updates: [port('running_mean'), port('running_var')],
-    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum'],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum', 'src_act'],
     fused: true,
     imageWise: false,
   },
   depthwise_conv2d_bwd: {
     id: 47,
     name: 'depthwise_conv2d_bwd',
-    inputs: [port('src'), port('diff_dst'), port('weights')],
-    outputs: [port('diff_src'), port('diff_weights')],
+    inputs: [port('src'), port('diff_dst'), port('weights'), port('src_mean', true), port('src_inv_std', true), port('src_scale', true), port('src_shift', true)],
+    outputs: [port('diff_src'), port('diff_weights'), port('src_diff_scale', true), port('src_diff_shift', true)],
     updates: [],
-    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r'],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'src_act'],
     fused: true,
     imageWise: false,
   },

@@ -22,7 +22,7 @@ export function verify(graph: Graph): void {
     checkInputs(graph, node, made, updated, fail)
     checkShapes(node, fail)
     checkOutputs(graph, node, made, fail)
-    if (NORMALISING.includes(node.op)) checkNormalisation(node, made, fail)
+    checkNormalisation(node, made, fail)
     for (const t of node.updates) {
       if (t.role !== 'parameter' && t.role !== 'buffer') fail(`updates ${t.name}, which is neither parameter nor buffer`)
       if (updated.has(t)) fail(`updates ${t.name} a second time`)
@@ -129,13 +129,22 @@ function statisticsOf({ op, inputs, outputs }: Node) {
   return undefined
 }
 
-/** batch_stats = 1 promises the gradient rule that mean and inv_std are statistics of src. */
+/** What a node normalises, by which mean and inv_std, and whether its gradient rule takes them for statistics of it. */
+function normalisationOf({ op, inputs, attrs }: Node) {
+  if (NORMALISING.includes(op)) return { operands: inputs.slice(0, 3), batchStats: attrs['batch_stats'] === 1 }
+  if (op === 'depthwise_conv2d_stats' && inputs[2]) return { operands: [inputs[0], inputs[2], inputs[3]], batchStats: true }
+  return undefined
+}
+
+/** Batch statistics promise the gradient rule that mean and inv_std are statistics of src. */
 function checkNormalisation(node: Node, made: ReadonlyMap<Tensor, Node>, fail: Fail): void {
-  const [src, mean, invStd] = node.inputs
+  const normalisation = normalisationOf(node)
+  if (!normalisation) return
+  const [src, mean, invStd] = normalisation.operands
   const maker = made.get(mean!)
   const stats = maker && statisticsOf(maker)
   const ofSrc = stats?.src === src && stats?.mean === mean && stats?.invStd === invStd
-  if (node.attrs['batch_stats'] === 1 && !ofSrc)
+  if (normalisation.batchStats && !ofSrc)
     fail(`batch_stats = 1, but ${mean!.name} and ${invStd!.name} are no statistics of ${src!.name}`)
-  if (node.attrs['batch_stats'] === 0 && stats) fail('batch_stats = 0 with statistics of a batch')
+  if (!normalisation.batchStats && stats) fail('batch_stats = 0 with statistics of a batch')
 }

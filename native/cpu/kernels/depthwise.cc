@@ -9,7 +9,7 @@
 
 #include "cpu/kernel.h"
 #include "cpu/kernels/common.h"
-#include "cpu/kernels/stats.h"
+#include "cpu/kernels/depthwise_rows.h"
 #include "plan/op_ports.h"
 
 namespace effnet::cpu {
@@ -42,7 +42,7 @@ int64_t DepthwisePass::blocks_at_once() const { return ring_blocks(src_w, ring_r
 
 int64_t DepthwisePass::scratch_floats() const {
   int64_t vectors = blocks_at_once() * (kh * kw + 1 + ring_rows() * ring_cols()) + out_cols();
-  if (has_tiles()) vectors = std::max(vectors, (ceil_div(c, kDepthwiseLanes) + 1) * (kh * kw + 8));
+  if (has_tiles()) vectors = std::max(vectors, (ceil_div(c, kDepthwiseLanes) + 1) * (kh * kw + 1));
   return vectors * kDepthwiseLanes + 4 * kh;  // 2 * kh pointers
 }
 
@@ -154,31 +154,17 @@ void run_pass(const DepthwiseConvArgs& args, const DepthwiseShard& shard) {
 class DepthwiseConv : public Kernel {
  public:
   DepthwiseConv(std::string name, const DepthwisePass& pass, double flops)
-      : name_(std::move(name)), pass_(pass), split_(pass), flops_(flops) {
-    for (int64_t i = 0; i < pass.n; ++i) {
-      for (int64_t b = 0; b < split_.bands; ++b) {
-        const DepthwiseShard part = split_.shard(b * split_.channels.count());
-        position_rows_.push_back((part.row1 - part.row0) * pass.dst_w);
-      }
-    }
-  }
+      : name_(std::move(name)), pass_(pass), split_(pass), flops_(flops) {}
 
   const plan::Tensor *src = nullptr, *weights = nullptr, *bias = nullptr, *dst = nullptr, *pooled = nullptr;
   plan::Act act = plan::Act::identity;
-  const plan::Tensor *mean = nullptr, *inv_std = nullptr, *running_mean = nullptr, *running_var = nullptr;
-  double eps = 0, momentum = 0;
 
   const char* name() const override { return name_.c_str(); }
-  // With row bands each band leaves its sums in the shared scratch, and a second phase adds them; likewise statistics,
-  // of which every band of every image has its own.
-  int phases() const override { return banded_pool() || mean ? 2 : 1; }
-  int shards(int phase) const override {
-    if (phase == 0) return static_cast<int>(split_.count());
-    return static_cast<int>(mean ? ceil_div(pass_.c, kStatsMergeChannels) : pass_.n);
-  }
+  // With row bands each band leaves its sums in the shared scratch, and a second phase adds them.
+  int phases() const override { return banded_pool() ? 2 : 1; }
+  int shards(int phase) const override { return static_cast<int>(phase == 0 ? split_.count() : pass_.n); }
   size_t worker_scratch_bytes() const override { return static_cast<size_t>(pass_.scratch_floats()) * sizeof(float); }
   size_t shared_scratch_bytes() const override {
-    if (mean) return static_cast<size_t>(pass_.n * split_.bands * pass_.c) * 2 * sizeof(double);
     return banded_pool() ? static_cast<size_t>(pass_.n * split_.bands * pass_.c) * sizeof(float) : 0;
   }
   double flops() const override { return flops_; }
@@ -186,7 +172,6 @@ class DepthwiseConv : public Kernel {
   void run(int phase, int shard, const ExecContext& ctx) override {
     const float scale = 1.0f / static_cast<float>(pass_.dst_h * pass_.dst_w);
     float* partial = reinterpret_cast<float*>(ctx.shared_scratch);
-    if (phase == 1 && mean) return merge(shard, ctx);
     if (phase == 1) {
       sum_rows(partial + shard * split_.bands * pass_.c, split_.bands, pass_.c, scale,
                ctx.ptr<float>(pooled) + shard * pass_.c, pass_.c);
@@ -208,26 +193,15 @@ class DepthwiseConv : public Kernel {
       args.pooled = ctx.ptr<float>(pooled) + part.image * pass_.c;
       args.pool_scale = scale;
     }
-    if (mean) args.stats = position_stats(ctx, part.image * split_.bands + split_.band(shard));
     args.stream = exceeds_caches(dst);
     run_pass(args, part);
   }
 
  private:
   bool banded_pool() const { return pooled && split_.bands > 1; }
-  double* position_stats(const ExecContext& ctx, int64_t position) const {
-    return reinterpret_cast<double*>(ctx.shared_scratch) + position * 2 * pass_.c;
-  }
-  void merge(int64_t group, const ExecContext& ctx) const {
-    const int64_t begin = group * kStatsMergeChannels;
-    merge_stats({position_stats(ctx, 0), position_rows_.data(), pass_.n * split_.bands, pass_.c, begin,
-                 std::min(pass_.c, begin + kStatsMergeChannels), eps, momentum, ctx.ptr<float>(mean),
-                 ctx.ptr<float>(inv_std), ctx.ptr<float>(running_mean), ctx.ptr<float>(running_var)});
-  }
   std::string name_;
   DepthwisePass pass_;
   ConvSplit split_;
-  std::vector<int64_t> position_rows_;
   double flops_;
 };
 
@@ -317,96 +291,9 @@ class DepthwiseBwdWeights : public Kernel {
   double flops_;
 };
 
-// ---- both gradients in one pass -------------------------------------------------------------------------------------
-
-// A few rows of diff_dst at a time: first the rows of diff_src that they make, then their part of diff_weights while
-// they are in the cache.
-class DepthwiseBwd : public Kernel {
- public:
-  DepthwiseBwd(const plan::Op& op, const DepthwisePass& pass, const DepthwiseGrad& grad, double flops)
-      : src_(op.in(op::depthwise_conv2d_bwd::in_src)),
-        diff_dst_(op.in(op::depthwise_conv2d_bwd::in_diff_dst)),
-        weights_(op.in(op::depthwise_conv2d_bwd::in_weights)),
-        diff_src_(op.out(op::depthwise_conv2d_bwd::out_diff_src)),
-        diff_weights_(op.out(op::depthwise_conv2d_bwd::out_diff_weights)),
-        name_(variant_name("dwconv_bwd", grad.kh, grad.kw, grad.stride, src_->dtype)),
-        pass_(pass),
-        grad_(grad),
-        split_(grad),
-        flops_(flops) {
-    constexpr int64_t kBandBytes = 160 << 10;
-    const int64_t group = split_.channels.end(0) - split_.channels.begin(0);
-    rows_at_once_ = std::max<int64_t>(kBandBytes / (grad.out_w * group * (grad.bf16 ? 2 : 4)), 8) / 2 * 2;
-  }
-
-  const char* name() const override { return name_.c_str(); }
-  int phases() const override { return split_.positions() > 1 ? 2 : 1; }
-  int shards(int phase) const override { return static_cast<int>(phase == 0 ? split_.count() : grad_.kh); }
-  size_t worker_scratch_bytes() const override {
-    return static_cast<size_t>(std::max(pass_.scratch_floats(), grad_.scratch_floats())) * sizeof(float);
-  }
-  size_t shared_scratch_bytes() const override {
-    return phases() > 1 ? static_cast<size_t>(split_.positions() * weight_count()) * sizeof(float) : 0;
-  }
-  double flops() const override { return flops_; }
-
-  void run(int phase, int shard, const ExecContext& ctx) override {
-    float* diff_weights = ctx.ptr<float>(diff_weights_);
-    float* partial = reinterpret_cast<float*>(ctx.shared_scratch);
-    if (phase == 1) {
-      const int64_t width = grad_.kw * grad_.c, offset = shard * width;
-      sum_rows(partial + offset, split_.positions(), weight_count(), 1, diff_weights + offset, width);
-      return;
-    }
-    DepthwiseConvArgs data{};
-    data.pass = &pass_;
-    data.src = ctx.ptr<std::byte>(diff_dst_);
-    data.weights = ctx.ptr<float>(weights_);
-    data.dst = ctx.ptr<std::byte>(diff_src_);
-    data.scratch = reinterpret_cast<float*>(ctx.worker_scratch);
-    data.stream = exceeds_caches(diff_src_);
-    DepthwiseGradArgs grad{};
-    grad.grad = &grad_;
-    grad.src = ctx.ptr<std::byte>(src_);
-    grad.diff_dst = data.src;
-    grad.diff_weights = phases() > 1 ? partial + split_.position(shard) * weight_count() : diff_weights;
-    grad.scratch = data.scratch;
-    const DepthwiseGradShard part = split_.shard(shard);
-    for (int64_t n = part.n0; n < part.n1; ++n) {
-      for (int64_t y = part.row0; y < part.row1; y += rows_at_once_) {
-        const int64_t end = std::min(part.row1, y + rows_at_once_);
-        const int64_t first = std::min(y * grad_.stride, grad_.h);
-        const int64_t last = end == grad_.out_h ? grad_.h : std::min(end * grad_.stride, grad_.h);
-        if (first < last) run_pass(data, {n, first, last, part.c0, part.c1});
-        grad_depthwise(grad, {n, n + 1, y, end, part.c0, part.c1});
-        grad.accumulate = true;
-      }
-    }
-  }
-
- private:
-  int64_t weight_count() const { return grad_.kh * grad_.kw * grad_.c; }
-  const plan::Tensor *src_, *diff_dst_, *weights_, *diff_src_, *diff_weights_;
-  std::string name_;
-  DepthwisePass pass_;
-  DepthwiseGrad grad_;
-  GradSplit split_;
-  double flops_;
-  int64_t rows_at_once_;
-};
-
 // ---- what an op means -------------------------------------------------------------------------------------------
 
-// The forward convolution that an op belongs to. The five attributes stand at the same places in all four ops.
-struct Conv {
-  const plan::Tensor *src, *dst, *weights;
-  int64_t stride, pad_t, pad_l;
-
-  int64_t kh() const { return weights->dims[0]; }
-  int64_t kw() const { return weights->dims[1]; }
-  bool bf16() const { return src->dtype == plan::DType::bf16; }
-  double flops() const { return 2.0 * static_cast<double>(kh() * kw()) * static_cast<double>(dst->elements()); }
-};
+using Conv = DepthwiseConvSpec;
 
 StatusOr<Conv> read_conv(const plan::Op& op, const plan::Tensor* src, const plan::Tensor* dst,
                          const plan::Tensor* weights) {
@@ -432,6 +319,15 @@ StatusOr<Conv> read_conv(const plan::Op& op, const plan::Tensor* src, const plan
              "shape of dst");
   if (!check.ok()) return check.status();
   return conv;
+}
+
+// All four operands of a BN, or none.
+OpCheck& check_norm(OpCheck& check, const DepthwiseNorm& norm, int64_t channels) {
+  const bool any = norm.mean || norm.inv_std || norm.scale || norm.shift;
+  check.that(!any || (norm.mean && norm.inv_std && norm.scale && norm.shift), "BN of src");
+  for (const plan::Tensor* t : {norm.mean, norm.inv_std, norm.scale, norm.shift})
+    check.optional_f32(t, {channels}, "BN of src");
+  return check;
 }
 
 DepthwisePass forward_pass(const Conv& conv) {
@@ -478,25 +374,19 @@ StatusOr<KernelPtr> make_depthwise_conv2d_stats(const plan::Op& op) {
   auto conv = read_conv(op, op.in(in_src), op.out(out_dst), op.in(in_weights));
   if (!conv.ok()) return conv.status();
   const Conv& c = conv.value();
-  const DepthwisePass pass = forward_pass(c);
+  const int64_t channels = c.src->c();
   OpCheck check(op);
-  check.f32(op.out(out_mean), {pass.c}, "mean").f32(op.out(out_inv_std), {pass.c}, "inv_std");
-  check.f32(op.upd(upd_running_mean), {pass.c}, "running_mean").f32(op.upd(upd_running_var), {pass.c}, "running_var");
+  check.f32(op.out(out_mean), {channels}, "mean").f32(op.out(out_inv_std), {channels}, "inv_std");
+  check.f32(op.upd(upd_running_mean), {channels}, "running_mean");
+  check.f32(op.upd(upd_running_var), {channels}, "running_var");
   check.that(op.attr(attr_eps) > 0, "eps must be positive");
-  check.that(pass.has_tiles() && pass.c >= kDepthwiseLanes, "statistics need 3x3 or 5x5, stride 1 or 2, 16 channels");
+  check.that(c.by_rows(), "statistics need 3x3 or 5x5 at stride 1 or 2");
+  DepthwiseNorm norm{op.in(in_src_mean), op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift)};
+  check_norm(check, norm, channels).act(attr_src_act);
   if (!check.ok()) return check.status();
-  auto kernel = std::make_unique<DepthwiseConv>(
-      variant_name("dwconv_fwd_stats", c.kh(), c.kw(), c.stride, c.src->dtype), pass, c.flops());
-  kernel->src = c.src;
-  kernel->weights = c.weights;
-  kernel->dst = c.dst;
-  kernel->mean = op.out(out_mean);
-  kernel->inv_std = op.out(out_inv_std);
-  kernel->running_mean = op.upd(upd_running_mean);
-  kernel->running_var = op.upd(upd_running_var);
-  kernel->eps = op.attr(attr_eps);
-  kernel->momentum = op.attr(attr_momentum);
-  return KernelPtr(std::move(kernel));
+  norm.act = op.act(attr_src_act);
+  const char* base = norm ? "dwconv_fwd_norm_stats" : "dwconv_fwd_stats";
+  return depthwise_stats_kernel(op, c, norm, variant_name(base, c.kh(), c.kw(), c.stride, c.src->dtype));
 }
 
 StatusOr<KernelPtr> make_depthwise_conv2d_bias_act(const plan::Op& op) {
@@ -546,11 +436,20 @@ StatusOr<KernelPtr> make_depthwise_conv2d_bwd(const plan::Op& op) {
   auto conv = read_conv(op, op.in(in_src), op.in(in_diff_dst), op.out(out_diff_weights));
   if (!conv.ok()) return conv.status();
   const Conv& c = conv.value();
+  const int64_t channels = c.src->c();
   OpCheck check(op);
   check.like(op.out(out_diff_src), c.src, "diff_src");
-  check.f32(op.in(in_weights), {c.kh(), c.kw(), c.src->c()}, "weights");
+  check.f32(op.in(in_weights), {c.kh(), c.kw(), channels}, "weights");
+  DepthwiseNorm norm{op.in(in_src_mean), op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift)};
+  check_norm(check, norm, channels).act(attr_src_act);
+  const plan::Tensor *diff_scale = op.out(out_src_diff_scale), *diff_shift = op.out(out_src_diff_shift);
+  check.that(!diff_scale == !norm.mean && !diff_shift == !norm.mean, "sums of the BN of src");
+  check.optional_f32(diff_scale, {channels}, "src_diff_scale").optional_f32(diff_shift, {channels}, "src_diff_shift");
+  check.that(c.by_rows(), "both gradients at once need 3x3 or 5x5 at stride 1 or 2");
   if (!check.ok()) return check.status();
-  return KernelPtr(std::make_unique<DepthwiseBwd>(op, backward_pass(c), weights_grad(c), 2 * c.flops()));
+  norm.act = op.act(attr_src_act);
+  const char* base = norm ? "dwconv_bwd_norm" : "dwconv_bwd";
+  return depthwise_bwd_kernel(op, c, norm, variant_name(base, c.kh(), c.kw(), c.stride, c.src->dtype));
 }
 
 }  // namespace effnet::cpu

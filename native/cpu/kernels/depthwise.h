@@ -59,15 +59,12 @@ struct DepthwiseConvArgs {
   void* dst;
   float* pooled;  // [C] or nullptr: receives pool_scale * sum of the stored values of the shard's rows
   float pool_scale;
-  double*
-      stats;  // nullptr, or [2][C] (tiles only): mean and squared deviations of the stored values of the shard's rows
   float* scratch;
   DepthwiseBand band;  // of src; tiles only
   bool stream;         // dst is larger than the caches: write past them where that is possible (tiles only)
 };
 void conv_depthwise(const DepthwiseConvArgs& args, const DepthwiseShard& shard);
-// The same for passes that has_tiles(), where the shard has a whole vector of channels. With `stats` there is no
-// activation.
+// The same for passes that has_tiles(), where the shard has a whole vector of channels.
 void conv_depthwise_tiles(const DepthwiseConvArgs& args, const DepthwiseShard& shard);
 
 // Sums of `count` rows [C] that lie `stride` floats apart, in order, times `scale`.
@@ -95,7 +92,6 @@ struct DepthwiseGradArgs {
   const void* src;
   const void* diff_dst;
   float* diff_weights;  // [kh, kw, C]: the shard's own sums, channels [c0, c1) are written
-  bool accumulate;      // or added to
   float* scratch;
 };
 void grad_depthwise(const DepthwiseGradArgs& args, const DepthwiseGradShard& shard);

@@ -178,10 +178,7 @@ void grad_shard(const DepthwiseGradArgs& args, const DepthwiseGradShard& shard) 
     }
     for (int64_t b = 0; b < blocks; ++b) {
       for (int64_t i = 0; i < taps; ++i) {
-        float* to = args.diff_weights + i * c + c0 + b * kWidth;
-        Vec sum = load(sums + (b * taps + i) * kWidth);
-        if (args.accumulate) sum = hn::Add(load_n(to, lanes(b)), sum);
-        store_n(sum, to, lanes(b));
+        store_n(load(sums + (b * taps + i) * kWidth), args.diff_weights + i * c + c0 + b * kWidth, lanes(b));
       }
     }
   }

@@ -3,22 +3,20 @@
 //
 // A tile is two rows of up to 8 outputs of one vector of channels, all in registers: each source vector is loaded once
 // for every output that it feeds (3x3 at stride 1: 2.5 loads for 9 multiply-adds), and what follows the sum (bias,
-// activation, mean, statistics) happens before the store. Tiles at the border know which rows and columns of their
+// activation, mean) happens before the store. Tiles at the border know which rows and columns of their
 // window exist and leave out the others.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/depthwise_tiles.cc"
 #include "cpu/kernels/dispatch.h"
 #include "hwy/foreach_target.h"
 #include "cpu/kernels/depthwise_ring-inl.h"
-#include "cpu/kernels/stats-inl.h"
 #include "cpu/kernels/depthwise.h"
-#include "cpu/kernels/stats.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
 
 // What follows the sum.
-enum class Finish { silu, any, stats };
+enum class Finish { silu, any };
 
 // A vector is a whole cache line.
 template <class T>
@@ -38,9 +36,7 @@ struct Tile {
   int64_t dst_row, dst_pixel;
   float* sums;  // [kLanes] or nullptr: the stored values are added
   plan::Act act;
-  float *shift, *s1, *s2;  // [kLanes] each, with Finish::stats: as in stats-inl.h
-  bool first;              // the tile chooses the shift
-  bool stream;             // past the caches; dst is aligned
+  bool stream;  // past the caches; dst is aligned
 };
 
 // Rare activations: one copy of the code for all tiles.
@@ -51,31 +47,6 @@ HWY_NOINLINE void activate_buffer(plan::Act act, float* HWY_RESTRICT values, int
       store(activate<decltype(a)::value, T>(load(values + i * kLanes)), values + i * kLanes);
     }
   });
-}
-
-template <class T, int N>
-HWY_INLINE void add_stats(const Tile<T>& tile, const Vec (&x)[N]) {
-  Vec shift, s1 = zero(), s2 = zero();
-  if (tile.first) {
-    shift = round_to<T>(x[0]);
-    if constexpr (N >= 8) {
-      const auto pair = [&](int i) HWY_ATTR { return hn::Add(round_to<T>(x[i]), round_to<T>(x[i + 1])); };
-      shift = hn::Add(hn::Add(pair(0), pair(2)), hn::Add(pair(4), pair(6)));
-      shift = hn::Mul(shift, splat(0.125f));
-    }
-    store(shift, tile.shift);
-  } else {
-    shift = load(tile.shift);
-    s1 = load(tile.s1);
-    s2 = load(tile.s2);
-  }
-  EFF_UNROLL for (int t = 0; t < N; ++t) {
-    const Vec d = hn::Sub(round_to<T>(x[t]), shift);
-    s1 = hn::Add(s1, d);
-    s2 = hn::MulAdd(d, d, s2);
-  }
-  store(s1, tile.s1);
-  store(s2, tile.s2);
 }
 
 template <class T, Finish F, int R, int W>
@@ -99,9 +70,7 @@ HWY_INLINE void finish_tile(const Tile<T>& tile, Vec (&acc)[R * W]) {
   if (!stored) {
     EFF_UNROLL for (int t = 0; t < R * W; ++t) store(acc[t], at(t));
   }
-  if constexpr (F == Finish::stats) {
-    add_stats<T, R * W>(tile, acc);
-  } else if (tile.sums) {
+  if (tile.sums) {
     Vec even = zero(), odd = zero();
     EFF_UNROLL for (int t = 0; t < R * W; ++t) {
       Vec& sum = t % 2 ? odd : even;
@@ -199,12 +168,7 @@ class TileShard {
       : args_(args), pass_(*args.pass), shard_(shard), functions_(tile_functions<T, F>(pass_)), split_(pass_.dst_w) {
     blocks_ = (shard.c1 - shard.c0 + kWidth - 1) / kWidth;
     sums_ = args.scratch;
-    shift_ = sums_ + blocks_ * kWidth;
-    s1_ = shift_ + blocks_ * kWidth;
-    s2_ = s1_ + blocks_ * kWidth;
-    mean_ = reinterpret_cast<double*>(s2_ + blocks_ * kWidth);
-    m2_ = mean_ + blocks_ * kWidth;
-    packed_ = reinterpret_cast<float*>(m2_ + blocks_ * kWidth);
+    packed_ = sums_ + blocks_ * kWidth;
     stream_ = args.stream && pass_.c % kWidth == 0 && reinterpret_cast<uintptr_t>(args.dst) % 64 == 0;
     if (args.pooled)
       for (int64_t b = 0; b < blocks_; ++b) store(zero(), sums_ + b * kWidth);
@@ -217,20 +181,13 @@ class TileShard {
     if (pass_.dst_w > 32) {
       each_row([&](int64_t y, int64_t rows) {
         split_.each([&](int64_t x, int width) {
-          count_rows(rows * kWidths[width], 0, blocks_);
           for (int64_t b = 0; b < blocks_; ++b) tile(y, rows, x, width, b);
         });
       });
-      end_rows(0, blocks_);
     } else {
       for (int64_t b = 0; b < blocks_; ++b) {
-        each_row([&](int64_t y, int64_t rows) {
-          split_.each([&](int64_t x, int width) {
-            count_rows(rows * kWidths[width], b, b + 1);
-            tile(y, rows, x, width, b);
-          });
-        });
-        end_rows(b, b + 1);
+        each_row(
+            [&](int64_t y, int64_t rows) { split_.each([&](int64_t x, int width) { tile(y, rows, x, width, b); }); });
       }
     }
     if (stream_) hwy::FlushStream();
@@ -249,38 +206,6 @@ class TileShard {
   template <class Fn>
   void each_row(Fn&& f) const {
     for (int64_t y = shard_.row0; y < shard_.row1; y += 2) f(y, std::min<int64_t>(2, shard_.row1 - y));
-  }
-
-  // Statistics, for the blocks that the next tile is of: `total_` rows are merged, `tile_rows_` are in s1 and s2.
-  HWY_INLINE void count_rows(int64_t rows, int64_t begin, int64_t end) {
-    if constexpr (F != Finish::stats) return;
-    if (tile_rows_ + rows > kStatsTileRows) merge_rows(begin, end);
-    first_ = total_ + tile_rows_ == 0;
-    tile_rows_ += rows;
-  }
-
-  void merge_rows(int64_t begin, int64_t end) {
-    const int64_t at = begin * kWidth, width = (end - begin) * kWidth;
-    if (total_ == 0) std::fill(mean_ + at, mean_ + at + width, 0.0), std::fill(m2_ + at, m2_ + at + width, 0.0);
-    stats_merge_tile(static_cast<double>(total_), static_cast<double>(tile_rows_), width, shift_ + at, s1_ + at,
-                     s2_ + at, mean_ + at, m2_ + at);
-    stats_next_shift(width, mean_ + at, shift_ + at);
-    for (int64_t i = at; i < at + width; i += kWidth) {
-      store(zero(), s1_ + i);
-      store(zero(), s2_ + i);
-    }
-    total_ += tile_rows_;
-    tile_rows_ = 0;
-  }
-
-  void end_rows(int64_t begin, int64_t end) {
-    if constexpr (F != Finish::stats) return;
-    merge_rows(begin, end);
-    for (int64_t b = begin; b < end; ++b) {
-      std::copy_n(mean_ + b * kWidth, kWidth, args_.stats + channel(b));
-      std::copy_n(m2_ + b * kWidth, kWidth, args_.stats + pass_.c + channel(b));
-    }
-    total_ = 0;
   }
 
   void pack_weights() {
@@ -321,10 +246,6 @@ class TileShard {
     t.dst = static_cast<T*>(args_.dst) + ((shard_.image * pass_.dst_h + y) * pass_.dst_w + x) * c + c0;
     t.sums = args_.pooled ? sums_ + block * kWidth : nullptr;
     t.act = args_.act;
-    t.shift = shift_ + block * kWidth;
-    t.s1 = s1_ + block * kWidth;
-    t.s2 = s2_ + block * kWidth;
-    t.first = first_;
     t.stream = stream_;
     const bool whole = t.i0 == 0 && t.j0 == 0 && t.i1 == window_h && t.j1 == window_w;
     (whole && rows == 2 && width < 2 ? functions_.inner[width] : functions_.edge[rows - 1][width])(t);
@@ -336,17 +257,13 @@ class TileShard {
   TileFunctions<T> functions_;
   RowSplit split_;
   int64_t blocks_;
-  float *sums_, *packed_, *shift_, *s1_, *s2_;
-  double *mean_, *m2_;
-  int64_t total_ = 0, tile_rows_ = 0;
-  bool first_ = false, stream_ = false;
+  float *sums_, *packed_;
+  bool stream_ = false;
 };
 
 template <class T>
 void tile_shard(const DepthwiseConvArgs& args, const DepthwiseShard& shard) {
-  if (args.stats) {
-    TileShard<T, Finish::stats>(args, shard).run();
-  } else if (args.act == plan::Act::silu) {
+  if (args.act == plan::Act::silu) {
     TileShard<T, Finish::silu>(args, shard).run();
   } else {
     TileShard<T, Finish::any>(args, shard).run();

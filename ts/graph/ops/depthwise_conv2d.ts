@@ -1,9 +1,10 @@
 /** Depthwise convolution: src [N, H, W, C], weights HWC [kh, kw, C], dst [N, H', W', C]. */
-import { elements, type Shape } from '../types.js'
-import { bnStatsReference, expectRunning } from './batch_norm.js'
-import { at, expectImages, expectType, fail, hintedShape, refTensor, show, spec } from './check.js'
+import { elements, type Shape, type Tensor } from '../types.js'
+import { activationBwdReference, activationReference } from './activation.js'
+import { bnApplyReference, bnBwdReduceReference, bnStatsReference, expectNorm, expectRunning, normOf } from './batch_norm.js'
+import { at, attr, expectAct, expectImages, expectType, fail, hintedShape, refTensor, show, spec } from './check.js'
 import { convAttrs, firstTap, lastTap, windowOf } from './conv_geometry.js'
-import type { Attrs, OpDef, RefTensor } from './def.js'
+import type { Attrs, GradContext, Inputs, OpDef, RefContext, RefTensor } from './def.js'
 
 export function depthwiseShape(src: Shape, weights: Shape, attrs: Attrs): Shape {
   const [kh, kw, c] = weights
@@ -127,19 +128,37 @@ export const depthwiseConv2dBwdWeights: OpDef = {
   flops: (node) => depthwiseFlops(at(node.inputs, 1).shape, at(node.outputs, 0).shape),
 }
 
-/**
- * From this width of dst on both gradients are made in one pass: diff_dst does not stay in the caches from one pass to the next
- * there. Narrower images do, and the two passes are each cut as suits them.
- */
-const ONE_PASS_WIDTH = 40
+type Refs = readonly (RefTensor | null)[]
 
-/** With statistics of dst: depthwise_conv2d and bn_stats in one. Statistics are of the stored values. */
+/** src_mean, src_inv_std, src_scale, src_shift from input `first` on: all of them, or none. */
+function expectSourceNorm(inputs: Inputs, attrs: Attrs, first: number): boolean {
+  const operands = inputs.slice(first, first + 4)
+  const count = operands.filter(Boolean).length
+  if (count !== 0 && count !== 4) fail('src_mean, src_inv_std, src_scale and src_shift must be given together')
+  expectAct({ act: attr(attrs, 'src_act') })
+  if (count === 4) expectNorm(at(inputs, 0), inputs, first, ['src_mean', 'src_inv_std', 'src_scale', 'src_shift'])
+  return count === 4
+}
+
+/** What the window slides over: src, or act(bn(src)) as it would be stored. */
+function sourceReference(inputs: Refs, attrs: Attrs, first: number, ctx: RefContext): RefTensor {
+  const src = at(inputs, 0)
+  if (!inputs[first]) return src
+  const activated = activationReference(bnApplyReference(src, normOf(inputs, first)), attr(attrs, 'src_act'))
+  return ctx.round(activated, at(ctx.node.inputs, 0).dtype)
+}
+
+/**
+ * With statistics of dst: depthwise_conv2d and bn_stats in one. Statistics are of the stored values. Given the operands of a BN
+ * with batch statistics of src, it convolves src_act(bn(src)), which is never stored: bn_act, too, in one.
+ */
 export const depthwiseConv2dStats: OpDef = {
   name: 'depthwise_conv2d_stats',
   infer(inputs, attrs, hints) {
     const [src, weights] = [at(inputs, 0), at(inputs, 1)]
     expectImages('src', src)
     expectType('weights', weights, 'f32')
+    expectSourceNorm(inputs, attrs, 2)
     const dst = depthwiseShape(src.shape, weights.shape, attrs)
     const channels = [dst[3]!]
     expectRunning(channels, hints)
@@ -147,30 +166,50 @@ export const depthwiseConv2dStats: OpDef = {
   },
   // The part of the statistics is in the gradient of what they normalise, as with bn_stats.
   grad(ctx) {
-    const [src, weights] = [at(ctx.node.inputs, 0), at(ctx.node.inputs, 1)]
-    const inOnePass = at(ctx.node.outputs, 0).shape[2]! >= ONE_PASS_WIDTH
-    if (!inOnePass || !ctx.wants(0) || !ctx.wants(1)) return depthwiseConv2d.grad!(ctx)
-    const diff_dst = at(ctx.diffOutputs, 0)
-    const { diff_src, diff_weights } = ctx.emit(
-      'depthwise_conv2d_bwd',
-      'bwd',
-      { src, diff_dst, weights },
-      convAttrs(ctx.node.attrs),
-      {
-        into: { diff_weights: ctx.target(1) },
-      },
-    )
-    return [diff_src!, diff_weights!]
+    const { inputs, attrs } = ctx.node
+    if (inputs[2]) return normalisedGrad(ctx)
+    if (!ctx.wants(0) || !ctx.wants(1)) return depthwiseConv2d.grad!(ctx)
+    const operands = { src: inputs[0], diff_dst: at(ctx.diffOutputs, 0), weights: inputs[1] }
+    const into = { diff_weights: ctx.target(1) }
+    const made = ctx.emit('depthwise_conv2d_bwd', 'bwd', operands, bwdAttrs(attrs), { into })
+    return [made['diff_src']!, made['diff_weights']!]
   },
   reference(inputs, attrs, outputs, ctx) {
-    const exact = depthwiseReference(at(inputs, 0), at(inputs, 1), attrs)
+    const exact = depthwiseReference(sourceReference(inputs, attrs, 2, ctx), at(inputs, 1), attrs)
     const dst = ctx.round(exact, at(outputs, 0).dtype)
     return [dst, ...bnStatsReference(dst, attrs, ctx)]
   },
   flops: (node) => depthwiseFlops(at(node.outputs, 0).shape, at(node.inputs, 1).shape),
 }
 
-/** Both gradients, diff_dst read once. */
+const bwdAttrs = (attrs: Attrs): Attrs => ({ ...convAttrs(attrs), src_act: attr(attrs, 'src_act') })
+
+/** The activated source is made again in passing; what is left of the BN's gradient is linear. */
+function normalisedGrad(ctx: GradContext): (Tensor | null)[] {
+  const [src, weights, src_mean, src_inv_std, src_scale, src_shift] = ctx.node.inputs
+  const operands = { src, diff_dst: at(ctx.diffOutputs, 0), weights, src_mean, src_inv_std, src_scale, src_shift }
+  const made = ctx.emit('depthwise_conv2d_bwd', 'bwd', operands, bwdAttrs(ctx.node.attrs), {
+    want: ['src_diff_scale', 'src_diff_shift'],
+    into: { diff_weights: ctx.target(1), src_diff_scale: ctx.target(4), src_diff_shift: ctx.target(5) },
+  })
+  const { diff_src, diff_weights, src_diff_scale, src_diff_shift } = made as Record<string, Tensor>
+  const linear = {
+    diff_dst: diff_src,
+    src,
+    mean: src_mean,
+    inv_std: src_inv_std,
+    scale: src_scale,
+    diff_scale: src_diff_scale,
+    diff_shift: src_diff_shift,
+  }
+  const diffSrc = ctx.wants(0) ? ctx.emit('bn_bwd_apply', 'bwd_apply', linear, { batch_stats: 1 })['diff_src']! : null
+  return [diffSrc, diff_weights!, null, null, src_diff_scale!, src_diff_shift!]
+}
+
+/**
+ * Both gradients, src and diff_dst read once. With the operands of a BN, as depthwise_conv2d_stats: diff_src is then the gradient
+ * of bn(src), and src_diff_scale and src_diff_shift are its sums, as those of bn_bwd_reduce.
+ */
 export const depthwiseConv2dBwd: OpDef = {
   name: 'depthwise_conv2d_bwd',
   infer(inputs, attrs) {
@@ -178,14 +217,24 @@ export const depthwiseConv2dBwd: OpDef = {
     expectImages('src', src)
     expectType('weights', weights, 'f32')
     expectType('diff_dst', diffDst, src.dtype)
+    const normalised = expectSourceNorm(inputs, attrs, 3)
     const dst = depthwiseShape(src.shape, weights.shape, attrs)
     if (dst.join() !== diffDst.shape.join())
       fail(`diff_dst ${show(diffDst)} is not [${dst.join(', ')}], which src ${show(src)} needs`)
-    return [spec(src.shape, src.dtype), spec(weights.shape, 'f32')]
+    const sums = normalised ? spec([src.shape[3]!], 'f32') : null
+    return [spec(src.shape, src.dtype), spec(weights.shape, 'f32'), sums, sums]
   },
-  reference: (inputs, attrs, outputs) => [
-    depthwiseBwdDataReference(at(inputs, 1), at(inputs, 2), attrs, at(outputs, 0).shape),
-    depthwiseBwdWeightsReference(at(inputs, 0), at(inputs, 1), attrs, at(outputs, 1).shape),
-  ],
+  reference(inputs, attrs, outputs, ctx) {
+    const [src, diffDst, weights] = [at(inputs, 0), at(inputs, 1), at(inputs, 2)]
+    const diff = depthwiseBwdDataReference(diffDst, weights, attrs, at(outputs, 0).shape)
+    const convolved = sourceReference(inputs, attrs, 3, ctx)
+    const diffWeights = depthwiseBwdWeightsReference(convolved, diffDst, attrs, at(outputs, 1).shape)
+    if (!inputs[3]) return [diff, diffWeights, null, null]
+    const norm = normOf(inputs, 3)
+    const exact = activationBwdReference(diff, bnApplyReference(src, norm), attr(attrs, 'src_act'))
+    const diffBn = ctx.round(exact, at(outputs, 0).dtype)
+    const { diffScale, diffShift } = bnBwdReduceReference(diffBn, src, norm.mean, norm.invStd)
+    return [diffBn, diffWeights, diffScale, diffShift]
+  },
   flops: (node) => 2 * depthwiseFlops(at(node.inputs, 1).shape, at(node.inputs, 2).shape),
 }
