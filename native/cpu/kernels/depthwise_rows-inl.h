@@ -74,6 +74,47 @@ struct Normalised {
   }
 };
 
+// Pixels of a source to fetch into the caches while something else is computed, a line at a time and in order. They are
+// not read.
+class Ahead {
+ public:
+  Ahead() = default;
+  // `run` values of each of `count` pixels, which lie `c` values apart.
+  template <class T>
+  Ahead(const T* first, int64_t count, int64_t run, int64_t c) {
+    if (count <= 0) return;
+    const int64_t pitch = c * static_cast<int64_t>(sizeof(T)), bytes = run * static_cast<int64_t>(sizeof(T));
+    at_ = reinterpret_cast<const char*>(first);
+    lines_ = ((run == c ? bytes * count : bytes) + kLine - 1) / kLine;
+    left_ = lines_;
+    runs_ = run == c ? 1 : count;
+    skip_ = pitch - lines_ * kLine;
+  }
+  // Still to fetch.
+  int64_t lines() const { return runs_ > 0 ? left_ + (runs_ - 1) * lines_ : 0; }
+
+  // kWrite: they will be written.
+  template <bool kWrite = false>
+  HWY_INLINE void fetch(int64_t count) {
+    while (count > 0 && runs_ > 0) {
+      const int64_t n = std::min(count, left_);
+      for (int64_t i = 0; i < n; ++i) __builtin_prefetch(at_ + i * kLine, kWrite, 2);
+      at_ += n * kLine;
+      count -= n;
+      left_ -= n;
+      if (left_ > 0) return;
+      --runs_;
+      left_ = lines_;
+      at_ += skip_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* at_ = nullptr;
+  int64_t lines_ = 0, left_ = 0, runs_ = 0, skip_ = 0;
+};
+
 class RowRing {
  public:
   // Column `left` of a row holds pixel 0 of `width`; columns that no pixel falls on stay zero.
@@ -104,13 +145,16 @@ class RowRing {
   // Of row y in a plane; of the zero row where the image has none.
   int64_t offset(int64_t y, int64_t height) const { return (y < 0 || y >= height ? rows_ : y % rows_) * row_; }
 
-  // Copies row y; `pixels` is its first pixel's first channel, `c` the elements from pixel to pixel.
+  // Copies row y; `pixels` is its first pixel's first channel, `c` the elements from pixel to pixel. `lines` of `ahead`
+  // are fetched a pixel.
   template <class T, class F>
-  HWY_INLINE void fill(const Blocks& blocks, const T* HWY_RESTRICT pixels, int64_t c, int64_t y, const F& f) const {
+  HWY_INLINE void fill(const Blocks& blocks, const T* HWY_RESTRICT pixels, int64_t c, int64_t y, const F& f,
+                       Ahead& ahead, int64_t lines) const {
     float* HWY_RESTRICT to = memory_ + (y % rows_) * row_ + (left_ + lo_) * Blocks::kWidth;
     const T* HWY_RESTRICT from = pixels + lo_ * c;
     const int64_t full = blocks.last_lanes == kLanes ? blocks.count : blocks.count - 1;
     for (int64_t x = lo_; x < hi_; ++x, from += c, to += Blocks::kWidth) {
+      ahead.fetch(lines);
       const T* HWY_RESTRICT p = from;
       float* HWY_RESTRICT q = to;
       for (int64_t b = 0; b < full; ++b, p += kLanes, q += plane_) {
@@ -153,46 +197,6 @@ HWY_INLINE TapWeights tap_weights(const Blocks& blocks, int64_t b, const float* 
   if (weights_in_place<T>(blocks, b)) return {weights + blocks.channel(b), c};
   return {packed + b * taps * Blocks::kWidth, Blocks::kWidth};
 }
-
-// Pixels of a source to fetch into the caches while something else is computed, a line at a time and in order. They are
-// not read.
-class Ahead {
- public:
-  Ahead() = default;
-  // `run` values of each of `count` pixels, which lie `c` values apart.
-  template <class T>
-  Ahead(const T* first, int64_t count, int64_t run, int64_t c) {
-    if (count <= 0) return;
-    const int64_t pitch = c * static_cast<int64_t>(sizeof(T)), bytes = run * static_cast<int64_t>(sizeof(T));
-    at_ = reinterpret_cast<const char*>(first);
-    lines_ = ((run == c ? bytes * count : bytes) + kLine - 1) / kLine;
-    left_ = lines_;
-    runs_ = run == c ? 1 : count;
-    skip_ = pitch - lines_ * kLine;
-  }
-  int64_t lines() const { return lines_ * runs_; }
-
-  // kWrite: they will be written.
-  template <bool kWrite = false>
-  HWY_INLINE void fetch(int64_t count) {
-    while (count > 0 && runs_ > 0) {
-      const int64_t n = std::min(count, left_);
-      for (int64_t i = 0; i < n; ++i) __builtin_prefetch(at_ + i * kLine, kWrite, 2);
-      at_ += n * kLine;
-      count -= n;
-      left_ -= n;
-      if (left_ > 0) return;
-      --runs_;
-      left_ = lines_;
-      at_ += skip_;
-    }
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const char* at_ = nullptr;
-  int64_t lines_ = 0, left_ = 0, runs_ = 0, skip_ = 0;
-};
 
 }  // namespace effnet::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -220,15 +220,19 @@ class StatsShard {
     StatsRows rows;
     for (int64_t n = shard.n0; n < shard.n1; ++n) {
       const T* image = static_cast<const T*>(args_.src) + n * s_.src_h * s_.src_w * s_.c + blocks.first;
-      int64_t filled = std::max<int64_t>(0, shard.row0 * s_.stride - s_.pad_t);
+      int64_t filled = 0;
       for (int64_t y = shard.row0; y < shard.row1; y += kStepRows) {
-        const int64_t end = std::min(shard.row1, y + kStepRows), bottom = y * s_.stride - s_.pad_t + s_.window(end - y);
-        filled = std::max(filled, y * s_.stride - s_.pad_t);
-        for (; filled < std::min(bottom, s_.src_h); ++filled) {
-          ring.fill(blocks, image + filled * s_.src_w * s_.c, s_.c, filled, f);
+        const int64_t end = std::min(shard.row1, y + kStepRows), top = y * s_.stride - s_.pad_t;
+        const int64_t bottom = std::min(top + s_.window(end - y), s_.src_h);
+        filled = std::max(filled, top);
+        Ahead ahead = rows_ahead(image, n, std::max(filled, bottom), end);
+        // Memory is waited for where there is arithmetic meanwhile: in the activation, else in the convolution.
+        const int64_t pixels = std::max<int64_t>(1, (bottom - filled) * s_.src_w);
+        const int64_t lines = args_.norm ? ahead.lines() / pixels : 0;
+        for (; filled < bottom; ++filled) {
+          ring.fill(blocks, image + filled * s_.src_w * s_.c, s_.c, filled, f, ahead, lines);
         }
-        rows =
-            convolve(ring, blocks, n, y, end, rows, rows_ahead(image, n, filled, end), results_ahead(blocks, n, end));
+        rows = convolve(ring, blocks, n, y, end, rows, ahead, results_ahead(blocks, n, end));
       }
     }
     end_stats(blocks, rows);
