@@ -133,6 +133,19 @@ describe('evaluation against the float64 interpreter', () => {
   })
 })
 
+/** 1 - the cosine of the angle between two vectors in pieces. */
+function turn(a: readonly ArrayLike<number>[], b: readonly ArrayLike<number>[]): number {
+  let [dot, aa, bb] = [0, 0, 0]
+  a.forEach((piece, k) => {
+    for (let i = 0; i < piece.length; i++) {
+      dot += piece[i]! * b[k]![i]!
+      aa += piece[i]! ** 2
+      bb += b[k]![i]! ** 2
+    }
+  })
+  return 1 - dot / Math.sqrt(aa * bb)
+}
+
 describe('a training step against the float64 interpreter', () => {
   it.each([
     ['efficientnet_b0', 'adamw'],
@@ -144,34 +157,35 @@ describe('a training step against the float64 interpreter', () => {
     const plan = await s.trainPlan(trainOptions(optimizer))
     await s.resetEma()
     const before = allWeights(s)
-    // Of a million values some lie so near a kink of ReLU6 that rounding decides on which side. One that falls the other way
-    // was seen to change single elements by 3 % of their tensor's largest, the norm by 1e-4 and, near the head, the direction of
-    // all by more than is allowed: this batch has none that does.
-    const kinks = name === 'efficientnet_lite0'
-    const pixels = images(kinks ? 3 : 0)
-    const result = await plan.step(plan.packInput(pixels, labels(0)), { ...SCALARS, step: 7 })
+    const result = await plan.step(plan.packInput(images(0), labels(0)), { ...SCALARS, step: 7 })
     const twin = trainProgram(s.config, {
       ...trainOptions(optimizer),
       dtype: 'f32',
       target: { device: 'cpu' },
       fuse: false,
     })
-    const want = interpret(twin, {
-      values: new Map([
-        ...goldenWeights(s.config),
-        ['images', Float64Array.from(pixels)],
-        ['labels', Float64Array.from(labels(0))],
-      ]),
-      scalars: { ...SCALARS, step: 7 },
-      keep: (t) => t.role !== 'activation' || t.name === OUTPUTS.gradNorm,
-    })
+    /** `moved` is added to every shift of a batch norm. */
+    const reference = (moved = 0) =>
+      interpret(twin, {
+        values: new Map([
+          ...[...goldenWeights(s.config)].map(([n, v]) => [n, /bn\d?\.bias$/.test(n) ? v.map((x) => x + moved) : v] as const),
+          ['images', Float64Array.from(images(0))],
+          ['labels', Float64Array.from(labels(0))],
+        ]),
+        scalars: { ...SCALARS, step: 7 },
+        keep: (t) => t.role !== 'activation' || t.name === OUTPUTS.gradNorm,
+      })
+    const want = reference()
     expect(result.loss).toBeCloseTo(want.get(OUTPUTS.loss)![0]!, 4)
+    // Of a million values some lie so near a kink of ReLU6 that rounding decides on which side. One that falls the other way
+    // was seen to change single elements by 3 % of their tensor's largest, and the norm by 1e-4; never the direction of all.
+    const kinks = name === 'efficientnet_lite0'
     const allowed = kinks ? 0.05 : 1e-3
     expect(result.gradNorm! / want.get(OUTPUTS.gradNorm)![0]!).toBeCloseTo(1, kinks ? 3 : 4)
     const gradients = new Map(twin.tensors.filter((t) => t.of).map((t) => [t.of!.name, want.get(t.name)!]))
     // A shift that only reaches another batch norm has no gradient but rounding noise; elements below this are noise too.
     const noise = 1e-6 * Math.max(...[...gradients.values()].map((g) => g.reduce((m, v) => Math.max(m, Math.abs(v)), 0)))
-    const dot = { mine: 0, theirs: 0, both: 0 }
+    const mine: Float32Array[] = []
     for (const slot of s.slots) {
       const grad = gradients.get(slot.name)
       const [start, reached] = [before.get(slot.name)!, want.get(slot.name)!]
@@ -181,10 +195,8 @@ describe('a training step against the float64 interpreter', () => {
       }
       const got = s.read(slot.name, ARENA.grads)
       const size = grad.reduce((m, v) => Math.max(m, Math.abs(v)), 0)
+      mine.push(got)
       grad.forEach((g, i) => {
-        dot.mine += got[i]! * got[i]!
-        dot.theirs += g * g
-        dot.both += got[i]! * g
         if (Math.abs(got[i]! - g) > allowed * size + noise) expect(got[i], `gradient of ${slot.name} [${i}]`).toBeCloseTo(g, 9)
       })
       const after = s.read(slot.name)
@@ -198,7 +210,12 @@ describe('a training step against the float64 interpreter', () => {
         if (error > 0.02 * largest) expect(moved, `update of ${slot.name} [${i}]`).toBeCloseTo(wanted, 9)
       })
     }
-    expect(dot.both / Math.sqrt(dot.mine * dot.theirs)).toBeGreaterThan(1 - 1e-6)
+    // Smooth models were seen at 7e-10. With kinks: less than the true gradient itself turns when the shifts move by what FP32
+    // may lose on the way (seen: 2e-6 of 3e-5 and 2e-3).
+    const trained = s.slots.flatMap((slot) => twin.tensors.find((t) => t.of?.name === slot.name) ?? [])
+    const gradientOf = (values: ReturnType<typeof reference>) => trained.map((t) => values.get(t.name)!)
+    const turned = kinks ? [1e-6, -1e-6].map((moved) => turn(gradientOf(reference(moved)), gradientOf(want))) : []
+    expect(turn(mine, gradientOf(want))).toBeLessThan(kinks ? Math.min(...turned) : 1e-8)
   })
 
   it.skipIf(!bf16)('bf16-mixed follows the interpreter that rounds where tensors are stored (AVX512_BF16)', async () => {
