@@ -46,7 +46,10 @@ export function profileOf(rows: readonly KernelRow[], peaks: Peaks): Profile {
 const percent = (part: number, whole: number): string => (whole > 0 ? ((100 * part) / whole).toFixed(1) : '-')
 const giga = (amount: number, ms: number): string => (amount > 0 && ms > 0 ? (amount / ms / 1e6).toFixed(1) : '-')
 
-/** Shares above 100 % are possible: operands that were still in a cache cost less than the memory's bandwidth says. */
+/**
+ * Shares above 100 % are possible: operands that were still in a cache cost less than the memory's bandwidth says, and Winograd's
+ * convolutions multiply less than the direct ones whose FLOPs they report.
+ */
 export function profileTables(ui: Ui, { peaks, ops, kinds }: Profile): void {
   const right = (title: string) => ({ title, align: 'right' as const })
   const total = kinds.reduce((sum, k) => sum + k.ms, 0)

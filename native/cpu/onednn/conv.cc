@@ -1,5 +1,6 @@
-// The dense convolutions as kernels. 1x1 ones run on our own matrix product where it has code; the others are oneDNN
-// primitives on fixed tiles, weights packed once per change, epilogues on tiles that are still in cache.
+// The dense convolutions as kernels. 1x1 ones run on our own matrix product where it has code, 3x3 ones of stride 1 in
+// FP32 on our own Winograd kernels; the others are oneDNN primitives on fixed tiles, weights packed once per change,
+// epilogues on tiles that are still in cache.
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -11,6 +12,7 @@
 #include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/pointwise_conv.h"
+#include "cpu/kernels/winograd.h"
 #include "cpu/onednn/adapter.h"
 #include "cpu/onednn/conv_tiles.h"
 #include "plan/op_ports.h"
@@ -245,6 +247,11 @@ Status check_dtype(const plan::Op& op, const Tensor& activation) {
                op.name.data(), plan::dtype_name(activation.dtype));
 }
 
+bool suits_winograd(const ConvShape& s) {
+  return s.dtype == plan::DType::f32 && s.kh == 3 && s.kw == 3 && s.stride == 1 &&
+         prefer_winograd(s.ic, s.oc, std::min(s.oh, s.ow));
+}
+
 StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
                                      const IndependentConv::Operands& operands, const char* what) {
   EFF_RETURN_IF_ERROR(check_dtype(op, *operands.src));
@@ -253,6 +260,11 @@ StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
     return make_pointwise({operands.src, operands.weights, operands.dst, backward, operands.bias, operands.gate,
                            operands.residual, operands.act},
                           (std::string("pointwise_") + what).c_str());
+  }
+  if (suits_winograd(shape)) {
+    return make_winograd({operands.src, operands.weights, operands.dst, shape.pad_t, shape.pad_l, backward,
+                          operands.bias, operands.residual, operands.act},
+                         (std::string("winograd_") + what).c_str());
   }
   auto kernel = std::make_unique<IndependentConv>();
   EFF_RETURN_IF_ERROR(kernel->init(shape, operands, what));
@@ -297,6 +309,7 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const plan::Op& op) {
   const ConvShape shape = shape_of(op, Pass::backward_weights, src, diff_weights, diff_dst);
   if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, 2))
     return make_pointwise_bwd_weights(&src, &diff_dst, &diff_weights);
+  if (suits_winograd(shape)) return make_winograd_bwd_weights(&src, &diff_dst, &diff_weights, shape.pad_t, shape.pad_l);
   auto kernel = std::make_unique<WeightsGradient>();
   EFF_RETURN_IF_ERROR(kernel->init(shape, &src, &diff_dst, &diff_weights));
   return KernelPtr(std::move(kernel));

@@ -1,0 +1,385 @@
+// Forward and backward data by Winograd. Groups of tiles, whose transformed inputs stay in the core's L2, go through
+// the panels of output channels: 36 matrix products [tiles x terms] * [terms x panel], then the transform of the
+// products to outputs. Filters are transformed when they change.
+#include "cpu/kernels/winograd.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/kernels/winograd_conv.cc"
+#include "cpu/kernels/dispatch.h"
+#include "hwy/foreach_target.h"
+#include "cpu/kernels/winograd-inl.h"
+
+#ifndef EFFNET_WINOGRAD_CONV_ARGS_
+#define EFFNET_WINOGRAD_CONV_ARGS_
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "core/memory.h"
+#include "cpu/kernels/common.h"
+
+namespace effnet::cpu {
+
+struct WinogradArgs {
+  const float* src;
+  float* dst;
+  const float* filters;   // transformed: see wino_filters()
+  const float* bias;      // or null
+  const float* residual;  // like dst, or null
+  plan::Act act;
+  WinoGrid in, out;
+  bool past_caches;           // dst is too large for the caches
+  int64_t begin, end, group;  // tiles; a group's are transformed together
+  float* scratch;
+};
+
+// G for filters of 3 taps.
+struct WinogradFilterMatrix {
+  double rows[6][3];
+  constexpr WinogradFilterMatrix() : rows{} {
+    constexpr double points[5] = {0, kWinoPointA, -kWinoPointA, kWinoPointB, -kWinoPointB};
+    for (int i = 0; i < 5; ++i) {
+      rows[i][0] = 1 / wino_divisor(i);
+      rows[i][1] = points[i] / wino_divisor(i);
+      rows[i][2] = points[i] * points[i] / wino_divisor(i);
+    }
+    rows[5][2] = 1;
+  }
+};
+
+struct WinogradFilterArgs {
+  const float* weights;  // [oc][3][3][ic]
+  int64_t oc, ic;
+  bool backward;
+  float* filters;
+};
+
+}  // namespace effnet::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace effnet::cpu::HWY_NAMESPACE {
+
+// ---- products ----------------------------------------------------------------------------------------------------
+
+// Steps whose sums are built up in registers before they are added to those of the steps before.
+inline constexpr int64_t kWinoSteps = 48;
+
+// out[i][j] = sum over steps of a[i][step] * b[step][j] for MR rows and NV vectors. Unlike gemm_tile() it sums even and
+// odd steps apart, and long sums in blocks: the rounding of the sums is most of the algorithm's error, and grows with
+// the root of their length. Half as many rows per vector of b cost no time: loads are not what the core runs out of.
+template <int MR, int NV>
+void wino_tile(const float* a, int64_t a_row, const float* b, int64_t steps, float* out, int64_t out_row,
+               const std::byte* ahead) {
+  constexpr int64_t lanes = kLanes;
+  // As in gemm_tile(): few registers for the addresses of many rows.
+  const int64_t row = a_row;
+  int64_t row3 = 3 * row, row5 = 5 * row;
+  const float* a7 = a + 7 * row;
+  asm("" : "+r"(row3), "+r"(row5), "+r"(a7));
+  const int64_t blocks = (steps + kWinoSteps - 1) / kWinoSteps, block = (steps + 2 * blocks - 1) / (2 * blocks) * 2;
+  for (int64_t first = 0; first < steps; first += block) {
+    Vec sum[2][MR][NV];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; ++j) sum[half][i][j] = zero();
+    const auto one_step = [&](auto half) HWY_ATTR {
+      constexpr int at_step = decltype(half)::value;
+      Vec vb[NV];
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) vb[j] = load(b + (at_step * NV + j) * lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const float* base = i < 7 ? a : a7;
+        const int64_t at = i % 7 == 0   ? 0
+                           : i % 7 == 1 ? row
+                           : i % 7 == 2 ? 2 * row
+                           : i % 7 == 3 ? row3
+                           : i % 7 == 4 ? 4 * row
+                           : i % 7 == 5 ? row5
+                                        : 2 * row3;
+        const Vec va = splat(base[at + at_step]);
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; ++j) sum[at_step][i][j] = hn::MulAdd(va, vb[j], sum[at_step][i][j]);
+      }
+    };
+    int64_t left = std::min(block, steps - first);
+    for (; left >= 2; left -= 2) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += 64;
+      one_step(std::integral_constant<int, 0>());
+      one_step(std::integral_constant<int, 1>());
+      a += 2;
+      a7 += 2;
+      b += 2 * NV * lanes;
+    }
+    if (left) one_step(std::integral_constant<int, 0>());
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) {
+        float* to = out + i * out_row + j * lanes;
+        const Vec part = hn::Add(sum[0][i][j], sum[1][i][j]);
+        store(first ? hn::Add(load(to), part) : part, to);
+      }
+    }
+  }
+}
+
+// Rows of a tile that is 1 or 2 vectors wide.
+template <int NV>
+inline constexpr int kWinoRows = (HWY_TARGET == HWY_AVX3 ? 14 : 6) / NV;
+// Groups are multiples of it.
+inline constexpr int64_t kWinoRowBlock = HWY_TARGET == HWY_AVX3 ? 14 : 12;
+
+using WinoTileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, const std::byte*);
+template <int NV, size_t... I>
+constexpr std::array<WinoTileFunction, sizeof...(I)> wino_tile_functions(std::index_sequence<I...>) {
+  return {wino_tile<static_cast<int>(I) + 1, NV>...};
+}
+template <int NV>
+inline constexpr auto kWinoTileFunctions = wino_tile_functions<NV>(std::make_index_sequence<kWinoRows<NV>>());
+
+template <int NV>
+HWY_INLINE void wino_product(const float* a, int64_t a_row, const float* b, int64_t steps, float* out, int64_t out_row,
+                             int64_t rows, WinoAhead& ahead) {
+  for (; rows > 0; rows -= kWinoRows<NV>) {
+    const auto most = static_cast<size_t>(std::min<int64_t>(rows, kWinoRows<NV>));
+    kWinoTileFunctions<NV>[most - 1](a, a_row, b, steps, out, out_row, ahead.take(steps / 2));
+    a += kWinoRows<NV> * a_row;
+    out += kWinoRows<NV> * out_row;
+  }
+}
+
+// ---- filters -----------------------------------------------------------------------------------------------------
+
+// Panels of 2 vectors of output channels (the last may have 1), each [point][term][channel], zeros beyond the last
+// channel. Backward data: terms are the output channels of the op. In double precision, rounded once: an error here is
+// the same for all pixels, so that it would not average out.
+void wino_filters(const WinogradFilterArgs& args) {
+  constexpr WinogradFilterMatrix matrix;
+  constexpr int64_t lanes = kLanes;
+  const int64_t terms = args.backward ? args.oc : args.ic, channels = args.backward ? args.ic : args.oc;
+  float* panel = args.filters;
+  for (int64_t first = 0; first < channels; first += 2 * lanes) {
+    const int64_t width = channels - first > lanes ? 2 * lanes : lanes;
+    for (int64_t k = 0; k < terms; ++k) {
+      for (int64_t c = 0; c < width; c += lanes) {
+        const int64_t left = std::clamp<int64_t>(channels - first - c, 0, lanes);
+        HWY_ALIGN double taps[9 * lanes] = {};
+        for (int64_t tap = 0; tap < 9; ++tap) {
+          for (int64_t i = 0; i < left; ++i) {
+            const int64_t channel = first + c + i;
+            taps[tap * lanes + i] = args.backward ? args.weights[(k * 9 + 8 - tap) * args.ic + channel]
+                                                  : args.weights[(channel * 9 + tap) * args.ic + k];
+          }
+        }
+        double rows[6][3][lanes];
+        for (int i = 0; i < 6; ++i)
+          for (int j = 0; j < 3; ++j)
+            for (int64_t l = 0; l < lanes; ++l)
+              rows[i][j][l] = matrix.rows[i][0] * taps[j * lanes + l] + matrix.rows[i][1] * taps[(3 + j) * lanes + l] +
+                              matrix.rows[i][2] * taps[(6 + j) * lanes + l];
+        for (int i = 0; i < 6; ++i) {
+          for (int j = 0; j < 6; ++j) {
+            float* to = panel + ((i * 6 + j) * terms + k) * width + c;
+            for (int64_t l = 0; l < lanes; ++l)
+              to[l] = static_cast<float>(matrix.rows[j][0] * rows[i][0][l] + matrix.rows[j][1] * rows[i][1][l] +
+                                         matrix.rows[j][2] * rows[i][2][l]);
+          }
+        }
+      }
+    }
+    panel += kWinoPoints * terms * width;
+  }
+}
+
+// ---- outputs -----------------------------------------------------------------------------------------------------
+
+// The 4x4 outputs of each tile from products[point][tile][width], clipped to the image; `first` is the panel's first
+// channel.
+template <plan::Act act>
+HWY_INLINE void wino_outputs(const WinogradArgs& args, const float* HWY_RESTRICT products, int64_t width, int64_t point,
+                             int64_t begin, int64_t end, int64_t first) {
+  constexpr int64_t lanes = kLanes;
+  const WinoGrid& grid = args.out;
+  const int64_t row = grid.width * grid.channels;
+  for (int64_t tile = begin; tile < end; ++tile, products += width) {
+    const auto [image, y, x] = grid.place(tile);
+    const int64_t rows = std::min(kWinoTile, grid.height - y), columns = std::min(kWinoTile, grid.width - x);
+    const int64_t at = ((image * grid.height + y) * grid.width + x) * grid.channels + first;
+    for_each_vector(std::min(width, grid.channels - first), [&](int64_t c, size_t n, auto full) HWY_ATTR {
+      const Vec shift = args.bias ? load_part(args.bias + first + c, n, full) : zero();
+      const auto write = [&](int64_t i, int64_t j, Vec v) HWY_ATTR {
+        const int64_t to = at + i * row + j * grid.channels + c;
+        v = activate<act>(hn::Add(v, shift));
+        if (args.residual) v = hn::Add(v, load_part(args.residual + to, n, full));
+        store_part_past(v, args.dst + to, n, full, args.past_caches);
+      };
+      const auto get = [&](int i, int j) HWY_ATTR { return load(products + c + (i * 6 + j) * point); };
+      if (rows == kWinoTile && columns == kWinoTile) {
+        wino_transform<WinoOutput<4>>(get, write);
+        return;
+      }
+      HWY_ALIGN float values[16 * lanes];
+      wino_transform<WinoOutput<4>>(
+          get, [&](int i, int j, Vec v) HWY_ATTR { hn::Store(v, F32(), values + (i * 4 + j) * lanes); });
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j) write(i, j, hn::Load(F32(), values + (i * 4 + j) * lanes));
+    });
+  }
+}
+
+// ---- all of it ---------------------------------------------------------------------------------------------------
+
+int64_t wino_lanes() { return kLanes; }
+int64_t wino_row_block() { return kWinoRowBlock; }
+inline int64_t wino_padded(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
+
+// Floats of scratch for groups of `group` tiles.
+int64_t wino_scratch(int64_t terms, int64_t group) {
+  const int64_t width = 2 * kLanes;
+  return kWinoPoints * (wino_point_stride(group * wino_padded(terms)) + wino_point_stride(group * width));
+}
+
+void wino_conv(const WinogradArgs& args) {
+  constexpr int64_t lanes = kLanes;
+  const int64_t terms = args.in.channels, channels = args.out.channels;
+  const int64_t in_row = wino_padded(terms), in_point = wino_point_stride(args.group * in_row);
+  float* inputs = args.scratch;
+  float* products = inputs + kWinoPoints * in_point;
+  for (int64_t begin = args.begin; begin < args.end; begin += args.group) {
+    const int64_t end = std::min(args.end, begin + args.group);
+    wino_tiles<WinoInput>(args.src, args.in, begin, end, 0, terms, inputs, in_row, in_point);
+    WinoAhead ahead(args.src, args.in, end, std::min(args.end, end + args.group), kWinoPatch);
+    const float* panel = args.filters;
+    for (int64_t first = 0; first < channels; first += 2 * lanes) {
+      const int64_t width = channels - first > lanes ? 2 * lanes : lanes, point = wino_point_stride(args.group * width);
+      for (int64_t p = 0; p < kWinoPoints; ++p) {
+        const float* a = inputs + p * in_point;
+        const float* b = panel + p * terms * width;
+        if (width == lanes) {
+          wino_product<1>(a, in_row, b, terms, products + p * point, width, end - begin, ahead);
+        } else {
+          wino_product<2>(a, in_row, b, terms, products + p * point, width, end - begin, ahead);
+        }
+      }
+      with_act(args.act, [&](auto act) HWY_ATTR {
+        wino_outputs<decltype(act)::value>(args, products, width, point, begin, end, first);
+      });
+      panel += kWinoPoints * terms * width;
+    }
+  }
+  if (args.past_caches) hwy::FlushStream();
+}
+
+}  // namespace effnet::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace effnet::cpu {
+namespace {
+
+HWY_EXPORT(wino_lanes);
+HWY_EXPORT(wino_row_block);
+HWY_EXPORT(wino_scratch);
+HWY_EXPORT(wino_filters);
+HWY_EXPORT(wino_conv);
+
+// What the transformed inputs of a group and its products may take of the core's L2, beside the filters that stream
+// through it.
+constexpr int64_t kGroupBytes = 450 << 10;
+// Multiplications of the products in a shard, about 0.5 ms.
+constexpr int64_t kShardProducts = 20'000'000;
+
+class WinogradConv final : public Kernel {
+ public:
+  WinogradConv(const WinogradOperands& operands, const char* name) : operands_(operands) {
+    const plan::Tensor &src = *operands.src, &dst = *operands.dst;
+    in_ = {src.dims[1], src.dims[2], src.dims[3], 0, 0, operands.pad_t, operands.pad_l};
+    // Turned filters read as many pixels before as the op's read behind.
+    if (operands.backward) in_.pad_t = 2 - operands.pad_t, in_.pad_l = 2 - operands.pad_l;
+    in_.tiles_y = (dst.dims[1] + kWinoTile - 1) / kWinoTile;
+    in_.tiles_x = (dst.dims[2] + kWinoTile - 1) / kWinoTile;
+    out_ = {dst.dims[1], dst.dims[2], dst.dims[3], in_.tiles_y, in_.tiles_x, 0, 0};
+    tiles_ = dst.dims[0] * in_.tiles_y * in_.tiles_x;
+    const int64_t block = EFF_DISPATCH(wino_row_block)();
+    const auto fits = [&](int64_t group) { return 4 * EFF_DISPATCH(wino_scratch)(in_.channels, group) <= kGroupBytes; };
+    group_ = fits(2 * block) ? 2 * block : block;
+    const int64_t groups = (tiles_ + group_ - 1) / group_;
+    const int64_t products = kWinoPoints * group_ * in_.channels * out_.channels;
+    shard_tiles_ = group_ * std::clamp<int64_t>(kShardProducts / products, 1, std::max<int64_t>(groups / 4, 1));
+    name_ = kernel_name(name, src.dtype);
+  }
+  Status allocate() {
+    const int64_t lanes = EFF_DISPATCH(wino_lanes)(), padded = (out_.channels + lanes - 1) / lanes * lanes;
+    auto filters = Block::allocate(static_cast<uint64_t>(4 * kWinoPoints * in_.channels * padded), Block::Kind::kernel);
+    if (!filters.ok()) return filters.status();
+    filters_ = std::move(filters.value());
+    return ok_status();
+  }
+
+  const char* name() const override { return name_.c_str(); }
+  int shards(int) const override { return static_cast<int>((tiles_ + shard_tiles_ - 1) / shard_tiles_); }
+  size_t worker_scratch_bytes() const override {
+    return static_cast<size_t>(4 * EFF_DISPATCH(wino_scratch)(in_.channels, group_));
+  }
+  size_t persistent_bytes() const override { return filters_.bytes(); }
+  // Of the direct convolution: what the op asks for, not what is done for it.
+  double flops() const override {
+    const plan::Tensor& result = operands_.backward ? *operands_.src : *operands_.dst;
+    return 18.0 * static_cast<double>(result.dims[0] * result.dims[1] * result.dims[2]) *
+           static_cast<double>(in_.channels * out_.channels);
+  }
+
+  void prepare(const ExecContext& ctx) override {
+    const plan::Tensor& weights = *operands_.weights;
+    EFF_DISPATCH(wino_filters)
+    ({ctx.ptr<float>(&weights), weights.dims[0], weights.dims[3], operands_.backward, filters()});
+  }
+
+  void run(int, int shard, const ExecContext& ctx) override {
+    WinogradArgs args{};
+    args.src = ctx.ptr<float>(operands_.src);
+    args.dst = ctx.ptr<float>(operands_.dst);
+    args.filters = filters();
+    args.bias = ctx.ptr<float>(operands_.bias);
+    args.residual = ctx.ptr<float>(operands_.residual);
+    args.act = operands_.act;
+    args.in = in_;
+    args.out = out_;
+    args.past_caches = whole_lines() && exceeds_caches(operands_.dst);
+    args.begin = shard * shard_tiles_;
+    args.end = std::min(tiles_, args.begin + shard_tiles_);
+    args.group = group_;
+    args.scratch = reinterpret_cast<float*>(ctx.worker_scratch);
+    EFF_DISPATCH(wino_conv)(args);
+  }
+
+ private:
+  // Parts of lines past the caches would be slower than whole ones through them.
+  bool whole_lines() const { return out_.channels * 4 % 64 == 0; }
+  float* filters() const { return reinterpret_cast<float*>(filters_.data()); }
+
+  WinogradOperands operands_;
+  WinoGrid in_, out_;
+  int64_t tiles_, group_, shard_tiles_;
+  Block filters_;
+  std::string name_;
+};
+
+}  // namespace
+
+bool prefer_winograd(int64_t ic, int64_t oc, int64_t size) { return std::min(ic, oc) >= 8 && size >= 7; }
+
+StatusOr<KernelPtr> make_winograd(const WinogradOperands& operands, const char* name) {
+  auto kernel = std::make_unique<WinogradConv>(operands, name);
+  EFF_RETURN_IF_ERROR(kernel->allocate());
+  return KernelPtr(std::move(kernel));
+}
+
+}  // namespace effnet::cpu
+#endif
