@@ -48,14 +48,15 @@ class WinoAhead {
       : src_(src), grid_(grid), tile_(begin), end_(end), side_(side), row_(side - kWinoTile) {
     next_run();
   }
-  // An address and the next `lines` lines from it; past the end of a run, other lines of no use.
-  const std::byte* take(int64_t lines) {
+  // The address of the next `lines` lines and their distance, 0 when there are none left. Lines past the end of a run
+  // are of no use and do no harm.
+  const std::byte* take(int64_t lines, int64_t& step) {
     if (at_ >= run_end_) next_run();
     const std::byte* taken = at_;
-    at_ += lines * 64;
+    step = at_ < run_end_ ? 64 : 0;
+    at_ += lines * step;
     return taken;
   }
-  bool done() const { return tile_ >= end_ && at_ >= run_end_; }
 
  private:
   void next_run() {

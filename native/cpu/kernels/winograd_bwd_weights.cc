@@ -70,17 +70,19 @@ void wino_sums(const WinogradSumsArgs& args) {
         tile.steps = end - begin;
         tile.out_row = in_row;
         tile.accumulate = begin != args.begin;
-        tile.ahead_step = 64;
         for (int64_t c = 0; c < in_row;) {
           const int64_t left = (in_row - c) / lanes;
           const int vectors = static_cast<int>(left == 3 ? 3 : std::min<int64_t>(left, 2));
-          const int64_t rows = vectors == 3 ? kTileRows<3> : vectors == 2 ? kTileRows<2> : kTileRows<1>;
+          const bool half = ic - c <= vectors * lanes - lanes / 2;
           tile.b = reinterpret_cast<const std::byte*>(inputs + p * in_point + c);
-          for (int64_t r = 0; r < band; r += rows) {
+          const TileHeights tiles(band, vectors);
+          for (int64_t i = 0; i < tiles.count; ++i) {
+            const int64_t r = tiles.begin(i);
             tile.a = reinterpret_cast<const std::byte*>(diffs + p * diff_point + r);
             tile.out = args.sums + (p * oc + first + r) * in_row + c;
-            tile.ahead = (ahead_src.done() ? ahead_diff : ahead_src).take(tile.steps);
-            gemm_column<F32Word>(tile, std::min(rows, band - r), vectors);
+            tile.ahead = ahead_src.take(tile.steps, tile.ahead_step);
+            tile.ahead2 = ahead_diff.take(tile.steps, tile.ahead2_step);
+            run_tile<F32Word, Ahead::blocks>(tile, tiles.begin(i + 1) - r, vectors, half);
           }
           c += vectors * lanes;
         }

@@ -65,32 +65,54 @@ namespace effnet::cpu::HWY_NAMESPACE {
 // Steps whose sums are built up in registers before they are added to those of the steps before.
 inline constexpr int64_t kWinoSteps = 48;
 
+struct WinoTileArgs {
+  const float *a, *b;
+  int64_t a_row, steps;
+  float* out;
+  int64_t out_row;
+  const std::byte* ahead;  // memory to fetch meanwhile, ahead_step bytes every second step
+  int64_t ahead_step;
+};
+
+using HalfF32 = hn::Half<F32>;
+using HalfVec = hn::Vec<HalfF32>;
+
 // out[i][j] = sum over steps of a[i][step] * b[step][j] for MR rows and NV vectors. Unlike gemm_tile() it sums even and
 // odd steps apart, and long sums in blocks: the rounding of the sums is most of the algorithm's error, and grows with
 // the root of their length. Half as many rows per vector of b cost no time: loads are not what the core runs out of.
-template <int MR, int NV>
-void wino_tile(const float* a, int64_t a_row, const float* b, int64_t steps, float* out, int64_t out_row,
-               const std::byte* ahead) {
+// `half`: of the last vector only the lower half counts, and the upper half of the result is 0.
+template <int MR, int NV, bool half>
+void wino_tile(const WinoTileArgs& t) {
   constexpr int64_t lanes = kLanes;
+  constexpr int full = half ? NV - 1 : NV;
+  const float *a = t.a, *b = t.b;
+  const std::byte* ahead = t.ahead;
   // As in gemm_tile(): few registers for the addresses of many rows.
-  const int64_t row = a_row;
+  const int64_t row = t.a_row;
   int64_t row3 = 3 * row, row5 = 5 * row;
   const float* a7 = a + 7 * row;
   asm("" : "+r"(row3), "+r"(row5), "+r"(a7));
-  const int64_t blocks = (steps + kWinoSteps - 1) / kWinoSteps, block = (steps + 2 * blocks - 1) / (2 * blocks) * 2;
-  for (int64_t first = 0; first < steps; first += block) {
-    Vec sum[2][MR][NV];
+  const int64_t blocks = (t.steps + kWinoSteps - 1) / kWinoSteps, block = (t.steps + 2 * blocks - 1) / (2 * blocks) * 2;
+  for (int64_t first = 0; first < t.steps; first += block) {
+    Vec sum[2][MR][full + 1];
+    HalfVec half_sum[2][MR];
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half)
+    for (int odd = 0; odd < 2; ++odd) {
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
+      for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 2
-        for (int j = 0; j < NV; ++j) sum[half][i][j] = zero();
-    const auto one_step = [&](auto half) HWY_ATTR {
-      constexpr int at_step = decltype(half)::value;
-      Vec vb[NV];
+        for (int j = 0; j < full; ++j) sum[odd][i][j] = zero();
+        if constexpr (half) half_sum[odd][i] = hn::Zero(HalfF32());
+      }
+    }
+    const auto one_step = [&](auto odd) HWY_ATTR {
+      constexpr int at_step = decltype(odd)::value;
+      const float* panel = b + at_step * NV * lanes;
+      Vec vb[full + 1];
+      HalfVec half_b;
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) vb[j] = load(b + (at_step * NV + j) * lanes);
+      for (int j = 0; j < full; ++j) vb[j] = load(panel + j * lanes);
+      if constexpr (half) half_b = hn::LoadU(HalfF32(), panel + full * lanes);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         const float* base = i < 7 ? a : a7;
@@ -103,13 +125,15 @@ void wino_tile(const float* a, int64_t a_row, const float* b, int64_t steps, flo
                                         : 2 * row3;
         const Vec va = splat(base[at + at_step]);
 #pragma GCC unroll 2
-        for (int j = 0; j < NV; ++j) sum[at_step][i][j] = hn::MulAdd(va, vb[j], sum[at_step][i][j]);
+        for (int j = 0; j < full; ++j) sum[at_step][i][j] = hn::MulAdd(va, vb[j], sum[at_step][i][j]);
+        if constexpr (half)
+          half_sum[at_step][i] = hn::MulAdd(hn::LowerHalf(HalfF32(), va), half_b, half_sum[at_step][i]);
       }
     };
-    int64_t left = std::min(block, steps - first);
+    int64_t left = std::min(block, t.steps - first);
     for (; left >= 2; left -= 2) {
       __builtin_prefetch(ahead, 0, 2);
-      ahead += 64;
+      ahead += t.ahead_step;
       one_step(std::integral_constant<int, 0>());
       one_step(std::integral_constant<int, 1>());
       a += 2;
@@ -119,12 +143,13 @@ void wino_tile(const float* a, int64_t a_row, const float* b, int64_t steps, flo
     if (left) one_step(std::integral_constant<int, 0>());
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) {
-        float* to = out + i * out_row + j * lanes;
-        const Vec part = hn::Add(sum[0][i][j], sum[1][i][j]);
+      const auto put = [&](int j, Vec part) HWY_ATTR {
+        float* to = t.out + i * t.out_row + j * lanes;
         store(first ? hn::Add(load(to), part) : part, to);
-      }
+      };
+#pragma GCC unroll 2
+      for (int j = 0; j < full; ++j) put(j, hn::Add(sum[0][i][j], sum[1][i][j]));
+      if constexpr (half) put(full, hn::ZeroExtendVector(F32(), hn::Add(half_sum[0][i], half_sum[1][i])));
     }
   }
 }
@@ -132,25 +157,26 @@ void wino_tile(const float* a, int64_t a_row, const float* b, int64_t steps, flo
 // Rows of a tile that is 1 or 2 vectors wide.
 template <int NV>
 inline constexpr int kWinoRows = (HWY_TARGET == HWY_AVX3 ? 14 : 6) / NV;
+// Half a vector of columns has its own code where that is faster: see kHalfVectors in gemm_tile-inl.h.
+inline constexpr bool kWinoHalves = HWY_TARGET == HWY_AVX3;
 // Groups are multiples of it.
 inline constexpr int64_t kWinoRowBlock = HWY_TARGET == HWY_AVX3 ? 14 : 12;
 
-using WinoTileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, const std::byte*);
-template <int NV, size_t... I>
+using WinoTileFunction = void (*)(const WinoTileArgs&);
+template <int NV, bool half, size_t... I>
 constexpr std::array<WinoTileFunction, sizeof...(I)> wino_tile_functions(std::index_sequence<I...>) {
-  return {wino_tile<static_cast<int>(I) + 1, NV>...};
+  return {wino_tile<static_cast<int>(I) + 1, NV, half>...};
 }
-template <int NV>
-inline constexpr auto kWinoTileFunctions = wino_tile_functions<NV>(std::make_index_sequence<kWinoRows<NV>>());
+template <int NV, bool half>
+inline constexpr auto kWinoTiles = wino_tile_functions<NV, half>(std::make_index_sequence<kWinoRows<NV>>());
 
-template <int NV>
-HWY_INLINE void wino_product(const float* a, int64_t a_row, const float* b, int64_t steps, float* out, int64_t out_row,
-                             int64_t rows, WinoAhead& ahead) {
+template <int NV, bool half>
+HWY_INLINE void wino_product(WinoTileArgs t, int64_t rows, WinoAhead& ahead) {
   for (; rows > 0; rows -= kWinoRows<NV>) {
-    const auto most = static_cast<size_t>(std::min<int64_t>(rows, kWinoRows<NV>));
-    kWinoTileFunctions<NV>[most - 1](a, a_row, b, steps, out, out_row, ahead.take(steps / 2));
-    a += kWinoRows<NV> * a_row;
-    out += kWinoRows<NV> * out_row;
+    t.ahead = ahead.take(t.steps / 2, t.ahead_step);
+    kWinoTiles<NV, half>[static_cast<size_t>(std::min<int64_t>(rows, kWinoRows<NV>) - 1)](t);
+    t.a += kWinoRows<NV> * t.a_row;
+    t.out += kWinoRows<NV> * t.out_row;
   }
 }
 
@@ -259,12 +285,14 @@ void wino_conv(const WinogradArgs& args) {
     for (int64_t first = 0; first < channels; first += 2 * lanes) {
       const int64_t width = channels - first > lanes ? 2 * lanes : lanes, point = wino_point_stride(args.group * width);
       for (int64_t p = 0; p < kWinoPoints; ++p) {
-        const float* a = inputs + p * in_point;
-        const float* b = panel + p * terms * width;
+        const WinoTileArgs tile{
+            inputs + p * in_point, panel + p * terms * width, in_row, terms, products + p * point, width, nullptr, 0};
+        const int64_t rows = end - begin;
+        const bool half = kWinoHalves && channels - first <= width - lanes / 2;
         if (width == lanes) {
-          wino_product<1>(a, in_row, b, terms, products + p * point, width, end - begin, ahead);
+          half ? wino_product<1, kWinoHalves>(tile, rows, ahead) : wino_product<1, false>(tile, rows, ahead);
         } else {
-          wino_product<2>(a, in_row, b, terms, products + p * point, width, end - begin, ahead);
+          half ? wino_product<2, kWinoHalves>(tile, rows, ahead) : wino_product<2, false>(tile, rows, ahead);
         }
       }
       with_act(args.act, [&](auto act) HWY_ATTR {
