@@ -41,6 +41,18 @@ void passes(const Layer& l, int64_t batch, DType dtype, const char* filter) {
   constexpr DType f = DType::f32;
   using lab::Bench;
   Bench(attrs).in(dtype, src).in(f, weights).out(dtype, dst).run(cpu::make_conv2d, label, filter, true);
+  std::vector<double> with_stats = attrs;
+  with_stats.insert(with_stats.end(), {1e-3, 0.1});
+  if (l.kernel == 1)
+    Bench(with_stats)
+        .in(dtype, src)
+        .in(f, weights)
+        .out(dtype, dst)
+        .out(f, {l.filters})
+        .out(f, {l.filters})
+        .update(f, {l.filters})
+        .update(f, {l.filters})
+        .run(cpu::make_conv2d_stats, label, filter, true);
   Bench(with_act)
       .in(dtype, src)
       .in(f, weights)

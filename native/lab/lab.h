@@ -66,6 +66,10 @@ class Bench {
     return op_.outputs.push_back(tensor(dtype, dims)), *this;
   }
 
+  Bench& update(plan::DType dtype, const std::vector<int64_t>& dims) {
+    return op_.updates.push_back(tensor(dtype, dims)), *this;
+  }
+
   // Prints time, rates and the share of the floor. `dense`: multiplies in the type of its source, so that bf16 has its
   // own peak. Kernels whose name has not `filter` in it are left out.
   void run(cpu::KernelFactory factory, const std::string& label, const char* filter, bool dense) {

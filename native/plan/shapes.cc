@@ -102,7 +102,17 @@ void check_dense(Checker& c, const Op& op) {
   namespace bwd_data = op::conv2d_bwd_data;
   namespace bwd_weights = op::conv2d_bwd_weights;
   namespace fused = op::conv2d_bias_act;
+  namespace stats = op::conv2d_stats;
   switch (op.id) {
+    case OpId::conv2d_stats: {
+      const Tensor *src = op.in(stats::in_src), *weights = op.in(stats::in_weights), *dst = op.out(stats::out_dst);
+      c.convolution(src, dst, weights->dims[1], weights->dims[2], stats::attr_stride);
+      c.dense_weights(weights, src, dst);
+      c.channels(dst, {op.out(stats::out_mean), op.out(stats::out_inv_std), op.upd(stats::upd_running_mean),
+                       op.upd(stats::upd_running_var)});
+      c.range(stats::attr_eps, 0, 1);
+      return c.range(stats::attr_momentum, 0, 1);
+    }
     case OpId::conv2d: {
       const Tensor *src = op.in(fwd::in_src), *weights = op.in(fwd::in_weights), *dst = op.out(fwd::out_dst);
       c.convolution(src, dst, weights->dims[1], weights->dims[2], fwd::attr_stride);
@@ -535,6 +545,7 @@ Status check_shapes(const Op& op) {
     case OpId::conv2d_bwd_data:
     case OpId::conv2d_bwd_weights:
     case OpId::conv2d_bias_act:
+    case OpId::conv2d_stats:
       check_dense(checker, op);
       break;
     case OpId::depthwise_conv2d:

@@ -74,6 +74,60 @@ TEST_P(ConvTest, Forward) {
   }
 }
 
+// Statistics of the values that were stored, and the running averages.
+TEST_P(ConvTest, ForwardWithStatistics) {
+  auto all = cases();
+  all.push_back(pointwise(4, 40, 40, 8, 24));  // several tiles of rows in a shard
+  for (const Case& c : all) {
+    for (const double src_mean : {0.0, 30.0}) {
+      if (src_mean != 0 && c.k != 1) continue;  // with padding it is not a mean of every output
+      Data d(c, dtype());
+      for (double& v : d.src) v = round_to(dtype(), v + src_mean);
+      const auto channels = static_cast<size_t>(c.oc);
+      const Values rm = stored(DType::f32, random_values(channels, 5)),
+                   rv = stored(DType::f32, random_values(channels, 6));
+      std::vector<double> attrs = c.attrs();
+      attrs.insert(attrs.end(), {1e-3, 0.1});
+      Rig rig(cpu::make_conv2d_stats, attrs);
+      rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
+      rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+      const Tensor* dst = rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc});
+      const Tensor *mean = rig.out(DType::f32, {c.oc}), *inv_std = rig.out(DType::f32, {c.oc});
+      const Tensor* running_mean = rig.tensor(Arena::weights, DType::f32, {c.oc}, rm);
+      const Tensor* running_var = rig.tensor(Arena::weights, DType::f32, {c.oc}, rv);
+      rig.add_update(running_mean);
+      rig.add_update(running_var);
+      rig.run();
+      if (HasFatalFailure()) FAIL() << c.name();
+      Values want(static_cast<size_t>(dst->elements()));
+      const Values w = rounded_weights(d);
+      for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += d.src[s] * w[k]; });
+      const double size = scale(c.k * c.k * c.ic) * (1 + src_mean);
+      const Values got = rig.get(dst);
+      expect_near(got, want, tolerance(), size, c.name());
+      const double rows = static_cast<double>(got.size() / channels), unbiased = rows > 1 ? rows / (rows - 1) : 1;
+      Values want_mean(channels), var(channels), want_inv_std(channels), want_rm(channels), want_rv(channels);
+      for (size_t i = 0; i < got.size(); ++i) want_mean[i % channels] += got[i] / rows;
+      for (size_t i = 0; i < got.size(); ++i) var[i % channels] += std::pow(got[i] - want_mean[i % channels], 2) / rows;
+      for (size_t i = 0; i < channels; ++i) {
+        want_inv_std[i] = 1 / std::sqrt(var[i] + 1e-3);
+        want_rm[i] = 0.9 * rm[i] + 0.1 * want_mean[i];
+        want_rv[i] = 0.9 * rv[i] + 0.1 * var[i] * unbiased;
+      }
+      // Rounding errors are of the size of the values.
+      const double value = std::sqrt(static_cast<double>(c.k * c.k * c.ic)) * (1 + src_mean);
+      expect_near(rig.get(mean), want_mean, 3e-7, value, c.name() + " mean");
+      expect_near(rig.get(inv_std), want_inv_std, 1e-6, 0, c.name() + " inv_std");
+      expect_near(rig.get(running_mean), want_rm, 3e-7, value, c.name() + " running_mean");
+      expect_near(rig.get(running_var), want_rv, 1e-6, 1, c.name() + " running_var");
+      const bool own = c.k == 1 && c.stride == 1 && (dtype() == DType::f32 || c.ic % 2 == 0);
+      EXPECT_EQ(std::string(rig.kernel().name()).find(own ? "pointwise_fwd_stats" : "bn_stats") != std::string::npos,
+                true)
+          << rig.kernel().name();
+    }
+  }
+}
+
 TEST_P(ConvTest, BackwardData) {
   for (const Case& c : cases()) {
     if (c.ic == 3) continue;  // the stem needs no gradient of the images

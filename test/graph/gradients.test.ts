@@ -78,6 +78,16 @@ const convCases: Case[] = CONVS.flatMap(([name, [kh, kw], attrs]) => [
   },
 ])
 
+const convStatsCase: Case = {
+  name: 'conv2d_stats',
+  ops: ['conv2d_stats'],
+  build: (b) => {
+    const updates = [b.graph.buffer('rm', [4], anyParam([4])), b.graph.buffer('rv', [4], anyParam([4]))]
+    const inputs = { src: b.param('src', [2, 3, 4, 3]), weights: b.param('w', [4, 1, 1, 3]) }
+    return b.node('conv2d_stats', inputs, { ...conv(1, [0, 0, 0, 0]), eps: 1e-3, momentum: 0.1 }, { updates })['dst']!
+  },
+}
+
 const running = (b: Builder, name: string) => ['rm', 'rv'].map((kind) => b.graph.buffer(`${name}.${kind}`, [2], anyParam([2])))
 
 const statsCases: Case[] = [
@@ -303,7 +313,7 @@ function check(build: Case['build']): void {
   }
 }
 
-const CASES = [...convCases, ...statsCases, ...actCases, ...bnCases, ...otherCases]
+const CASES = [...convCases, convStatsCase, ...statsCases, ...actCases, ...bnCases, ...otherCases]
 
 describe('gradient rules against finite differences', () => {
   it.each(CASES.map((c) => [c.name, c] as const))('%s', (_name, { build, ops }) => {

@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0x57b05bc0
+export const OP_TABLE_HASH = 0xcc722bc7
 
 export const OP_NAMES = [
   'input_normalize',
@@ -69,6 +69,7 @@ export const OP_NAMES = [
   'depthwise_conv2d_stats',
   'depthwise_conv2d_bwd',
   'expand_depthwise_bias_act',
+  'conv2d_stats',
 ] as const
 
 export type OpName = (typeof OP_NAMES)[number]
@@ -555,5 +556,15 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     attrs: ['expand_act', 'stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act'],
     fused: true,
     imageWise: true,
+  },
+  conv2d_stats: {
+    id: 49,
+    name: 'conv2d_stats',
+    inputs: [port('src'), port('weights')],
+    outputs: [port('dst'), port('mean'), port('inv_std')],
+    updates: [port('running_mean'), port('running_var')],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum'],
+    fused: true,
+    imageWise: false,
   },
 }

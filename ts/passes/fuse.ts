@@ -2,6 +2,7 @@
 import type { Graph } from '../graph/graph.js'
 import type { Node } from '../graph/types.js'
 import { bnActPattern } from './fuse_patterns/bn_act.js'
+import { convStatsPattern } from './fuse_patterns/conv_stats.js'
 import { depthwiseStatsPattern } from './fuse_patterns/depthwise_stats.js'
 import { type Emission, GraphView, type Pattern, type Target } from './fuse_patterns/pattern.js'
 import { seGatePattern } from './fuse_patterns/se_gate.js'
@@ -39,4 +40,4 @@ export function applyPatterns(graph: Graph, patterns: readonly Pattern[], target
  * fused backward ops. Tensors of role `output` and the results of fused chains keep their names.
  */
 export const fuseTraining = (graph: Graph, target: Target): Graph =>
-  applyPatterns(graph, [depthwiseStatsPattern, bnActPattern, seGatePattern], target)
+  applyPatterns(graph, [convStatsPattern, depthwiseStatsPattern, bnActPattern, seGatePattern], target)

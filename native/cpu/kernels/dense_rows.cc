@@ -6,13 +6,16 @@
 #include "hwy/foreach_target.h"
 #include "cpu/kernels/bn_pack-inl.h"
 #include "cpu/kernels/gemm_tile-inl.h"
+#include "cpu/kernels/stats-inl.h"
 
 #ifndef EFFNET_DENSE_PANELS_
 #define EFFNET_DENSE_PANELS_
 #include <algorithm>
+#include <optional>
 
 #include "cpu/cpu_info.h"
 #include "cpu/kernels/common.h"
+#include "cpu/kernels/stats.h"
 
 namespace effnet::cpu {
 
@@ -49,6 +52,76 @@ void finish_rows(const float* HWY_RESTRICT sum, int64_t sum_row, const float* HW
   });
 }
 
+// Statistics of the rows of a shard, for its panels' channels; blocks of rows join to tiles of stats-inl.h.
+class RowStats {
+ public:
+  RowStats(double* stats, float* scratch, int64_t padded, int64_t begin, int64_t end)
+      : mean_(stats), m2_(stats + padded), shift_(scratch), s1_(scratch + padded), s2_(scratch + 2 * padded) {
+    begin_ = begin;
+    width_ = end - begin;
+    for (double* array : {mean_, m2_}) std::fill_n(array + begin, width_, 0.0);
+    clear();
+  }
+
+  // dst[r][c] = sum[r][c] for channels from `first` on.
+  template <class T>
+  void store_rows(const float* HWY_RESTRICT sum, int64_t sum_row, T* HWY_RESTRICT dst, int64_t dst_row, int64_t rows,
+                  int64_t width, int64_t first, bool past_caches) {
+    float *shifts = shift_ + first, *s1 = s1_ + first, *s2 = s2_ + first;
+    for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
+      const auto stored = [&](int64_t r) HWY_ATTR { return round_to<T>(load(sum + r * sum_row + c)); };
+      if (total_ + in_tile_ == 0) {
+        Vec first_shift = stored(0);
+        if (rows >= 8) {
+          const auto two = [&](int64_t r) HWY_ATTR { return hn::Add(stored(r), stored(r + 1)); };
+          const Vec all = hn::Add(hn::Add(two(0), two(2)), hn::Add(two(4), two(6)));
+          first_shift = hn::Mul(all, splat(0.125f));
+        }
+        store(first_shift, shifts + c);
+      }
+      const Vec shift = load(shifts + c);
+      // Two sums of each, for one would wait for itself.
+      Vec sum1[2] = {load(s1 + c), zero()}, sum2[2] = {load(s2 + c), zero()};
+      const auto add = [&](int64_t r, int i) HWY_ATTR {
+        const Vec value = stored(r);
+        store_part_past(value, dst + r * dst_row + c, n, full, past_caches);
+        const Vec d = hn::Sub(value, shift);
+        sum1[i] = hn::Add(sum1[i], d);
+        sum2[i] = hn::MulAdd(d, d, sum2[i]);
+      };
+      int64_t r = 0;
+      for (; r + 2 <= rows; r += 2) {
+        add(r, 0);
+        add(r + 1, 1);
+      }
+      if (r < rows) add(r, 0);
+      store(hn::Add(sum1[0], sum1[1]), s1 + c);
+      store(hn::Add(sum2[0], sum2[1]), s2 + c);
+    });
+  }
+
+  // After all panels of `rows` rows.
+  void end_block(int64_t rows, bool last) {
+    in_tile_ += rows;
+    if (!last && in_tile_ + kRowBlock <= kStatsTileRows) return;
+    const int64_t b = begin_;
+    stats_merge_tile(static_cast<double>(total_), static_cast<double>(in_tile_), width_, shift_ + b, s1_ + b, s2_ + b,
+                     mean_ + b, m2_ + b);
+    stats_next_shift(width_, mean_ + b, shift_ + b);
+    clear();
+    total_ += in_tile_;
+    in_tile_ = 0;
+  }
+
+ private:
+  void clear() {
+    for (float* array : {s1_, s2_}) std::fill_n(array + begin_, width_, 0.0f);
+  }
+  double *mean_, *m2_;
+  float *shift_, *s1_, *s2_;
+  int64_t begin_, width_, total_ = 0, in_tile_ = 0;
+};
+
 template <class T, class Word>
 void rows_of(const DenseRowsArgs& args) {
   constexpr int64_t lanes = kLanes;
@@ -57,7 +130,14 @@ void rows_of(const DenseRowsArgs& args) {
   const int64_t vector_bytes = steps * lanes * 4;
   auto* sums = static_cast<float*>(args.scratch);
   T* gated = reinterpret_cast<T*>(sums + kRowBlock * kTileVectors * lanes);
-  const bool plain = std::is_same_v<T, float> && !args.bias && args.act == plan::Act::identity && !args.residual;
+  std::optional<RowStats> stats;
+  if (args.stats) {
+    const int64_t end = args.panel_end == panel_count(vectors) ? vectors * lanes : 2 * args.panel_end * lanes;
+    stats.emplace(args.stats, sums + kRowBlock * kTileVectors * lanes, vectors * lanes, 2 * args.panel_begin * lanes,
+                  end);
+  }
+  const bool plain =
+      std::is_same_v<T, float> && !args.bias && args.act == plan::Act::identity && !args.residual && !args.stats;
   // The steps of a block fetch what the next one reads, and the lines it writes to unless they go past the caches.
   int64_t block_steps = 0;
   for (int64_t index = args.panel_begin; index < args.panel_end; ++index)
@@ -119,6 +199,10 @@ void rows_of(const DenseRowsArgs& args) {
         next_dst += steps * dst_step;
       }
       if (direct) continue;
+      if (stats) {
+        stats->store_rows(sums, tile.out_row, dst, args.dst_row, rows, width, first, args.past_caches);
+        continue;
+      }
       const float* bias = args.bias ? args.bias + first : nullptr;
       const T* residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;
       with_act(args.act, [&](auto act) HWY_ATTR {
@@ -126,6 +210,7 @@ void rows_of(const DenseRowsArgs& args) {
                                           args.past_caches);
       });
     }
+    if (stats) stats->end_block(rows, row + rows == args.row_end);
   }
   if (args.past_caches) hwy::FlushStream();
 }
@@ -147,6 +232,11 @@ HWY_EXPORT(rows_bf16);
 size_t DenseWeights::bytes() const {
   const int64_t lanes = EFF_DISPATCH(lane_count)();
   return static_cast<size_t>(vectors_of(channels, lanes) * steps_of(dtype, terms) * lanes * 4);
+}
+
+int64_t DenseWeights::padded_channels() const {
+  const int64_t lanes = EFF_DISPATCH(lane_count)();
+  return vectors_of(channels, lanes) * lanes;
 }
 
 int64_t DenseWeights::panels() const { return panel_count(vectors_of(channels, EFF_DISPATCH(lane_count)())); }
@@ -194,10 +284,11 @@ bool prefer_dense_rows(plan::DType dtype, int64_t terms) {
   return has_dense_rows(dtype, terms) && !(amx && dtype == plan::DType::bf16);
 }
 
-size_t dense_scratch_bytes(const DenseWeights& weights, bool gated) {
+size_t dense_scratch_bytes(const DenseWeights& weights, bool gated, bool stats) {
   const int64_t lanes = EFF_DISPATCH(lane_count)(), rows = EFF_DISPATCH(row_block)();
   const int64_t gated_bytes = gated ? rows * weights.terms * 4 : 0;
-  return align64(static_cast<size_t>(rows * 3 * lanes * 4 + gated_bytes));
+  const int64_t stats_bytes = stats ? 3 * weights.padded_channels() * 4 : 0;
+  return align64(static_cast<size_t>(rows * 3 * lanes * 4 + std::max(gated_bytes, stats_bytes)));
 }
 
 int64_t dense_row_block() { return EFF_DISPATCH(row_block)(); }

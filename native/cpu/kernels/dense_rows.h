@@ -16,6 +16,7 @@ struct DenseWeights {
   plan::DType dtype;
   int64_t terms, channels;  // length of the sums; columns of the result
   size_t bytes() const;
+  int64_t padded_channels() const;  // whole vectors
   int64_t panels() const;
   int64_t first_channel(int64_t panel) const;  // of panels(): the number of channels
   // From FP32 in rows: weights[channel][term], or weights[term][channel] when `transposed`.
@@ -39,11 +40,14 @@ struct DenseRowsArgs {
   const void* residual;  // like dst, or null: added after the activation
   plan::Act act;
   int64_t image_rows;  // rows of an image, for the gate
+  // Statistics of the rows as stored, or null: means, then sums of squared deviations, each padded_channels(). Those of
+  // the panels at hand are written. Then there is no bias, activation or residual.
+  double* stats;
   int64_t row_begin, row_end, panel_begin, panel_end;
   void* scratch;  // dense_scratch_bytes(), 64-byte aligned
 };
 
-size_t dense_scratch_bytes(const DenseWeights& weights, bool gated);
+size_t dense_scratch_bytes(const DenseWeights& weights, bool gated, bool stats = false);
 // Rows that are computed together: row_begin of a split should be a multiple of it.
 int64_t dense_row_block();
 void dense_rows(const DenseRowsArgs& args);

@@ -1,10 +1,12 @@
 #include "cpu/kernels/pointwise_conv.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/memory.h"
 #include "cpu/kernels/common.h"
 #include "cpu/kernels/dense_rows.h"
+#include "cpu/kernels/stats.h"
 
 namespace effnet::cpu {
 namespace {
@@ -36,6 +38,7 @@ class PointwiseConv final : public Kernel {
     weights_.channels = operands.transposed ? weights.dims[3] : weights.dims[0];
     image_rows_ = operands.src->dims[1] * operands.src->dims[2];
     rows_ = operands.src->dims[0] * image_rows_;
+    merge_ = {weights_.channels, kStatsMergeChannels};
     const int64_t blocks = (rows_ + dense_row_block() - 1) / dense_row_block();
     const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / kShardFlops), 1, kMostShards);
     // Few rows: every shard takes them all and some of the columns, so that each weight is read once.
@@ -45,6 +48,7 @@ class PointwiseConv final : public Kernel {
     } else {
       row_parts_ = even_parts(blocks, wanted);
     }
+    for (int64_t part = 0; part < row_parts_; ++part) part_rows_.push_back(row_begin(part + 1) - row_begin(part));
     name_ = kernel_name(name, weights_.dtype);
   }
   Status allocate() {
@@ -55,8 +59,14 @@ class PointwiseConv final : public Kernel {
   }
 
   const char* name() const override { return name_.c_str(); }
-  int shards(int) const override { return static_cast<int>(row_parts_ * column_parts_); }
-  size_t worker_scratch_bytes() const override { return dense_scratch_bytes(weights_, operands_.gate); }
+  int phases() const override { return operands_.mean ? 2 : 1; }
+  int shards(int phase) const override {
+    return static_cast<int>(phase == 0 ? row_parts_ * column_parts_ : merge_.count());
+  }
+  size_t worker_scratch_bytes() const override { return dense_scratch_bytes(weights_, operands_.gate, operands_.mean); }
+  size_t shared_scratch_bytes() const override {
+    return operands_.mean ? static_cast<size_t>(row_parts_ * part_stats()) * sizeof(double) : 0;
+  }
   size_t persistent_bytes() const override { return packed_.bytes(); }
   double flops() const override {
     return 2.0 * static_cast<double>(rows_) * static_cast<double>(weights_.terms * weights_.channels);
@@ -66,8 +76,14 @@ class PointwiseConv final : public Kernel {
     weights_.pack(ctx.ptr<float>(operands_.weights), operands_.transposed, packed_.data());
   }
 
-  void run(int, int shard, const ExecContext& ctx) override {
-    const int64_t block = dense_row_block(), blocks = (rows_ + block - 1) / block;
+  void run(int phase, int shard, const ExecContext& ctx) override {
+    double* stats = reinterpret_cast<double*>(ctx.shared_scratch);
+    if (phase == 1) {
+      return merge_stats({stats, part_rows_.data(), row_parts_, part_stats() / 2, merge_.begin(shard),
+                          merge_.end(shard), operands_.eps, operands_.momentum, ctx.ptr<float>(operands_.mean),
+                          ctx.ptr<float>(operands_.inv_std), ctx.ptr<float>(operands_.running_mean),
+                          ctx.ptr<float>(operands_.running_var)});
+    }
     const int64_t row_part = shard / column_parts_, column_part = shard % column_parts_;
     DenseRowsArgs args{};
     args.weights = weights_;
@@ -77,8 +93,9 @@ class PointwiseConv final : public Kernel {
     args.gate = ctx.ptr<float>(operands_.gate);
     args.act = operands_.act;
     args.image_rows = image_rows_;
-    args.row_begin = part_begin(blocks, row_parts_, row_part) * block;
-    args.row_end = std::min(part_begin(blocks, row_parts_, row_part + 1) * block, rows_);
+    args.row_begin = row_begin(row_part);
+    args.row_end = row_begin(row_part + 1);
+    if (operands_.mean) args.stats = stats + row_part * part_stats();
     args.panel_begin = part_begin(weights_.panels(), column_parts_, column_part);
     args.panel_end = part_begin(weights_.panels(), column_parts_, column_part + 1);
     const size_t first =
@@ -92,9 +109,17 @@ class PointwiseConv final : public Kernel {
   }
 
  private:
+  int64_t row_begin(int64_t part) const {
+    const int64_t block = dense_row_block(), blocks = (rows_ + block - 1) / block;
+    return std::min(part_begin(blocks, row_parts_, part) * block, rows_);
+  }
+  int64_t part_stats() const { return 2 * weights_.padded_channels(); }
+
   PointwiseOperands operands_;
   DenseWeights weights_{};
   int64_t rows_, image_rows_, row_parts_ = 1, column_parts_ = 1;
+  std::vector<int64_t> part_rows_;
+  Split merge_;
   Block packed_;
   std::string name_;
 };

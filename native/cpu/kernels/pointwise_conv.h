@@ -11,6 +11,9 @@ struct PointwiseOperands {
   bool transposed = false;                  // backward data: sums run over the weights' output channels
   const plan::Tensor *bias = nullptr, *gate = nullptr, *residual = nullptr;
   plan::Act act = plan::Act::identity;
+  // Batch statistics of dst, if mean is there; without bias, activation, gate and residual.
+  const plan::Tensor *mean = nullptr, *inv_std = nullptr, *running_mean = nullptr, *running_var = nullptr;
+  double eps = 0, momentum = 0;
 };
 
 // Only where has_dense_rows(). `name` is the base of the kernel's name.

@@ -241,6 +241,39 @@ class WeightsGradient final : public Kernel {
   std::string name_;
 };
 
+// One kernel after the other.
+class Both final : public Kernel {
+ public:
+  Both(KernelPtr first, KernelPtr second) : first_(std::move(first)), second_(std::move(second)) {
+    name_ = std::string(first_->name()) + "+" + second_->name();
+  }
+  const char* name() const override { return name_.c_str(); }
+  int phases() const override { return first_->phases() + second_->phases(); }
+  int shards(int phase) const override {
+    return phase < first_->phases() ? first_->shards(phase) : second_->shards(phase - first_->phases());
+  }
+  void run(int phase, int shard, const ExecContext& ctx) override {
+    if (phase < first_->phases()) return first_->run(phase, shard, ctx);
+    second_->run(phase - first_->phases(), shard, ctx);
+  }
+  void prepare(const ExecContext& ctx) override {
+    first_->prepare(ctx);
+    second_->prepare(ctx);
+  }
+  size_t worker_scratch_bytes() const override {
+    return std::max(first_->worker_scratch_bytes(), second_->worker_scratch_bytes());
+  }
+  size_t shared_scratch_bytes() const override {
+    return std::max(first_->shared_scratch_bytes(), second_->shared_scratch_bytes());
+  }
+  size_t persistent_bytes() const override { return first_->persistent_bytes() + second_->persistent_bytes(); }
+  double flops() const override { return first_->flops() + second_->flops(); }
+
+ private:
+  KernelPtr first_, second_;
+  std::string name_;
+};
+
 Status check_dtype(const plan::Op& op, const Tensor& activation) {
   if (activation.dtype == plan::DType::f32 || activation.dtype == plan::DType::bf16) return ok_status();
   return error(Code::plan_invalid, "%.*s: no convolution for %s activations", static_cast<int>(op.name.size()),
@@ -277,6 +310,36 @@ StatusOr<KernelPtr> make_conv2d(const plan::Op& op) {
   using namespace op::conv2d;
   const Tensor &src = *op.in(in_src), &weights = *op.in(in_weights), &dst = *op.out(out_dst);
   return make_independent(op, shape_of(op, Pass::forward, src, weights, dst), {&src, &weights, &dst}, "fwd");
+}
+
+// In one kernel where the convolution is ours, else the convolution and bn_stats one after the other.
+StatusOr<KernelPtr> make_conv2d_stats(const plan::Op& op) {
+  using namespace op::conv2d_stats;
+  const Tensor &src = *op.in(in_src), &weights = *op.in(in_weights), &dst = *op.out(out_dst);
+  EFF_RETURN_IF_ERROR(check_dtype(op, src));
+  const ConvShape shape = shape_of(op, Pass::forward, src, weights, dst);
+  plan::Op statistics{};
+  statistics.id = plan::OpId::bn_stats;
+  statistics.name = op.name;
+  statistics.inputs = {&dst};
+  statistics.outputs = {op.out(out_mean), op.out(out_inv_std)};
+  statistics.updates = {op.upd(upd_running_mean), op.upd(upd_running_var)};
+  statistics.attrs = {op.attr(attr_eps), op.attr(attr_momentum)};
+  auto stats = make_bn_stats(statistics);
+  if (!stats.ok()) return stats.status();
+  if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, shape.ic)) {
+    PointwiseOperands operands{&src, &weights, &dst};
+    operands.mean = op.out(out_mean);
+    operands.inv_std = op.out(out_inv_std);
+    operands.running_mean = op.upd(upd_running_mean);
+    operands.running_var = op.upd(upd_running_var);
+    operands.eps = op.attr(attr_eps);
+    operands.momentum = op.attr(attr_momentum);
+    return make_pointwise(operands, "pointwise_fwd_stats");
+  }
+  auto conv = make_independent(op, shape, {&src, &weights, &dst}, "fwd");
+  if (!conv.ok()) return conv.status();
+  return KernelPtr(std::make_unique<Both>(std::move(conv.value()), std::move(stats.value())));
 }
 
 StatusOr<KernelPtr> make_conv2d_bias_act(const plan::Op& op) {

@@ -1,0 +1,26 @@
+/** Dense convolution with statistics of dst: conv2d and bn_stats in one. Statistics are of the stored values. */
+import { bnStatsReference, expectRunning } from './batch_norm.js'
+import { at, expectImages, expectType, spec } from './check.js'
+import { conv2d, conv2dFlops, conv2dReference, conv2dShape } from './conv2d.js'
+import type { OpDef } from './def.js'
+
+export const conv2dStats: OpDef = {
+  name: 'conv2d_stats',
+  infer(inputs, attrs, hints) {
+    const [src, weights] = [at(inputs, 0), at(inputs, 1)]
+    expectImages('src', src)
+    expectType('weights', weights, 'f32')
+    const dst = conv2dShape(src.shape, weights.shape, attrs)
+    const channels = [dst[3]!]
+    expectRunning(channels, hints)
+    return [spec(dst, src.dtype), spec(channels, 'f32'), spec(channels, 'f32')]
+  },
+  // The part of the statistics is in the gradient of what they normalise, as with bn_stats.
+  grad: (ctx) => conv2d.grad!(ctx),
+  reference(inputs, attrs, outputs, ctx) {
+    const exact = conv2dReference(at(inputs, 0), at(inputs, 1), attrs)
+    const dst = ctx.round(exact, at(outputs, 0).dtype)
+    return [dst, ...bnStatsReference(dst, attrs, ctx)]
+  },
+  flops: (node) => conv2dFlops(at(node.outputs, 0).shape, at(node.inputs, 1).shape),
+}
