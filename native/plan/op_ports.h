@@ -145,7 +145,7 @@ enum Attr : int { attr_act = 0, attr_drop_rate = 1, attr_rng_stream = 2, attr_ba
 }
 namespace bn_act_pool {
 enum In : int { in_src = 0, in_mean = 1, in_inv_std = 2, in_scale = 3, in_shift = 4 };
-enum Out : int { out_pooled = 0 };
+enum Out : int { out_pooled = 0, out_dst = 1 };
 enum Attr : int { attr_act = 0, attr_batch_stats = 1 };
 }
 namespace bn_act_bwd_reduce {

@@ -294,6 +294,7 @@ void check_fused_bn(Checker& c, const Op& op) {
       const Tensor* src = op.in(in_src);
       c.image(src);
       c.per_image(src, op.out(out_pooled));
+      c.same(src, op.out(out_dst));
       c.channels(src, {op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift)});
       return c.act(attr_act);
     }

@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0xcc722bc7
+export const OP_TABLE_HASH = 0xd3c1b39d
 
 export const OP_NAMES = [
   'input_normalize',
@@ -381,7 +381,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     id: 31,
     name: 'bn_act_pool',
     inputs: [port('src'), port('mean'), port('inv_std'), port('scale'), port('shift')],
-    outputs: [port('pooled')],
+    outputs: [port('pooled'), port('dst', true)],
     updates: [],
     attrs: ['act', 'batch_stats'],
     fused: true,

@@ -55,16 +55,19 @@ export class Rewriter {
 
   /**
    * Appends the node as it is, or marked anew. Its outputs become new twins of the old ones. `also`: optional outputs by port
-   * that the old node did not make, each a twin of a tensor that another node did.
+   * that the old node did not make, each a twin of a tensor that another node did. `inputs`: optional inputs that it did not read,
+   * tensors of the old graph.
    */
   copy(
     node: Node,
     changes: Partial<Pick<Node, 'name' | 'backward' | 'recomputed'>> & {
       output?: (t: Tensor) => Partial<Pick<Tensor, 'name' | 'role'>>
       also?: Readonly<Record<string, { of: Tensor; as: Partial<Pick<Tensor, 'name' | 'role'>> }>>
+      inputs?: Readonly<Record<string, Tensor>>
     } = {},
   ): void {
     const inputs = this.inputs(node)
+    for (const [port, t] of Object.entries(changes.inputs ?? {})) inputs[port] = this.to(t)
     const into: Record<string, Tensor> = {}
     OP_TABLE[node.op].outputs.forEach((port, i) => {
       const t = node.outputs[i]

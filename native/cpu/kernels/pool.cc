@@ -1,12 +1,12 @@
 // Sums over the pixels of each image, one value by image and channel:
 //
 //   global_avg_pool          mean(src)
-//   bn_act_pool              mean(act(bn(src)))        rounded to src's type before the sum, as if it had been stored
+//   bn_act_pool              mean(act(bn(src)))        rounded to src's type before the sum, stored or not
 //   channel_scale_bwd_gate   sum(diff_dst * src)
 //   bn_act_bwd_gate          sum(diff_dst * act(bn(src)))
 //
-// Sums: groups in registers, kTileRows rows in a tile, then the tiles in order, all FP32. A shard is some images, or some
-// channels of one image where there are few images; the order of a sum does not depend on it.
+// Sums: groups in registers, kTileRows rows in a tile, then the tiles in order, all FP32. A shard is some images, or
+// some channels of one image where there are few images; the order of a sum does not depend on it.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/pool.cc"
 #include "cpu/kernels/dispatch.h"
@@ -24,6 +24,8 @@ struct PoolArgs {
   const void *src, *diff_dst;                   // diff_dst: null, or multiplied in
   const float *mean, *inv_std, *scale, *shift;  // mean: null without bn
   float* dst;                                   // [N, C]
+  void* values;                                 // bn without product: null, or receives what the mean is taken of
+  bool past_caches;                             // how
   bool average;
   int64_t rows, channels;  // of an image
   int64_t image_begin, image_end, channel_begin, channel_end;
@@ -57,6 +59,7 @@ void pool_range(const PoolArgs& k) {
   };
   for (int64_t image = k.image_begin; image < k.image_end; ++image) {
     const T* src = static_cast<const T*>(k.src) + image * k.rows * C + first;
+    T* values = k.values ? static_cast<T*>(k.values) + image * k.rows * C + first : nullptr;
     const T* diff = product ? static_cast<const T*>(k.diff_dst) + image * k.rows * C + first : nullptr;
     std::memset(tile, 0, static_cast<size_t>(capacity) * sizeof(float));
     std::memset(sum, 0, static_cast<size_t>(capacity) * sizeof(float));
@@ -72,8 +75,12 @@ void pool_range(const PoolArgs& k) {
         for (int i = 0; i < N; ++i) {
           const int64_t column = c + group.column(i);
           if constexpr (bn) {
-            v[i] = activate<act, T>(hn::MulAdd(hn::Sub(v[i], load(mean + column)), load(a + column), load(shift + column)));
-            if constexpr (!product) v[i] = round_to<T>(v[i]);
+            v[i] = activate<act, T>(
+                hn::MulAdd(hn::Sub(v[i], load(mean + column)), load(a + column), load(shift + column)));
+            if constexpr (!product) {
+              if (values) store_part_past(v[i], values + at + group.at(i), n, full, k.past_caches);
+              v[i] = round_to<T>(v[i]);
+            }
           }
           if constexpr (product) v[i] = hn::Mul(v[i], d[i]);
           total[i % U] = i < U ? v[i] : hn::Add(total[i % U], v[i]);
@@ -138,6 +145,7 @@ struct PoolPorts {
   const plan::Tensor *src, *diff_dst, *mean, *inv_std, *scale, *shift, *dst;
   plan::Act act;
   bool average;
+  const plan::Tensor* values = nullptr;
 };
 
 class Pool : public Kernel {
@@ -163,9 +171,9 @@ class Pool : public Kernel {
     EFF_DISPATCH(pool)
     ({p_.src->dtype, p_.act, ctx.ptr<const void>(p_.src), ctx.ptr<const void>(p_.diff_dst),
       ctx.ptr<const float>(p_.mean), ctx.ptr<const float>(p_.inv_std), ctx.ptr<const float>(p_.scale),
-      ctx.ptr<const float>(p_.shift), ctx.ptr<float>(p_.dst), p_.average, rows_, channels_, images_.begin(image),
-      images_.end(image), channel_split_.begin(channel), channel_split_.end(channel),
-      reinterpret_cast<float*>(ctx.worker_scratch)});
+      ctx.ptr<const float>(p_.shift), ctx.ptr<float>(p_.dst), ctx.ptr<void>(p_.values),
+      p_.values && exceeds_caches(p_.values), p_.average, rows_, channels_, images_.begin(image), images_.end(image),
+      channel_split_.begin(channel), channel_split_.end(channel), reinterpret_cast<float*>(ctx.worker_scratch)});
   }
 
  private:
@@ -201,9 +209,10 @@ StatusOr<KernelPtr> make_global_avg_pool(const plan::Op& op) {
 StatusOr<KernelPtr> make_bn_act_pool(const plan::Op& op) {
   using namespace op::bn_act_pool;
   EFF_RETURN_IF_ERROR(OpCheck(op).act(attr_act).status());
-  const PoolPorts p{op.in(in_src),      nullptr,          op.in(in_mean),
-                    op.in(in_inv_std),  op.in(in_scale),  op.in(in_shift),
-                    op.out(out_pooled), op.act(attr_act), true};
+  const PoolPorts p{
+      op.in(in_src),      nullptr,          op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift),
+      op.out(out_pooled), op.act(attr_act), true,           op.out(out_dst)};
+  if (p.values) EFF_RETURN_IF_ERROR(OpCheck(op).like(p.values, p.src, "dst").status());
   return make_pool(op, "bn_act_pool", p, true, false);
 }
 

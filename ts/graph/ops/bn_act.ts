@@ -135,7 +135,10 @@ function emitBackward(
   return [diffSrc, null, null, reduced['diff_scale'] ?? null, reduced['diff_shift'] ?? null]
 }
 
-/** pooled [N, C] = mean over H and W of act(bn(src)), each value rounded to src's type first. */
+/**
+ * pooled [N, C] = mean over H and W of act(bn(src)), each value rounded to src's type first. `dst`, where wanted, is act(bn(src))
+ * itself; only passes behind autodiff ask for it, so that nobody sends a gradient to it.
+ */
 export const bnActPool: OpDef = {
   name: 'bn_act_pool',
   infer(inputs, attrs) {
@@ -144,7 +147,7 @@ export const bnActPool: OpDef = {
     expectNorm(src, inputs, 1)
     expectAct(attrs)
     expectFlag(attrs, 'batch_stats')
-    return [spec([src.shape[0]!, src.shape[3]!], 'f32')]
+    return [spec([src.shape[0]!, src.shape[3]!], 'f32'), spec(src.shape, src.dtype)]
   },
   grad(ctx) {
     const src = at(ctx.node.inputs, 0)
@@ -154,9 +157,10 @@ export const bnActPool: OpDef = {
     const diffDst = ctx.emit('global_avg_pool_bwd', 'bwd_pool', { diff_dst: diffPooled }, {}, options)['diff_src']!
     return emitBackward(ctx, ctx.node, diffDst, null)
   },
-  reference(inputs, attrs, _outputs, ctx) {
+  reference(inputs, attrs, outputs, ctx) {
     const z = activationReference(bnApplyReference(at(inputs, 0), normOf(inputs, 1)), attr(attrs, 'act'))
-    return [globalAvgPoolReference(ctx.round(z, at(ctx.node.inputs, 0).dtype))]
+    const stored = ctx.round(z, at(ctx.node.inputs, 0).dtype)
+    return [globalAvgPoolReference(stored), outputs[1] ? stored : null]
   },
 }
 
