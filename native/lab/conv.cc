@@ -47,6 +47,7 @@ void passes(const Layer& l, int64_t batch, DType dtype, const char* filter) {
     Bench(with_stats)
         .in(dtype, src)
         .in(f, weights)
+        .absent()
         .out(dtype, dst)
         .out(f, {l.filters})
         .out(f, {l.filters})

@@ -231,7 +231,7 @@ enum Out : int { out_dst = 0, out_pooled = 1 };
 enum Attr : int { attr_expand_act = 0, attr_stride = 1, attr_pad_t = 2, attr_pad_l = 3, attr_pad_b = 4, attr_pad_r = 5, attr_act = 6 };
 }
 namespace conv2d_stats {
-enum In : int { in_src = 0, in_weights = 1 };
+enum In : int { in_src = 0, in_weights = 1, in_gate = 2 };
 enum Out : int { out_dst = 0, out_mean = 1, out_inv_std = 2 };
 enum Update : int { upd_running_mean = 0, upd_running_var = 1 };
 enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_eps = 5, attr_momentum = 6 };

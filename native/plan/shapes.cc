@@ -108,6 +108,7 @@ void check_dense(Checker& c, const Op& op) {
       const Tensor *src = op.in(stats::in_src), *weights = op.in(stats::in_weights), *dst = op.out(stats::out_dst);
       c.convolution(src, dst, weights->dims[1], weights->dims[2], stats::attr_stride);
       c.dense_weights(weights, src, dst);
+      c.per_image(src, op.in(stats::in_gate));
       c.channels(dst, {op.out(stats::out_mean), op.out(stats::out_inv_std), op.upd(stats::upd_running_mean),
                        op.upd(stats::upd_running_var)});
       c.range(stats::attr_eps, 0, 1);

@@ -91,6 +91,16 @@ TEST_P(ConvTest, ForwardWithStatistics) {
       Rig rig(cpu::make_conv2d_stats, attrs);
       rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
       rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+      Values gated = d.src;
+      if (c.k == 1) {
+        const Values gate = stored(DType::f32, random_values(static_cast<size_t>(c.n * c.ic), 7, 1, 0.3));
+        rig.in(DType::f32, {c.n, c.ic}, gate);
+        const auto ic = static_cast<size_t>(c.ic), image = static_cast<size_t>(c.h * c.w) * ic;
+        for (size_t i = 0; i < gated.size(); ++i)
+          gated[i] = round_to(dtype(), gated[i] * gate[i / image * ic + i % ic]);
+      } else {
+        rig.add_in(nullptr);
+      }
       const Tensor* dst = rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc});
       const Tensor *mean = rig.out(DType::f32, {c.oc}), *inv_std = rig.out(DType::f32, {c.oc});
       const Tensor* running_mean = rig.tensor(Arena::weights, DType::f32, {c.oc}, rm);
@@ -101,7 +111,7 @@ TEST_P(ConvTest, ForwardWithStatistics) {
       if (HasFatalFailure()) FAIL() << c.name();
       Values want(static_cast<size_t>(dst->elements()));
       const Values w = rounded_weights(d);
-      for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += d.src[s] * w[k]; });
+      for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += gated[s] * w[k]; });
       const double size = scale(c.k * c.k * c.ic) * (1 + src_mean);
       const Values got = rig.get(dst);
       expect_near(got, want, tolerance(), size, c.name());

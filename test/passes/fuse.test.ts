@@ -4,7 +4,7 @@ import type { OpName } from '../../ts/graph/op_table.js'
 import { actCode } from '../../ts/graph/types.js'
 import { verify } from '../../ts/graph/verify.js'
 import { buildEfficientNet, getModelConfig, type ModelConfig } from '../../ts/nn/index.js'
-import { autodiff, eliminateDead, fuseTraining, markOutputs, recompute } from '../../ts/passes/index.js'
+import { autodiff, eliminateDead, fuseTraining, gateInConvolution, markOutputs, recompute } from '../../ts/passes/index.js'
 import { networkValues } from '../graph/values.js'
 import { differentiate, expectEqual, randomGraph, valuesFor } from './random_graph.js'
 
@@ -133,6 +133,29 @@ describe('what is left after fusion', () => {
       const backward = fused.nodes.find((n) => n.op === 'bn_act_bwd_apply' && n.inputs[1] === node.inputs[0])!
       expect([backward.inputs[8], Boolean(backward.inputs[9])]).toEqual([node.inputs[5], true])
     }
+  })
+})
+
+describe('the gate in the convolution', () => {
+  const config = shortened('efficientnet_b0', 3)
+  const before = training(config, false, { size: 40 })
+  const fused = training(config, true, { size: 40 })
+  const gatedTensors = (graph: Graph) => graph.nodes.filter((n) => n.op === 'bn_act' && !n.backward && n.inputs[5])
+
+  it('no forward tensor is gated in a pass of its own, and nothing changes', () => {
+    const after = gateInConvolution(recompute(fused, 'cheap'))
+    expect(gatedTensors(fused).length).toBeGreaterThan(0)
+    expect(gatedTensors(after)).toEqual([])
+    const gating = after.nodes.filter((n) => n.op === 'conv2d_stats' && n.inputs[2])
+    expect(gating.length).toBe(gatedTensors(fused).length)
+    const stored = new Set(after.nodes.filter((n) => n.op === 'bn_act_pool').map((n) => n.outputs[1]))
+    for (const node of gating) expect(stored.has(node.inputs[0]!), node.name).toBe(true)
+    expectEqual(before, after, networkValues(before, 3))
+  })
+
+  it('a gated tensor that the backward part reads is made as before', () => {
+    const saved = recompute(fused, 'none')
+    expect(gateInConvolution(saved)).toBe(saved)
   })
 })
 

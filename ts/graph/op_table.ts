@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0xd3c1b39d
+export const OP_TABLE_HASH = 0xfa0730b3
 
 export const OP_NAMES = [
   'input_normalize',
@@ -560,7 +560,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
   conv2d_stats: {
     id: 49,
     name: 'conv2d_stats',
-    inputs: [port('src'), port('weights')],
+    inputs: [port('src'), port('weights'), port('gate', true)],
     outputs: [port('dst'), port('mean'), port('inv_std')],
     updates: [port('running_mean'), port('running_var')],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum'],

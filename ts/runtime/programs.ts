@@ -8,6 +8,7 @@ import {
   eliminateDead,
   foldBn,
   fuseTraining,
+  gateInConvolution,
   type ImageRegion,
   imageRegion,
   markOutputs,
@@ -85,7 +86,9 @@ export function* trainStages(config: ModelConfig, o: TrainProgramOptions): Gener
   yield
   graph = eliminateDead(graph)
   yield
-  return recompute(graph, o.recompute ?? 'cheap')
+  graph = recompute(graph, o.recompute ?? 'cheap')
+  yield
+  return (o.fuse ?? true) ? gateInConvolution(graph) : graph
 }
 
 export interface EvalProgram {

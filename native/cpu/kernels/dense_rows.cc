@@ -129,13 +129,14 @@ void rows_of(const DenseRowsArgs& args) {
   const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
   const int64_t vector_bytes = steps * lanes * 4;
   auto* sums = static_cast<float*>(args.scratch);
-  T* gated = reinterpret_cast<T*>(sums + kRowBlock * kTileVectors * lanes);
+  float* scratch = sums + kRowBlock * kTileVectors * lanes;
   std::optional<RowStats> stats;
   if (args.stats) {
     const int64_t end = args.panel_end == panel_count(vectors) ? vectors * lanes : 2 * args.panel_end * lanes;
-    stats.emplace(args.stats, sums + kRowBlock * kTileVectors * lanes, vectors * lanes, 2 * args.panel_begin * lanes,
-                  end);
+    stats.emplace(args.stats, scratch, vectors * lanes, 2 * args.panel_begin * lanes, end);
+    scratch += 3 * vectors * lanes;
   }
+  T* gated = reinterpret_cast<T*>(scratch);
   const bool plain =
       std::is_same_v<T, float> && !args.bias && args.act == plan::Act::identity && !args.residual && !args.stats;
   // The steps of a block fetch what the next one reads, and the lines it writes to unless they go past the caches.
@@ -288,7 +289,7 @@ size_t dense_scratch_bytes(const DenseWeights& weights, bool gated, bool stats) 
   const int64_t lanes = EFF_DISPATCH(lane_count)(), rows = EFF_DISPATCH(row_block)();
   const int64_t gated_bytes = gated ? rows * weights.terms * 4 : 0;
   const int64_t stats_bytes = stats ? 3 * weights.padded_channels() * 4 : 0;
-  return align64(static_cast<size_t>(rows * 3 * lanes * 4 + std::max(gated_bytes, stats_bytes)));
+  return align64(static_cast<size_t>(rows * 3 * lanes * 4 + gated_bytes + stats_bytes));
 }
 
 int64_t dense_row_block() { return EFF_DISPATCH(row_block)(); }

@@ -11,7 +11,7 @@ struct PointwiseOperands {
   bool transposed = false;                  // backward data: sums run over the weights' output channels
   const plan::Tensor *bias = nullptr, *gate = nullptr, *residual = nullptr;
   plan::Act act = plan::Act::identity;
-  // Batch statistics of dst, if mean is there; without bias, activation, gate and residual.
+  // Batch statistics of dst, if mean is there; without bias, activation and residual.
   const plan::Tensor *mean = nullptr, *inv_std = nullptr, *running_mean = nullptr, *running_var = nullptr;
   double eps = 0, momentum = 0;
 };

@@ -288,6 +288,9 @@ bool suits_winograd(const ConvShape& s) {
 StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
                                      const IndependentConv::Operands& operands, const char* what) {
   EFF_RETURN_IF_ERROR(check_dtype(op, *operands.src));
+  if (operands.gate && !onednn::is_pointwise(shape))
+    return error(Code::plan_invalid, "%.*s: a gate needs a 1x1 convolution", static_cast<int>(op.name.size()),
+                 op.name.data());
   const bool backward = shape.pass == Pass::backward_data;
   if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, backward ? shape.oc : shape.ic)) {
     return make_pointwise({operands.src, operands.weights, operands.dst, backward, operands.bias, operands.gate,
@@ -329,6 +332,7 @@ StatusOr<KernelPtr> make_conv2d_stats(const plan::Op& op) {
   if (!stats.ok()) return stats.status();
   if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, shape.ic)) {
     PointwiseOperands operands{&src, &weights, &dst};
+    operands.gate = op.in(in_gate);
     operands.mean = op.out(out_mean);
     operands.inv_std = op.out(out_inv_std);
     operands.running_mean = op.upd(upd_running_mean);
@@ -337,7 +341,9 @@ StatusOr<KernelPtr> make_conv2d_stats(const plan::Op& op) {
     operands.momentum = op.attr(attr_momentum);
     return make_pointwise(operands, "pointwise_fwd_stats");
   }
-  auto conv = make_independent(op, shape, {&src, &weights, &dst}, "fwd");
+  IndependentConv::Operands operands{&src, &weights, &dst};
+  operands.gate = op.in(in_gate);
+  auto conv = make_independent(op, shape, operands, "fwd");
   if (!conv.ok()) return conv.status();
   return KernelPtr(std::make_unique<Both>(std::move(conv.value()), std::move(stats.value())));
 }
@@ -352,9 +358,6 @@ StatusOr<KernelPtr> make_conv2d_bias_act(const plan::Op& op) {
   operands.gate = op.in(in_gate);
   operands.residual = op.in(in_residual);
   operands.act = op.act(attr_act);
-  if (operands.gate && !onednn::is_pointwise(shape))
-    return error(Code::plan_invalid, "%.*s: a gate needs a 1x1 convolution", static_cast<int>(op.name.size()),
-                 op.name.data());
   return make_independent(op, shape, operands, "bias_act");
 }
 

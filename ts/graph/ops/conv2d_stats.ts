@@ -1,6 +1,10 @@
-/** Dense convolution with statistics of dst: conv2d and bn_stats in one. Statistics are of the stored values. */
+/**
+ * Dense convolution of src (times gate [N, I], for 1x1 ones) with statistics of dst: conv2d and bn_stats in one. Statistics are
+ * of the stored values. Only passes behind autodiff give it a gate, so that nobody asks for that one's gradient.
+ */
 import { bnStatsReference, expectRunning } from './batch_norm.js'
-import { at, expectImages, expectType, spec } from './check.js'
+import { channelScaleReference } from './channel_scale.js'
+import { at, expectImages, expectPerSample, expectType, spec } from './check.js'
 import { conv2d, conv2dFlops, conv2dReference, conv2dShape } from './conv2d.js'
 import type { OpDef } from './def.js'
 
@@ -10,6 +14,7 @@ export const conv2dStats: OpDef = {
     const [src, weights] = [at(inputs, 0), at(inputs, 1)]
     expectImages('src', src)
     expectType('weights', weights, 'f32')
+    expectPerSample('gate', inputs[2], 'src', src)
     const dst = conv2dShape(src.shape, weights.shape, attrs)
     const channels = [dst[3]!]
     expectRunning(channels, hints)
@@ -18,7 +23,9 @@ export const conv2dStats: OpDef = {
   // The part of the statistics is in the gradient of what they normalise, as with bn_stats.
   grad: (ctx) => conv2d.grad!(ctx),
   reference(inputs, attrs, outputs, ctx) {
-    const exact = conv2dReference(at(inputs, 0), at(inputs, 1), attrs)
+    const [src, gate] = [at(inputs, 0), inputs[2]]
+    const gated = gate ? ctx.round(channelScaleReference(src, gate), at(outputs, 0).dtype) : src
+    const exact = conv2dReference(gated, at(inputs, 1), attrs)
     const dst = ctx.round(exact, at(outputs, 0).dtype)
     return [dst, ...bnStatsReference(dst, attrs, ctx)]
   },
