@@ -87,6 +87,37 @@ describe('report', () => {
     await expect(writeReport(path.join(root, 'none'))).rejects.toThrow(expect.objectContaining({ code: 'EFF_CKPT_MISSING' }))
   })
 
+  it('of a run that diverged says n/a for every number that is none, and draws the others', async () => {
+    const dir = mkdtempSync(path.join(root, 'diverged-'))
+    const write = (name: string, text: string) => writeFileSync(path.join(dir, name), text)
+    const nan = (key: string, value: unknown) =>
+      typeof value === 'number' && key !== 'epoch' && key !== 'label' ? Number.NaN : value
+    const bare = JSON.stringify({ result, details: { ...details, confusion: null, worst: [] } }, nan)
+    // One worst error stays an error: its classes are indices.
+    const lost = JSON.parse(bare) as { result: FitResult; details: typeof details }
+    lost.details.worst = [{ path: '/nowhere/a.jpg', label: 0, predicted: 1, score: Number.NaN, loss: Number.NaN }]
+    write('results.json', JSON.stringify(lost))
+    write(
+      'metrics.csv',
+      'epoch,step,train/loss,val/loss,val/top1\n1,10,2.5,,40\n2,20,NaN,Infinity,\n3,30,2,-Infinity,null\n,40\n',
+    )
+    const step = (loss: number | null) => `${JSON.stringify({ step: 1, loss, lr: Number.NaN, imagesPerS: loss })}\n`
+    write('steps.jsonl', `${step(3)}${step(null)}{}\nnull\n{"step":9,"lo`)
+    const html = readFileSync(await writeReport(dir), 'utf8')
+    for (const name of ['Top-1', 'Top-5', 'Validation loss', 'Training loss', 'Images/s', 'Data wait', 'Time']) {
+      expect(html).toContain(`<b>n/a</b><span>${name}</span>`)
+    }
+    expect(html).toContain('<td>n/a</td>')
+    expect(html).toContain('read as <b>b</b> (n/a)')
+    expect(html).toContain('aria-label="Loss"')
+    expect(html).toContain('aria-label="Loss of a step"')
+    expect(html).not.toContain('aria-label="Learning rate"')
+    // Two of four losses are numbers: a line; one accuracy: a dot.
+    expect(html.match(/<path class="line s0" d="[^"]+"/g)).toHaveLength(1)
+    expect(html).toContain('<circle class="dot s1"')
+    expect(html).not.toMatch(/NaN|Infinity|null|undefined/)
+  })
+
   it('reads metrics.csv with empty cells', () => {
     expect(parseCsv('epoch,val/top1\n1,50\n2,\n')).toEqual([{ epoch: 1, 'val/top1': 50 }, { epoch: 2 }])
   })

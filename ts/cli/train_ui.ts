@@ -24,7 +24,9 @@ const WIDTHS = [7, 6, 5, 6, 6, 6, 8, 7, 5, 7, 7]
 
 const row = (cells: readonly string[]): string => cells.map((c, i) => c.padStart(WIDTHS[i]!)).join(' ')
 
-const number = (n: number | undefined, digits: number): string => (n === undefined || Number.isNaN(n) ? '-' : n.toFixed(digits))
+/** A result that was read back from JSON has null where there was no finite number. */
+const number = (n: number | null | undefined, digits: number): string =>
+  n === undefined || n === null || Number.isNaN(n) ? '-' : n.toFixed(digits)
 
 function planLine(o: ResolvedOptions, e: StartEvent): string {
   const { optimizer, schedule, augment } = o
@@ -147,8 +149,8 @@ export class TrainUi {
       { text: this.#epochOf(e.epoch), rank: 0 },
       { text: bar(share, BAR_CELLS), rank: 95 },
       { text: `${e.stepInEpoch}/${e.stepsPerEpoch}`, rank: 4 },
-      { text: `loss ${e.meanLoss.toFixed(3)}`, rank: 1 },
-      { text: `top1 ${e.top1.toFixed(1)}`, rank: 5 },
+      { text: `loss ${number(e.meanLoss, 3)}`, rank: 1 },
+      { text: `top1 ${number(e.top1, 1)}`, rank: 5 },
       { text: `lr ${compact(e.lr)}`, rank: 7 },
       { text: `${grouped(e.imagesPerS)} img/s`, rank: 2 },
       { text: `wait ${(100 * e.dataWait).toFixed(1)} %`, rank: 6 },
@@ -230,7 +232,7 @@ export function endBlock(ui: Ui, result: FitResult, context: EndContext): void {
     `peak ${mebibytes(process.resourceUsage().maxRSS * 1024)}`,
   ].join(' · ')
   const top1 = result.metrics['val/top1']
-  const metrics = top1 === undefined ? '' : `val/top1 ${top1.toFixed(2)} % · val/loss ${number(result.metrics['val/loss'], 4)} · `
+  const metrics = top1 === undefined ? '' : `val/top1 ${number(top1, 2)} % · val/loss ${number(result.metrics['val/loss'], 4)} · `
   const head = finished ? paint.green('done') : paint.yellow('stopped')
   const done = `${head}   ${finished ? '' : `${result.reason} · `}${metrics}${speed}`
   if (ui.json) ui.line(done)

@@ -11,6 +11,12 @@ export interface StoredDetails extends Omit<EvaluateDetails, 'confusion'> {
   confusion: number[][] | null
 }
 
+/**
+ * A number of a file. JSON has no NaN and no infinity: they come back as null, and a cell or key may be missing. Each is shown as
+ * n/a and left out of the curves.
+ */
+type Stored = number | null | undefined
+
 export interface RunFiles {
   dir: string
   result: FitResult
@@ -18,7 +24,7 @@ export interface RunFiles {
   /** Rows of metrics.csv. */
   epochs: Record<string, number>[]
   /** Lines of steps.jsonl. */
-  steps: { step: number; loss: number; lr: number; imagesPerS: number; dataWait: number }[]
+  steps: Partial<Record<'step' | 'loss' | 'lr' | 'imagesPerS' | 'dataWait', Stored>>[]
   resolved: Record<string, unknown>
   environment: Record<string, unknown>
 }
@@ -49,11 +55,18 @@ async function readRun(given: string): Promise<RunFiles> {
   const { result, details } = JSON.parse(results) as Pick<RunFiles, 'result' | 'details'>
   const environment = JSON.parse((await read('environment.json')) ?? '{}') as Record<string, unknown>
   const resolved = parse((await read('resolved.yaml')) ?? '{}') as Record<string, unknown>
-  const steps = ((await read('steps.jsonl')) ?? '')
-    .split('\n')
-    .filter((line) => line !== '')
-    .map((line) => JSON.parse(line) as RunFiles['steps'][number])
+  const steps = ((await read('steps.jsonl')) ?? '').split('\n').flatMap(parseStep)
   return { dir, result, details, epochs: parseCsv((await read('metrics.csv')) ?? ''), steps, resolved, environment }
+}
+
+/** Nothing of a line that was cut short. */
+function parseStep(line: string): RunFiles['steps'] {
+  try {
+    const step = JSON.parse(line) as RunFiles['steps'][number] | null
+    return step === null ? [] : [step]
+  } catch {
+    return []
+  }
 }
 
 /** Numbers only, as metrics.csv has them. */
@@ -89,17 +102,21 @@ export async function renderReport(files: RunFiles): Promise<string> {
 `
 }
 
-const percent = (value: number | undefined): string => (value === undefined ? 'n/a' : `${value.toFixed(2)} %`)
-const fixed = (value: number | undefined, digits = 4): string => (value === undefined ? 'n/a' : value.toFixed(digits))
+const known = (value: Stored): value is number => typeof value === 'number' && Number.isFinite(value)
+const fixed = (value: Stored, digits = 4): string => (known(value) ? value.toFixed(digits) : 'n/a')
+const percent = (value: Stored): string => (known(value) ? `${fixed(value, 2)} %` : 'n/a')
+const share = (value: Stored): string => percent(known(value) ? 100 * value : value)
+const count = (value: Stored): string => (known(value) ? String(value) : 'n/a')
 
 function headline(result: FitResult): string {
   const { best, metrics } = result
-  if (best) return `best ${best.metric} ${fixed(best.value, best.metric.endsWith('loss') ? 4 : 2)} in epoch ${best.epoch}`
+  if (best) return `best ${best.metric} ${fixed(best.value, best.metric.endsWith('loss') ? 4 : 2)} in epoch ${count(best.epoch)}`
   const loss = metrics['train/loss']
   return loss === undefined ? result.status : `training loss ${fixed(loss)}`
 }
 
-function duration(ms: number): string {
+function duration(ms: Stored): string {
+  if (!known(ms)) return 'n/a'
   const s = Math.round(ms / 1000)
   const parts = [Math.floor(s / 3600), Math.floor(s / 60) % 60, s % 60]
   return parts.map((n, i) => (i === 0 ? String(n) : String(n).padStart(2, '0'))).join(':')
@@ -113,17 +130,17 @@ function verdict({ result, resolved, dir }: RunFiles): string {
     ['Validation loss', fixed(metrics['val/loss'])],
     ['Training loss', fixed(metrics['train/loss'])],
     ['Images/s', fixed(result.imagesPerS, 1)],
-    ['Data wait', percent(100 * result.dataWait)],
+    ['Data wait', share(result.dataWait)],
     ['Time', duration(result.elapsedMs)],
   ]
   const ema = metrics['val_ema/top1']
   if (ema !== undefined) facts.splice(1, 0, ['Top-1, moving average', percent(ema)])
   const ended = result.status === 'finished' ? `finished (${result.reason})` : `interrupted (${result.reason})`
   const chosen = best
-    ? ` Best ${escapeHtml(best.metric)}: <b>${fixed(best.value, 2)}</b> in epoch ${best.epoch} (step ${best.step}).`
+    ? ` Best ${escapeHtml(best.metric)}: <b>${fixed(best.value, 2)}</b> in epoch ${count(best.epoch)} (step ${count(best.step)}).`
     : ''
   return `<header><h1>${escapeHtml(String(resolved['model'] ?? 'Run'))}</h1>
-<p class="sub">${escapeHtml(path.basename(dir))} · ${escapeHtml(ended)} after ${result.epoch} epochs, ${result.step} steps.${chosen}</p></header>
+<p class="sub">${escapeHtml(path.basename(dir))} · ${escapeHtml(ended)} after ${count(result.epoch)} epochs, ${count(result.step)} steps.${chosen}</p></header>
 <section class="facts">${facts.map(([k, v]) => `<div><b>${v}</b><span>${k}</span></div>`).join('')}</section>`
 }
 
@@ -133,16 +150,18 @@ function thin<T>(list: readonly T[]): readonly T[] {
   return Array.from({ length: MAX_POINTS }, (_, i) => list[Math.floor(i * stride)]!)
 }
 
+const point = (x: Stored, y: Stored): [number, number][] => (known(x) && known(y) ? [[x, y]] : [])
+
 async function curves({ epochs, steps }: RunFiles): Promise<string> {
   const ofEpoch = (name: string, column: string, color: number): Series => ({
     name,
     color,
-    points: thin(epochs).flatMap((row): [number, number][] => (row[column] === undefined ? [] : [[row['epoch']!, row[column]!]])),
+    points: thin(epochs).flatMap((row) => point(row['epoch'], row[column])),
   })
   const ofStep = (name: string, key: 'loss' | 'lr' | 'imagesPerS', color: number): Series => ({
     name,
     color,
-    points: thin(steps).map((s): [number, number] => [s.step, s[key]]),
+    points: thin(steps).flatMap((s) => point(s.step, s[key])),
   })
   const charts = await Promise.all([
     lineChart({
@@ -169,29 +188,32 @@ async function curves({ epochs, steps }: RunFiles): Promise<string> {
 }
 
 function classTable(details: StoredDetails): string {
-  const rows = details.perClass.map((c, i) => ({ ...c, name: details.classes[i]! })).sort((a, b) => rate(a) - rate(b))
+  const worst = (c: ClassCounts): number => rate(c) ?? Number.POSITIVE_INFINITY
+  const rows = details.perClass.map((c, i) => ({ ...c, name: details.classes[i]! })).sort((a, b) => worst(a) - worst(b) || 0)
   const cells = rows
     .map((c) => {
-      const share = rate(c)
-      const precision = c.predicted > 0 ? percent((100 * c.top1) / c.predicted) : 'n/a'
-      const bar = `<span class="bar"><i style="width:${(100 * (Number.isNaN(share) ? 0 : share)).toFixed(1)}%"></i></span>`
-      const top1 = c.count > 0 ? percent(100 * share) : 'n/a'
-      return `<tr><th scope="row">${escapeHtml(c.name)}</th><td>${c.count}</td><td>${bar}${top1}</td><td>${precision}</td></tr>`
+      const recall = rate(c)
+      const bar = `<span class="bar"><i style="width:${(100 * (recall ?? 0)).toFixed(1)}%"></i></span>`
+      const precision = share(known(c.predicted) && c.predicted > 0 ? c.top1 / c.predicted : undefined)
+      return `<tr><th scope="row">${escapeHtml(c.name)}</th><td>${count(c.count)}</td><td>${bar}${share(recall)}</td><td>${precision}</td></tr>`
     })
     .join('')
   const head = '<tr><th>Class</th><th>Images</th><th>Recall (top-1)</th><th>Precision</th></tr>'
   return `<section><h2>Classes, worst first</h2><div class="scroll"><table><thead>${head}</thead><tbody>${cells}</tbody></table></div></section>`
 }
 
-const rate = (c: { top1: number; count: number }): number => (c.count > 0 ? c.top1 / c.count : Number.NaN)
+type ClassCounts = StoredDetails['perClass'][number]
+/** Undefined for a class without images. */
+const rate = (c: ClassCounts): number | undefined =>
+  known(c.top1) && known(c.count) && c.count > 0 ? c.top1 / c.count : undefined
 
 function confusion(details: StoredDetails, rows: number[][]): string {
   const pairs = rows
-    .flatMap((row, i) => row.map((count, j) => ({ i, j, count })))
-    .filter((p) => p.i !== p.j && p.count > 0)
-    .sort((a, b) => b.count - a.count)
+    .flatMap((row, i) => row.map((times, j) => ({ i, j, times })))
+    .filter((p) => p.i !== p.j && p.times > 0)
+    .sort((a, b) => b.times - a.times)
     .slice(0, 10)
-    .map((p) => `<li>${escapeHtml(details.classes[p.i]!)} read as ${escapeHtml(details.classes[p.j]!)}: ${p.count}</li>`)
+    .map((p) => `<li>${escapeHtml(details.classes[p.i]!)} read as ${escapeHtml(details.classes[p.j]!)}: ${p.times}</li>`)
     .join('')
   const list = pairs === '' ? '' : `<h3>Most confused</h3><ol>${pairs}</ol>`
   return `<section><h2>Confusion</h2><p class="sub">Rows are true classes, columns predictions.</p>${confusionSvg(details.classes, rows)}${list}</section>`
@@ -204,7 +226,7 @@ async function worstErrors(details: StoredDetails): Promise<string> {
   const cards = worst.map((w, i) => {
     const picture = pictures[i]
     const image = picture ? `<img alt="" src="${picture}">` : '<div class="none"></div>'
-    const text = `${escapeHtml(details.classes[w.label]!)} read as <b>${escapeHtml(details.classes[w.predicted]!)}</b> (${percent(100 * w.score)})`
+    const text = `${escapeHtml(details.classes[w.label]!)} read as <b>${escapeHtml(details.classes[w.predicted]!)}</b> (${share(w.score)})`
     return `<div class="card" title="${escapeHtml(w.path)}">${image}<span>${text}</span></div>`
   })
   return `<section><h2>Worst errors</h2><div class="cards">${cards.join('')}</div></section>`
@@ -216,7 +238,7 @@ function health({ result, details }: RunFiles): string {
     .slice(0, 20)
     .map((b) => `<tr><td>${escapeHtml(b.path)}</td><td>${escapeHtml(b.code)}</td><td>${escapeHtml(b.message)}</td></tr>`)
     .join('')
-  const counts = details?.perClass.map((c) => c.count).filter((n) => n > 0) ?? []
+  const counts = details?.perClass.map((c) => c.count).filter((n) => known(n) && n > 0) ?? []
   const imbalance =
     counts.length > 0 ? `Largest validation class / smallest: ${(Math.max(...counts) / Math.min(...counts)).toFixed(1)}.` : ''
   const body =
