@@ -1,6 +1,6 @@
 /** The verbs on real files, end to end: a tiny training, its evaluation, predictions, resume, signals, bench. */
 import { createHash } from 'node:crypto'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync, renameSync } from 'node:fs'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Captured, effnet } from './helpers/capture.js'
@@ -169,6 +169,45 @@ describe('signals', () => {
     const state = JSON.parse(readFileSync(path.join(out, 'checkpoints/last/state.json'), 'utf8')) as { step: number }
     expect(state.step).toBe(result.step)
     expect(result.step).toBeGreaterThanOrEqual(3)
+  })
+
+  it('--exit-143-on-sigterm: the same with the exit code 143, in status.json too; SIGINT stays 75', async () => {
+    const out = w.at('run-143')
+    const stop = async (words: string[], signal: 'SIGTERM' | 'SIGINT', code: number) => {
+      const run = spawnEffnet(words)
+      await run.line(/"event":"step"/)
+      run.child.kill(signal)
+      const ended = await run.done
+      expect(ended).toMatchObject({ code, signal: null })
+      const { step } = resultOf(ended)
+      const status = JSON.parse(readFileSync(path.join(out, 'status.json'), 'utf8'))
+      expect(status).toMatchObject({ state: 'interrupted', exitCode: code, step, message: signal })
+      const state = JSON.parse(readFileSync(path.join(out, 'checkpoints/last/state.json'), 'utf8')) as { step: number }
+      expect(state.step).toBe(step)
+    }
+    await stop([...long(out), '--exit-143-on-sigterm'], 'SIGTERM', 143)
+    // The run that is gone on with keeps the option.
+    await stop(['train', '--resume', out, '--json'], 'SIGTERM', 143)
+    await stop(['train', '--resume', out, '--json'], 'SIGINT', 75)
+  })
+
+  it('SIGHUP begins logs anew that were moved away, and goes on', async () => {
+    const out = w.at('hup')
+    const run = spawnEffnet(train('--epochs', '40', '--log-every', '1', '--out', out))
+    await run.line(/"event":"step".*"step":5,/)
+    const log = (name: string) => readFileSync(path.join(out, name), 'utf8').trimEnd().split('\n')
+    for (const name of ['metrics.csv', 'steps.jsonl']) renameSync(path.join(out, name), path.join(out, `${name}.1`))
+    run.child.kill('SIGHUP')
+    const { code, stdout } = await run.done
+    expect(code).toBe(0)
+    expect(resultOf({ stdout })).toMatchObject({ status: 'finished', step: 80 })
+    const [header, ...rows] = log('metrics.csv')
+    const [oldHeader, ...oldRows] = log('metrics.csv.1')
+    expect(header).toBe(oldHeader)
+    expect([...oldRows, ...rows].map((row) => Number(row.split(',')[0]))).toEqual(Array.from({ length: 40 }, (_, i) => i + 1))
+    const steps = [...log('steps.jsonl.1'), ...log('steps.jsonl')].map((line) => (JSON.parse(line) as { step: number }).step)
+    expect(steps).toEqual(Array.from({ length: 80 }, (_, i) => i + 1))
+    expect(rows.length).toBeGreaterThan(0)
   })
 
   it('an interrupted run that is resumed ends with the weights of one that was not', async () => {

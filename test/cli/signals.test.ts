@@ -8,6 +8,7 @@ function rig(graceMs = 1000, source = new EventEmitter()) {
     {
       stop: (signal) => calls.push(`stop ${signal}`),
       checkpoint: () => calls.push('checkpoint'),
+      reopenLogs: () => calls.push('reopen'),
       now: (code) => calls.push(`exit ${code}`),
       note: () => {},
     },
@@ -45,11 +46,12 @@ describe('signals of a run', () => {
     expect(calls).toEqual(['checkpoint', 'checkpoint'])
   })
 
-  it('SIGPIPE and SIGHUP do nothing', () => {
+  it('SIGHUP reopens the logs and ends nothing, SIGPIPE does nothing', () => {
     const { source, calls } = rig()
+    source.emit('SIGHUP')
     source.emit('SIGPIPE')
     source.emit('SIGHUP')
-    expect(calls).toEqual([])
+    expect(calls).toEqual(['reopen', 'reopen'])
   })
 
   it('SIGTERM gives up with 143 when the grace is over', () => {
@@ -69,7 +71,7 @@ describe('signals of a run', () => {
     source.emit('SIGUSR2')
     source.emit('SIGTERM')
     source.emit('SIGHUP')
-    expect(rig(1000, source).calls).toEqual(['checkpoint', 'stop SIGTERM'])
+    expect(rig(1000, source).calls).toEqual(['checkpoint', 'stop SIGTERM', 'reopen'])
     source.emit('SIGINT')
     expect(exits).toEqual([])
     expect(rig(1000, source).calls).toEqual([])

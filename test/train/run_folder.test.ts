@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
@@ -98,6 +98,28 @@ describe('logs', () => {
     )
     const steps = readFileSync(folder.file('steps.jsonl'), 'utf8').trim().split('\n')
     expect(steps.map((line) => JSON.parse(line).step)).toEqual([5, 10, 15, 20])
+  })
+
+  it('that were moved away begin anew with their first line, at once when they are reopened', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    const csv = new CsvLogger(folder, ['lr'])
+    const jsonl = new JsonlLogger(folder, 1)
+    await csv.begin(undefined)
+    await jsonl.begin(undefined)
+    await csv.onEpochEnd(ctx, epochEvent(1, 10, { lr: 1 }))
+    await csv.reopen()
+    const text = (name: string) => readFileSync(folder.file(name), 'utf8')
+    expect(text('metrics.csv')).toBe('epoch,step,time_s,lr\n1,10,1.500,1\n')
+    for (const name of ['metrics.csv', 'steps.jsonl']) renameSync(folder.file(name), folder.file(`${name}.1`))
+    await csv.reopen()
+    await jsonl.reopen()
+    expect(text('metrics.csv')).toBe('epoch,step,time_s,lr\n')
+    expect(text('steps.jsonl')).toBe('')
+    rmSync(folder.file('metrics.csv'))
+    await csv.onEpochEnd(ctx, epochEvent(2, 20, { lr: 2 }))
+    expect(text('metrics.csv')).toBe('epoch,step,time_s,lr\n2,20,1.500,2\n')
+    expect(text('metrics.csv.1')).toBe('epoch,step,time_s,lr\n1,10,1.500,1\n')
   })
 
   it('of a run that was killed while their first line was written begin with it', async () => {

@@ -65,7 +65,7 @@ export type Values<T extends OptionTable> = {
 /** Keeps the literal types of choices. */
 export const defineOptions = <const T extends OptionTable>(table: T): T => table
 
-export const flagOf = (key: string): string => `--${key.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`
+export const flagOf = (key: string): string => `--${key.replace(/[A-Z]|(?<=[a-z])\d/g, (c) => `-${c.toLowerCase()}`)}`
 
 export interface PositionalDef {
   /** As shown in the usage line, e.g. `PATH...`. */

@@ -1,6 +1,7 @@
 /**
  * Signals of a training run. SIGINT, SIGTERM and SIGUSR1 end it at a checkpoint of the current step (exit 75), a second SIGINT
- * at once (130); SIGUSR2 writes a checkpoint and goes on. SIGHUP (a closed terminal) and SIGPIPE (a closed pager) do not end it.
+ * at once (130); SIGUSR2 writes a checkpoint and goes on. SIGHUP (logs were rotated, or the terminal was closed) has the log files
+ * made where they are missing; SIGPIPE (a closed pager) does nothing.
  */
 import { EXIT } from './exit.js'
 
@@ -9,6 +10,8 @@ export interface SignalActions {
   stop(signal: NodeJS.Signals): void
   /** Writes a checkpoint and goes on. */
   checkpoint(): void
+  /** Log files that were moved away are begun anew. */
+  reopenLogs(): void
   /** Ends the process now; the reason is told first. */
   now(exitCode: number, reason: string): void
   /** Of the first SIGINT: tells that a second one ends at once. */
@@ -89,7 +92,7 @@ export function handleSignals(actions: SignalActions, graceMs: number, source: S
       },
     ],
     ['SIGUSR2', () => actions.checkpoint()],
-    ['SIGHUP', () => {}],
+    ['SIGHUP', () => actions.reopenLogs()],
     ['SIGPIPE', () => {}],
   ]
   for (const [signal, listener] of listeners) source.on(signal, listener)

@@ -159,7 +159,8 @@ class Interrupts {
       Promise.resolve(this.trainer?.conclude(exitCode, reason)).then(end, end)
     }
     const checkpoint = () => this.trainer?.requestCheckpoint()
-    this.release = handleSignals({ stop, checkpoint, note: (text) => ui.line(text), now }, graceMs)
+    const reopenLogs = () => this.trainer?.reopenLogs()
+    this.release = handleSignals({ stop, checkpoint, reopenLogs, note: (text) => ui.line(text), now }, graceMs)
   }
 
   attach(trainer: Trainer): void {
@@ -168,7 +169,11 @@ class Interrupts {
   }
 }
 
-const exitOf = (result: FitResult): number => (result.status === 'finished' ? EXIT.ok : EXIT.interrupted)
+/** `reason` of a run that a signal ended is the signal's name. */
+function exitOf({ status, reason }: FitResult, o: TrainValues): number {
+  if (status === 'finished') return EXIT.ok
+  return o.exit143OnSigterm && reason === 'SIGTERM' ? EXIT.killed : EXIT.interrupted
+}
 
 async function runFit(o: TrainValues, fit: Fit, interrupts: Interrupts, ui: Ui): Promise<FitResult> {
   const { model, data, outDir, resume, config } = fit
@@ -185,7 +190,7 @@ async function runFit(o: TrainValues, fit: Fit, interrupts: Interrupts, ui: Ui):
   try {
     const result = await trainer.fit({ train: data.train, ...given({ val: data.val, resume }) })
     await reading
-    await trainer.conclude(exitOf(result))
+    await trainer.conclude(exitOf(result, o))
     return result
   } catch (error) {
     // What was said before the error is shown before it.
@@ -252,7 +257,7 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
       program: programName(io.env),
     })
     ui.object({ result: resultObject(result) })
-    return exitOf(result)
+    return exitOf(result, o)
   } finally {
     await model.close()
   }
@@ -268,7 +273,8 @@ export const verb = defineVerb(
     ],
     options: TRAIN,
     notes: [
-      'Ctrl-C, SIGTERM: checkpoint at this step, exit 75 (resume me); a second Ctrl-C: exit 130. SIGUSR2: checkpoint, go on.',
+      'Ctrl-C, SIGTERM: checkpoint at this step, exit 75 (resume me); a second Ctrl-C: exit 130.',
+      'SIGUSR2: checkpoint, go on. SIGHUP: reopen logs.',
     ],
   },
   run,

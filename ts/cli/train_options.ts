@@ -64,6 +64,7 @@ export const TRAIN = defineOptions({
     help: 'rotate as the EXIF tag says',
   },
   grace: { kind: 'number', value: 'SECONDS', min: 1, shown: '25', help: 'after SIGTERM, for the checkpoint' },
+  exit143OnSigterm: { kind: 'flag', help: 'exit 143 in place of 75 when SIGTERM ended the run' },
   ...ENGINE,
 })
 

@@ -112,15 +112,24 @@ export class CsvLogger implements Callback {
 
   /** A resumed run keeps the rows of its whole epochs: one that was written before a crash and not saved comes again. */
   async begin(resume: ResumedAt | undefined): Promise<void> {
-    const header = csvLine(['epoch', 'step', 'time_s', ...this.columns])
+    const { header } = this
     if (resume === undefined) return this.folder.start('metrics.csv', header)
     await this.folder.cut('metrics.csv', (line) => !(Number(line.split(',')[0]) > resume.epoch), header)
+  }
+
+  /** Nothing where the file is there. */
+  async reopen(): Promise<void> {
+    await this.folder.append('metrics.csv', '', this.header)
+  }
+
+  private get header(): string {
+    return csvLine(['epoch', 'step', 'time_s', ...this.columns])
   }
 
   async onEpochEnd(_ctx: TrainerContext, event: EpochEvent): Promise<void> {
     const time = (event.elapsedMs / 1000).toFixed(3)
     const cells = this.columns.map((column) => event.metrics[column])
-    await this.folder.append('metrics.csv', csvLine([event.epoch, event.step, time, ...cells]))
+    await this.folder.append('metrics.csv', csvLine([event.epoch, event.step, time, ...cells]), this.header)
   }
 }
 
@@ -136,6 +145,11 @@ export class JsonlLogger implements Callback {
   async begin(resume: ResumedAt | undefined): Promise<void> {
     if (resume === undefined) return this.folder.start('steps.jsonl', '')
     await this.folder.cut('steps.jsonl', (line) => stepOfLine(line) <= resume.step)
+  }
+
+  /** Nothing where the file is there. */
+  async reopen(): Promise<void> {
+    await this.folder.append('steps.jsonl', '')
   }
 
   async onStepEnd(_ctx: TrainerContext, event: StepEvent): Promise<void> {

@@ -60,6 +60,8 @@ export class FitRun implements TrainerContext {
   private schedule: ScheduleSpec | undefined
   private data: TrainState['data'] | undefined
   private checkpointWanted = false
+  private reopenWanted = false
+  private logs: readonly (CsvLogger | JsonlLogger)[] = []
   private stopping: { reason: string; status: StopStatus } | undefined
   /** False from the start of a step until its loss is known to be finite: such weights are not saved. */
   private weightsSound = false
@@ -126,6 +128,11 @@ export class FitRun implements TrainerContext {
   /** A checkpoint after the step in work. */
   requestCheckpoint(): void {
     this.checkpointWanted = true
+  }
+
+  /** See `Trainer.reopenLogs`. */
+  reopenLogs(): void {
+    this.reopenWanted = true
   }
 
   warn(code: string, message: string, hint?: string): void {
@@ -295,7 +302,8 @@ export class FitRun implements TrainerContext {
     const from = this.continued ? resume?.state : undefined
     await csv.begin(from)
     await jsonl.begin(from)
-    this.callbacks = new CallbackList([csv, jsonl, ...(this.given.callbacks ?? [])] as Callback[])
+    this.logs = [csv, jsonl]
+    this.callbacks = new CallbackList([...this.logs, ...(this.given.callbacks ?? [])] as Callback[])
     await folder.writeConfig(this.given.config ?? plainOptions(this.given), o)
     await folder.writeEnvironment(this.given.command, { precision: o.precision, threads: this.model.session.threads })
     this.keeper = new CheckpointKeeper(folder, this.model, { optimizer: o.optimizer.name, ema: o.ema > 0 }, async (event) => {
@@ -459,6 +467,11 @@ export class FitRun implements TrainerContext {
     const { progress, options, keeper } = this
     await this.warnings
     if (options.maxTimeMs !== null && progress.processMs >= options.maxTimeMs) this.stop('time', 'interrupted')
+    if (this.reopenWanted) {
+      this.reopenWanted = false
+      for (const log of this.logs) await log.reopen()
+      await this.writeStatus('running')
+    }
     if (!keeper || this.stopping || this.over) return
     const { everySteps, everyMinutes } = options.checkpoint
     const due =

@@ -1,6 +1,6 @@
 /** The folder of a run: what was asked, what came of it, and its checkpoints. All small files are replaced atomically. */
 import { execFile } from 'node:child_process'
-import { appendFile, open, stat, writeFile } from 'node:fs/promises'
+import { open, stat, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -145,9 +145,16 @@ export class RunFolder {
     }
   }
 
-  async append(name: string, text: string): Promise<void> {
+  /** Opened for each write, so that a log that was moved away is followed by a new one, which begins with `header`. */
+  async append(name: string, text: string, header = ''): Promise<void> {
     try {
-      await appendFile(this.file(name), text)
+      const handle = await open(this.file(name), 'a')
+      try {
+        const { size } = await handle.stat()
+        await handle.appendFile(size === 0 ? header + text : text)
+      } finally {
+        await handle.close()
+      }
     } catch (cause) {
       throw ioError(cause, this.file(name))
     }

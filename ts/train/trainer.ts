@@ -86,6 +86,14 @@ export class Trainer {
   }
 
   /**
+   * After the step in work: log files that were moved away (logrotate) are begun anew, with their first line. Files are opened for
+   * each write, so that this only makes them appear at once; a file that is there is not touched.
+   */
+  reopenLogs(): void {
+    this.run?.reopenLogs()
+  }
+
+  /**
    * For a program that ends: its exit code goes into status.json, and a run that is still on is noted there as interrupted.
    * Nothing more is written there.
    */
