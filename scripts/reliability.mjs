@@ -6,6 +6,7 @@
  *   kill      kill -9 after each of 200 consecutive steps, then at random moments of `effnet train`, each time resumed: the same
  *             bytes as an undisturbed run
  *   faults    every file operation of a save is killed at, torn, told of a full disk or an I/O error: exit code, resume, same bytes
+ *   logs      every write to logs, status and results fails, once or from then on: the run goes on or ends with 74, its weights kept
  *   bits      a flipped bit in every byte of a checkpoint is found and named; a run goes on from the checkpoint before
  *   signals   SIGTERM, SIGINT once and twice, SIGUSR1, SIGUSR2, --max-time at random moments: exit code, status.json, checkpoint
  *   images    damaged JPEGs: an object for each, no crash, exit code 0 or 65
@@ -24,7 +25,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs, promisify } from 'node:util'
-import { bits, faults, killEachStep, signals } from './lib/crash_series.mjs'
+import { bits, faults, killEachStep, logs, signals } from './lib/crash_series.mjs'
 import { effnetJson, effnetOk } from './lib/effnet.mjs'
 import { mistakeSeries } from './lib/mistake_series.mjs'
 import { record } from './lib/results.mjs'
@@ -177,6 +178,7 @@ const series = {
   },
 
   faults: (report) => faults({ ...crash(), report }),
+  logs: (report) => logs({ ...crash(), report }),
   bits: (report) => bits({ ...crash(), report }),
   signals: async (report) => signals({ ...crash(), rounds: rounds(8, 56), train: trainArgs, whole: await undisturbed(), report }),
 

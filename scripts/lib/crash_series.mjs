@@ -81,6 +81,8 @@ async function listed(work, data, options) {
     tensors: tensors(out),
     rows: rows(out),
     best: await verifiedStep(checkpoint(out, 'best')),
+    step: await verifiedStep(checkpoint(out)),
+    logWrites: run.lines.find((l) => l.result).logWrites,
     operations: operations.map((line) => {
       const [number, operation, ...file] = line.split(' ')
       return { number: Number(number), operation, file: path.relative(out, file.join(' ')) }
@@ -121,6 +123,58 @@ export async function faults({ work: base, data, short, report }) {
   report(
     `${whole.operations.length} file operations in ${promoted.length} saves; ${told.join(', ')}: each resumed, same bytes as undisturbed`,
   )
+}
+
+/**
+ * Every write to the other files of the run folder (logs, status, configuration, results, report): it alone fails, or it and all
+ * after it. The run goes on with one warning, or ends with 74 and one message; a resume ends with the same bytes.
+ */
+export async function logs({ work: base, data, short, report }) {
+  const work = path.join(base, 'logs')
+  mkdirSync(work)
+  const options = { batchSize: 32, maxEpochs: 2, checkpoint: { everySteps: 2 } }
+  const whole = await listed(work, data, options)
+  const cases = Array.from({ length: whole.logWrites }, (_, i) => i + 1).flatMap((number) =>
+    ['enospc', 'eio', 'torn'].flatMap((kind) => ['', '+'].map((on) => `log:${number}${on}:${kind}`)),
+  )
+  const chosen = short ? cases.filter((_, i) => i % 23 === 0) : cases
+  const counts = { unnoticed: 0, warned: 0, ended: 0 }
+  await inParallel(chosen, async (fault) => {
+    const out = path.join(work, fault.replaceAll(':', '-'))
+    counts[await failLog(fault, out, { data, options, whole })]++
+    rmSync(out, { recursive: true, force: true })
+  })
+  const { unnoticed, warned, ended } = counts
+  report(
+    `${whole.logWrites} writes to files beside the checkpoints, ${chosen.length} faults: ${unnoticed} written another way, ${warned} runs went on with a ` +
+      `warning, ${ended} ended with 74; none lost its checkpoint, each ends with the same bytes`,
+  )
+}
+
+async function failLog(fault, out, { data, options, whole }) {
+  const where = `EFFNET_FAULT=${fault}`
+  const code = fault.endsWith('eio') ? 'EFF_IO' : 'EFF_CKPT_NO_SPACE'
+  const r = await tinyRun(data, out, options, { EFFNET_FAULT: fault })
+  const errors = r.lines.filter((l) => l.error)
+  const warnings = r.lines.filter((l) => l.event === 'warning')
+  const unread = warnings.filter((l) => l.code !== code && !['log-lost', 'report', 'after-error'].includes(l.code))
+  expect(unread.length === 0, `${where}: ${JSON.stringify(unread)}`)
+  if (r.code !== 0) {
+    expect(r.code === 74 && errors.length === 1 && errors[0].error.code === code, `${where}: exit code ${r.code}\n${r.stderr}`)
+    // Its files could not be begun, or its results not be written: then all steps are in the checkpoint.
+    const step = await verifiedStep(checkpoint(out))
+    expect(step === undefined || step === whole.step, `${where}: checkpoint of step ${step}`)
+    const again = await tinyRun(data, out, options)
+    expect(again.code === 0, `${where}: the resumed run ended with ${again.signal ?? again.code}\n${again.stderr}`)
+    if (step !== undefined) expect(start(again) === step, `${where}: resumed at ${start(again)}, there was ${step}`)
+  } else if (fault.includes('+')) expect(warnings.length > 0, `${where}: nobody noticed`)
+  expect(sameTensors(tensors(out), whole.tensors), `${where}: other weights than undisturbed`)
+  expect((await verifiedStep(checkpoint(out, 'best'))) === whole.best, `${where}: another best checkpoint`)
+  // What could not be written while the process lived is lost, and nothing else: no line comes twice or in part.
+  const [seen, all] = [rows(out).split('\n'), whole.rows.split('\n')]
+  const lost = warnings.some((l) => l.code === 'log-lost')
+  expect(lost ? seen.every((row) => all.includes(row)) : rows(out) === whole.rows, `${where}: metrics.csv differs\n${rows(out)}`)
+  return r.code !== 0 ? 'ended' : warnings.length > 0 ? 'warned' : 'unnoticed'
 }
 
 async function failAndResume({ number, operation, file, kind }, out, { data, options, whole, promoted }) {

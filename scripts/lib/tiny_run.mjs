@@ -13,6 +13,7 @@ import { Model } from '../../dist/model.js'
 import { getModelConfig } from '../../dist/nn/index.js'
 import { initParams } from '../../dist/nn/init.js'
 import { Session } from '../../dist/runtime/session.js'
+import { logWriteCount } from '../../dist/train/fault.js'
 import { Trainer } from '../../dist/train/trainer.js'
 
 const [dir, outDir, options] = process.argv.slice(2)
@@ -56,7 +57,7 @@ try {
   })()
   const result = await trainer.fit({ ...data, resume: 'auto' })
   await reading
-  say({ result: { status: result.status, step: result.step, best: result.best ?? null } })
+  say({ result: { status: result.status, step: result.step, best: result.best ?? null }, logWrites: logWriteCount() })
   process.exitCode = result.status === 'finished' ? 0 : 75
 } catch (thrown) {
   const described = describeError(thrown)

@@ -1,9 +1,10 @@
-import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { afterAll, describe, expect, it } from 'vitest'
+import { afterAll, afterEach, describe, expect, it, vi } from 'vitest'
 import { CsvLogger, EarlyStopping, JsonlLogger } from '../../ts/train/callbacks.js'
 import { EventHub } from '../../ts/train/events.js'
+import { logWriteCount } from '../../ts/train/fault.js'
 import { RunFolder } from '../../ts/train/run_folder.js'
 import type { EpochEvent, StepEvent, TrainerContext, TrainerEvent } from '../../ts/train/types.js'
 
@@ -130,6 +131,70 @@ describe('logs', () => {
     await new JsonlLogger(folder, 5).begin({ epoch: 0, step: 1 })
     expect(readFileSync(folder.file('metrics.csv'), 'utf8')).toBe('epoch,step,time_s,lr\n')
     expect(readFileSync(folder.file('steps.jsonl'), 'utf8')).toBe('')
+  })
+})
+
+describe('what cannot be written', () => {
+  const at = (kind: string, from: number, on = '') => {
+    vi.stubEnv('EFFNET_FAULT', `log:${logWriteCount() + from}${on}:${kind}`)
+  }
+  const watched = () => {
+    const told: string[] = []
+    const folder = new RunFolder(path.join(root, String(made++)), (code, message) => told.push(`${code} ${message}`))
+    return { folder, told, text: (name: string) => readFileSync(folder.file(name), 'utf8') }
+  }
+  afterEach(() => {
+    vi.unstubAllEnvs()
+  })
+
+  it.each(['enospc', 'eio', 'torn'])('of a log waits until it can be: each line once, one warning (%s)', async (kind) => {
+    const { folder, told, text } = watched()
+    await folder.open(false)
+    const csv = new CsvLogger(folder, ['lr'])
+    await csv.begin(undefined)
+    at(kind, 2)
+    for (const epoch of [1, 2, 3]) await csv.onEpochEnd(ctx, epochEvent(epoch, epoch, { lr: epoch }))
+    expect(text('metrics.csv')).toBe('epoch,step,time_s,lr\n1,1,1.500,1\n2,2,1.500,2\n3,3,1.500,3\n')
+    at(kind, 1, '+')
+    for (const epoch of [4, 5]) await csv.onEpochEnd(ctx, epochEvent(epoch, epoch, { lr: epoch }))
+    expect(text('metrics.csv')).toMatch(/\n3,3,1.500,3\n$/)
+    vi.unstubAllEnvs()
+    await folder.settleLogs()
+    expect(text('metrics.csv')).toMatch(/\n3,3,1.500,3\n4,4,1.500,4\n5,5,1.500,5\n$/)
+    const code = kind === 'eio' ? 'EFF_IO' : 'EFF_CKPT_NO_SPACE'
+    expect(told).toEqual([1, 2].map(() => expect.stringMatching(`^${code} .*metrics.csv: .*the run goes on`)))
+  })
+
+  it.skipIf(!existsSync('/dev/full'))('of a log is told as lost at the end, with how much', async () => {
+    const { folder, told } = watched()
+    await folder.open(false)
+    const jsonl = new JsonlLogger(folder, 1)
+    symlinkSync('/dev/full', folder.file('steps.jsonl'))
+    for (const step of [1, 2, 3]) await jsonl.onStepEnd(ctx, { step, elapsedMs: 0 } as StepEvent)
+    await folder.settleLogs()
+    expect(told).toEqual([
+      `EFF_CKPT_NO_SPACE ${folder.file('steps.jsonl')}: no space left on the disk; the run goes on, its lines are kept until they can be written`,
+      `log-lost ${folder.file('steps.jsonl')}: 3 lines could not be written`,
+    ])
+  })
+
+  it('of the status ends a run that begins; later it is one warning, and the newest one is written when it can be', async () => {
+    const { folder, told } = watched()
+    await folder.open(false)
+    const status = (step: number) => ({ state: 'running', epoch: 1, step, best: null, message: null }) as const
+    at('enospc', 1, '+')
+    await expect(folder.writeStatus(status(1))).rejects.toThrow(expect.objectContaining({ code: 'EFF_CKPT_NO_SPACE' }))
+    vi.unstubAllEnvs()
+    await folder.writeStatus(status(2))
+    at('eio', 1, '+')
+    await folder.writeStatus(status(3))
+    await folder.writeStatus(status(4))
+    await folder.conclude(75)
+    expect(told).toEqual([expect.stringMatching(/^EFF_IO .*status.json: EIO.*the run goes on/)])
+    vi.unstubAllEnvs()
+    expect(await folder.readStatus()).toMatchObject({ step: 2 })
+    await new RunFolder(folder.dir).conclude(75)
+    expect(await folder.readStatus()).toMatchObject({ state: 'interrupted', exitCode: 75 })
   })
 })
 

@@ -1,7 +1,7 @@
 /**
  * Fault injection for the tests of crash safety (docs/reliability.md): `EFFNET_FAULT=step:N` kills the process after step N as
  * `kill -9` would, `EFFNET_FAULT=save:N:KIND` lets the N-th file operation of the process's saves go wrong (native/io/fault.h
- * counts them).
+ * counts them), and `EFFNET_FAULT=log:N:KIND` the N-th write to any other file of a run folder (`log:N+:KIND` that and each after it).
  */
 import type { SaveFault } from '../binding.js'
 
@@ -9,6 +9,23 @@ export function faultPoint(point: string): void {
   const wanted = process.env['EFFNET_FAULT']
   if (wanted === undefined || !wanted.split(',').includes(point)) return
   die()
+}
+
+let logWrites = 0
+/** Of this process; what a sweep over `log:N` goes up to. */
+export const logWriteCount = (): number => logWrites
+
+/**
+ * Counts a write to a file of a run folder that is no checkpoint: what it is to fail with, after half of the text or with nothing
+ * written; undefined where it is not to fail.
+ */
+export function logFault(): { cause: NodeJS.ErrnoException; half: boolean } | undefined {
+  const [, at, on, kind] = /(?:^|,)log:(\d+)(\+?):(enospc|eio|torn)(?:,|$)/.exec(process.env['EFFNET_FAULT'] ?? '') ?? []
+  const number = ++logWrites
+  if (at === undefined) return undefined
+  if (number !== Number(at) && (on === '' || number < Number(at))) return undefined
+  const code = kind === 'eio' ? 'EIO' : 'ENOSPC'
+  return { cause: Object.assign(new Error(`${code}: write number ${number}`), { code }), half: kind === 'torn' }
 }
 
 export interface FaultSource {

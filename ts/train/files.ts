@@ -1,16 +1,51 @@
 /** Small files written so that a reader sees the old or the new one, never half of it. */
-import { mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { type FileHandle, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
+import { logFault } from './fault.js'
 
 /** Writes and fsyncs a new file. */
-export async function writeSynced(file: string, data: string | Uint8Array): Promise<void> {
+export async function writeSynced(file: string, data: string | Uint8Array, fault: WriteFault): Promise<void> {
   const handle = await open(file, 'w')
   try {
-    await handle.writeFile(data)
+    await writeAll(handle, data, fault)
     await handle.sync()
   } finally {
     await handle.close()
+  }
+}
+
+/** What a test lets a write fail with, see `logFault`. */
+type WriteFault = ReturnType<typeof logFault>
+
+/** At the handle's position; of one opened for appending at the end. */
+export async function writeAll(handle: FileHandle, data: string | Uint8Array, fault: WriteFault): Promise<void> {
+  if (!fault) return handle.writeFile(data)
+  if (fault.half) await handle.writeFile(data.slice(0, data.length >> 1))
+  throw fault.cause
+}
+
+/**
+ * Adds to a file, which begins with `header`. It is opened each time, so that one that was moved away is followed by a new one.
+ * Where not all could be written it is as before.
+ */
+export async function appendWhole(file: string, text: string, header = ''): Promise<void> {
+  const fault = logFault()
+  try {
+    const handle = await open(file, 'a')
+    try {
+      const { size } = await handle.stat()
+      try {
+        await writeAll(handle, size === 0 ? header + text : text, fault)
+      } catch (cause) {
+        await handle.truncate(size).catch(() => undefined)
+        throw cause
+      }
+    } finally {
+      await handle.close()
+    }
+  } catch (cause) {
+    throw ioError(cause, file)
   }
 }
 
@@ -39,7 +74,7 @@ let temporaries = 0
 export async function writeAtomic(file: string, data: string | Uint8Array): Promise<void> {
   const temporary = path.join(path.dirname(file), `.${path.basename(file)}.${process.pid}.${temporaries++}`)
   try {
-    await writeSynced(temporary, data)
+    await writeSynced(temporary, data, logFault())
     await rename(temporary, file)
   } catch (cause) {
     await rm(temporary, { force: true })

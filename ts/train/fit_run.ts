@@ -87,7 +87,8 @@ export class FitRun implements TrainerContext {
   ) {
     this.options = options
     this.callbacks = new CallbackList(given.callbacks ?? [])
-    this.folder = given.outDir === undefined ? undefined : new RunFolder(path.resolve(given.outDir))
+    const { outDir } = given
+    this.folder = outDir === undefined ? undefined : new RunFolder(path.resolve(outDir), (...w) => this.warn(...w))
     this.settled = new Promise((resolve) => {
       this.settle = resolve
     })
@@ -598,13 +599,17 @@ export class FitRun implements TrainerContext {
       else progress.metrics = this.runningMetrics()
     }
     if (cut) await this.callbacks.call('onInterrupt', this, reason)
+    // A run that had ended but for its results: what was measured then is not in its checkpoint.
+    if (!cut && this.evaluator && progress.step === this.resumedFrom?.step) {
+      this.details ??= (await this.measure(true, progress.epoch))?.details
+    }
     const result = this.result(cut ? 'interrupted' : 'finished', reason)
     if (keeper && folder) {
       // Before the checkpoint that says the run is over: a crash between the two leaves nothing out.
-      await folder.writeBadFiles(result.badFiles)
-      await folder.writeResults({ result, details: storedDetails(this.details) })
-      await this.save(this.bestAtEnd, cut ? null : result)
+      const unwritten = await this.writeResults(result)
+      await this.save(this.bestAtEnd, cut || unwritten ? null : result)
       await keeper.settle()
+      if (unwritten) throw unwritten
       await this.writeOutcome(result)
     }
     await this.callbacks.call('onFitEnd', this, result)
@@ -662,6 +667,19 @@ export class FitRun implements TrainerContext {
     await this.folder?.writeStatus({ state, epoch, step, best, message })
   }
 
+  /** What went wrong: the weights are saved all the same. */
+  private async writeResults(result: FitResult): Promise<unknown> {
+    const folder = this.folder!
+    try {
+      await folder.settleLogs()
+      await folder.writeBadFiles(result.badFiles)
+      await folder.writeResults({ result, details: storedDetails(this.details) })
+      return undefined
+    } catch (cause) {
+      return cause
+    }
+  }
+
   private async writeOutcome(result: FitResult): Promise<void> {
     const folder = this.folder!
     await this.writeStatus(result.status === 'finished' ? 'finished' : 'interrupted', result.reason)
@@ -689,6 +707,7 @@ export class FitRun implements TrainerContext {
         })
       }
     }
+    await folder.settleLogs()
     const bad = [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])]
     await this.quietly('bad_files.csv', () => folder.writeBadFiles(bad))
     const message = cause instanceof EffnetError ? `${cause.code}: ${cause.message}` : String(cause)

@@ -59,7 +59,8 @@ export class Progress {
     this.stepInEpoch = state.stepInEpoch
     this.sample = state.sample
     this.emaUpdates = state.emaUpdates
-    this.metrics = { ...state.metrics }
+    // JSON has null for NaN.
+    this.metrics = Object.fromEntries(Object.entries(state.metrics).map(([key, value]) => [key, value ?? Number.NaN]))
     this.best = state.best
     this.trainedMs = state.trainedMs
     this.trainedImages = state.trainedImages

@@ -1,6 +1,6 @@
 /** The folder of a run: what was asked, what came of it, and its checkpoints. All small files are replaced atomically. */
 import { execFile } from 'node:child_process'
-import { open, stat, writeFile } from 'node:fs/promises'
+import { open, stat } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -8,7 +8,8 @@ import { binding } from '../binding.js'
 import type { BadFile } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import { packageVersion } from '../version.js'
-import { csvLine, ioError, json, makeFolders, readOptional, writeAtomic } from './files.js'
+import { logFault } from './fault.js'
+import { appendWhole, csvLine, ioError, json, makeFolders, readOptional, writeAll, writeAtomic } from './files.js'
 
 export type RunState = 'running' | 'finished' | 'interrupted' | 'failed'
 
@@ -35,13 +36,24 @@ const exists = (file: string): Promise<boolean> =>
     () => false,
   )
 
+/** Text of a log that could not be written is kept up to this length; what comes after that is lost. */
+const MOST_WAITING = 1 << 22
+
 export class RunFolder {
   readonly checkpoints: string
+  /** By name of the log: what its file could not take yet. */
+  private readonly waiting = new Map<string, { text: string; header: string; lost: number }>()
+  private statusKnown = false
+  private statusLate = false
   private statusWritten = 0
   private statusWriting: Promise<void> = Promise.resolve()
   private concluded = false
 
-  constructor(readonly dir: string) {
+  /** `warn` hears of what could not be written and does not end the run: once, until it can be written again. */
+  constructor(
+    readonly dir: string,
+    private readonly warn: (code: string, message: string, hint?: string) => void = () => undefined,
+  ) {
     this.checkpoints = path.join(dir, 'checkpoints')
   }
 
@@ -107,17 +119,26 @@ export class RunFolder {
     )
   }
 
+  /** @throws EFF_IO, EFF_CKPT_NO_SPACE of the first one alone: a run is not lost for its status */
   async writeStatus(status: Omit<RunStatus, 'updated' | 'exitCode'>): Promise<void> {
     if (!this.concluded) await this.replaceStatus({ ...status, exitCode: null })
   }
 
-  private replaceStatus(status: Omit<RunStatus, 'updated'>): Promise<void> {
+  private async replaceStatus(status: Omit<RunStatus, 'updated'>): Promise<void> {
     this.statusWritten = performance.now()
     const text = json({ ...status, updated: new Date().toISOString() } satisfies RunStatus)
     const write = () =>
       writeAtomic(this.file('status.json'), text).catch((cause) => overwrite(this.file('status.json'), text, cause))
     this.statusWriting = this.statusWriting.then(write, write)
-    return this.statusWriting
+    try {
+      await this.statusWriting
+      this.statusKnown = true
+      this.statusLate = false
+    } catch (cause) {
+      if (!this.statusKnown) throw cause
+      if (!this.statusLate) this.tell(cause, 'status.json', 'it is tried again')
+      this.statusLate = true
+    }
   }
 
   /** The last word, of a process that ends: a run that was on is interrupted then. Nothing is written after it. */
@@ -145,24 +166,48 @@ export class RunFolder {
     }
   }
 
-  /** Opened for each write, so that a log that was moved away is followed by a new one, which begins with `header`. */
+  /** Adds to a log; a new file begins with `header`. What cannot be written waits for the next time. */
   async append(name: string, text: string, header = ''): Promise<void> {
+    const before = this.waiting.get(name)
+    const all = (before?.text ?? '') + text
     try {
-      const handle = await open(this.file(name), 'a')
-      try {
-        const { size } = await handle.stat()
-        await handle.appendFile(size === 0 ? header + text : text)
-      } finally {
-        await handle.close()
-      }
+      await appendWhole(this.file(name), all, header)
+      if (before?.lost === 0) this.waiting.delete(name)
+      else if (before) this.waiting.set(name, { ...before, text: '' })
     } catch (cause) {
-      throw ioError(cause, this.file(name))
+      if (!before) this.tell(cause, name, 'its lines are kept until they can be written')
+      const fits = all.length <= MOST_WAITING
+      const lost = (before?.lost ?? 0) + (fits ? 0 : lines(text))
+      this.waiting.set(name, { text: fits ? all : before!.text, header, lost })
     }
+  }
+
+  /** At the end: what still waits is tried once more, then told as lost. */
+  async settleLogs(): Promise<void> {
+    for (const [name, { header }] of [...this.waiting]) {
+      await this.append(name, '', header)
+      const left = this.waiting.get(name)
+      const missing = left ? left.lost + lines(left.text) : 0
+      if (missing > 0)
+        this.warn('log-lost', `${this.file(name)}: ${missing} line${missing === 1 ? '' : 's'} could not be written`)
+      this.waiting.delete(name)
+    }
+  }
+
+  private tell(cause: unknown, name: string, then: string): void {
+    const { code, message } = ioError(cause, this.file(name))
+    const hint = code === 'EFF_CKPT_NO_SPACE' ? 'free some space' : undefined
+    this.warn(code, `${message}; the run goes on, ${then}`, hint)
   }
 
   async start(name: string, text: string): Promise<void> {
     try {
-      await writeFile(this.file(name), text)
+      const handle = await open(this.file(name), 'w')
+      try {
+        await writeAll(handle, text, logFault())
+      } finally {
+        await handle.close()
+      }
     } catch (cause) {
       throw ioError(cause, this.file(name))
     }
@@ -189,12 +234,14 @@ export class RunFolder {
   }
 }
 
+const lines = (text: string): number => text.split('\n').length - 1
+
 /** Where no new file can be made (a full disk) the old one is written over: it takes no space. Else the error is thrown. */
 async function overwrite(file: string, text: string, cause: unknown): Promise<void> {
   const handle = await open(file, 'r+').catch(() => undefined)
   if (!handle) throw cause
   try {
-    await handle.write(text, 0)
+    await writeAll(handle, text, logFault())
     await handle.truncate(Buffer.byteLength(text))
   } catch {
     throw cause
