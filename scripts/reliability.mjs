@@ -12,7 +12,8 @@
  *   images    damaged JPEGs: an object for each, no crash, exit code 0 or 65
  *   ckpt      checkpoints cut short, overwritten, with bits flipped: `effnet eval` refuses them and names the file
  *   mistakes  what users get wrong, through the installed command: one message, its exit code, time, nothing changed
- *   fuzz      mutated plans, safetensors headers and JPEG files, a million of each: accepted or refused, never a crash
+ *   fuzz      mutated plans and JPEG files, a million of each: accepted or refused, never a crash
+ *   headers   mutated JSON headers of safetensors files, a million: loaded as JSON.parse reads them or refused by a rule, none slow
  *   soak      training steps, predictors made and closed: native bytes level, resident memory within 5 %; a leak planted on
  *             purpose, counted or not, is caught by the same run
  *
@@ -142,6 +143,7 @@ async function engineSeries(name, count, env = {}) {
 
 const series = {
   fuzz: async (report) => report(await engineSeries('fuzz', rounds(2000, 1_000_000))),
+  headers: async (report) => report(await engineSeries('headers', rounds(20_000, 1_000_000))),
   async soak(report) {
     report(await engineSeries('soak', rounds(25, 2000)))
     const leaks = { 'leak:4096': /native arenas went from/, 'leak-rss:8000000': /resident memory grew/ }

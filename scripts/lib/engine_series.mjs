@@ -2,8 +2,9 @@
 /**
  * Series that run inside the engine's process; started as a child by scripts/reliability.mjs, so that a crash is an exit code.
  *
- *   node scripts/lib/engine_series.mjs fuzz COUNT SEED   mutated plans, safetensors headers and JPEG files, COUNT of each:
- *                                                        every one is accepted or refused with its code
+ *   node scripts/lib/engine_series.mjs fuzz COUNT SEED   mutated plans and JPEG files, COUNT of each: every one is accepted or
+ *                                                        refused with its code
+ *   node scripts/lib/engine_series.mjs headers COUNT SEED   mutated JSON headers of safetensors files: header_series.mjs
  *   node scripts/lib/engine_series.mjs soak COUNT        COUNT training steps, COUNT predictors made and closed: native
  *                                                        byte counters level to the byte, resident memory within 5 %
  *
@@ -20,6 +21,7 @@ import { evalProgram } from '../../dist/runtime/programs.js'
 import { Session } from '../../dist/runtime/session.js'
 import { weightsLayout } from '../../dist/runtime/weights_layout.js'
 import { headerLength, parseHeader } from '../../dist/weights/safetensors.js'
+import { headerSeries } from './header_series.mjs'
 import { root } from './run.mjs'
 
 const [kind, countText, seedText] = process.argv.slice(2)
@@ -59,16 +61,10 @@ async function fuzz() {
   const layout = weightsLayout(modelParams(config))
   const { graph } = evalProgram(config, { batchSize: 1, imageSize: 32, dtype: 'f32', target: { device: 'cpu' } })
   const plan = emit(graph, planMemory(graph, { weightOffsets: layout.offsets, weightBytes: layout.bytes })).bytes
-  const weights = readFileSync(path.join(root, 'models/pretrained/tf_efficientnet_b0.safetensors'))
-  const header = weights.subarray(0, 8 + Number(weights.readBigUInt64LE(0)))
   const folder = path.join(root, 'models/demo/val/Forest')
   const photos = readdirSync(folder).map((name) => readFileSync(path.join(folder, name)))
   return {
     plans: await mutations([plan], ['EFF_PLAN_INVALID'], (b) => native.verifyPlan(b)),
-    safetensors: await mutations([header], ['EFF_WEIGHTS_CORRUPT'], (b) => {
-      const length = headerLength(b.subarray(0, 8), weights.length, 'fuzz')
-      parseHeader(b.subarray(8, 8 + length), weights.length, 'fuzz')
-    }),
     images: await mutations(photos, ['EFF_DATA_DECODE', 'EFF_DATA_LIMIT'], (b) =>
       native.decodeJpeg(b, {
         mode: random(2) === 0 ? 'eval' : 'train',
@@ -79,6 +75,13 @@ async function fuzz() {
       }),
     ),
   }
+}
+
+function headers() {
+  const weights = readFileSync(path.join(root, 'models/pretrained/tf_efficientnet_b0.safetensors'))
+  const length = Number(weights.readBigUInt64LE(0))
+  const large = { text: weights.toString('utf8', 8, 8 + length), dataBytes: weights.length - 8 - length }
+  return headerSeries(count, Number(seedText ?? 1), large, { headerLength, parseHeader })
 }
 
 /** A leak on purpose, so that a run can show that it would be seen: EFFNET_FAULT=leak:BYTES a step of native memory that the counters know, leak-rss:BYTES of memory that they do not. */
@@ -163,5 +166,5 @@ async function soak() {
   }
 }
 
-const result = kind === 'fuzz' ? await fuzz() : await soak()
+const result = await { fuzz, headers, soak }[kind]()
 process.stdout.write(`${JSON.stringify(result)}\n`)
