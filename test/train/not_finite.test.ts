@@ -109,7 +109,7 @@ describe('training', () => {
   it('names the running statistic that overflows, before it is saved', async () => {
     const scale = () => plant('blocks.6.0.bn3.weight', 2e38)
     const error = await failure({ callbacks: [atStep(2, scale)], valEvery: 0 })
-    expect(error.message).toMatch(/^the update is not finite in step 3 .*\(bn_stats, forward\): tensor bn2\.running_var/)
+    expect(error.message).toMatch(/^the update is not finite in step 3 .*\(conv2d_stats, forward\): tensor bn2\.running_var/)
     await expectKept(2)
   })
 
