@@ -95,6 +95,7 @@ inline constexpr float kWinoA3 = kWinoA2 * kWinoA, kWinoB3 = kWinoB2 * kWinoB;
 
 // B^T: six inputs.
 struct WinoInput {
+  using V = Vec;
   static constexpr int kFrom = 6, kTo = 6;
   static HWY_INLINE void apply(const Vec (&d)[6], Vec (&v)[6]) {
     const Vec a2 = splat(kWinoA2), b2 = splat(kWinoB2), a2b2 = splat(kWinoA2 * kWinoB2);
@@ -111,6 +112,7 @@ struct WinoInput {
 
 // G for filters of 4 taps, not yet divided by wino_divisor().
 struct WinoGradient {
+  using V = Vec;
   static constexpr int kFrom = 4, kTo = 6;
   static HWY_INLINE void apply(const Vec (&g)[4], Vec (&u)[6]) {
     const auto both = [&](float p, float p2, Vec& plus, Vec& minus) HWY_ATTR {
@@ -128,6 +130,7 @@ struct WinoGradient {
 // A^T: 3 or 4 outputs.
 template <int Outputs>
 struct WinoOutput {
+  using V = Vec;
   static constexpr int kFrom = 6, kTo = Outputs;
   static HWY_INLINE void apply(const Vec (&m)[6], Vec (&y)[Outputs]) {
     const Vec even_a = hn::Add(m[1], m[2]), odd_a = hn::Sub(m[1], m[2]);
@@ -140,21 +143,22 @@ struct WinoOutput {
   }
 };
 
-// get(row, column) -> Vec for a kFrom x kFrom tile, put(row, column, Vec) of the kTo x kTo result.
+// get(row, column) -> V for a kFrom x kFrom tile, put(row, column, V) of the kTo x kTo result.
 template <class Transform, class Get, class Put>
 HWY_INLINE void wino_transform(Get&& get, Put&& put) {
   constexpr int from = Transform::kFrom, to = Transform::kTo;
-  Vec rows[from][to];
+  using V = typename Transform::V;
+  V rows[from][to];
 #pragma GCC unroll 6
   for (int i = 0; i < from; ++i) {
-    Vec in[from];
+    V in[from];
 #pragma GCC unroll 6
     for (int j = 0; j < from; ++j) in[j] = get(i, j);
     Transform::apply(in, rows[i]);
   }
 #pragma GCC unroll 6
   for (int j = 0; j < to; ++j) {
-    Vec in[from], out[to];
+    V in[from], out[to];
 #pragma GCC unroll 6
     for (int i = 0; i < from; ++i) in[i] = rows[i][j];
     Transform::apply(in, out);

@@ -33,20 +33,6 @@ struct WinogradArgs {
   float* scratch;
 };
 
-// G for filters of 3 taps.
-struct WinogradFilterMatrix {
-  double rows[6][3];
-  constexpr WinogradFilterMatrix() : rows{} {
-    constexpr double points[5] = {0, kWinoPointA, -kWinoPointA, kWinoPointB, -kWinoPointB};
-    for (int i = 0; i < 5; ++i) {
-      rows[i][0] = 1 / wino_divisor(i);
-      rows[i][1] = points[i] / wino_divisor(i);
-      rows[i][2] = points[i] * points[i] / wino_divisor(i);
-    }
-    rows[5][2] = 1;
-  }
-};
-
 struct WinogradFilterArgs {
   const float* weights;  // [oc][3][3][ic]
   int64_t oc, ic;
@@ -182,41 +168,52 @@ HWY_INLINE void wino_product(WinoTileArgs t, int64_t rows, WinoAhead& ahead) {
 
 // ---- filters -----------------------------------------------------------------------------------------------------
 
+using F64 = hn::ScalableTag<double>;
+
+// G, divided by wino_divisor(). In double precision, and the result rounded once: an error here is the same for all
+// pixels, so that it would not average out.
+struct WinoFilter {
+  using V = hn::Vec<F64>;
+  static constexpr int kFrom = 3, kTo = 6;
+  static HWY_INLINE void apply(const V (&g)[3], V (&u)[6]) {
+    const auto constant = [](double v) HWY_ATTR { return hn::Set(F64(), v); };
+    const auto both = [&](double point, int at) HWY_ATTR {
+      const double scale = 1 / wino_divisor(at);
+      const V even = hn::MulAdd(g[2], constant(point * point * scale), hn::Mul(g[0], constant(scale)));
+      const V odd = hn::Mul(g[1], constant(point * scale));
+      u[at] = hn::Add(even, odd);
+      u[at + 1] = hn::Sub(even, odd);
+    };
+    u[0] = hn::Mul(g[0], constant(1 / wino_divisor(0)));
+    both(kWinoPointA, 1);
+    both(kWinoPointB, 3);
+    u[5] = g[2];
+  }
+};
+
 // Panels of 2 vectors of output channels (the last may have 1), each [point][term][channel], zeros beyond the last
-// channel. Backward data: terms are the output channels of the op. In double precision, rounded once: an error here is
-// the same for all pixels, so that it would not average out.
+// channel. Backward data: terms are the output channels of the op.
 void wino_filters(const WinogradFilterArgs& args) {
-  constexpr WinogradFilterMatrix matrix;
-  constexpr int64_t lanes = kLanes;
+  constexpr int64_t lanes = kLanes, doubles = lanes / 2;
   const int64_t terms = args.backward ? args.oc : args.ic, channels = args.backward ? args.ic : args.oc;
+  const int64_t channel_stride = args.backward ? 1 : 9 * args.ic, term_stride = args.backward ? 9 * args.ic : 1;
+  const int64_t tap_stride = args.backward ? -args.ic : args.ic;
   float* panel = args.filters;
   for (int64_t first = 0; first < channels; first += 2 * lanes) {
     const int64_t width = channels - first > lanes ? 2 * lanes : lanes;
     for (int64_t k = 0; k < terms; ++k) {
-      for (int64_t c = 0; c < width; c += lanes) {
-        const int64_t left = std::clamp<int64_t>(channels - first - c, 0, lanes);
-        HWY_ALIGN double taps[9 * lanes] = {};
-        for (int64_t tap = 0; tap < 9; ++tap) {
-          for (int64_t i = 0; i < left; ++i) {
-            const int64_t channel = first + c + i;
-            taps[tap * lanes + i] = args.backward ? args.weights[(k * 9 + 8 - tap) * args.ic + channel]
-                                                  : args.weights[(channel * 9 + tap) * args.ic + k];
-          }
-        }
-        double rows[6][3][lanes];
-        for (int i = 0; i < 6; ++i)
-          for (int j = 0; j < 3; ++j)
-            for (int64_t l = 0; l < lanes; ++l)
-              rows[i][j][l] = matrix.rows[i][0] * taps[j * lanes + l] + matrix.rows[i][1] * taps[(3 + j) * lanes + l] +
-                              matrix.rows[i][2] * taps[(6 + j) * lanes + l];
-        for (int i = 0; i < 6; ++i) {
-          for (int j = 0; j < 6; ++j) {
-            float* to = panel + ((i * 6 + j) * terms + k) * width + c;
-            for (int64_t l = 0; l < lanes; ++l)
-              to[l] = static_cast<float>(matrix.rows[j][0] * rows[i][0][l] + matrix.rows[j][1] * rows[i][1][l] +
-                                         matrix.rows[j][2] * rows[i][2][l]);
-          }
-        }
+      for (int64_t c = 0; c < width; c += doubles) {
+        const int64_t left = std::clamp<int64_t>(channels - first - c, 0, doubles);
+        const float* from = args.weights + k * term_stride + (first + c) * channel_stride;
+        if (args.backward) from += 8 * args.ic;  // turned by 180 degrees
+        HWY_ALIGN double taps[9 * doubles] = {};
+        for (int64_t i = 0; i < left; ++i)
+          for (int64_t tap = 0; tap < 9; ++tap) taps[tap * doubles + i] = from[i * channel_stride + tap * tap_stride];
+        wino_transform<WinoFilter>([&](int i, int j) HWY_ATTR { return hn::Load(F64(), taps + (i * 3 + j) * doubles); },
+                                   [&](int i, int j, hn::Vec<F64> v) HWY_ATTR {
+                                     hn::StoreU(hn::DemoteTo(HalfF32(), v), HalfF32(),
+                                                panel + ((i * 6 + j) * terms + k) * width + c);
+                                   });
       }
     }
     panel += kWinoPoints * terms * width;
