@@ -38,7 +38,8 @@ struct BnActBwdSumsArgs {
   plan::Act act;
   const void *diff_dst, *src;
   const float *mean, *inv_std, *scale, *shift, *gate;
-  void* dst;  // or null
+  void* dst;         // or null
+  bool past_caches;  // how it is written
   int64_t channels, image_rows;
   int64_t image, row_begin, row_end;  // rows of this image
   float drop;                         // of this image
@@ -73,7 +74,10 @@ HWY_INLINE void add_sums(const BnActBwdSumsArgs& k, const T* x, const T* d, T* y
       Vec value, slope;
       xm[i] = hn::Sub(xm[i], load(mean + column));
       activate_both<act, T>(hn::MulAdd(xm[i], load(a + column), load(shift + column)), value, slope);
-      if constexpr (remake) store_part(hn::Mul(value, load(factor + column)), y + at + group.at(i), n, full);
+      if constexpr (remake) {
+        const Vec gated = hn::Mul(value, load(factor + column));
+        store_part_past(gated, y + at + group.at(i), n, full, k.past_caches);
+      }
       const Vec product = hn::Mul(diff[i], slope);
       auto& sum = sums[i % U];  // gate, dg, g, dgx, gx
       if (i < U) {
@@ -130,6 +134,7 @@ void sums_band(const BnActBwdSumsArgs& k) {
                              pack, capacity, tile);
     flush();
   }
+  if (k.past_caches) hwy::FlushStream();
   for (int s = 0; s < kSumCount; ++s) {
     const bool with_diff = s == 0 || s == 1 || s == 3, with_xhat = s >= 3;
     for (int64_t c = 0; c < C; ++c) {
@@ -254,6 +259,7 @@ class BnActBwdSums : public Kernel {
     k.shift = ctx.ptr<const float>(op_.in(in_shift));
     k.gate = ctx.ptr<const float>(op_.in(in_gate));
     k.dst = ctx.ptr<void>(op_.out(out_dst));
+    k.past_caches = k.dst && exceeds_caches(op_.out(out_dst));
     k.channels = channels_;
     k.image_rows = rows_;
     k.image = image;

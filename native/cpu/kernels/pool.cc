@@ -103,6 +103,7 @@ void pool_range(const PoolArgs& k) {
       dst[c] = k.average ? total / rows : total;
     }
   }
+  if (k.past_caches) hwy::FlushStream();
 }
 
 template <class T>
@@ -156,7 +157,8 @@ class Pool : public Kernel {
     rows_ = src.h() * src.w();
     images_ = {src.n(), std::max<int64_t>(1, kShardElements / (rows_ * channels_))};
     channel_split_ = {channels_, channels_};
-    if (src.n() < 16 && rows_ * channels_ > kShardElements) {
+    // Parts of rows are read at half of the bandwidth: only where there are too few images for the threads.
+    if (src.n() < 4 && rows_ * channels_ > kShardElements) {
       const int64_t step = std::max<int64_t>(kPackBelow, kShardElements / rows_ / 64 * 64);
       if (step < channels_) channel_split_.step = step;
     }
