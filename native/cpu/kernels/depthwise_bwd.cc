@@ -374,36 +374,36 @@ class BwdShard {
     const int64_t src_lines = (ahead_src.lines() + pieces * tiles - 1) / (pieces * tiles);
     const int64_t diff_lines = (ahead_diff.lines() + pieces * tiles - 1) / (pieces * tiles);
     const int64_t result_lines = (ahead_results.lines() + pieces * tiles - 1) / (pieces * tiles);
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const size_t lanes = blocks.lanes(b);
-      float* sums = sums_ + b * s_.sums() * Blocks::kWidth;
-      BwdTile tile;
-      tile.weights = tap_weights<T>(blocks, b, args_.weights, taps, c, packed_);
-      tile.sums = sums;
+    // Chunk by chunk, so that a line that two blocks share (bf16) or that is read twice is still in L1.
+    for (int64_t x0 = 0; x0 < s_.cols(); x0 += chunk) {
+      // Columns of the chunk, and those of them that are pixels.
+      const int64_t x1 = std::min(x0 + chunk, tiles * functions_.width);
+      const int64_t begin = std::max(x0, skip), end = std::min(x1, s_.cols());
+      for (int64_t x = x0; x < begin; ++x) store(zero(), values_ + (x - x0) * kLanes);
+      for (int64_t x = end; x < x1; ++x) store(zero(), values_ + (x - x0) * kLanes);
       PixelRow<T> row;
+      row.count = end - begin;
       row.c = c;
-      row.lanes = lanes;
-      const int64_t at = b * Blocks::kWidth;
-      row.coefs = args_.norm ? NormCoefs{coefs.mean + at, coefs.a + at, coefs.shift + at} : NormCoefs{};
-      row.sums = sums + taps * kLanes;
+      row.values = values_ + (begin - x0) * kLanes;
+      row.slopes = slopes_ + (begin - x0) * kLanes;
+      row.diffs = diffs_ + (begin - x0) * kLanes;
       row.stream = stream_;
-      for (int64_t y = y0; y < y1; ++y) {
-        const int64_t first = ((n * s_.src_h + y) * s_.src_w) * c + blocks.channel(b);
-        tile.rows = tap_rows_of[y - y0];
-        tile.count = tap_row_count[y - y0];
-        for (int64_t x0 = 0; x0 < s_.cols(); x0 += chunk) {
-          // Columns of the chunk, and those of them that are pixels.
-          const int64_t x1 = std::min(x0 + chunk, tiles * functions_.width);
-          const int64_t begin = std::max(x0, skip), end = std::min(x1, s_.cols());
-          for (int64_t x = x0; x < begin; ++x) store(zero(), values_ + (x - x0) * kLanes);
-          for (int64_t x = end; x < x1; ++x) store(zero(), values_ + (x - x0) * kLanes);
-          row.src = static_cast<const T*>(args_.src) + first + (begin - skip) * c;
-          row.diff_src = static_cast<T*>(args_.diff_src) + first + (begin - skip) * c;
-          row.count = end - begin;
-          row.values = values_ + (begin - x0) * kLanes;
-          row.slopes = slopes_ + (begin - x0) * kLanes;
-          row.diffs = diffs_ + (begin - x0) * kLanes;
+      for (int64_t b = 0; b < blocks.count; ++b) {
+        const size_t lanes = blocks.lanes(b);
+        const int64_t at = b * Blocks::kWidth;
+        BwdTile tile;
+        tile.weights = tap_weights<T>(blocks, b, args_.weights, taps, c, packed_);
+        tile.sums = sums_ + at * s_.sums();
+        row.lanes = lanes;
+        row.coefs = args_.norm ? NormCoefs{coefs.mean + at, coefs.a + at, coefs.shift + at} : NormCoefs{};
+        row.sums = tile.sums + taps * kLanes;
+        for (int64_t y = y0; y < y1; ++y) {
+          const int64_t first = ((n * s_.src_h + y) * s_.src_w + begin - skip) * c + blocks.channel(b);
+          row.src = static_cast<const T*>(args_.src) + first;
+          row.diff_src = static_cast<T*>(args_.diff_src) + first;
           pixels_.before[lanes == kLanes](row);
+          tile.rows = tap_rows_of[y - y0];
+          tile.count = tap_row_count[y - y0];
           for (int64_t x = x0; x < x1; x += functions_.width) {
             ahead_src.fetch(src_lines);
             ahead_diff.fetch(diff_lines);
@@ -416,12 +416,11 @@ class BwdShard {
           pixels_.after[lanes == kLanes](row);
         }
       }
-      if (!last) continue;
-      float* total = total_ + b * s_.sums() * Blocks::kWidth;
-      for (int64_t i = 0; i < s_.sums() * Blocks::kWidth; i += Blocks::kWidth) {
-        store(hn::Add(load(total + i), load(sums + i)), total + i);
-        store(zero(), sums + i);
-      }
+    }
+    if (!last) return;
+    for (int64_t i = 0; i < blocks.count * s_.sums() * Blocks::kWidth; i += Blocks::kWidth) {
+      store(hn::Add(load(total_ + i), load(sums_ + i)), total_ + i);
+      store(zero(), sums_ + i);
     }
   }
 
