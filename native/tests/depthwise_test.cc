@@ -437,8 +437,13 @@ void check_gradients(const Shape& s, DType dtype, const Norm* norm) {
     want_src[i] += in.diff_dst[o] * in.used_weights[w];
     want_weights[w] += in.src[i] * in.diff_dst[o];
   });
-  const double outputs = static_cast<double>(s.n * s.out_h() * s.out_w());
-  expect_near(rig.get(diff_weights), want_weights, 1e-6, std::max(1.0, std::sqrt(outputs)), "diff_weights");
+  // Terms are of the size of the source, which is 1 without a norm.
+  Values squares(static_cast<size_t>(s.c));
+  const double outputs = static_cast<double>(s.n * s.out_h() * s.out_w()),
+               columns = static_cast<double>(s.n * s.h * s.w);
+  for (size_t i = 0; norm && i < in.src.size(); ++i) squares[i % squares.size()] += in.src[i] * in.src[i] / columns;
+  const double largest = norm ? std::max(1.0, std::sqrt(*std::max_element(squares.begin(), squares.end()))) : 1;
+  expect_near(rig.get(diff_weights), want_weights, 1e-6, std::max(1.0, largest * std::sqrt(outputs)), "diff_weights");
   const Values got = rig.get(diff_src);
   if (!norm) return expect_near(got, want_src, tolerance(dtype), term_scale(dtype), "diff_src");
 
