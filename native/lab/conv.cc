@@ -65,6 +65,18 @@ void passes(const Layer& l, int64_t batch, DType dtype, const char* filter) {
   if (l.channels > 3)  // nobody asks for the gradient of pixels
     Bench(attrs).in(dtype, dst).in(f, weights).out(dtype, src).run(cpu::make_conv2d_bwd_data, label, filter, true);
   Bench(attrs).in(dtype, src).in(dtype, dst).out(f, weights).run(cpu::make_conv2d_bwd_weights, label, filter, true);
+  if (l.kernel == 1 && l.stride == 1 && dtype == f)
+    for (const plan::Act act : {plan::Act::identity, plan::Act::silu}) {
+      std::vector<double> bn = attrs;
+      bn.insert(bn.end(), {static_cast<double>(act), 0, 0, 1});
+      Bench both(bn), apply({static_cast<double>(act), 0, 0, 1});
+      both.in(dtype, src).in(f, weights).in(dtype, dst).in(dtype, dst);
+      apply.in(dtype, dst).in(dtype, dst);
+      for (int i = 0; i < 6; ++i) both.in(f, {l.filters});
+      for (int i = 0; i < 6; ++i) apply.in(f, {l.filters});
+      both.out(dtype, src).out(f, weights).run(cpu::make_conv2d_bwd, label, filter, true);
+      apply.absent().absent().out(dtype, dst).run(cpu::make_bn_act_bwd_apply, label, filter, true);
+    }
 }
 
 }  // namespace

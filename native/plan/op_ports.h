@@ -236,4 +236,9 @@ enum Out : int { out_dst = 0, out_mean = 1, out_inv_std = 2 };
 enum Update : int { upd_running_mean = 0, upd_running_var = 1 };
 enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_eps = 5, attr_momentum = 6 };
 }
+namespace conv2d_bwd {
+enum In : int { in_src = 0, in_weights = 1, in_diff_dst = 2, in_dst = 3, in_mean = 4, in_inv_std = 5, in_scale = 6, in_shift = 7, in_diff_scale = 8, in_diff_shift = 9 };
+enum Out : int { out_diff_src = 0, out_diff_weights = 1 };
+enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_act = 5, attr_drop_rate = 6, attr_rng_stream = 7, attr_batch_stats = 8 };
+}
 }  // namespace effnet::op

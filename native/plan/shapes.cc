@@ -103,7 +103,23 @@ void check_dense(Checker& c, const Op& op) {
   namespace bwd_weights = op::conv2d_bwd_weights;
   namespace fused = op::conv2d_bias_act;
   namespace stats = op::conv2d_stats;
+  namespace bwd = op::conv2d_bwd;
   switch (op.id) {
+    case OpId::conv2d_bwd: {
+      const Tensor *src = op.in(bwd::in_src), *dst = op.in(bwd::in_dst), *weights = op.in(bwd::in_weights);
+      c.convolution(src, dst, weights->dims[1], weights->dims[2], bwd::attr_stride);
+      c.dense_weights(weights, src, dst);
+      c.same(dst, op.in(bwd::in_diff_dst));
+      c.channels(dst, {op.in(bwd::in_mean), op.in(bwd::in_inv_std), op.in(bwd::in_scale), op.in(bwd::in_shift),
+                       op.in(bwd::in_diff_scale), op.in(bwd::in_diff_shift)});
+      c.drop(bwd::attr_drop_rate, bwd::attr_rng_stream);
+      c.flag(bwd::attr_batch_stats);
+      c.expect(op.attr(bwd::attr_batch_stats) == 0 || (op.in(bwd::in_diff_scale) && op.in(bwd::in_diff_shift)),
+               "batch statistics need both sums");
+      c.act(bwd::attr_act);
+      c.same(src, op.out(bwd::out_diff_src));
+      return c.same(weights, op.out(bwd::out_diff_weights));
+    }
     case OpId::conv2d_stats: {
       const Tensor *src = op.in(stats::in_src), *weights = op.in(stats::in_weights), *dst = op.out(stats::out_dst);
       c.convolution(src, dst, weights->dims[1], weights->dims[2], stats::attr_stride);
@@ -548,6 +564,7 @@ Status check_shapes(const Op& op) {
     case OpId::conv2d_bwd_weights:
     case OpId::conv2d_bias_act:
     case OpId::conv2d_stats:
+    case OpId::conv2d_bwd:
       check_dense(checker, op);
       break;
     case OpId::depthwise_conv2d:

@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0xfa0730b3
+export const OP_TABLE_HASH = 0x1a6f24ac
 
 export const OP_NAMES = [
   'input_normalize',
@@ -70,6 +70,7 @@ export const OP_NAMES = [
   'depthwise_conv2d_bwd',
   'expand_depthwise_bias_act',
   'conv2d_stats',
+  'conv2d_bwd',
 ] as const
 
 export type OpName = (typeof OP_NAMES)[number]
@@ -564,6 +565,16 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     outputs: [port('dst'), port('mean'), port('inv_std')],
     updates: [port('running_mean'), port('running_var')],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum'],
+    fused: true,
+    imageWise: false,
+  },
+  conv2d_bwd: {
+    id: 50,
+    name: 'conv2d_bwd',
+    inputs: [port('src'), port('weights'), port('diff_dst'), port('dst'), port('mean'), port('inv_std'), port('scale'), port('shift', true), port('diff_scale', true), port('diff_shift', true)],
+    outputs: [port('diff_src'), port('diff_weights')],
+    updates: [],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act', 'drop_rate', 'rng_stream', 'batch_stats'],
     fused: true,
     imageWise: false,
   },

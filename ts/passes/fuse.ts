@@ -2,6 +2,7 @@
 import type { Graph } from '../graph/graph.js'
 import type { Node } from '../graph/types.js'
 import { bnActPattern } from './fuse_patterns/bn_act.js'
+import { convBwd } from './fuse_patterns/conv_bwd.js'
 import { convStatsPattern } from './fuse_patterns/conv_stats.js'
 import { depthwiseStatsPattern } from './fuse_patterns/depthwise_stats.js'
 import { type Emission, GraphView, type Pattern, type Target } from './fuse_patterns/pattern.js'
@@ -41,3 +42,6 @@ export function applyPatterns(graph: Graph, patterns: readonly Pattern[], target
  */
 export const fuseTraining = (graph: Graph, target: Target): Graph =>
   applyPatterns(graph, [convStatsPattern, depthwiseStatsPattern, bnActPattern, seGatePattern], target)
+
+/** Fuses what `autodiff` has made of a graph for training. */
+export const fuseBackward = (graph: Graph, target: Target): Graph => applyPatterns(graph, [convBwd()], target)

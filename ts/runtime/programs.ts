@@ -7,6 +7,7 @@ import {
   autodiff,
   eliminateDead,
   foldBn,
+  fuseBackward,
   fuseTraining,
   gateInConvolution,
   type ImageRegion,
@@ -80,6 +81,8 @@ export function* trainStages(config: ModelConfig, o: TrainProgramOptions): Gener
   if (o.fuse ?? true) graph = fuseTraining(graph, o.target)
   yield
   autodiff(graph, graph.find(OUTPUTS.loss))
+  yield
+  if (o.fuse ?? true) graph = fuseBackward(graph, o.target)
   yield
   appendOptimizer(graph, { ...o.optimizer, clip: o.clip, ema: o.ema })
   graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.clip ? [OUTPUTS.gradNorm] : [])])

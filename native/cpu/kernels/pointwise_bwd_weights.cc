@@ -15,6 +15,8 @@
 #define EFFNET_POINTWISE_BWD_WEIGHTS_ARGS_
 #include <algorithm>
 
+#include "core/memory.h"
+#include "cpu/kernels/bn_grad_rows.h"
 #include "cpu/kernels/common.h"
 #include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/pointwise_conv.h"
@@ -29,6 +31,14 @@ struct RowProductArgs {
   int64_t block_rows;  // even
   float* sums;         // [tall_channels][padded wide_channels]; rows tall_begin .. tall_end are written
   std::byte* scratch;
+  bool accumulate = false;  // add to the sums from the first block on
+  // What to fetch during the one block there is, instead of the next rows of the operands: the first by one stream,
+  // then the others by the other. No tensor of theirs where there are none.
+  struct Region {
+    const void* begin;
+    int64_t bytes;
+  };
+  Region fetch[3] = {};
 };
 
 }  // namespace effnet::cpu
@@ -111,6 +121,29 @@ double row_cycles(int64_t tall, int64_t wide) {
   return cycles;
 }
 
+// The regions of RowProductArgs::fetch, spread evenly over the steps of a block.
+class FetchRegions {
+ public:
+  FetchRegions(const RowProductArgs& args, int64_t steps) : regions_(args.fetch) {
+    const auto spread = [&](int64_t bytes) { return std::min<int64_t>((bytes + steps - 1) / steps, 64); };
+    step_ = spread(regions_[0].bytes);
+    step2_ = spread(regions_[1].bytes + regions_[2].bytes);
+  }
+  void next(TileArgs& tile, int64_t steps) {
+    tile.ahead = static_cast<const std::byte*>(regions_[0].begin) + at_;
+    tile.ahead_step = step_;
+    at_ += steps * step_;
+    const bool third = at2_ >= regions_[1].bytes;
+    tile.ahead2 = static_cast<const std::byte*>(regions_[third ? 2 : 1].begin) + at2_ - (third ? regions_[1].bytes : 0);
+    tile.ahead2_step = step2_;
+    at2_ += steps * step2_;
+  }
+
+ private:
+  const RowProductArgs::Region* regions_;
+  int64_t step_, step2_, at_ = 0, at2_ = 0;
+};
+
 template <class T, class Word>
 void row_product(const RowProductArgs& args) {
   constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes;
@@ -143,7 +176,7 @@ void row_product(const RowProductArgs& args) {
     tile.a_step = args.tall_channels * 4;
     tile.steps = steps;
     tile.out_row = padded;
-    tile.accumulate = row != args.row_begin;
+    tile.accumulate = args.accumulate || row != args.row_begin;
     if constexpr (per_step == 2) {
       pack_steps(tall, args.tall_channels, rows, band, tall_steps, pad_lanes(band));
       a = reinterpret_cast<const std::byte*>(tall_steps);
@@ -152,6 +185,7 @@ void row_product(const RowProductArgs& args) {
     const std::byte* next_wide = reinterpret_cast<const std::byte*>(wide) + rows * wide_row;
     const std::byte* next_tall = reinterpret_cast<const std::byte*>(tall) + rows * tall_row;
     const float* panel = packed;
+    FetchRegions fetch(args, passes * steps);
     for (int64_t i = 0; i < panels.count(); ++i) {
       const int64_t width = panels.wide(i) * lanes;
       tile.b =
@@ -161,6 +195,12 @@ void row_product(const RowProductArgs& args) {
       for (int64_t j = 0; j < tiles.count; ++j) {
         tile.a = a + tiles.begin(j) * 4;
         tile.out = args.sums + (args.tall_begin + tiles.begin(j)) * padded + 2 * i * lanes;
+        if (args.fetch[0].begin) {
+          fetch.next(tile, steps);
+          run_tile<Word, Ahead::blocks>(tile, tiles.begin(j + 1) - tiles.begin(j), panels.wide(i),
+                                        half && i + 1 == panels.count());
+          continue;
+        }
         tile.ahead = next_wide;
         tile.ahead_step = ahead_step;
         next_wide += steps * ahead_step;
@@ -210,7 +250,7 @@ HWY_EXPORT(add_row_products);
 // What a block of rows of both operands may take of the core's L2, where the next one and the sums are as well.
 constexpr int64_t kBlockBytes = 256 << 10;
 
-class PointwiseWeightsGradient final : public Kernel {
+class PointwiseWeightsGradient : public Kernel {
  public:
   PointwiseWeightsGradient(const plan::Tensor* src, const plan::Tensor* diff_dst, const plan::Tensor* diff_weights)
       : tall_(diff_dst), wide_(src), diff_weights_(diff_weights) {
@@ -267,7 +307,7 @@ class PointwiseWeightsGradient final : public Kernel {
     EFF_DISPATCH(row_product_f32)(args);
   }
 
- private:
+ protected:
   static constexpr int64_t kBandTile = 14, kSumRows = 16;
   int64_t tall() const { return tall_->dims[3]; }
   int64_t wide() const { return wide_->dims[3]; }
@@ -291,7 +331,126 @@ class PointwiseWeightsGradient final : public Kernel {
   std::string name_;
 };
 
+// Both gradients from blocks of rows of the convolution's gradient, which are made in L2 by bn_grad_rows().
+class PointwiseBackward final : public PointwiseWeightsGradient {
+ public:
+  explicit PointwiseBackward(const PointwiseBwdOperands& o)
+      : PointwiseWeightsGradient(o.src, o.dst, o.diff_weights), o_(o) {
+    weights_ = {plan::DType::f32, oc(), ic()};
+    // Besides the rows lie the sums, the weights and the next rows in L2.
+    const int64_t block = dense_row_block();
+    block_rows_ = std::max<int64_t>(kRowBytes / (4 * (ic() + oc())) / block, 2) * block;
+    groups_ = std::clamp<int64_t>(4 * rows_ * (ic() + oc()) / (2 * part_floats() * 4), 1, 32);
+    groups_ = std::min(groups_, (rows_ + block_rows_ - 1) / block_rows_);
+    bands_ = 1;
+    name_ = kernel_name("pointwise_bwd", plan::DType::f32);
+    dy_bytes_ = align64(static_cast<size_t>(block_rows_ * oc() + 16) * 4);  // the last vector of a row may read on
+    coef_bytes_ = align64(bn_grad_coef_floats(oc()) * 4);
+  }
+  Status allocate() {
+    auto packed = Block::allocate(weights_.bytes(), Block::Kind::kernel);
+    if (!packed.ok()) return packed.status();
+    packed_ = std::move(packed.value());
+    return ok_status();
+  }
+
+  size_t worker_scratch_bytes() const override {
+    return dy_bytes_ + coef_bytes_ + dense_scratch_bytes(weights_, false) +
+           PointwiseWeightsGradient::worker_scratch_bytes();
+  }
+  size_t persistent_bytes() const override { return packed_.bytes(); }
+  double flops() const override { return 2 * PointwiseWeightsGradient::flops(); }
+  void prepare(const ExecContext& ctx) override { weights_.pack(ctx.ptr<float>(o_.weights), true, packed_.data()); }
+
+  void run(int phase, int shard, const ExecContext& ctx) override {
+    if (phase == 1) return PointwiseWeightsGradient::run(phase, shard, ctx);
+    std::byte* scratch = ctx.worker_scratch;
+    float* dy = reinterpret_cast<float*>(scratch);
+    const float* src = ctx.ptr<float>(o_.src);
+    const int64_t end = rows_ * (shard + 1) / groups_;
+
+    BnGradRowsArgs bn{};
+    bn.diff_dst = ctx.ptr<float>(o_.diff_dst);
+    bn.src = ctx.ptr<float>(o_.dst);
+    bn.diff_src = dy;
+    bn.channels = oc();
+    bn.image_rows = o_.dst->dims[1] * o_.dst->dims[2];
+    bn.total_rows = rows_;
+    bn.act = o_.act;
+    bn.drop = o_.drop;
+    bn.scalars = ctx.scalars;
+    bn.mean = ctx.ptr<float>(o_.mean);
+    bn.inv_std = ctx.ptr<float>(o_.inv_std);
+    bn.scale = ctx.ptr<float>(o_.scale);
+    bn.shift = ctx.ptr<float>(o_.shift);
+    bn.diff_scale = ctx.ptr<float>(o_.diff_scale);
+    bn.diff_shift = ctx.ptr<float>(o_.diff_shift);
+    bn.coefs = reinterpret_cast<float*>(scratch + dy_bytes_);
+    bn_grad_coefs(bn);
+
+    DenseRowsArgs data{};
+    data.weights = weights_;
+    data.packed = packed_.data();
+    data.src = dy;
+    data.dst_row = ic();
+    data.past_caches = exceeds_caches(o_.diff_src);
+    data.image_rows = rows_;
+    data.panel_end = weights_.panels();
+    data.scratch = scratch + dy_bytes_ + coef_bytes_;
+
+    RowProductArgs sums{};
+    sums.tall_channels = tall();
+    sums.wide_channels = wide();
+    sums.tall_end = tall();
+    sums.block_rows = block_rows_;
+    sums.sums = reinterpret_cast<float*>(ctx.shared_scratch) + shard * part_floats();
+    sums.scratch = scratch + dy_bytes_ + coef_bytes_ + dense_scratch_bytes(weights_, false);
+
+    for (int64_t row = rows_ * shard / groups_; row < end; row += block_rows_) {
+      const int64_t rows = std::min(block_rows_, end - row), next = row + rows;
+      bn.row_begin = row;
+      bn.row_end = next;
+      bn_grad_rows(bn);
+
+      const float* x = src + row * ic();
+      sums.tall = transposed_ ? x : dy;
+      sums.wide = transposed_ ? dy : x;
+      sums.row_end = rows;
+      // Only behind the last row of a tensor there may be nothing.
+      sums.rows = !transposed_ && next == rows_ ? rows : rows + 1;
+      const int64_t ahead = std::min(block_rows_, std::max<int64_t>(end - next, 1));
+      sums.fetch[0] = {bn.src + next * oc(), 4 * ahead * oc()};
+      sums.fetch[1] = {bn.diff_dst + next * oc(), 4 * ahead * oc()};
+      sums.fetch[2] = {src + next * ic(), 4 * ahead * ic()};
+      // The largest takes a stream for itself.
+      if (ic() > oc()) std::swap(sums.fetch[0], sums.fetch[2]);
+      EFF_DISPATCH(row_product_f32)(sums);
+      sums.accumulate = true;
+
+      data.dst = ctx.ptr<float>(o_.diff_src) + row * ic();
+      data.row_end = rows;
+      dense_rows(data);
+    }
+  }
+
+ private:
+  static constexpr int64_t kRowBytes = 160 << 10;
+  int64_t ic() const { return o_.src->dims[3]; }
+  int64_t oc() const { return o_.dst->dims[3]; }
+
+  PointwiseBwdOperands o_;
+  DenseWeights weights_{};
+  Block packed_;
+  size_t dy_bytes_, coef_bytes_;
+};
+
 }  // namespace
+
+StatusOr<KernelPtr> make_pointwise_bwd(const PointwiseBwdOperands& operands) {
+  auto kernel = std::make_unique<PointwiseBackward>(operands);
+  EFF_RETURN_IF_ERROR(kernel->allocate());
+  return KernelPtr(std::move(kernel));
+}
 
 StatusOr<KernelPtr> make_pointwise_bwd_weights(const plan::Tensor* src, const plan::Tensor* diff_dst,
                                                const plan::Tensor* diff_weights) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernel.h"
+#include "cpu/kernels/drop.h"
 
 namespace effnet::cpu {
 
@@ -21,5 +22,16 @@ StatusOr<KernelPtr> make_pointwise(const PointwiseOperands& operands, const char
 
 StatusOr<KernelPtr> make_pointwise_bwd_weights(const plan::Tensor* src, const plan::Tensor* diff_dst,
                                                const plan::Tensor* diff_weights);
+
+// Both gradients of a convolution whose result is normalised: the gradient of that result is made from diff_dst, that
+// of the normalised and activated value, a block of rows at a time, and never stored. FP32.
+struct PointwiseBwdOperands {
+  const plan::Tensor *src, *weights, *diff_dst, *dst;
+  const plan::Tensor *mean, *inv_std, *scale, *shift, *diff_scale, *diff_shift;  // as of bn_act_bwd_apply
+  plan::Act act;
+  Drop drop;
+  const plan::Tensor *diff_src, *diff_weights;
+};
+StatusOr<KernelPtr> make_pointwise_bwd(const PointwiseBwdOperands& operands);
 
 }  // namespace effnet::cpu

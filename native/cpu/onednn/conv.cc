@@ -381,4 +381,30 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const plan::Op& op) {
   return KernelPtr(std::move(kernel));
 }
 
+StatusOr<KernelPtr> make_conv2d_bwd(const plan::Op& op) {
+  using namespace op::conv2d_bwd;
+  PointwiseBwdOperands o{};
+  o.src = op.in(in_src);
+  o.weights = op.in(in_weights);
+  o.diff_dst = op.in(in_diff_dst);
+  o.dst = op.in(in_dst);
+  o.mean = op.in(in_mean);
+  o.inv_std = op.in(in_inv_std);
+  o.scale = op.in(in_scale);
+  o.shift = op.in(in_shift);
+  const bool batch_stats = op.attr(attr_batch_stats) != 0;
+  o.diff_scale = batch_stats ? op.in(in_diff_scale) : nullptr;
+  o.diff_shift = batch_stats ? op.in(in_diff_shift) : nullptr;
+  o.act = op.act(attr_act);
+  o.drop = Drop::of(op, attr_drop_rate, attr_rng_stream);
+  o.diff_src = op.out(out_diff_src);
+  o.diff_weights = op.out(out_diff_weights);
+  const ConvShape shape = shape_of(op, Pass::backward_weights, *o.src, *o.weights, *o.dst);
+  if (o.src->dtype != plan::DType::f32 || !onednn::is_pointwise(shape) || (o.act != plan::Act::identity && !o.shift) ||
+      (batch_stats && !(o.diff_scale && o.diff_shift)))
+    return error(Code::plan_invalid, "%.*s: both gradients in one are for 1x1 convolutions in f32",
+                 static_cast<int>(op.name.size()), op.name.data());
+  return make_pointwise_bwd(o);
+}
+
 }  // namespace effnet::cpu

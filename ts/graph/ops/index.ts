@@ -8,6 +8,7 @@ import { bnAct, bnActBwdApply, bnActBwdGate, bnActBwdMerge, bnActBwdReduce, bnAc
 import { channelScale, channelScaleBwdGate } from './channel_scale.js'
 import { conv2dBiasAct, depthwiseConv2dBiasAct } from './conv_bias_act.js'
 import { conv2d, conv2dBwdData, conv2dBwdWeights } from './conv2d.js'
+import { conv2dBwd } from './conv2d_bwd.js'
 import { conv2dStats } from './conv2d_stats.js'
 import type { OpDef } from './def.js'
 import {
@@ -37,6 +38,7 @@ const DEFS: ReadonlyMap<OpName, OpDef> = new Map(
     conv2dBwdWeights,
     conv2dBiasAct,
     conv2dStats,
+    conv2dBwd,
     depthwiseConv2d,
     depthwiseConv2dBwdData,
     depthwiseConv2dBwdWeights,

@@ -1,0 +1,57 @@
+import { describe, expect, it } from 'vitest'
+import { Graph } from '../../ts/graph/graph.js'
+import { actCode, type Shape, type Tensor } from '../../ts/graph/types.js'
+import { verify } from '../../ts/graph/verify.js'
+import { applyPatterns } from '../../ts/passes/fuse.js'
+import { convBwd } from '../../ts/passes/fuse_patterns/conv_bwd.js'
+import { autodiff, eliminateDead, fuseTraining } from '../../ts/passes/index.js'
+import { anyParam } from '../graph/values.js'
+import { expectEqual, valuesFor } from './random_graph.js'
+
+const TARGET = { device: 'cpu' } as const
+
+interface Options {
+  act?: 'identity' | 'silu'
+  channels?: number
+  frozen?: boolean
+  fuse: boolean
+}
+
+/** A 1x1 convolution with batch normalisation and activation, differentiated from a seed. */
+function block({ act = 'identity', channels = 5, frozen = false, fuse }: Options): Graph {
+  let graph = new Graph('block')
+  const param = (name: string, shape: Shape, trainable = true): Tensor => graph.parameter(name, shape, anyParam(shape), trainable)
+  const c = [channels]
+  const src = param('src', [2, 7, 6, 3])
+  const weights = param('weights', [channels, 1, 1, 3], !frozen)
+  const updates = (['bn_mean', 'bn_var'] as const).map((kind) => graph.buffer(kind, c, { ...anyParam(c), kind }))
+  const window = { stride: 1, pad_t: 0, pad_l: 0, pad_b: 0, pad_r: 0 }
+  const { dst } = graph.node('conv2d', { src, weights }, window, { name: 'conv' })
+  const { mean, inv_std } = graph.node('bn_stats', { src: dst! }, { eps: 1e-3, momentum: 0.1 }, { name: 'stats', updates })
+  const norm = { src: dst!, mean: mean!, inv_std: inv_std!, scale: param('scale', c), shift: param('shift', c) }
+  const bn = graph.node('bn_apply', norm, { batch_stats: 1 }, { name: 'bn' })['dst']!
+  graph.node('activation', { src: bn }, { act: actCode(act) }, { name: 'out' })
+  const seed = graph.input('seed', dst!.shape, 'f32')
+  graph = fuseTraining(graph, TARGET)
+  autodiff(graph, new Map([[graph.find('out'), graph.find(seed.name)]]))
+  if (fuse) graph = applyPatterns(graph, [convBwd(0)], TARGET)
+  verify(graph)
+  return eliminateDead(graph, ['out'])
+}
+
+const ops = (graph: Graph): string[] => graph.nodes.map((n) => n.op).filter((op) => op.startsWith('conv2d_bwd'))
+
+describe('both gradients of a 1x1 convolution behind normalisation', () => {
+  it.each(['identity', 'silu'] as const)('have the same values, %s', (act) => {
+    const before = block({ act, fuse: false })
+    const after = block({ act, fuse: true })
+    expect(ops(before)).toEqual(['conv2d_bwd_weights', 'conv2d_bwd_data'])
+    expect(ops(after)).toEqual(['conv2d_bwd'])
+    expectEqual(before, after, valuesFor(before))
+  })
+
+  it('are two ops where one is not wanted, or the source is the wider one', () => {
+    expect(ops(block({ frozen: true, fuse: true }))).toEqual(['conv2d_bwd_data'])
+    expect(ops(block({ channels: 2, fuse: true }))).toEqual(['conv2d_bwd_weights', 'conv2d_bwd_data'])
+  })
+})
