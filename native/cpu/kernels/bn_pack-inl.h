@@ -82,8 +82,8 @@ struct Group {
 // full, Group) for groups of vectors, the first of which begins at the offset and at the column of its packed row.
 //
 // Groups are what the memory needs. One vector at a time fills the CPU's queues with the arithmetic of that vector
-// before the next load. R rows side by side share what is loaded for a column, but beyond a KB they are too many streams
-// for the CPU's prefetchers, and up to half of the bandwidth is lost; there a group lies in one row.
+// before the next load. R rows side by side share what is loaded for a column, but beyond a KB they are too many
+// streams for the CPU's prefetchers, and up to half of the bandwidth is lost; there a group lies in one row.
 //
 // `stride`: values from row to row, where these are only some of the channels (not packed then).
 template <class T, int R, class F>
