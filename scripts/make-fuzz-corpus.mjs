@@ -10,6 +10,7 @@ import path from 'node:path'
 import { Graph } from '../dist/graph/graph.js'
 import { OP_TABLE } from '../dist/graph/op_table.js'
 import { ARENA, ARENA_COUNT } from '../dist/graph/plan_format.js'
+import { actCode } from '../dist/graph/types.js'
 import { getModelConfig, modelParams } from '../dist/nn/index.js'
 import { emit } from '../dist/passes/emit.js'
 import { planMemory } from '../dist/passes/plan_memory.js'
@@ -59,6 +60,26 @@ function rest(dtype) {
   const other = dtype === 'f32' ? 'bf16' : 'f32'
   graph.node('cast', { src: x }, {}, { name: 'cast', dtype: other, role: 'output' })
   graph.node('softmax', { logits }, {}, { name: 'softmax', role: 'output' })
+  // Made only for large tensors, or in place of what other passes have taken.
+  const channel = (name, c) => graph.input(name, [c], 'f32')
+  const act = actCode('silu')
+  const window = { stride: 1, pad_t: 0, pad_l: 0, pad_b: 0, pad_r: 0 }
+  const norm = (c) => Object.fromEntries(['mean', 'inv_std', 'scale', 'shift'].map((name) => [name, channel(`${name}${c}`, c)]))
+  const wide = graph.input('wide', [2, 5, 5, 9], dtype)
+  const diff = graph.input('diff', [2, 5, 5, 9], dtype)
+  const weights = graph.input('weights', [9, 1, 1, 7], 'f32')
+  graph.node('bn_act_bwd_gate', { diff_dst: diff, src: wide, ...norm(9) }, { act }, { name: 'gate', role: 'output' })
+  if (dtype === 'f32') {
+    const sums = { diff_scale: channel('diff_scale', 9), diff_shift: channel('diff_shift', 9) }
+    const attrs = { ...window, act: actCode('identity'), drop_rate: 0, rng_stream: 0, batch_stats: 1 }
+    const operands = { src: x, weights, diff_dst: diff, dst: wide, ...norm(9), ...sums }
+    graph.node('conv2d_bwd', operands, attrs, { name: 'conv_bwd', role: 'output' })
+  }
+  const [inner, outer] = [graph.input('inner', [2, 5, 5, 6], dtype), graph.input('outer', [16, 1, 1, 6], 'f32')]
+  const depthwise = { depthwise_weights: graph.input('dw', [3, 3, 16], 'f32'), depthwise_bias: channel('db', 16) }
+  const expand = { src: inner, weights: outer, bias: channel('bias', 16), ...depthwise }
+  const padded = { stride: 1, pad_t: 1, pad_l: 1, pad_b: 1, pad_r: 1, expand_act: act, act }
+  graph.node('expand_depthwise_bias_act', expand, padded, { name: 'expand', role: 'output' })
   graph.node('fill', {}, { value: 3 }, { name: 'fill', role: 'output', shapes: [[2, 5]], dtype })
   return emit(graph, planMemory(graph, { weightOffsets: new Map(), weightBytes: 0 })).bytes
 }
