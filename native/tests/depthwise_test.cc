@@ -481,6 +481,18 @@ TEST(Depthwise, NormIsGivenWholeOrNotAtAll) {
     for (int i = 4; i < 6; ++i) i == missing ? rig.add_out(nullptr) : void(rig.out(DType::f32, {s.c}));
     EXPECT_EQ(rig.make().ok(), missing < 0) << missing;
   }
+  for (const double act : {0.0, 1.0}) {  // an activation of nothing
+    Rig rig(make_depthwise_conv2d_bwd, s.attrs());
+    rig.op().attrs.push_back(act);
+    rig.in(DType::f32, {s.n, s.h, s.w, s.c}, {});
+    rig.in(DType::f32, {s.n, s.h, s.w, s.c}, {});
+    rig.in(DType::f32, {3, 3, s.c}, {});
+    for (int i = 0; i < 4; ++i) rig.add_in(nullptr);
+    rig.out(DType::f32, {s.n, s.h, s.w, s.c});
+    rig.out(DType::f32, {3, 3, s.c});
+    for (int i = 0; i < 2; ++i) rig.add_out(nullptr);
+    EXPECT_EQ(rig.make().ok(), act == 0) << act;
+  }
 }
 
 TEST(Depthwise, BothGradients) {

@@ -215,7 +215,7 @@ describe('a training step against the float64 interpreter', () => {
     const trained = s.slots.flatMap((slot) => twin.tensors.find((t) => t.of?.name === slot.name) ?? [])
     const gradientOf = (values: ReturnType<typeof reference>) => trained.map((t) => values.get(t.name)!)
     const turned = kinks ? [1e-6, -1e-6].map((moved) => turn(gradientOf(reference(moved)), gradientOf(want))) : []
-    expect(turn(mine, gradientOf(want))).toBeLessThan(kinks ? Math.min(...turned) : 1e-8)
+    expect(turn(mine, gradientOf(want))).toBeLessThan(kinks ? Math.min(...turned, 1e-5) : 1e-8)
   })
 
   it.skipIf(!bf16)('bf16-mixed follows the interpreter that rounds where tensors are stored (AVX512_BF16)', async () => {

@@ -16,7 +16,12 @@ interface Match {
 
 export function gateInConvolution(graph: Graph): Graph {
   const view = new GraphView(graph)
-  const matches = graph.nodes.flatMap((node) => matchAt(node, view) ?? [])
+  const matches: Match[] = []
+  for (const node of graph.nodes) {
+    const match = matchAt(node, view)
+    if (match) view.claim([match.pool])
+    if (match) matches.push(match)
+  }
   if (matches.length === 0) return graph
   const byPool = new Map(matches.map((m) => [m.pool, m]))
   const byConvolution = new Map(matches.map((m) => [m.convolution, m]))
@@ -41,6 +46,8 @@ function matchAt(gated: Node, view: GraphView): Match | null {
     .find(
       (n) =>
         n.op === 'bn_act_pool' &&
+        !n.backward &&
+        view.isFree(n) &&
         !n.outputs[1] &&
         n.inputs.every((t, i) => t === gated.inputs[i]) &&
         n.attrs['act'] === gated.attrs['act'] &&

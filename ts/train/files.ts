@@ -42,7 +42,8 @@ export async function appendWhole(file: string, text: string, header = ''): Prom
         throw cause
       }
     } finally {
-      await handle.close()
+      // The text has been written, or a worse error is on its way.
+      await handle.close().catch(() => undefined)
     }
   } catch (cause) {
     throw ioError(cause, file)

@@ -42,7 +42,7 @@ const MOST_WAITING = 1 << 22
 export class RunFolder {
   readonly checkpoints: string
   /** By name of the log: what its file could not take yet. */
-  private readonly waiting = new Map<string, { text: string; header: string; lost: number }>()
+  private readonly waiting = new Map<string, { text: string; header: string; lost: number; told: boolean }>()
   private statusKnown = false
   private statusLate = false
   private statusWritten = 0
@@ -173,12 +173,12 @@ export class RunFolder {
     try {
       await appendWhole(this.file(name), all, header)
       if (before?.lost === 0) this.waiting.delete(name)
-      else if (before) this.waiting.set(name, { ...before, text: '' })
+      else if (before) this.waiting.set(name, { ...before, text: '', told: false })
     } catch (cause) {
-      if (!before) this.tell(cause, name, 'its lines are kept until they can be written')
+      if (!before?.told) this.tell(cause, name, 'its lines are kept until they can be written')
       const fits = all.length <= MOST_WAITING
       const lost = (before?.lost ?? 0) + (fits ? 0 : lines(text))
-      this.waiting.set(name, { text: fits ? all : before!.text, header, lost })
+      this.waiting.set(name, { text: fits ? all : (before?.text ?? ''), header, lost, told: true })
     }
   }
 

@@ -322,9 +322,10 @@ StatusOr<Conv> read_conv(const plan::Op& op, const plan::Tensor* src, const plan
 }
 
 // All four operands of a BN, or none.
-OpCheck& check_norm(OpCheck& check, const DepthwiseNorm& norm, int64_t channels) {
+OpCheck& check_norm(OpCheck& check, const DepthwiseNorm& norm, double act, int64_t channels) {
   const bool any = norm.mean || norm.inv_std || norm.scale || norm.shift;
   check.that(!any || (norm.mean && norm.inv_std && norm.scale && norm.shift), "BN of src");
+  check.that(any || act == static_cast<double>(plan::Act::identity), "src_act without the BN of src");
   for (const plan::Tensor* t : {norm.mean, norm.inv_std, norm.scale, norm.shift})
     check.optional_f32(t, {channels}, "BN of src");
   return check;
@@ -382,7 +383,7 @@ StatusOr<KernelPtr> make_depthwise_conv2d_stats(const plan::Op& op) {
   check.that(op.attr(attr_eps) > 0, "eps must be positive");
   check.that(c.by_rows(), "statistics need 3x3 or 5x5 at stride 1 or 2");
   DepthwiseNorm norm{op.in(in_src_mean), op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift)};
-  check_norm(check, norm, channels).act(attr_src_act);
+  check_norm(check, norm, op.attr(attr_src_act), channels).act(attr_src_act);
   if (!check.ok()) return check.status();
   norm.act = op.act(attr_src_act);
   const char* base = norm ? "dwconv_fwd_norm_stats" : "dwconv_fwd_stats";
@@ -441,7 +442,7 @@ StatusOr<KernelPtr> make_depthwise_conv2d_bwd(const plan::Op& op) {
   check.like(op.out(out_diff_src), c.src, "diff_src");
   check.f32(op.in(in_weights), {c.kh(), c.kw(), channels}, "weights");
   DepthwiseNorm norm{op.in(in_src_mean), op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift)};
-  check_norm(check, norm, channels).act(attr_src_act);
+  check_norm(check, norm, op.attr(attr_src_act), channels).act(attr_src_act);
   const plan::Tensor *diff_scale = op.out(out_src_diff_scale), *diff_shift = op.out(out_src_diff_shift);
   check.that(!diff_scale == !norm.mean && !diff_shift == !norm.mean, "sums of the BN of src");
   check.optional_f32(diff_scale, {channels}, "src_diff_scale").optional_f32(diff_shift, {channels}, "src_diff_shift");

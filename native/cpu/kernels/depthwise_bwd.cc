@@ -278,7 +278,8 @@ class BwdShard {
     slopes_ = values_ + row;
     diffs_ = slopes_ + row;
     ring_ = diffs_ + row;
-    stream_ = args.stream && s_.c % kRowLanes == 0 && reinterpret_cast<uintptr_t>(args.diff_src) % 64 == 0;
+    stream_ =
+        kWholeLines<T> && args.stream && s_.c % kRowLanes == 0 && reinterpret_cast<uintptr_t>(args.diff_src) % 64 == 0;
   }
 
   void run() {

@@ -31,7 +31,8 @@ inline int64_t covered_cols(int64_t cols, int64_t width, int64_t other) {
 // On either target, whose tiles differ: 8 or 7, and 4 or 3 columns.
 inline int64_t most_covered_cols(int64_t cols) { return std::max(covered_cols(cols, 8, 7), covered_cols(cols, 4, 3)); }
 
-// The forward convolution that an op belongs to. The five attributes stand at the same places in all depthwise ops.
+// The forward convolution that an op belongs to. The five attributes stand at the same places in depthwise_conv2d, its
+// gradients and its variants with statistics or epilogue.
 struct DepthwiseConvSpec {
   const plan::Tensor *src, *dst, *weights;
   int64_t stride, pad_t, pad_l;

@@ -19,7 +19,6 @@ namespace effnet::cpu {
 struct DepthwiseStatsShape {
   int64_t src_h, src_w, dst_h, dst_w, c;
   int64_t k, stride, pad_t, pad_l;
-  int64_t images;
   bool bf16;
 
   int64_t window(int64_t rows) const { return (rows - 1) * stride + k; }
@@ -191,7 +190,7 @@ class StatsShard {
     coefs_ = reinterpret_cast<float*>(moments_ + 2 * width);
     packed_ = coefs_ + 3 * width;
     ring_ = packed_ + s_.k * s_.k * width;
-    stream_ = args.stream && s_.c % kRowLanes == 0 && reinterpret_cast<uintptr_t>(args.dst) % 64 == 0;
+    stream_ = kWholeLines<T> && args.stream && s_.c % kRowLanes == 0 && reinterpret_cast<uintptr_t>(args.dst) % 64 == 0;
   }
 
   void run() {
@@ -365,8 +364,8 @@ class DepthwiseStats : public Kernel {
         eps_(op.attr(op::depthwise_conv2d_stats::attr_eps)),
         momentum_(op.attr(op::depthwise_conv2d_stats::attr_momentum)),
         name_(std::move(name)),
-        shape_{conv.src->h(), conv.src->w(), conv.dst->h(), conv.dst->w(), conv.src->c(), conv.kw(),
-               conv.stride,   conv.pad_t,    conv.pad_l,    conv.src->n(), conv.bf16()},
+        shape_{conv.src->h(), conv.src->w(), conv.dst->h(), conv.dst->w(), conv.src->c(),
+               conv.kw(),     conv.stride,   conv.pad_t,    conv.pad_l,    conv.bf16()},
         split_(conv.dst->n(), conv.dst->h(), conv.dst->w(), conv.dst->c(), kShards),
         ring_(shape_.ring(split_.group_channels)) {
     for (int64_t p = 0; p < split_.positions(); ++p) {

@@ -1,7 +1,8 @@
 // Weight gradients of 1x1 convolutions: diff_weights[o][i] = sum over rows of diff_dst[row][o] * src[row][i].
 //
 // One operand (`wide`) runs along the vectors, the other (`tall`) gives the rows of the register tiles. Every tile of a
-// block of rows adds its sums to a partial gradient while the next block is fetched into L2. FP32 is read where it is;
+// block of rows adds its sums to a partial gradient while the next block is fetched into L2. FP32 is read where it is
+// (where a vector would read on beyond the tensor its last block is packed);
 // pairs of rows of bf16 are first packed, the wide operand in panels.
 // The rows are cut into groups whose partials are added in order, the tall operand into bands; both fixed by shape.
 #undef HWY_TARGET_INCLUDE
@@ -27,7 +28,7 @@ struct RowProductArgs {
   const void *tall, *wide;  // [rows][tall_channels], [rows][wide_channels]
   int64_t tall_channels, wide_channels;
   int64_t row_begin, row_end, tall_begin, tall_end;
-  int64_t rows;        // of the tensors
+  int64_t rows;        // of the wide operand, from its first on, that may be read
   int64_t block_rows;  // even
   float* sums;         // [tall_channels][padded wide_channels]; rows tall_begin .. tall_end are written
   std::byte* scratch;
@@ -152,8 +153,8 @@ void row_product(const RowProductArgs& args) {
   const int64_t wide_row = args.wide_channels * static_cast<int64_t>(sizeof(T));
   const Panels panels(padded);
   const bool half = kHalfVectors && 2 * (padded - args.wide_channels) >= lanes;
-  // The last vector of a row reads on into the next row; the tensor's last row has none.
-  const bool overlaps = padded - (half ? lanes / 2 : 0) > args.wide_channels;
+  // The last vector of a row reads on into the rows behind it, of which the tensor's last ones have too few.
+  const int64_t beyond = padded - (half ? lanes / 2 : 0) - args.wide_channels;
   float* packed = reinterpret_cast<float*>(args.scratch);
   float* tall_steps = packed + (args.block_rows / per_step) * padded;
   int64_t passes = 0, wide_passes = 0;  // tiles of a block; those whose second stream is free for the wide operand
@@ -168,7 +169,7 @@ void row_product(const RowProductArgs& args) {
     const int64_t rows = std::min(args.block_rows, args.row_end - row), steps = (rows + per_step - 1) / per_step;
     const T* tall = static_cast<const T*>(args.tall) + row * args.tall_channels + args.tall_begin;
     const T* wide = static_cast<const T*>(args.wide) + row * args.wide_channels;
-    const bool in_place = per_step == 1 && !(overlaps && row + rows == args.rows);
+    const bool in_place = per_step == 1 && (args.rows - row - rows) * args.wide_channels >= beyond;
     if (!in_place) pack_panels(wide, args.wide_channels, rows, panels, packed);
     TileArgs tile{};
     const std::byte* a = reinterpret_cast<const std::byte*>(tall);
@@ -416,8 +417,8 @@ class PointwiseBackward final : public PointwiseWeightsGradient {
       sums.tall = transposed_ ? x : dy;
       sums.wide = transposed_ ? dy : x;
       sums.row_end = rows;
-      // Only behind the last row of a tensor there may be nothing.
-      sums.rows = !transposed_ && next == rows_ ? rows : rows + 1;
+      // Behind dy there is room for a vector.
+      sums.rows = transposed_ ? rows + 16 : rows_ - row;
       const int64_t ahead = std::min(block_rows_, std::max<int64_t>(end - next, 1));
       sums.fetch[0] = {bn.src + next * oc(), 4 * ahead * oc()};
       sums.fetch[1] = {bn.diff_dst + next * oc(), 4 * ahead * oc()};

@@ -25,7 +25,7 @@ struct PoolArgs {
   const float *mean, *inv_std, *scale, *shift;  // mean: null without bn
   float* dst;                                   // [N, C]
   void* values;                                 // bn without product: null, or receives what the mean is taken of
-  bool past_caches;                             // how
+  bool past_caches;                             // values are larger than the caches
   bool average;
   int64_t rows, channels;  // of an image
   int64_t image_begin, image_end, channel_begin, channel_end;
@@ -157,7 +157,8 @@ class Pool : public Kernel {
     rows_ = src.h() * src.w();
     images_ = {src.n(), std::max<int64_t>(1, kShardElements / (rows_ * channels_))};
     channel_split_ = {channels_, channels_};
-    // Parts of rows are read at half of the bandwidth: only where there are too few images for the threads.
+    // Parts of rows are read at half of the bandwidth (two cores, batch 8): an image is cut only where there are very
+    // few.
     if (src.n() < 4 && rows_ * channels_ > kShardElements) {
       const int64_t step = std::max<int64_t>(kPackBelow, kShardElements / rows_ / 64 * 64);
       if (step < channels_) channel_split_.step = step;

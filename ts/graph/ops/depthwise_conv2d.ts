@@ -1,5 +1,5 @@
 /** Depthwise convolution: src [N, H, W, C], weights HWC [kh, kw, C], dst [N, H', W', C]. */
-import { elements, type Shape, type Tensor } from '../types.js'
+import { actCode, elements, type Shape, type Tensor } from '../types.js'
 import { activationBwdReference, activationReference } from './activation.js'
 import { bnApplyReference, bnBwdReduceReference, bnStatsReference, expectNorm, expectRunning, normOf } from './batch_norm.js'
 import { at, attr, expectAct, expectImages, expectType, fail, hintedShape, refTensor, show, spec } from './check.js'
@@ -136,6 +136,7 @@ function expectSourceNorm(inputs: Inputs, attrs: Attrs, first: number): boolean 
   const count = operands.filter(Boolean).length
   if (count !== 0 && count !== 4) fail('src_mean, src_inv_std, src_scale and src_shift must be given together')
   expectAct({ act: attr(attrs, 'src_act') })
+  if (count === 0 && attr(attrs, 'src_act') !== actCode('identity')) fail('src_act needs the BN of src')
   if (count === 4) expectNorm(at(inputs, 0), inputs, first, ['src_mean', 'src_inv_std', 'src_scale', 'src_shift'])
   return count === 4
 }

@@ -1,5 +1,5 @@
 /** The expansion of an inverted bottleneck and its depthwise convolution as one op, for inference. */
-import { at, attr, expectAct, expectChannels, fail, spec } from './check.js'
+import { at, attr, expectAct, fail } from './check.js'
 import { conv2dBiasAct, depthwiseConv2dBiasAct } from './conv_bias_act.js'
 import type { Attrs, OpDef } from './def.js'
 
