@@ -146,7 +146,9 @@ void rows_of(const DenseRowsArgs& args) {
   const auto spread = [&](int64_t width) {
     return (kRowBlock * width * static_cast<int64_t>(sizeof(T)) + block_steps - 1) / block_steps;
   };
-  const int64_t src_step = spread(w.terms), dst_step = args.past_caches ? 0 : spread(args.dst_row);
+  const int64_t src_step = spread(w.terms), dst_step = spread(args.dst_row);
+  // A line that is fetched to be written is taken away from the other cores: only what this shard will write, whole.
+  const bool own_rows = !args.past_caches && args.panel_begin == 0 && args.panel_end == panel_count(vectors);
   for (int64_t row = args.row_begin; row < args.row_end; row += kRowBlock) {
     const int64_t rows = std::min<int64_t>(kRowBlock, args.row_end - row);
     const T* src = static_cast<const T*>(args.src) + row * w.terms;
@@ -163,8 +165,10 @@ void rows_of(const DenseRowsArgs& args) {
     }
     const std::byte* next_src =
         static_cast<const std::byte*>(args.src) + (row + rows) * w.terms * static_cast<int64_t>(sizeof(T));
-    const std::byte* next_dst =
-        static_cast<const std::byte*>(args.dst) + (row + rows) * args.dst_row * static_cast<int64_t>(sizeof(T));
+    const bool fetch_dst = own_rows && row + rows < args.row_end;
+    const std::byte* next_dst = fetch_dst ? static_cast<const std::byte*>(args.dst) +
+                                                (row + rows) * args.dst_row * static_cast<int64_t>(sizeof(T))
+                                          : reinterpret_cast<const std::byte*>(sums);
     for (int64_t index = args.panel_begin; index < args.panel_end; ++index) {
       const int wide = panel_vectors(vectors, index);
       const int64_t first = 2 * index * lanes;
@@ -182,7 +186,7 @@ void rows_of(const DenseRowsArgs& args) {
       tile.out = direct ? reinterpret_cast<float*>(dst) : sums;
       tile.out_row = direct ? args.dst_row : wide * lanes;
       tile.ahead_step = src_step;
-      tile.ahead2_step = dst_step;
+      tile.ahead2_step = fetch_dst ? dst_step : 0;
       constexpr size_t kVectorBytes = kLanes * sizeof(float);
       tile.past_caches = direct && args.past_caches && reinterpret_cast<uintptr_t>(dst) % kVectorBytes == 0 &&
                          static_cast<size_t>(args.dst_row) * sizeof(float) % kVectorBytes == 0;
@@ -194,10 +198,10 @@ void rows_of(const DenseRowsArgs& args) {
         tile.a = a + tiles.begin(i) * tile.a_row;
         tile.out = out + tiles.begin(i) * tile.out_row;
         tile.ahead = next_src;
-        tile.ahead2 = args.past_caches ? reinterpret_cast<const std::byte*>(sums) : next_dst;
+        tile.ahead2 = next_dst;
         run_tile<Word, Ahead::rows>(tile, tiles.begin(i + 1) - tiles.begin(i), wide, half);
         next_src += steps * src_step;
-        next_dst += steps * dst_step;
+        next_dst += steps * tile.ahead2_step;
       }
       if (direct) continue;
       if (stats) {
