@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterAll, afterEach, describe, expect, it, vi } from 'vitest'
@@ -165,17 +165,33 @@ describe('what cannot be written', () => {
     expect(told).toEqual([1, 2].map(() => expect.stringMatching(`^${code} .*metrics.csv: .*the run goes on`)))
   })
 
-  it.skipIf(!existsSync('/dev/full'))('of a log is told as lost at the end, with how much', async () => {
+  it('of a log is told as lost at the end, with how much', async () => {
     const { folder, told } = watched()
     await folder.open(false)
     const jsonl = new JsonlLogger(folder, 1)
-    symlinkSync('/dev/full', folder.file('steps.jsonl'))
+    at('enospc', 1, '+')
     for (const step of [1, 2, 3]) await jsonl.onStepEnd(ctx, { step, elapsedMs: 0 } as StepEvent)
     await folder.settleLogs()
     expect(told).toEqual([
       `EFF_CKPT_NO_SPACE ${folder.file('steps.jsonl')}: no space left on the disk; the run goes on, its lines are kept until they can be written`,
       `log-lost ${folder.file('steps.jsonl')}: 3 lines could not be written`,
     ])
+  })
+
+  it('of more than may wait loses that, and is told again when writing has gone well between', async () => {
+    const { folder, told } = watched()
+    await folder.open(false)
+    at('eio', 1, '+')
+    await folder.append('steps.jsonl', `${'x'.repeat(5 << 20)}\n`)
+    vi.unstubAllEnvs()
+    await folder.append('steps.jsonl', 'written\n')
+    at('eio', 1, '+')
+    await folder.append('steps.jsonl', 'late\n')
+    vi.unstubAllEnvs()
+    await folder.settleLogs()
+    expect(readFileSync(folder.file('steps.jsonl'), 'utf8')).toBe('written\nlate\n')
+    const failed = expect.stringMatching(/^EFF_IO .*the run goes on/)
+    expect(told).toEqual([failed, failed, `log-lost ${folder.file('steps.jsonl')}: 1 line could not be written`])
   })
 
   it('of the status ends a run that begins; later it is one warning, and the newest one is written when it can be', async () => {
