@@ -1,6 +1,6 @@
 /** conv2d and the bn_stats of its result: the statistics are taken while rows of the result are in L1. */
 import type { Node } from '../../graph/types.js'
-import type { Pattern } from './pattern.js'
+import { type Pattern, withStats } from './pattern.js'
 
 export const convStatsPattern: Pattern = {
   name: 'conv_stats',
@@ -16,14 +16,9 @@ export const convStatsPattern: Pattern = {
         {
           at: conv,
           run(rewriter) {
-            const into = {
-              dst: rewriter.define(dst),
-              mean: rewriter.define(stats.outputs[0]!),
-              inv_std: rewriter.define(stats.outputs[1]!),
-            }
             const attrs = { ...conv.attrs, ...stats.attrs }
-            const updates = stats.updates.map((t) => rewriter.to(t))
-            rewriter.graph.node('conv2d_stats', rewriter.inputs(conv), attrs, { name: conv.name, updates, into })
+            const results = withStats(rewriter, dst, stats)
+            rewriter.graph.node('conv2d_stats', rewriter.inputs(conv), attrs, { name: conv.name, ...results })
           },
         },
       ],

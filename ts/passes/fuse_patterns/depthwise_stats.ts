@@ -4,7 +4,7 @@
  * stored.
  */
 import { actCode, type Node, type Tensor } from '../../graph/types.js'
-import type { GraphView, Pattern, Rewrite } from './pattern.js'
+import { type GraphView, type Pattern, type Rewrite, withStats } from './pattern.js'
 
 export const depthwiseStatsPattern: Pattern = {
   name: 'depthwise_stats',
@@ -42,20 +42,14 @@ function fused(conv: Node, norm: SourceNorm | null, view: GraphView): Rewrite | 
       {
         at: conv,
         run(rewriter) {
-          const into = {
-            dst: rewriter.define(dst),
-            mean: rewriter.define(stats.outputs[0]!),
-            inv_std: rewriter.define(stats.outputs[1]!),
-          }
           const to = (t: Tensor | null | undefined) => rewriter.to(t!)
           const weights = to(conv.inputs[1])
           const [src, mean, invStd, scale, shift] = norm ? norm.bn.inputs : [conv.inputs[0]]
           const operands = norm ? { src_mean: to(mean), src_inv_std: to(invStd), src_scale: to(scale), src_shift: to(shift) } : {}
           const src_act = norm?.activation?.attrs['act'] ?? actCode('identity')
           const attrs = { ...conv.attrs, ...stats.attrs, src_act }
-          const updates = stats.updates.map(to)
           const inputs = { src: to(src), weights, ...operands }
-          rewriter.graph.node('depthwise_conv2d_stats', inputs, attrs, { name: conv.name, updates, into })
+          rewriter.graph.node('depthwise_conv2d_stats', inputs, attrs, { name: conv.name, ...withStats(rewriter, dst, stats) })
         },
       },
     ],

@@ -73,5 +73,15 @@ export class GraphView {
   }
 }
 
+/** Results and updates of a convolution that takes the statistics of its `dst` in place of the bn_stats `stats`. */
+export const withStats = (rewriter: Rewriter, dst: Tensor, stats: Node) => ({
+  into: {
+    dst: rewriter.define(dst),
+    mean: rewriter.define(stats.outputs[0]!),
+    inv_std: rewriter.define(stats.outputs[1]!),
+  },
+  updates: stats.updates.map((t) => rewriter.to(t)),
+})
+
 /** The operand of an `add` that is not `t`. */
 export const otherOperand = (node: Node, t: Tensor): Tensor => (node.inputs[0] === t ? node.inputs[1] : node.inputs[0])!
