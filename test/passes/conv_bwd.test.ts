@@ -1,10 +1,11 @@
 import { describe, expect, it } from 'vitest'
 import { Graph } from '../../ts/graph/graph.js'
-import { actCode, type Shape, type Tensor } from '../../ts/graph/types.js'
+import { actCode, type Node, type Shape, type Tensor } from '../../ts/graph/types.js'
 import { verify } from '../../ts/graph/verify.js'
 import { applyPatterns } from '../../ts/passes/fuse.js'
 import { convBwd } from '../../ts/passes/fuse_patterns/conv_bwd.js'
 import { autodiff, eliminateDead, fuseTraining } from '../../ts/passes/index.js'
+import { Rewriter } from '../../ts/passes/rewrite.js'
 import { anyParam } from '../graph/values.js'
 import { expectEqual, valuesFor } from './random_graph.js'
 
@@ -39,6 +40,14 @@ function block({ act = 'identity', channels = 5, frozen = false, fuse }: Options
   return eliminateDead(graph, ['out'])
 }
 
+/** The node, and behind conv2d_bwd_data a reader of what it makes. */
+function readEarly(rewriter: Rewriter, node: Node): void {
+  rewriter.copy(node)
+  if (node.op !== 'conv2d_bwd_data') return
+  const src = rewriter.to(node.outputs[0]!)
+  rewriter.graph.node('activation', { src }, { act: actCode('relu') }, { name: 'early', role: 'output' })
+}
+
 const ops = (graph: Graph): string[] => graph.nodes.map((n) => n.op).filter((op) => op.startsWith('conv2d_bwd'))
 
 describe('both gradients of a 1x1 convolution behind normalisation', () => {
@@ -48,6 +57,17 @@ describe('both gradients of a 1x1 convolution behind normalisation', () => {
     expect(ops(before)).toEqual(['conv2d_bwd_weights', 'conv2d_bwd_data'])
     expect(ops(after)).toEqual(['conv2d_bwd'])
     expectEqual(before, after, valuesFor(before))
+  })
+
+  it('are two ops where somebody reads one result before the other is made', () => {
+    const graph = block({ fuse: false })
+    const rewriter = new Rewriter(graph)
+    const weights = graph.nodes.find((n) => n.op === 'conv2d_bwd_weights')!
+    for (const node of graph.nodes) if (node !== weights) readEarly(rewriter, node)
+    rewriter.copy(weights)
+    const late = rewriter.graph
+    verify(late)
+    expect(ops(applyPatterns(late, [convBwd(0)], TARGET))).toEqual(['conv2d_bwd_data', 'conv2d_bwd_weights'])
   })
 
   it('are two ops where one is not wanted, or the source is the wider one', () => {

@@ -19,6 +19,9 @@ export const convBwd = (manyBytes = MANY_BYTES): Pattern => ({
     const weights = readers.find((n) => n.op === 'conv2d_bwd_weights')
     const data = readers.find((n) => n.op === 'conv2d_bwd_data')
     if (readers.length !== 2 || !weights || !data || view.escapes(diff)) return null
+    // The fused op stands where the later of the two did: nobody may read the earlier one's result before.
+    const results = [weights.outputs[0]!, data.outputs[0]!]
+    if (results.some((t) => view.readers(t).some((n) => n.id < last(weights, data).id))) return null
     if (!view.isFree(weights) || !view.isFree(data) || !pays(weights, data, manyBytes)) return null
     return {
       removes: [apply, weights, data],
