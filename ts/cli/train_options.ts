@@ -1,4 +1,4 @@
-import { COMPAT, defineOptions, ENGINE, OPTIMIZER, type Values } from './options.js'
+import { COMPAT, defineOptions, ENGINE, EXIF, OPTIMIZER, type Values } from './options.js'
 
 const share = { kind: 'number', value: 'X', min: 0, max: 0.999 } as const
 
@@ -56,13 +56,7 @@ export const TRAIN = defineOptions({
   logEvery: { kind: 'int', value: 'N', min: 1, shown: '400 a run, 50 at most', help: 'steps between log lines' },
   workers: { kind: 'int', value: 'N', min: 1, max: 256, shown: 'usable CPUs', help: 'decoding threads' },
   maxBad: { kind: 'number', value: 'X', min: 0, shown: '0.001', help: 'unreadable files: count, or share below 1' },
-  exif: {
-    kind: 'choice',
-    value: 'on|off',
-    choices: ['on', 'off'],
-    shown: 'on, or as --compat',
-    help: 'rotate as the EXIF tag says',
-  },
+  ...EXIF,
   grace: { kind: 'number', value: 'SECONDS', min: 1, shown: '25', help: 'after SIGTERM, for the checkpoint' },
   exit143OnSigterm: { kind: 'flag', help: 'exit 143 in place of 75 when SIGTERM ended the run' },
   ...ENGINE,
