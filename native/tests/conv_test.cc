@@ -29,6 +29,7 @@ const std::vector<Case>& cases() {
       pointwise(1, 1, 7, 3, 1),
       pointwise(1, 1, 4097, 1, 1),    // a last block of one row, in which a vector would read on far
       pointwise(1, 7, 7, 1152, 200),  // few rows: split by columns
+      pointwise(3, 5, 7, 96, 1000),   // several panels in a part, the last one 3 vectors wide and not full
       pointwise(9, 15, 15, 34, 100),  // an odd number of vectors, images that end inside a block of rows
       same3(2, 32, 32, 3, 32, 2),
       same3(1, 33, 31, 3, 24, 2),

@@ -122,8 +122,67 @@ class RowStats {
   int64_t begin_, width_, total_ = 0, in_tile_ = 0;
 };
 
+// to[0] is row `begin`.
+template <class T>
+void multiply_gate(const DenseRowsArgs& args, int64_t begin, int64_t end, T* to) {
+  const int64_t terms = args.weights.terms;
+  for (int64_t row = begin; row < end; ++row, to += terms) {
+    const float* gate = args.gate + row / args.image_rows * terms;
+    const T* from = static_cast<const T*>(args.src) + row * terms;
+    for_each_vector(terms, [&](int64_t c, size_t n, auto full) HWY_ATTR {
+      store_part(hn::Mul(load_part(from + c, n, full), load_part(gate + c, n, full)), to + c, n, full);
+    });
+  }
+}
+
+template <class T, class Word>
+void panels_of(const DenseRowsArgs& args) {
+  constexpr int64_t lanes = kLanes, size = sizeof(T), kLine = 64;
+  // So many steps ahead the weights are fetched: about a microsecond, longer than memory takes.
+  constexpr int64_t kStepsAhead = 32;
+  const DenseWeights& w = args.weights;
+  const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
+  auto* sums = static_cast<float*>(args.scratch);
+  const int64_t all_rows = args.row_end - args.row_begin;
+  for (int64_t index = args.panel_begin; index < args.panel_end; ++index) {
+    const int wide = panel_vectors(vectors, index);
+    const int64_t first = 2 * index * lanes, width = std::min<int64_t>(wide * lanes, w.channels - first);
+    const TileHeights tiles(all_rows, wide);
+    const bool half = 2 * (wide * lanes - width) >= lanes;
+    const float* bias = args.bias ? args.bias + first : nullptr;
+    TileArgs tile{};
+    tile.a_row = w.terms * size;
+    tile.a_step = 4;
+    tile.b = static_cast<const std::byte*>(args.packed) + 2 * index * steps * lanes * 4;
+    tile.b_step = wide * lanes * 4;
+    tile.steps = steps;
+    tile.out = sums;
+    tile.out_row = wide * lanes;
+    for (int64_t i = 0; i < tiles.count; ++i) {
+      const int64_t row = args.row_begin + tiles.begin(i), rows = tiles.begin(i + 1) - tiles.begin(i);
+      const int64_t at = row * args.dst_row + first - 2 * args.panel_begin * lanes;
+      T* dst = static_cast<T*>(args.dst) + at;
+      tile.a = static_cast<const std::byte*>(args.src) + row * tile.a_row;
+      // The first tile finds the weights on their way from memory, the others in L2. Rows stay for the next panel.
+      tile.ahead = tile.a + rows * tile.a_row;
+      tile.ahead_step = index == args.panel_begin ? (rows * tile.a_row + steps - 1) / steps : 0;
+      tile.ahead2 = i == 0 ? tile.b + kStepsAhead * tile.b_step : tile.b;
+      tile.ahead2_step = i == 0 ? tile.b_step : 0;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < width * size; c += kLine)
+          __builtin_prefetch(reinterpret_cast<std::byte*>(dst + r * args.dst_row) + c, 1);
+      run_tile<Word, Ahead::panels>(tile, rows, wide, half);
+      const T* residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;
+      with_act(args.act, [&](auto act) HWY_ATTR {
+        finish_rows<decltype(act)::value>(sums, tile.out_row, bias, residual, dst, args.dst_row, rows, width, false);
+      });
+    }
+  }
+}
+
 template <class T, class Word>
 void rows_of(const DenseRowsArgs& args) {
+  if (args.by_panels) return panels_of<T, Word>(args);
   constexpr int64_t lanes = kLanes;
   const DenseWeights& w = args.weights;
   const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
@@ -153,14 +212,7 @@ void rows_of(const DenseRowsArgs& args) {
     const int64_t rows = std::min<int64_t>(kRowBlock, args.row_end - row);
     const T* src = static_cast<const T*>(args.src) + row * w.terms;
     if (args.gate) {
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* gate = args.gate + (row + r) / args.image_rows * w.terms;
-        const T* from = src + r * w.terms;
-        T* to = gated + r * w.terms;
-        for_each_vector(w.terms, [&](int64_t c, size_t n, auto full) HWY_ATTR {
-          store_part(hn::Mul(load_part(from + c, n, full), load_part(gate + c, n, full)), to + c, n, full);
-        });
-      }
+      multiply_gate(args, row, row + rows, gated);
       src = gated;
     }
     const std::byte* next_src =
@@ -223,6 +275,14 @@ void rows_of(const DenseRowsArgs& args) {
 void rows_f32(const DenseRowsArgs& args) { rows_of<float, F32Word>(args); }
 void rows_bf16(const DenseRowsArgs& args) { rows_of<BFloat16, Bf16Pair>(args); }
 
+void gated_rows(const DenseRowsArgs& args, void* dst) {
+  const auto to = [&](auto* first) {
+    multiply_gate(args, args.row_begin, args.row_end, first + args.row_begin * args.weights.terms);
+  };
+  if (args.weights.dtype == plan::DType::bf16) return to(static_cast<BFloat16*>(dst));
+  to(static_cast<float*>(dst));
+}
+
 }  // namespace effnet::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -233,6 +293,7 @@ HWY_EXPORT(lane_count);
 HWY_EXPORT(row_block);
 HWY_EXPORT(rows_f32);
 HWY_EXPORT(rows_bf16);
+HWY_EXPORT(gated_rows);
 
 size_t DenseWeights::bytes() const {
   const int64_t lanes = EFF_DISPATCH(lane_count)();
@@ -297,6 +358,8 @@ size_t dense_scratch_bytes(const DenseWeights& weights, bool gated, bool stats) 
 }
 
 int64_t dense_row_block() { return EFF_DISPATCH(row_block)(); }
+
+void gate_rows(const DenseRowsArgs& args, void* dst) { EFF_DISPATCH(gated_rows)(args, dst); }
 
 void dense_rows(const DenseRowsArgs& args) {
   if (args.weights.dtype == plan::DType::bf16) return EFF_DISPATCH(rows_bf16)(args);

@@ -43,6 +43,9 @@ struct DenseRowsArgs {
   // Statistics of the rows as stored, or null: means, then sums of squared deviations, each padded_channels(). Those of
   // the panels at hand are written. Then there is no bias, activation or residual.
   double* stats;
+  // All rows for a panel before the next one is begun, for rows that are few beside the weights: those come from memory
+  // once and are fetched ahead. No stats, nothing past the caches.
+  bool by_panels;
   int64_t row_begin, row_end, panel_begin, panel_end;
   void* scratch;  // dense_scratch_bytes(), 64-byte aligned
 };
@@ -50,6 +53,8 @@ struct DenseRowsArgs {
 size_t dense_scratch_bytes(const DenseWeights& weights, bool gated, bool stats = false);
 // Rows that are computed together: row_begin of a split should be a multiple of it.
 int64_t dense_row_block();
+// Rows [row_begin, row_end) of `src` times the gate, to the same rows of `dst`.
+void gate_rows(const DenseRowsArgs& args, void* dst);
 void dense_rows(const DenseRowsArgs& args);
 
 }  // namespace effnet::cpu

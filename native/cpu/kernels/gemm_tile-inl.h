@@ -70,12 +70,18 @@ struct Bf16Pair {
 enum class Ahead {
   rows,    // what the next rows of `a` are, and the lines that their results will be written to
   blocks,  // both to be read, into L2: the next block must not drive this one out of L1
+  panels,  // what the next rows of `a` are, and of `b` as much as a step reads
 };
-template <Ahead kind>
+template <Ahead kind, int NV>
 HWY_INLINE void fetch_ahead(const std::byte* ahead, const std::byte* ahead2) {
   if constexpr (kind == Ahead::rows) {
     __builtin_prefetch(ahead);
     __builtin_prefetch(ahead2, 1);
+  } else if constexpr (kind == Ahead::panels) {
+    constexpr int kLine = 64, kVectorBytes = static_cast<int>(kLanes * sizeof(float));
+    __builtin_prefetch(ahead);
+#pragma GCC unroll 4
+    for (int at = 0; at < NV * kVectorBytes; at += kLine) __builtin_prefetch(ahead2 + at);
   } else {
     __builtin_prefetch(ahead, 0, 2);
     __builtin_prefetch(ahead2, 0, 2);
@@ -113,7 +119,7 @@ void gemm_tile(const TileArgs& t) {
   const std::byte* b = t.b;
   const std::byte *ahead = t.ahead, *ahead2 = t.ahead2;
   for (int64_t step = 0; step < t.steps; ++step) {
-    fetch_ahead<kAhead>(ahead, ahead2);
+    fetch_ahead<kAhead, NV>(ahead, ahead2);
     ahead += t.ahead_step;
     ahead2 += t.ahead2_step;
     Vec vb[kFull + 1];
