@@ -12,13 +12,12 @@ extern "C" void omp_set_num_threads(int);
 namespace effnet {
 namespace {
 
-constexpr int kFieldBits = 20;
-constexpr uint64_t kFieldMask = (uint64_t{1} << kFieldBits) - 1;
 // About 50 us of polling before a helper sleeps inside a task: operations follow each other faster than a wake-up.
 constexpr int kSpins = 2000;
 
-int next_shard(uint64_t job) { return static_cast<int>(job & kFieldMask); }
-int shard_count(uint64_t job) { return static_cast<int>((job >> kFieldBits) & kFieldMask); }
+constexpr uint64_t kNextStep = uint64_t{1} << 32;
+uint32_t range_next(uint64_t range) { return static_cast<uint32_t>(range >> 32); }
+uint32_t range_end(uint64_t range) { return static_cast<uint32_t>(range); }
 
 // Results must not depend on the thread: every engine thread flushes denormals and keeps oneDNN to itself.
 void enter_engine_thread(int worker) {
@@ -31,7 +30,8 @@ void enter_engine_thread(int worker) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads) {
+ThreadPool::ThreadPool(int threads)
+    : threads_(threads < 1 ? 1 : threads), ranges_(new Range[static_cast<size_t>(threads_)]) {
   try {
     workers_.emplace_back([this] { coordinator_loop(); });
     for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { helper_loop(i); });
@@ -131,8 +131,13 @@ void ThreadPool::run(int shards, Call call, void* context) {
   call_ = call;
   context_ = context;
   done_.store(0, std::memory_order_relaxed);
-  const uint64_t generation = (job_.load(std::memory_order_relaxed) >> (2 * kFieldBits)) + 1;
-  job_.store(generation << (2 * kFieldBits) | static_cast<uint64_t>(shards) << kFieldBits);
+  // Rounded up: the first thread, which is already awake, has the odd one.
+  const auto begin = [&](int worker) {
+    return (static_cast<uint64_t>(shards) * static_cast<uint64_t>(worker) + static_cast<uint64_t>(threads_) - 1) /
+           static_cast<uint64_t>(threads_);
+  };
+  for (int worker = 0; worker < threads_; ++worker)
+    ranges_[static_cast<size_t>(worker)].word.store(begin(worker) * kNextStep + begin(worker + 1));
   if (sleepers_.load() > 0) {
     wake_.fetch_add(1);
     wake_.notify_all();
@@ -147,14 +152,29 @@ void ThreadPool::run(int shards, Call call, void* context) {
   }
 }
 
+bool ThreadPool::shards_left() const {
+  for (int i = 0; i < threads_; ++i) {
+    const uint64_t range = ranges_[static_cast<size_t>(i)].word.load();
+    if (range_next(range) < range_end(range)) return true;
+  }
+  return false;
+}
+
 bool ThreadPool::take_shard(int worker) {
-  const uint64_t seen = job_.load(std::memory_order_relaxed);
-  if (next_shard(seen) >= shard_count(seen)) return false;
-  const uint64_t claim = job_.fetch_add(1, std::memory_order_acquire);
-  if (next_shard(claim) >= shard_count(claim)) return false;
-  call_(context_, next_shard(claim), worker);
-  done_.fetch_add(1, std::memory_order_release);
-  return true;
+  for (int i = 0; i < threads_; ++i) {
+    const bool own = i == 0;
+    std::atomic<uint64_t>& word = ranges_[static_cast<size_t>((worker + i) % threads_)].word;
+    uint64_t range = word.load(std::memory_order_relaxed);
+    while (range_next(range) < range_end(range)) {
+      if (!word.compare_exchange_weak(range, own ? range + kNextStep : range - 1, std::memory_order_acquire,
+                                      std::memory_order_relaxed))
+        continue;
+      call_(context_, static_cast<int>(own ? range_next(range) : range_end(range) - 1), worker);
+      done_.fetch_add(1, std::memory_order_release);
+      return true;
+    }
+  }
+  return false;
 }
 
 void ThreadPool::helper_loop(int worker) {
@@ -173,8 +193,7 @@ void ThreadPool::helper_loop(int worker) {
     // one: either this thread sees the job or the coordinator sees this thread.
     const uint32_t ticket = wake_.load();
     sleepers_.fetch_add(1);
-    const uint64_t job = job_.load();
-    if (next_shard(job) >= shard_count(job) && !stopping_.load()) wake_.wait(ticket);
+    if (!shards_left() && !stopping_.load()) wake_.wait(ticket);
     sleepers_.fetch_sub(1);
     idle = 0;
     if (stopping_.load()) std::this_thread::yield();

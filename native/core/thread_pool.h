@@ -16,7 +16,7 @@ namespace effnet {
 
 class ThreadPool {
  public:
-  // Most shards of one parallel(): the job word has 20 bits for them and for the claims that come too late.
+  // Most shards of one parallel().
   static constexpr int kMaxShards = (1 << 20) - 1024;
 
   // At most 256 threads. Throws std::system_error when the system gives no thread.
@@ -37,7 +37,9 @@ class ThreadPool {
   bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
 
   // Runs work(shard, worker) for every shard in [0, shards), at most kMaxShards. Only from inside a task. The order in
-  // which shards run, and on which thread, is not defined; results must not depend on it.
+  // which shards run, and on which thread, is not defined; results must not depend on it. As far as all threads keep
+  // step each takes the same part of [0, shards) every time: an operation whose shards are cut like those of the one
+  // before finds its operands in the caches of its own core.
   template <class F>
   void parallel(int shards, F&& work) {
     if (shards <= 0) return;
@@ -61,10 +63,15 @@ class ThreadPool {
   const int threads_;
   std::atomic<bool> stopping_{false};
 
-  // The job: generation << 40 | shards << 20 | next shard. One word, so that a claim knows what it claimed: while a
-  // claimed shard is not done the job cannot end, hence call_ and context_ are those of its generation.
-  std::atomic<uint64_t> job_{0};
-  std::atomic<int> done_{0};
+  // The shards [next, end) of the job that a thread has still to do, next << 32 | end. It takes them from the front;
+  // who has done his own takes from the end of others'. While a claimed shard is not done the job cannot end, hence
+  // call_ and context_ are those of the job that the claim was made in.
+  struct alignas(64) Range {
+    std::atomic<uint64_t> word{0};
+  };
+  bool shards_left() const;
+  const std::unique_ptr<Range[]> ranges_;
+  alignas(64) std::atomic<int> done_{0};
   Call call_ = nullptr;
   void* context_ = nullptr;
   std::atomic<bool> task_running_{false};

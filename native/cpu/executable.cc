@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "cpu/kernels/dispatch.h"
 #include "plan/op_ports.h"
@@ -130,6 +131,7 @@ Status Executable::bind_ops() {
     bound_.push_back({&op, std::move(kernel.value())});
   }
   worker_scratch_bytes_ = align64(worker_scratch_bytes_);
+  last_turns_.resize(static_cast<size_t>(pool_->threads()));
   shared = std::max(shared, lane_scratch_bytes_ * static_cast<size_t>(lanes_));
   const auto allocate = [](Block& block, uint64_t bytes, Block::Kind kind) -> Status {
     auto allocated = Block::allocate(bytes, kind);
@@ -146,9 +148,11 @@ Status Executable::bind_ops() {
 void Executable::run(Bound& bound, const ExecContext& base) {
   const auto start = Clock::now();
   for (int phase = 0; phase < bound.kernel->phases(); ++phase) {
+    const uint64_t turn = ++turns_;
     pool_->parallel(bound.kernel->shards(phase), [&](int shard, int worker) {
       ExecContext ctx = base;
       ctx.worker = worker;
+      ctx.first_shard = std::exchange(last_turns_[static_cast<size_t>(worker)].number, turn) != turn;
       ctx.worker_scratch = worker_scratch_.data() + static_cast<size_t>(worker) * worker_scratch_bytes_;
       bound.kernel->run(phase, shard, ctx);
     });
@@ -187,7 +191,10 @@ Status Executable::run_region(const ExecContext& base) {
       const Bound& bound = bound_[region.first + i];
       const auto start = profile ? Clock::now() : Clock::time_point();
       for (int phase = 0; phase < bound.kernel->phases(); ++phase)
-        for (int shard = 0; shard < bound.kernel->shards(phase); ++shard) bound.kernel->run(phase, shard, lane.ctx);
+        for (int shard = 0; shard < bound.kernel->shards(phase); ++shard) {
+          lane.ctx.first_shard = shard == 0;
+          bound.kernel->run(phase, shard, lane.ctx);
+        }
       if (profile) lane.seconds[i] += seconds_since(start);
       if (lane.failure) lane.failed = bound.op;
     }

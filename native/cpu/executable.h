@@ -88,6 +88,12 @@ class Executable {
   bool updates_weights_ = false;
   uint64_t prepared_version_ = 0;  // Memory::weights_version of the packed weights
   size_t worker_scratch_bytes_ = 0;
+  // The phase that a thread last took a shard of, and how many there have been: what tells it its first one.
+  struct alignas(64) Turn {
+    uint64_t number = 0;
+  };
+  std::vector<Turn> last_turns_;
+  uint64_t turns_ = 0;
   // Of the region: how many of its images are given to one thread each, and how many images may be in work at once.
   int whole_images_ = 0, lanes_ = 0;
   size_t lane_scratch_bytes_ = 0;  // of shared scratch

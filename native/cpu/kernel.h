@@ -42,6 +42,9 @@ struct ExecContext {
   std::atomic<int>* failure = nullptr;   // where expect_ok() leaves the first status of a library that is not 0
   std::atomic<bool>* unsound = nullptr;  // set by an update that made a parameter NaN or infinite
 
+  // Of this phase on this thread; if false, the worker scratch is as the one before left it.
+  bool first_shard = true;
+
   uint64_t image = 0;  // which one this is about, in a region of the plan
 
   void expect_ok(int status) const {

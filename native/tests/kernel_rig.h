@@ -273,7 +273,10 @@ class Rig {
         cpu::ExecContext mine = context;
         mine.worker = worker;
         mine.worker_scratch = scratch.data();
-        for (size_t i = next++; i < shards.size(); i = next++) kernel_->run(phase, shards[i], mine);
+        for (size_t i = next++; i < shards.size(); i = next++) {
+          kernel_->run(phase, shards[i], mine);
+          mine.first_shard = false;
+        }
       };
       if (order == Order::threads) {
         std::thread threads[3];

@@ -40,6 +40,26 @@ TEST(ThreadPool, RunsEveryShardOnceAndWaits) {
   }
 }
 
+// The others take the shards of a thread that is held up, whichever it is.
+TEST(ThreadPool, AThreadThatIsHeldUpLosesItsShards) {
+  for (const int threads : {2, 3}) {
+    ThreadPool pool(threads);
+    in_task(pool, [&] {
+      for (const int held : {0, 1, 11, 12, 23}) {
+        std::atomic<int> others{0};
+        pool.parallel(24, [&](int shard, int) {
+          if (shard != held) {
+            ++others;
+          } else {
+            while (others.load() < 23) std::this_thread::yield();
+          }
+        });
+        EXPECT_EQ(others, 23);
+      }
+    });
+  }
+}
+
 TEST(ThreadPool, TasksRunInOrder) {
   ThreadPool pool(2);
   std::vector<int> order;

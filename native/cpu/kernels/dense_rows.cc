@@ -122,9 +122,9 @@ class RowStats {
   int64_t begin_, width_, total_ = 0, in_tile_ = 0;
 };
 
-// to[0] is row `begin`.
+// Rows [begin, end) times the gate.
 template <class T>
-void multiply_gate(const DenseRowsArgs& args, int64_t begin, int64_t end, T* to) {
+void multiply_gate(const DenseRowsArgs& args, int64_t begin, int64_t end, T* HWY_RESTRICT to) {
   const int64_t terms = args.weights.terms;
   for (int64_t row = begin; row < end; ++row, to += terms) {
     const float* gate = args.gate + row / args.image_rows * terms;
@@ -144,6 +144,12 @@ void panels_of(const DenseRowsArgs& args) {
   const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
   auto* sums = static_cast<float*>(args.scratch);
   const int64_t all_rows = args.row_end - args.row_begin;
+  const T* src = static_cast<const T*>(args.src) + args.row_begin * w.terms;
+  if (args.gate) {
+    T* gated = reinterpret_cast<T*>(sums + kRowBlock * kTileVectors * lanes);
+    if (!args.gated_before) multiply_gate(args, args.row_begin, args.row_end, gated);
+    src = gated;
+  }
   for (int64_t index = args.panel_begin; index < args.panel_end; ++index) {
     const int wide = panel_vectors(vectors, index);
     const int64_t first = 2 * index * lanes, width = std::min<int64_t>(wide * lanes, w.channels - first);
@@ -162,7 +168,7 @@ void panels_of(const DenseRowsArgs& args) {
       const int64_t row = args.row_begin + tiles.begin(i), rows = tiles.begin(i + 1) - tiles.begin(i);
       const int64_t at = row * args.dst_row + first - 2 * args.panel_begin * lanes;
       T* dst = static_cast<T*>(args.dst) + at;
-      tile.a = static_cast<const std::byte*>(args.src) + row * tile.a_row;
+      tile.a = reinterpret_cast<const std::byte*>(src + tiles.begin(i) * w.terms);
       // The first tile finds the weights on their way from memory, the others in L2. Rows stay for the next panel.
       tile.ahead = tile.a + rows * tile.a_row;
       tile.ahead_step = index == args.panel_begin ? (rows * tile.a_row + steps - 1) / steps : 0;
@@ -275,14 +281,6 @@ void rows_of(const DenseRowsArgs& args) {
 void rows_f32(const DenseRowsArgs& args) { rows_of<float, F32Word>(args); }
 void rows_bf16(const DenseRowsArgs& args) { rows_of<BFloat16, Bf16Pair>(args); }
 
-void gated_rows(const DenseRowsArgs& args, void* dst) {
-  const auto to = [&](auto* first) {
-    multiply_gate(args, args.row_begin, args.row_end, first + args.row_begin * args.weights.terms);
-  };
-  if (args.weights.dtype == plan::DType::bf16) return to(static_cast<BFloat16*>(dst));
-  to(static_cast<float*>(dst));
-}
-
 }  // namespace effnet::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -293,7 +291,6 @@ HWY_EXPORT(lane_count);
 HWY_EXPORT(row_block);
 HWY_EXPORT(rows_f32);
 HWY_EXPORT(rows_bf16);
-HWY_EXPORT(gated_rows);
 
 size_t DenseWeights::bytes() const {
   const int64_t lanes = EFF_DISPATCH(lane_count)();
@@ -350,16 +347,14 @@ bool prefer_dense_rows(plan::DType dtype, int64_t terms) {
   return has_dense_rows(dtype, terms) && !(amx && dtype == plan::DType::bf16);
 }
 
-size_t dense_scratch_bytes(const DenseWeights& weights, bool gated, bool stats) {
+size_t dense_scratch_bytes(const DenseWeights& weights, int64_t gated_rows, bool stats) {
   const int64_t lanes = EFF_DISPATCH(lane_count)(), rows = EFF_DISPATCH(row_block)();
-  const int64_t gated_bytes = gated ? rows * weights.terms * 4 : 0;
+  const int64_t gated_bytes = gated_rows * weights.terms * 4;
   const int64_t stats_bytes = stats ? 3 * weights.padded_channels() * 4 : 0;
   return align64(static_cast<size_t>(rows * 3 * lanes * 4 + gated_bytes + stats_bytes));
 }
 
 int64_t dense_row_block() { return EFF_DISPATCH(row_block)(); }
-
-void gate_rows(const DenseRowsArgs& args, void* dst) { EFF_DISPATCH(gated_rows)(args, dst); }
 
 void dense_rows(const DenseRowsArgs& args) {
   if (args.weights.dtype == plan::DType::bf16) return EFF_DISPATCH(rows_bf16)(args);

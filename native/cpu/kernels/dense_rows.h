@@ -46,15 +46,16 @@ struct DenseRowsArgs {
   // All rows for a panel before the next one is begun, for rows that are few beside the weights: those come from memory
   // once and are fetched ahead. No stats, nothing past the caches.
   bool by_panels;
+  bool gated_before;  // by panels: the scratch still has these rows times the gate from another call
   int64_t row_begin, row_end, panel_begin, panel_end;
   void* scratch;  // dense_scratch_bytes(), 64-byte aligned
 };
 
-size_t dense_scratch_bytes(const DenseWeights& weights, bool gated, bool stats = false);
+// `gated_rows`: where there is a gate, the rows that are computed together: dense_row_block(), or all of them by
+// panels.
+size_t dense_scratch_bytes(const DenseWeights& weights, int64_t gated_rows, bool stats = false);
 // Rows that are computed together: row_begin of a split should be a multiple of it.
 int64_t dense_row_block();
-// Rows [row_begin, row_end) of `src` times the gate, to the same rows of `dst`.
-void gate_rows(const DenseRowsArgs& args, void* dst);
 void dense_rows(const DenseRowsArgs& args);
 
 }  // namespace effnet::cpu

@@ -141,7 +141,7 @@ class ExpandDepthwise final : public Kernel {
     band_rows_ = 2 * ((pairs + bands - 1) / bands);
     bands_ = (pass_.dst_h + band_rows_ - 1) / band_rows_;
     band_bytes_ = align64(static_cast<size_t>(((band_rows_ - 1) * pass_.stride + pass_.kh) * row_bytes));
-    pointwise_bytes_ = dense_scratch_bytes(packing_, false);
+    pointwise_bytes_ = dense_scratch_bytes(packing_, 0);
   }
   size_t depthwise_bytes() const { return static_cast<size_t>(pass_.scratch_floats()) * sizeof(float); }
 

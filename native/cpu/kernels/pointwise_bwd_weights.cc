@@ -356,7 +356,7 @@ class PointwiseBackward final : public PointwiseWeightsGradient {
   }
 
   size_t worker_scratch_bytes() const override {
-    return dy_bytes_ + coef_bytes_ + dense_scratch_bytes(weights_, false) +
+    return dy_bytes_ + coef_bytes_ + dense_scratch_bytes(weights_, 0) +
            PointwiseWeightsGradient::worker_scratch_bytes();
   }
   size_t persistent_bytes() const override { return packed_.bytes(); }
@@ -405,7 +405,7 @@ class PointwiseBackward final : public PointwiseWeightsGradient {
     sums.tall_end = tall();
     sums.block_rows = block_rows_;
     sums.sums = reinterpret_cast<float*>(ctx.shared_scratch) + shard * part_floats();
-    sums.scratch = scratch + dy_bytes_ + coef_bytes_ + dense_scratch_bytes(weights_, false);
+    sums.scratch = scratch + dy_bytes_ + coef_bytes_ + dense_scratch_bytes(weights_, 0);
 
     for (int64_t row = rows_ * shard / groups_; row < end; row += block_rows_) {
       const int64_t rows = std::min(block_rows_, end - row), next = row + rows;

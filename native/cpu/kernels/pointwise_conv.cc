@@ -18,6 +18,11 @@ constexpr int64_t kMostShards = 128;
 constexpr double kLeastShardFlops = 0.5e6;
 // Of the source, to be kept in L2 beside two panels of weights.
 constexpr int64_t kKeptBytes = 512 << 10;
+// Blocks of rows that go through a panel of weights together.
+constexpr int64_t kPanelBlocks = 8;
+// Images no wider are split by channels in the depthwise convolution behind an expansion; then so is the expansion, and
+// each core finds what it wrote itself.
+constexpr int64_t kDepthwiseByChannels = 32;
 
 // A number of parts of `total` things, at least `wanted` where there are as many, and at most `most`: one that divides
 // `total`, so that all parts take equally long, and is a multiple of 4, else of 2, so that as many threads end
@@ -46,19 +51,23 @@ class PointwiseConv final : public Kernel {
     merge_ = {weights_.channels, kStatsMergeChannels};
     const int64_t blocks = (rows_ + dense_row_block() - 1) / dense_row_block();
     const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / kShardFlops), 1, kMostShards);
+    const bool widens = !operands.transposed && !operands.mean && !operands.gate && weights_.channels > weights_.terms;
     // Few rows: every shard takes them all and some of the columns, so that each weight is read once.
     if (blocks < std::max<int64_t>(wanted, 8)) {
       column_parts_ = even_parts(weights_.panels(), wanted, 2 * wanted);
-      row_parts_ = 1;
       by_panels_ = !operands.mean &&
                    rows_ * weights_.terms * static_cast<int64_t>(plan::dtype_bytes(weights_.dtype)) <= kKeptBytes;
+    } else if (widens && operands.src->dims[2] <= kDepthwiseByChannels && blocks <= kPanelBlocks * 8) {
+      row_parts_ = even_parts(blocks, (blocks + kPanelBlocks - 1) / kPanelBlocks, blocks);
+      const int64_t columns = std::max<int64_t>(2, wanted / row_parts_);
+      column_parts_ = even_parts(weights_.panels(), columns, 3 * columns);
+      by_panels_ = true;
     } else {
       // The parts' statistics are merged: what they are changes their last bits.
       const auto finest = operands.mean ? 0 : static_cast<int64_t>(flops() / kLeastShardFlops);
       row_parts_ = even_parts(blocks, wanted, std::max(2 * wanted, std::min(finest, kMostShards)));
+      by_panels_ = !operands.mean && (blocks + row_parts_ - 1) / row_parts_ <= kPanelBlocks;
     }
-    gate_first_ = by_panels_ && operands.gate;
-    gate_parts_ = {rows_, std::max<int64_t>(8, (rows_ + 3) / 4)};
     for (int64_t part = 0; part < row_parts_; ++part) part_rows_.push_back(row_begin(part + 1) - row_begin(part));
     name_ = kernel_name(name, weights_.dtype);
   }
@@ -70,16 +79,15 @@ class PointwiseConv final : public Kernel {
   }
 
   const char* name() const override { return name_.c_str(); }
-  int phases() const override { return operands_.mean || gate_first_ ? 2 : 1; }
+  int phases() const override { return operands_.mean ? 2 : 1; }
   int shards(int phase) const override {
-    if (gate_first_ && phase == 0) return gate_parts_.count();
-    return static_cast<int>(phase == 0 || gate_first_ ? row_parts_ * column_parts_ : merge_.count());
+    return static_cast<int>(phase == 0 ? row_parts_ * column_parts_ : merge_.count());
   }
   size_t worker_scratch_bytes() const override {
-    return dense_scratch_bytes(weights_, operands_.gate && !gate_first_, operands_.mean);
+    const int64_t most_rows = by_panels_ ? *std::max_element(part_rows_.begin(), part_rows_.end()) : dense_row_block();
+    return dense_scratch_bytes(weights_, operands_.gate ? most_rows : 0, operands_.mean);
   }
   size_t shared_scratch_bytes() const override {
-    if (gate_first_) return static_cast<size_t>(rows_ * weights_.terms) * plan::dtype_bytes(weights_.dtype);
     return operands_.mean ? static_cast<size_t>(row_parts_ * part_stats()) * sizeof(double) : 0;
   }
   size_t persistent_bytes() const override { return packed_.bytes(); }
@@ -93,13 +101,13 @@ class PointwiseConv final : public Kernel {
 
   void run(int phase, int shard, const ExecContext& ctx) override {
     double* stats = reinterpret_cast<double*>(ctx.shared_scratch);
-    if (phase == 1 && !gate_first_) {
+    if (phase == 1) {
       return merge_stats({stats, part_rows_.data(), row_parts_, part_stats() / 2, merge_.begin(shard),
                           merge_.end(shard), operands_.eps, operands_.momentum, ctx.ptr<float>(operands_.mean),
                           ctx.ptr<float>(operands_.inv_std), ctx.ptr<float>(operands_.running_mean),
                           ctx.ptr<float>(operands_.running_var)});
     }
-    const int64_t row_part = shard / column_parts_, column_part = shard % column_parts_;
+    const int64_t row_part = shard % row_parts_, column_part = shard / row_parts_;
     DenseRowsArgs args{};
     args.weights = weights_;
     args.packed = packed_.data();
@@ -109,15 +117,7 @@ class PointwiseConv final : public Kernel {
     args.act = operands_.act;
     args.image_rows = image_rows_;
     args.by_panels = by_panels_;
-    if (gate_first_ && phase == 0) {
-      args.row_begin = gate_parts_.begin(shard);
-      args.row_end = gate_parts_.end(shard);
-      return gate_rows(args, ctx.shared_scratch);
-    }
-    if (gate_first_) {
-      args.src = ctx.shared_scratch;
-      args.gate = nullptr;
-    }
+    args.gated_before = row_parts_ == 1 && !ctx.first_shard;
     args.row_begin = row_begin(row_part);
     args.row_end = row_begin(row_part + 1);
     if (operands_.mean) args.stats = stats + row_part * part_stats();
@@ -144,8 +144,6 @@ class PointwiseConv final : public Kernel {
   DenseWeights weights_{};
   int64_t rows_, image_rows_, row_parts_ = 1, column_parts_ = 1;
   bool by_panels_ = false;
-  bool gate_first_ = false;  // in a phase of its own, else every column part would do it again
-  Split gate_parts_;
   std::vector<int64_t> part_rows_;
   Split merge_;
   Block packed_;
