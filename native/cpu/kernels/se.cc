@@ -20,7 +20,7 @@ namespace effnet::cpu {
 struct SeArgs {
   plan::Act act;
   int64_t n, c, r;
-  int64_t n_begin, n_end, c_begin, c_end;
+  int64_t n_begin, n_end, c_begin, c_end, r_begin, r_end;
   const float *pooled, *weights0, *bias0, *weights1, *bias1;
   float *gate, *hidden;
   float* active;  // act(hidden): of the shard's images (forward), of all (backward) [.., R]
@@ -44,15 +44,22 @@ void activate_flat(plan::Act act, const float* src, float* dst, int64_t count) {
   });
 }
 
-void se_gate(const SeArgs& k) {
+// Channels [r_begin, r_end) of hidden.
+void se_squeeze(const SeArgs& k) {
   const int64_t rows = k.n_end - k.n_begin, C = k.c, R = k.r;
-  float *hidden = k.hidden + k.n_begin * R, *gate = k.gate + k.n_begin * C;
-  dot_product(k.pooled + k.n_begin * C, C, rows, k.weights0, C, R, C,
-              [&](int64_t n, int64_t j, float sum) HWY_ATTR { hidden[n * R + j] = sum + k.bias0[j]; });
-  activate_flat(k.act, hidden, k.active, rows * R);
-  dot_product(k.active, R, rows, k.weights1, R, C, R,
-              [&](int64_t n, int64_t c, float sum) HWY_ATTR { gate[n * C + c] = sum + k.bias1[c]; });
-  activate_flat(plan::Act::sigmoid, gate, gate, rows * C);
+  float* hidden = k.hidden + k.n_begin * R + k.r_begin;
+  dot_product(k.pooled + k.n_begin * C, C, rows, k.weights0 + k.r_begin * C, C, k.r_end - k.r_begin, C,
+              [&](int64_t n, int64_t j, float sum) HWY_ATTR { hidden[n * R + j] = sum + k.bias0[k.r_begin + j]; });
+}
+
+// Channels [c_begin, c_end) of gate.
+void se_excite(const SeArgs& k) {
+  const int64_t rows = k.n_end - k.n_begin, C = k.c, R = k.r, width = k.c_end - k.c_begin;
+  float* gate = k.gate + k.n_begin * C + k.c_begin;
+  activate_flat(k.act, k.hidden + k.n_begin * R, k.active, rows * R);
+  dot_product(k.active, R, rows, k.weights1 + k.c_begin * R, R, width, R,
+              [&](int64_t n, int64_t c, float sum) HWY_ATTR { gate[n * C + c] = sum + k.bias1[k.c_begin + c]; });
+  for (int64_t n = 0; n < rows; ++n) activate_flat(plan::Act::sigmoid, gate + n * C, gate + n * C, width);
 }
 
 void se_gate_bwd_images(const SeBwdArgs& k) {
@@ -90,11 +97,15 @@ HWY_AFTER_NAMESPACE();
 namespace effnet::cpu {
 namespace {
 
-HWY_EXPORT(se_gate);
+HWY_EXPORT(se_squeeze);
+HWY_EXPORT(se_excite);
 HWY_EXPORT(se_gate_bwd_images);
 HWY_EXPORT(se_gate_bwd_channels);
 
 constexpr int64_t kImagesPerShard = 4, kChannelsPerShard = 128;
+// Weights, of both matrices, from which on the images of one shard are cut by channels: some 15 us to read them,
+// several times what another barrier costs.
+constexpr int64_t kCutWeights = 65536;
 
 class SeGate : public Kernel {
  public:
@@ -104,28 +115,57 @@ class SeGate : public Kernel {
     r_ = op.in(in_weights0)->dims[0];
     c_ = op.in(in_weights0)->dims[1];
     images_ = {n_, kImagesPerShard};
+    const bool cut = images_.count() == 1 && 2 * c_ * r_ >= kCutWeights;
+    squeezed_ = {r_, cut ? std::max<int64_t>(4, (r_ + 15) / 16 * 4) : r_};
+    channels_ = {c_, cut ? kChannelsPerShard : c_};
   }
   const char* name() const override { return name_.c_str(); }
-  int shards(int) const override { return images_.count(); }
+  int phases() const override { return cut() ? 2 : 1; }
+  int shards(int phase) const override {
+    return images_.count() * (phase == 0 ? squeezed_.count() : channels_.count());
+  }
   size_t worker_scratch_bytes() const override { return static_cast<size_t>(kImagesPerShard * r_) * sizeof(float); }
   double flops() const override {
     return 4.0 * static_cast<double>(n_) * static_cast<double>(c_) * static_cast<double>(r_);
   }
-  void run(int, int shard, const ExecContext& ctx) override {
+  void run(int phase, int shard, const ExecContext& ctx) override {
     using namespace op::se_gate;
-    EFF_DISPATCH(se_gate)
-    ({op_.act(attr_act), n_, c_, r_, images_.begin(shard), images_.end(shard), 0, c_,
-      ctx.ptr<const float>(op_.in(in_pooled)), ctx.ptr<const float>(op_.in(in_weights0)),
-      ctx.ptr<const float>(op_.in(in_bias0)), ctx.ptr<const float>(op_.in(in_weights1)),
-      ctx.ptr<const float>(op_.in(in_bias1)), ctx.ptr<float>(op_.out(out_gate)), ctx.ptr<float>(op_.out(out_hidden)),
-      reinterpret_cast<float*>(ctx.worker_scratch)});
+    SeArgs k{};
+    k.act = op_.act(attr_act);
+    k.n = n_;
+    k.c = c_;
+    k.r = r_;
+    k.pooled = ctx.ptr<const float>(op_.in(in_pooled));
+    k.weights0 = ctx.ptr<const float>(op_.in(in_weights0));
+    k.bias0 = ctx.ptr<const float>(op_.in(in_bias0));
+    k.weights1 = ctx.ptr<const float>(op_.in(in_weights1));
+    k.bias1 = ctx.ptr<const float>(op_.in(in_bias1));
+    k.gate = ctx.ptr<float>(op_.out(out_gate));
+    k.hidden = ctx.ptr<float>(op_.out(out_hidden));
+    k.active = reinterpret_cast<float*>(ctx.worker_scratch);
+    const int images = cut() ? 0 : shard, part = cut() ? shard : 0;
+    k.n_begin = images_.begin(images);
+    k.n_end = images_.end(images);
+    if (phase == 0) {
+      k.r_begin = squeezed_.begin(part);
+      k.r_end = squeezed_.end(part);
+      EFF_DISPATCH(se_squeeze)(k);
+    }
+    if (phase == 1 || !cut()) {
+      k.c_begin = channels_.begin(phase * part);
+      k.c_end = channels_.end(phase * part);
+      EFF_DISPATCH(se_excite)(k);
+    }
   }
 
  private:
+  bool cut() const { return squeezed_.count() > 1 || channels_.count() > 1; }
+
   const plan::Op op_;
   std::string name_;
   int64_t n_, c_, r_;
-  Split images_;
+  // Images, or where those are one shard channels: of hidden, then of the gate.
+  Split images_, squeezed_, channels_;
 };
 
 class SeGateBwd : public Kernel {
