@@ -140,6 +140,8 @@ void panels_of(const DenseRowsArgs& args) {
   constexpr int64_t lanes = kLanes, size = sizeof(T), kLine = 64;
   // So many steps ahead the weights are fetched: about a microsecond, longer than memory takes.
   constexpr int64_t kStepsAhead = 32;
+  // The next panel, too, where this one leaves it room near the core; larger ones would drive each other out.
+  constexpr int64_t kNextPanelBytes = 48 << 10;
   const DenseWeights& w = args.weights;
   const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
   auto* sums = static_cast<float*>(args.scratch);
@@ -169,11 +171,20 @@ void panels_of(const DenseRowsArgs& args) {
       const int64_t at = row * args.dst_row + first - 2 * args.panel_begin * lanes;
       T* dst = static_cast<T*>(args.dst) + at;
       tile.a = reinterpret_cast<const std::byte*>(src + tiles.begin(i) * w.terms);
-      // The first tile finds the weights on their way from memory, the others in L2. Rows stay for the next panel.
+      // Rows stay for the next panel. The first tile fetches its own weights, the others a part each of the next panel,
+      // so that memory is asked for evenly; after a shard's last panel that often is the thread's next shard.
       tile.ahead = tile.a + rows * tile.a_row;
       tile.ahead_step = index == args.panel_begin ? (rows * tile.a_row + steps - 1) / steps : 0;
-      tile.ahead2 = i == 0 ? tile.b + kStepsAhead * tile.b_step : tile.b;
-      tile.ahead2_step = i == 0 ? tile.b_step : 0;
+      if (i == 0) {
+        tile.ahead2 = tile.b + kStepsAhead * tile.b_step;
+        tile.ahead2_step = tile.b_step;
+      } else if (steps * tile.b_step <= kNextPanelBytes) {
+        tile.ahead2_step = (tile.b_step + tiles.count - 2) / (tiles.count - 1);
+        tile.ahead2 = tile.b + steps * (tile.b_step + (i - 1) * tile.ahead2_step);
+      } else {
+        tile.ahead2 = tile.b;
+        tile.ahead2_step = 0;
+      }
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < width * size; c += kLine)
           __builtin_prefetch(reinterpret_cast<std::byte*>(dst + r * args.dst_row) + c, 1);
