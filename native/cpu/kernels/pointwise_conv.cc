@@ -13,6 +13,8 @@ namespace {
 
 // About 20 us on one AVX-512 core: long against a barrier, short enough that the last shard of an op is not waited for.
 constexpr double kShardFlops = 2.5e6;
+// Of inference, where an op is all that there is to share among threads, and what it costs to begin a shard counts.
+constexpr double kInferenceShardFlops = 5e6;
 constexpr int64_t kMostShards = 128;
 // About 4 us: where parts that end together have to be as small.
 constexpr double kLeastShardFlops = 0.5e6;
@@ -50,7 +52,8 @@ class PointwiseConv final : public Kernel {
     rows_ = operands.src->dims[0] * image_rows_;
     merge_ = {weights_.channels, kStatsMergeChannels};
     const int64_t blocks = (rows_ + dense_row_block() - 1) / dense_row_block();
-    const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / kShardFlops), 1, kMostShards);
+    const double shard_flops = operands.mean || operands.transposed ? kShardFlops : kInferenceShardFlops;
+    const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / shard_flops), 1, kMostShards);
     const bool widens = !operands.transposed && !operands.mean && !operands.gate && weights_.channels > weights_.terms;
     // Few rows: every shard takes them all and some of the columns, so that each weight is read once.
     if (blocks < std::max<int64_t>(wanted, 8)) {
