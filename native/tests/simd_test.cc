@@ -198,7 +198,7 @@ TEST(Simd, SpecialValues) {
   EXPECT_EQ(run(1, x)[7], 1.0f);
   EXPECT_EQ(run(2, x)[7], kInf);
   EXPECT_TRUE(std::isfinite(run(0, x)[4]));
-  for (int what = 0; what <= 6; ++what) EXPECT_TRUE(std::isnan(run(what, x)[6])) << what;
+  for (int what : {0, 1, 2, 3, 4, 5, 6, 9, 10}) EXPECT_TRUE(std::isnan(run(what, x)[6])) << what;
   EXPECT_EQ(run(5, x)[10], 0.0f);
   EXPECT_EQ(run(5, x)[14], 7.0f);
   EXPECT_EQ(run(6, x)[14], 6.0f);

@@ -14,8 +14,8 @@
 //   #endif
 //
 // Relative errors against float64, measured over all of the range by simd_test: exp below 1.6e-7; sigmoid and silu
-// below 5e-7 for |x| <= 16 and 2e-6 beyond. Those for results stored as bf16 (2^-9): below 2.5e-4, for two thirds of
-// the instructions. NaN in gives NaN out everywhere.
+// below 5e-7 for |x| <= 16 and 2e-6 beyond. SiLU for results stored as bf16 (2^-9): below 2.5e-4, for two thirds of the
+// instructions. NaN in gives NaN out everywhere.
 
 #if defined(EFFNET_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef EFFNET_SIMD_INL_H_
@@ -176,38 +176,56 @@ HWY_INLINE Vec reciprocal(Vec y) {
 }
 
 #if HWY_TARGET == HWY_AVX3
-// 2^(k/32) for k < 32, as bits less k << 18: the place where adding (32n + k) << 18 puts k beside the exponent n.
+// scale * 2^(k/32) for k < 32, as bits less k << 18: the place where adding (32n + k) << 18 puts k beside the exponent.
 struct Exp2Table {
   alignas(64) uint32_t bits[32];
-  constexpr Exp2Table() : bits{} {
-    double power = 1;
+  explicit constexpr Exp2Table(double scale) : bits{} {
+    double power = scale;
     for (uint32_t k = 0; k < 32; ++k, power *= 1.0218971486541166782344801347833)
       bits[k] = std::bit_cast<uint32_t>(static_cast<float>(power)) - (k << 18);
   }
 };
-inline constexpr Exp2Table kExp2Table{};
+// 2^r for |r| <= 1/64 is 4c * ((r/2 + b)^2 + d) to 6e-8 and, coarsely, (r/2 + b) / b to 9e-5; 4c and 1 / b are the
+// tables' scales. The b's have few bits, so that b - n/2 below is exact; the coarse one's is a multiple of 1/64, so
+// that it is one subtraction.
+inline constexpr float kExp2Shift = 0.72134781f, kExp2Rest = 0.52032713f, kCoarseExp2Shift = 46.0f / 64;
+static_assert(kExp2Shift * (1 << 18) == static_cast<int>(kExp2Shift * (1 << 18)));
+inline constexpr Exp2Table kExp2Table{4 * 0.2402299}, kCoarseExp2Table{64.0 / 46};
 #endif
 
-// e^-x for the sigmoid, x clamped to [-87, 87]. T = BFloat16: what a result of 8 bits needs (relative error 1e-4, from
-// the table 3e-5). Else 9e-8, and one word of log2(e), which costs |x| * 2e-8 of relative error.
-template <class T>
-HWY_INLINE Vec exp_of_negative(Vec x) {
-  const Vec clamped = hn::Min(splat(87.0f), hn::Max(splat(-87.0f), x));
+// e^-x for the sigmoid as a product of two factors, x clamped to [-87, 87]. T = BFloat16: what a result of 8 bits needs
+// (relative error 1.5e-4). Else 1.3e-7, and one word of log2(e), which costs |x| * 2e-8 of relative error.
+struct ExpFactors {
+  Vec power, rest;
+};
+// keeps_nan: else a NaN may become a number, where the caller's product with x makes it one again.
+template <class T, bool keeps_nan>
+HWY_INLINE ExpFactors exp_of_negative(Vec x) {
   constexpr bool coarse = std::is_same_v<T, BFloat16>;
 #if HWY_TARGET == HWY_AVX3
-  // 2^(n + k/32 + r): a table by k, so that |r| <= 1/64 and a quadratic (T = BFloat16: a line) do for 2^r. Adding 1.5 *
-  // 2^23 / 32 rounds to 32nds and leaves 32n + k in the low bits. A third of the multiplications of a polynomial alone:
-  // they are what the units run out of.
-  const Vec magic = splat(393216.0f), log2e = splat(-1.4426950216293335f);
-  const Vec shifted = hn::MulAdd(clamped, log2e, magic);
-  const Vec rest = hn::MulSub(clamped, log2e, hn::Sub(shifted, magic));
+  // 2^(n + r), n in 32nds: a table by the fraction of n, so that |r| <= 1/64. Halves are added to 1.5 * 2^23 / 64,
+  // which rounds n to 32nds and leaves 32n in the low bits. What counts here is the number of instructions, whichever
+  // they are.
+  Vec clamped;
+  if constexpr (keeps_nan) {
+    clamped = hn::Min(splat(87.0f), hn::Max(splat(-87.0f), x));
+  } else {
+    clamped = Vec{_mm512_range_ps(x.raw, splat(87.0f).raw, 2)};  // the smaller magnitude, with the sign of x
+  }
+  constexpr float kMagic = 196608.0f;
+  const Vec half_log2e = splat(-1.4426950216293335f / 2);
+  const Vec shifted = hn::MulAdd(clamped, half_log2e, splat(kMagic));
+  const Vec shift = coarse ? hn::Sub(splat(kMagic + kCoarseExp2Shift), shifted)
+                           : hn::Sub(splat(kExp2Shift), hn::Sub(shifted, splat(kMagic)));
+  const Vec sum = hn::MulAdd(clamped, half_log2e, shift);  // r/2 + b
   const __m512i index = _mm512_castps_si512(shifted.raw);
-  const __m512i entry =
-      _mm512_permutex2var_epi32(_mm512_load_si512(kExp2Table.bits), index, _mm512_load_si512(kExp2Table.bits + 16));
+  const uint32_t* table = coarse ? kCoarseExp2Table.bits : kExp2Table.bits;
+  const __m512i entry = _mm512_permutex2var_epi32(_mm512_load_si512(table), index, _mm512_load_si512(table + 16));
   const Vec power{_mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(index, 18)))};
-  if constexpr (coarse) return hn::MulAdd(hn::Mul(power, rest), splat(0.6931574f), power);
-  return hn::Mul(power, hn::MulAdd(hn::MulAdd(splat(0.2402265f), rest, splat(0.6931574f)), rest, splat(1.0f)));
+  if constexpr (coarse) return {power, sum};
+  return {power, hn::MulAdd(sum, sum, splat(kExp2Rest))};
 #else
+  const Vec clamped = hn::Min(splat(87.0f), hn::Max(splat(-87.0f), x));
   const Vec n = hn::Round(hn::Mul(clamped, splat(-1.4426950216293335f)));
   const Vec r = hn::MulSub(clamped, splat(-1.4426950216293335f), n);
   Vec p;
@@ -220,45 +238,45 @@ HWY_INLINE Vec exp_of_negative(Vec x) {
     p = hn::MulAdd(p, r, splat(0.24022242426872253f));
     p = hn::MulAdd(p, r, splat(0.6931470036506653f));
   }
-  p = hn::MulAdd(p, r, splat(1.0f));
-  return scale_by_power(p, n);
+  return {scale_by_power(splat(1.0f), n), hn::MulAdd(p, r, splat(1.0f))};
 #endif
 }
 
 // s = 1/(1+e^-x) and its complement 1 - s, each to its own last bits (1 - s computed from s would have cancelled where
 // s is near 1). Below x = -87 s stays at 1.6e-38, above 87 the complement does.
-template <class T = float>
+template <class T = float, bool keeps_nan = true>
 HWY_INLINE void sigmoid_and_complement(Vec x, Vec& s, Vec& complement) {
-  const Vec e = exp_of_negative<T>(x);
-  const Vec y = hn::Add(e, splat(1.0f));
+  const ExpFactors e = exp_of_negative<T, keeps_nan>(x);
+  const Vec y = hn::MulAdd(e.power, e.rest, splat(1.0f));
   // AVX-512's estimate has 14 bits, AVX2's only 12.
   if constexpr (std::is_same_v<T, BFloat16> && HWY_TARGET == HWY_AVX3) {
     s = hn::ApproximateReciprocal(y);
   } else {
     s = reciprocal(y);
   }
-  complement = hn::Mul(e, s);
+  complement = hn::Mul(hn::Mul(e.power, e.rest), s);
 }
 
-template <class T = float>
 HWY_INLINE Vec sigmoid(Vec x) {
   Vec s, complement;
-  sigmoid_and_complement<T>(x, s, complement);
+  sigmoid_and_complement(x, s, complement);
   return s;
 }
 
 template <class T = float>
 HWY_INLINE Vec silu(Vec x) {
-  return hn::Mul(x, sigmoid<T>(x));
+  Vec s, complement;
+  sigmoid_and_complement<T, false>(x, s, complement);
+  return hn::Mul(x, s);
 }
 
 // ---- activations ------------------------------------------------------------------------------------------------
 
-// T: what the result will be stored as; BFloat16 allows a shorter approximation.
+// T: what the result will be stored as; BFloat16 allows a shorter approximation of SiLU.
 template <plan::Act act, class T = float>
 HWY_INLINE Vec activate(Vec x) {
   if constexpr (act == plan::Act::silu) return silu<T>(x);
-  if constexpr (act == plan::Act::sigmoid) return sigmoid<T>(x);
+  if constexpr (act == plan::Act::sigmoid) return sigmoid(x);
   if constexpr (act == plan::Act::relu) return hn::Max(zero(), x);
   if constexpr (act == plan::Act::relu6) return hn::Min(splat(6.0f), hn::Max(zero(), x));
   return x;
@@ -270,12 +288,12 @@ HWY_INLINE void activate_both(Vec x, Vec& value, Vec& grad) {
   const Vec one = splat(1.0f);
   if constexpr (act == plan::Act::silu) {
     Vec s, complement;
-    sigmoid_and_complement<T>(x, s, complement);
+    sigmoid_and_complement<T, false>(x, s, complement);
     value = hn::Mul(x, s);
     grad = hn::MulAdd(value, complement, s);
   } else if constexpr (act == plan::Act::sigmoid) {
     Vec complement;
-    sigmoid_and_complement<T>(x, value, complement);
+    sigmoid_and_complement(x, value, complement);
     grad = hn::Mul(value, complement);
   } else {
     value = activate<act>(x);
