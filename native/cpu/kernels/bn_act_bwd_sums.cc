@@ -63,47 +63,51 @@ namespace effnet::cpu::HWY_NAMESPACE {
 template <class T, plan::Act act, bool remake>
 HWY_INLINE void add_sums(const BnActBwdSumsArgs& k, const T* x, const T* d, T* y, int64_t rows, int64_t pack,
                          int64_t capacity, float* tile) {
+  constexpr bool wide = std::is_same_v<T, BFloat16>;  // f32 waits for memory
   const float *mean = k.scratch, *a = mean + capacity, *shift = a + capacity, *factor = shift + capacity;
-  for_each_group<T, 4>(rows, k.channels, pack, [&](int64_t at, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
-    constexpr int N = decltype(group)::kCount, U = decltype(group)::kColumns;
-    Vec xm[N], diff[N], sums[U][kSumCount] = {};
-    for (int i = 0; i < N; ++i) xm[i] = load_part(x + at + group.at(i), n, full);
-    for (int i = 0; i < N; ++i) diff[i] = load_part(d + at + group.at(i), n, full);
-    for (int i = 0; i < N; ++i) {
-      const int64_t column = c + group.column(i);
-      Vec value, slope;
-      xm[i] = hn::Sub(xm[i], load(mean + column));
-      activate_both<act, T>(hn::MulAdd(xm[i], load(a + column), load(shift + column)), value, slope);
-      if constexpr (remake) {
-        const Vec gated = hn::Mul(value, load(factor + column));
-        store_part_past(gated, y + at + group.at(i), n, full, k.past_caches);
-      }
-      const Vec product = hn::Mul(diff[i], slope);
-      auto& sum = sums[i % U];  // gate, dg, g, dgx, gx
-      if (i < U) {
-        sum[0] = hn::Mul(diff[i], value);
-        sum[1] = product;
-        sum[2] = slope;
-        sum[3] = hn::Mul(product, xm[i]);
-        sum[4] = hn::Mul(slope, xm[i]);
-      } else {
-        sum[0] = hn::MulAdd(diff[i], value, sum[0]);
-        sum[1] = hn::Add(sum[1], product);
-        sum[2] = hn::Add(sum[2], slope);
-        sum[3] = hn::MulAdd(product, xm[i], sum[3]);
-        sum[4] = hn::MulAdd(slope, xm[i], sum[4]);
-      }
-    }
-    for (int u = 0; u < U; ++u) {
-      for (int s = 0; s < kSumCount; ++s) {
-        float* to = tile + s * capacity + c + group.column(u);
-        Vec sum = sums[u][s];
-        // Beyond a tail of packed rows lie columns of the next ones.
-        if constexpr (!decltype(full)::value) sum = hn::IfThenElseZero(hn::FirstN(F32(), n), sum);
-        store(hn::Add(load(to), sum), to);
-      }
-    }
-  });
+  for_each_group<T, 4, wide>(
+      rows, k.channels, pack, [&](int64_t at, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
+        constexpr int N = decltype(group)::kCount, U = decltype(group)::kColumns;
+        Vec xm[N], diff[N], sums[U][kSumCount] = {};
+        if constexpr (wide) fetch_group(x + at, group);
+        if constexpr (wide) fetch_group(d + at, group);
+        for (int i = 0; i < N; ++i) xm[i] = load_part(x + at + group.at(i), n, full);
+        for (int i = 0; i < N; ++i) diff[i] = load_part(d + at + group.at(i), n, full);
+        for (int i = 0; i < N; ++i) {
+          const int64_t column = c + group.column(i);
+          Vec value, slope;
+          xm[i] = hn::Sub(xm[i], load(mean + column));
+          activate_both<act, T>(hn::MulAdd(xm[i], load(a + column), load(shift + column)), value, slope);
+          if constexpr (remake) {
+            const Vec gated = hn::Mul(value, load(factor + column));
+            store_part_past(gated, y + at + group.at(i), n, full, k.past_caches);
+          }
+          const Vec product = hn::Mul(diff[i], slope);
+          auto& sum = sums[i % U];  // gate, dg, g, dgx, gx
+          if (i < U) {
+            sum[0] = hn::Mul(diff[i], value);
+            sum[1] = product;
+            sum[2] = slope;
+            sum[3] = hn::Mul(product, xm[i]);
+            sum[4] = hn::Mul(slope, xm[i]);
+          } else {
+            sum[0] = hn::MulAdd(diff[i], value, sum[0]);
+            sum[1] = hn::Add(sum[1], product);
+            sum[2] = hn::Add(sum[2], slope);
+            sum[3] = hn::MulAdd(product, xm[i], sum[3]);
+            sum[4] = hn::MulAdd(slope, xm[i], sum[4]);
+          }
+        }
+        for (int u = 0; u < U; ++u) {
+          for (int s = 0; s < kSumCount; ++s) {
+            float* to = tile + s * capacity + c + group.column(u);
+            Vec sum = sums[u][s];
+            // Beyond a tail of packed rows lie columns of the next ones.
+            if constexpr (!decltype(full)::value) sum = hn::IfThenElseZero(hn::FirstN(F32(), n), sum);
+            store(hn::Add(load(to), sum), to);
+          }
+        }
+      });
 }
 
 template <class T, plan::Act act, bool remake>

@@ -78,6 +78,9 @@ struct Group {
   static HWY_INLINE int64_t column(int i) { return i % U * static_cast<int64_t>(kLanes); }
 };
 
+// Rows of a group side by side without fetching ahead.
+inline constexpr int64_t kGroupBytes = 1024;
+
 // Goes through `rows` rows of `channels` values, `pack` of them as one while there are enough: f(offset, column, lanes,
 // full, Group) for groups of vectors, the first of which begins at the offset and at the column of its packed row.
 //
@@ -86,9 +89,12 @@ struct Group {
 // streams for the CPU's prefetchers, and up to half of the bandwidth is lost; there a group lies in one row.
 //
 // `stride`: values from row to row, where these are only some of the channels (not packed then).
-template <class T, int R, class F>
+//
+// kWide: R rows side by side however wide they are, for kernels that would load and store more by column than by value
+// otherwise. They fetch the next rows themselves (fetch_group()).
+template <class T, int R, bool kWide = false, class F>
 HWY_INLINE void for_each_group(int64_t rows, int64_t channels, int64_t stride, int64_t pack, F&& f) {
-  constexpr int64_t lanes = kLanes, kBlockBytes = 1024;
+  constexpr int64_t lanes = kLanes;
   const auto row = [&](int64_t offset, int64_t width, auto group) HWY_ATTR {
     constexpr int64_t step = decltype(group)::kColumns * lanes;
     int64_t c = 0;
@@ -99,14 +105,22 @@ HWY_INLINE void for_each_group(int64_t rows, int64_t channels, int64_t stride, i
   };
   const int64_t width = pack * channels, step = pack * stride, packed = rows / pack;
   int64_t r = 0;
-  if (R * step * static_cast<int64_t>(sizeof(T)) <= kBlockBytes)
+  if (kWide || R * step * static_cast<int64_t>(sizeof(T)) <= kGroupBytes)
     for (; r + R <= packed; r += R) row(r * step, width, Group<R, 1>{step});
   for (; r < packed; ++r) row(r * step, width, Group<1, 2>{step});
   for (int64_t i = packed * pack; i < rows; ++i) row(i * stride, channels, Group<1, 2>{stride});
 }
-template <class T, int R, class F>
+template <class T, int R, bool kWide = false, class F>
 HWY_INLINE void for_each_group(int64_t rows, int64_t channels, int64_t pack, F&& f) {
-  for_each_group<T, R>(rows, channels, channels, pack, f);
+  for_each_group<T, R, kWide>(rows, channels, channels, pack, f);
+}
+
+// Fetches what lies below a group that begins at p, for the next group of the same columns. Rows of narrower groups
+// come as one stream.
+template <class T, int R, int U>
+HWY_INLINE void fetch_group(const T* p, const Group<R, U>& group) {
+  if (R == 1 || R * group.row * static_cast<int64_t>(sizeof(T)) <= kGroupBytes) return;
+  for (int i = 0; i < R; ++i) hwy::Prefetch(p + (R + i) * group.row);
 }
 
 }  // namespace effnet::cpu::HWY_NAMESPACE

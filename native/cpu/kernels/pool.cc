@@ -41,6 +41,7 @@ namespace effnet::cpu::HWY_NAMESPACE {
 template <class T, plan::Act act, bool bn, bool product>
 void pool_range(const PoolArgs& k) {
   constexpr int64_t kTileRows = 64;
+  constexpr bool wide = !product && std::is_same_v<T, BFloat16>;  // f32 waits for memory
   const int64_t C = k.channels, first = k.channel_begin, count = k.channel_end - first;
   const bool whole = count == C;
   const int64_t pack = whole ? pack_factor(C) : 1, width = pack * count, capacity = packed_capacity(C);
@@ -69,6 +70,7 @@ void pool_range(const PoolArgs& k) {
         constexpr int N = decltype(group)::kCount, U = decltype(group)::kColumns;
         at += row * C;
         Vec v[N], d[N], total[U] = {};
+        if constexpr (wide) fetch_group(src + at, group);
         for (int i = 0; i < N; ++i) v[i] = load_part(src + at + group.at(i), n, full);
         if constexpr (product)
           for (int i = 0; i < N; ++i) d[i] = load_part(diff + at + group.at(i), n, full);
@@ -92,7 +94,7 @@ void pool_range(const PoolArgs& k) {
           store(hn::Add(load(to), total[u]), to);
         }
       };
-      for_each_group<T, 4>(std::min(tile_rows, k.rows - row), count, C, pack, add);
+      for_each_group<T, 4, wide>(std::min(tile_rows, k.rows - row), count, C, pack, add);
       flush();
     }
     float* dst = k.dst + image * C + first;
