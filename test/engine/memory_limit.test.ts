@@ -21,33 +21,33 @@ function file(name: string, text: string): void {
 }
 
 describe('memory that is available', () => {
-  it('is what the machine has free, swap too', () => {
+  it('is what the machine has free, swap too', async () => {
     file('proc/meminfo', 'MemTotal:       9000 kB\nMemAvailable:   4096 kB\nSwapFree:  1024 kB\n')
-    expect(availableMemory(root)).toBe(5120 * 1024)
+    expect(await availableMemory(root)).toBe(5120 * 1024)
   })
 
-  it('is less in a control group, and in the group above it', () => {
+  it('is less in a control group, and in the group above it', async () => {
     file('proc/meminfo', 'MemAvailable:   8388608 kB\nSwapFree:  0 kB\n')
     file('proc/self/cgroup', '0::/box/job\n')
     file('sys/fs/cgroup/box/job/memory.max', 'max\n')
     file('sys/fs/cgroup/box/job/memory.current', `${GIB}\n`)
-    expect(availableMemory(root)).toBe(8 * GIB)
+    expect(await availableMemory(root)).toBe(8 * GIB)
     file('sys/fs/cgroup/box/memory.max', `${4 * GIB}\n`)
     file('sys/fs/cgroup/box/memory.current', `${3 * GIB}\n`)
     file('sys/fs/cgroup/box/memory.stat', `anon 5\ninactive_file ${GIB}\nactive_file ${GIB / 2}\n`)
-    expect(availableMemory(root)).toBe(2.5 * GIB)
+    expect(await availableMemory(root)).toBe(2.5 * GIB)
   })
 
-  it('knows the older groups', () => {
+  it('knows the older groups', async () => {
     file('proc/meminfo', 'MemAvailable:   8388608 kB\n')
     file('sys/fs/cgroup/memory/memory.limit_in_bytes', `${2 * GIB}\n`)
     file('sys/fs/cgroup/memory/memory.usage_in_bytes', `${GIB}\n`)
     file('sys/fs/cgroup/memory/memory.stat', `total_inactive_file ${GIB / 4}\n`)
-    expect(availableMemory(root)).toBe(1.25 * GIB)
+    expect(await availableMemory(root)).toBe(1.25 * GIB)
   })
 
-  it('is not limited where nothing says so', () => {
-    expect(availableMemory(root)).toBe(Infinity)
+  it('is not limited where nothing says so', async () => {
+    expect(await availableMemory(root)).toBe(Infinity)
   })
 })
 

@@ -61,7 +61,7 @@ describe('both gradients of a 1x1 convolution behind normalisation', () => {
 
   it('are two ops where somebody reads one result before the other is made', () => {
     const graph = block({ fuse: false })
-    const rewriter = new Rewriter(graph)
+    const rewriter = Rewriter.of(graph)
     const weights = graph.nodes.find((n) => n.op === 'conv2d_bwd_weights')!
     for (const node of graph.nodes) if (node !== weights) readEarly(rewriter, node)
     rewriter.copy(weights)

@@ -32,6 +32,7 @@ export class Graph {
   readonly tensors: Tensor[] = []
   readonly nodes: Node[] = []
   private readonly names = new Set<string>()
+  private readonly byName = new Map<string, Tensor>()
 
   constructor(readonly name: string) {}
 
@@ -39,6 +40,7 @@ export class Graph {
   tensor(name: string, shape: Shape, dtype: DType, role: TensorRole, more: Partial<Tensor> = {}): Tensor {
     const t: Tensor = { ...more, id: this.tensors.length, name: this.unique(name), shape: [...shape], dtype, role }
     this.tensors.push(t)
+    this.byName.set(t.name, t)
     return t
   }
 
@@ -127,7 +129,7 @@ export class Graph {
 
   /** The tensor of this name. Throws EFF_INTERNAL where there is none. */
   find(name: string): Tensor {
-    const t = this.tensors.find((t) => t.name === name)
+    const t = this.byName.get(name)
     if (!t) throw new EffnetError('EFF_INTERNAL', `graph ${this.name} has no tensor "${name}"`)
     return t
   }

@@ -2,6 +2,7 @@
 import { EffnetError } from '../errors.js'
 import type { Graph } from '../graph/graph.js'
 import { type Activation, actCode, type Tensor } from '../graph/types.js'
+import { type Parts, parted } from '../turns.js'
 import { type Block, type ConvLayer, networkOf, type SeLayer } from './blocks.js'
 import { type ModelConfig, type Padding, pixelNorm } from './config.js'
 import { modelParams, type ParamDef } from './params.js'
@@ -138,20 +139,29 @@ class Writer {
 }
 
 /** Adds the network to `graph`; parameters have timm's names and come in state_dict order. Cost is linear in layers. */
-export function buildEfficientNet(graph: Graph, config: ModelConfig, options: BuildOptions): BuiltNetwork {
+export const buildEfficientNet = parted(function* (
+  graph: Graph,
+  config: ModelConfig,
+  options: BuildOptions,
+): Parts<BuiltNetwork> {
   const { batch, height, width, dtype } = options
   const dropRate = options.dropRate ?? config.dropRate
   const { dropPathRate = config.dropPathRate, bnMomentum = config.bnMomentum } = options
   const used = { ...config, dropPathRate, bnMomentum }
   const writer = new Writer(graph, used, options, modelParams(config))
+  yield
   const net = networkOf(used)
+  yield
 
   const images = graph.input('images', [batch, height, width, 3], 'u8')
   const { mean, std } = pixelNorm(config.preprocessing)
   const constants = { mean0: mean[0]!, mean1: mean[1]!, mean2: mean[2]!, std0: std[0]!, std1: std[1]!, std2: std[2]! }
   let x = graph.node('input_normalize', { src: images }, constants, { name: 'normalize', dtype })['dst']!
   x = writer.convBnAct(x, net.stem)
-  for (const block of net.blocks) x = writer.block(x, block)
+  for (const block of net.blocks) {
+    x = writer.block(x, block)
+    yield
+  }
   x = writer.convBnAct(x, net.head)
   const features = writer.pool(x, 'global_pool')
   let pooled = features
@@ -160,4 +170,4 @@ export function buildEfficientNet(graph: Graph, config: ModelConfig, options: Bu
     pooled = graph.node('dropout', { src: features }, attrs, { name: 'dropout' })['dst']!
   }
   return { images, features, logits: writer.linear(pooled, net.classifier.name) }
-}
+})

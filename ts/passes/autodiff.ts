@@ -4,6 +4,7 @@ import type { Graph } from '../graph/graph.js'
 import type { EmitOptions, GradContext, HandedNode } from '../graph/ops/def.js'
 import { opDef } from '../graph/ops/index.js'
 import type { Node, Tensor } from '../graph/types.js'
+import { type Parts, parted } from '../turns.js'
 
 export interface AutodiffOptions {
   /** Parameters whose gradients are wanted. Default: those marked trainable. */
@@ -18,13 +19,10 @@ export interface AutodiffOptions {
  * `root` is a loss made by an op that makes its own gradient (softmax_cross_entropy), or a map from tensors to the gradients
  * they start with. Contributions of several readers are summed by `add` in reverse order of the readers.
  */
-export function autodiff(
-  graph: Graph,
-  root: Tensor | ReadonlyMap<Tensor, Tensor>,
-  options: AutodiffOptions = {},
-): Map<Tensor, Tensor> {
-  return new Autodiff(graph, root, options.trainable ?? ((p) => p.trainable ?? false)).run()
-}
+export const autodiff = parted(
+  (graph: Graph, root: Tensor | ReadonlyMap<Tensor, Tensor>, options: AutodiffOptions = {}): Parts<Map<Tensor, Tensor>> =>
+    new Autodiff(graph, root, options.trainable ?? ((p) => p.trainable ?? false)).run(),
+)
 
 class Autodiff {
   private readonly forward: readonly Node[]
@@ -36,7 +34,7 @@ class Autodiff {
   private readonly diffs = new Map<Tensor, Tensor>()
   private readonly gradients = new Map<Tensor, Tensor>()
   private readonly handed = new Map<Node, HandedNode>()
-  private readonly rootNode: Node | undefined
+  private rootNode: Node | undefined
 
   constructor(
     private readonly graph: Graph,
@@ -45,8 +43,12 @@ class Autodiff {
   ) {
     this.forward = [...graph.nodes]
     for (const p of graph.parameters) if (trainable(p)) this.needed.add(p)
+  }
+
+  private *findNeeded(): Parts<void> {
     const makers = new Map<Tensor, Node>()
     for (const node of this.forward) {
+      yield
       for (const t of new Set(node.inputs)) if (t) this.readers.set(t, [...(this.readers.get(t) ?? []), node])
       const differentiable = node.inputs.some((t) => t && this.needed.has(t)) && opDef(node.op).grad
       for (const t of node.outputs) {
@@ -55,14 +57,16 @@ class Autodiff {
         if (differentiable) this.needed.add(t)
       }
     }
-    const roots = isSeeds(root) ? [...root.keys()] : [root]
-    if (!isSeeds(root)) this.rootNode = makers.get(root)
-    this.countReaders(roots, makers)
+    const roots = isSeeds(this.root) ? [...this.root.keys()] : [this.root]
+    if (!isSeeds(this.root)) this.rootNode = makers.get(this.root)
+    yield* this.countReaders(roots, makers)
   }
 
-  run(): Map<Tensor, Tensor> {
+  *run(): Parts<Map<Tensor, Tensor>> {
+    yield* this.findNeeded()
     if (isSeeds(this.root)) for (const [t, diff] of this.root) this.contribute(t, diff)
     for (const node of this.forward.toReversed()) {
+      yield
       const diffOutputs = node.outputs.map((t) => (t && this.diffs.get(t)) ?? null)
       const inputs = new Set(node.inputs.filter((t) => t !== null))
       for (const t of inputs) if (this.pending.has(t)) this.pending.set(t, this.pending.get(t)! - 1)
@@ -73,11 +77,12 @@ class Autodiff {
     return this.finish()
   }
 
-  private countReaders(roots: readonly Tensor[], makers: ReadonlyMap<Tensor, Node>): void {
+  private *countReaders(roots: readonly Tensor[], makers: ReadonlyMap<Tensor, Node>): Parts<void> {
     const reached = new Set<Node>()
     const todo = roots.flatMap((t) => makers.get(t) ?? [])
     for (let node = todo.pop(); node; node = todo.pop()) {
       if (reached.has(node)) continue
+      yield
       reached.add(node)
       for (const t of new Set(node.inputs)) {
         if (!t) continue

@@ -5,6 +5,7 @@ import type { Graph } from '../graph/graph.js'
 import { OP_TABLE, OP_TABLE_HASH } from '../graph/op_table.js'
 import { ARENA_COUNT } from '../graph/plan_format.js'
 import { type DType, dtypeBytes, elements, type Node, type Shape, type Tensor } from '../graph/types.js'
+import { type Parts, parted } from '../turns.js'
 import type { MemoryPlan } from './plan_memory.js'
 
 const MAGIC = 0x50464645
@@ -67,11 +68,13 @@ function recordsOf(graph: Graph, { placements, region }: MemoryPlan): TensorReco
 
 const up8 = (n: number): number => Math.ceil(n / 8) * 8
 
-export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
+export const emit = parted(function* (graph: Graph, memory: MemoryPlan): Parts<EmittedPlan> {
   const { region } = memory
   const tensors = recordsOf(graph, memory)
+  yield
   const indexOf = new Map(tensors.flatMap(({ tensor, slice }, i) => (slice ? [] : [[tensor.id, i]])))
   const sliceOf = new Map(tensors.flatMap(({ tensor, slice }, i) => (slice ? [[tensor.id, i]] : [])))
+  yield
   // Prepare ops come first; the order within each program stays.
   const nodes = [...graph.nodes.filter((n) => n.prepare), ...graph.nodes.filter((n) => !n.prepare)]
   const names = new Names()
@@ -95,7 +98,12 @@ export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
     return [...ranges, first, info.attrs.length]
   }
   const tensorNames = tensors.map(({ name }) => names.add(name))
-  const nodeRecords = nodes.map((node) => ({ node, name: names.add(node.name), operands: operands(node) }))
+  yield
+  const nodeRecords: { node: Node; name: [offset: number, bytes: number]; operands: number[] }[] = []
+  for (const node of nodes) {
+    nodeRecords.push({ node, name: names.add(node.name), operands: operands(node) })
+    yield
+  }
 
   const tensorsAt = up8(HEADER_BYTES)
   const opsAt = up8(tensorsAt + tensors.length * TENSOR_BYTES)
@@ -120,7 +128,8 @@ export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
   if (region) fill(u32, 88, 4, [nodes.findIndex((n) => region.nodes.has(n)), region.nodes.size, region.images])
   fill(u64, 104, 8, memory.arenaBytes)
 
-  tensors.forEach(({ tensor: t, shape, slice }, i) => {
+  for (const [i, { tensor: t, shape, slice }] of tensors.entries()) {
+    yield
     const at = tensorsAt + i * TENSOR_BYTES
     const { arena, offset } = memory.placements.get(t.id)!
     u32(at, tensorNames[i]![0])
@@ -132,17 +141,19 @@ export function emit(graph: Graph, memory: MemoryPlan): EmittedPlan {
     u64(at + 16, offset)
     u64(at + 24, elements(shape) * dtypeBytes(t.dtype))
     for (let d = 0; d < 4; d++) u32(at + 32 + 4 * d, shape[d] ?? 1)
-  })
-  nodeRecords.forEach(({ node, name, operands }, i) => {
+  }
+  for (const [i, { node, name, operands }] of nodeRecords.entries()) {
+    yield
     const at = opsAt + i * OP_BYTES
     u16(at, OP_TABLE[node.op].id)
     u16(at + 2, (node.prepare ? FLAG_PREPARE : 0) | (node.recomputed ? FLAG_RECOMPUTED : 0))
     u32(at + 4, name[0])
     u32(at + 8, name[1])
     fill(u32, at + 12, 4, operands)
-  })
+  }
+  yield
   fill(u32, refsAt, 4, refs)
   fill((at, v) => view.setFloat64(at, v, true), attrsAt, 8, attrs)
   names.write(bytes, namesAt)
   return { bytes, hash: createHash('sha256').update(bytes).digest('hex') }
-}
+})

@@ -1,5 +1,6 @@
 /** Inference: folds BN with running statistics into convolutions and fuses what follows. */
 import type { Graph } from '../graph/graph.js'
+import { parted } from '../turns.js'
 import { applyPatterns, type Target } from './fuse.js'
 import { bnActPattern } from './fuse_patterns/bn_act.js'
 import { convBiasActPattern } from './fuse_patterns/conv_bias_act.js'
@@ -11,7 +12,7 @@ import { seGatePattern } from './fuse_patterns/se_gate.js'
  * folded (its convolution has other readers) is fused with its activation instead. Expansions whose result is at least
  * `leastWideBytes` an image are then joined with the depthwise convolution behind them.
  */
-export function foldBn(graph: Graph, target: Target, leastWideBytes?: number): Graph {
-  const folded = applyPatterns(graph, [convBiasActPattern, seGatePattern, bnActPattern], target)
-  return applyPatterns(folded, [expandDepthwisePattern(leastWideBytes)], target)
-}
+export const foldBn = parted(function* (graph: Graph, target: Target, leastWideBytes?: number) {
+  const folded = yield* applyPatterns.parts(graph, [convBiasActPattern, seGatePattern, bnActPattern], target)
+  return yield* applyPatterns.parts(folded, [expandDepthwisePattern(leastWideBytes)], target)
+})

@@ -1,6 +1,7 @@
 /** Fusion: replaces chains of primitive ops by the fused ops of the table, one pattern a file in fuse_patterns/. */
 import type { Graph } from '../graph/graph.js'
 import type { Node } from '../graph/types.js'
+import { parted } from '../turns.js'
 import { bnActPattern } from './fuse_patterns/bn_act.js'
 import { convBwd } from './fuse_patterns/conv_bwd.js'
 import { convStatsPattern } from './fuse_patterns/conv_stats.js'
@@ -12,12 +13,13 @@ import { Rewriter } from './rewrite.js'
 export type { Target } from './fuse_patterns/pattern.js'
 
 /** A new graph with every match replaced; a node goes to the first pattern that takes it. */
-export function applyPatterns(graph: Graph, patterns: readonly Pattern[], target: Target): Graph {
-  const view = new GraphView(graph)
+export const applyPatterns = parted(function* (graph: Graph, patterns: readonly Pattern[], target: Target) {
+  const view = yield* GraphView.of.parts(graph)
   const usable = patterns.filter((p) => p.applies(target))
   const removed = new Set<Node>()
   const emits = new Map<Node | 'prepare', Emission[]>()
   for (const node of graph.nodes) {
+    yield
     for (const pattern of usable) {
       if (!view.isFree(node)) break
       const rewrite = pattern.match(node, view)
@@ -27,21 +29,26 @@ export function applyPatterns(graph: Graph, patterns: readonly Pattern[], target
       for (const emission of rewrite.emits) emits.set(emission.at, [...(emits.get(emission.at) ?? []), emission])
     }
   }
-  const rewriter = new Rewriter(graph)
-  for (const emission of emits.get('prepare') ?? []) emission.run(rewriter)
+  const rewriter = yield* Rewriter.of.parts(graph)
+  for (const emission of emits.get('prepare') ?? []) {
+    emission.run(rewriter)
+    yield
+  }
   for (const node of graph.nodes) {
+    yield
     for (const emission of emits.get(node) ?? []) emission.run(rewriter)
     if (!removed.has(node)) rewriter.copy(node)
   }
   return rewriter.graph
-}
+})
 
 /**
  * Fuses a forward graph for training; to be called before `autodiff`, since the fused ops have gradient rules that make the
  * fused backward ops. Tensors of role `output` and the results of fused chains keep their names.
  */
-export const fuseTraining = (graph: Graph, target: Target): Graph =>
-  applyPatterns(graph, [convStatsPattern, depthwiseStatsPattern, bnActPattern, seGatePattern], target)
+export const fuseTraining = parted((graph: Graph, target: Target) =>
+  applyPatterns.parts(graph, [convStatsPattern, depthwiseStatsPattern, bnActPattern, seGatePattern], target),
+)
 
 /** Fuses what `autodiff` has made of a graph for training. */
-export const fuseBackward = (graph: Graph, target: Target): Graph => applyPatterns(graph, [convBwd()], target)
+export const fuseBackward = parted((graph: Graph, target: Target) => applyPatterns.parts(graph, [convBwd()], target))

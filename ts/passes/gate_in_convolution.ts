@@ -5,6 +5,7 @@
  */
 import type { Graph } from '../graph/graph.js'
 import type { Node } from '../graph/types.js'
+import { parted } from '../turns.js'
 import { GraphView } from './fuse_patterns/pattern.js'
 import { Rewriter } from './rewrite.js'
 
@@ -14,8 +15,8 @@ interface Match {
   readonly convolution: Node
 }
 
-export function gateInConvolution(graph: Graph): Graph {
-  const view = new GraphView(graph)
+export const gateInConvolution = parted(function* (graph: Graph) {
+  const view = yield* GraphView.of.parts(graph)
   const matches: Match[] = []
   for (const node of graph.nodes) {
     const match = matchAt(node, view)
@@ -26,8 +27,9 @@ export function gateInConvolution(graph: Graph): Graph {
   const byPool = new Map(matches.map((m) => [m.pool, m]))
   const byConvolution = new Map(matches.map((m) => [m.convolution, m]))
   const removed = new Set(matches.map((m) => m.gated))
-  const rewriter = new Rewriter(graph)
+  const rewriter = yield* Rewriter.of.parts(graph)
   for (const node of graph.nodes) {
+    yield
     if (removed.has(node)) continue
     const [pooling, reading] = [byPool.get(node), byConvolution.get(node)]
     if (pooling) rewriter.copy(node, { also: { dst: { of: pooling.gated.outputs[0]!, as: {} } } })
@@ -35,7 +37,7 @@ export function gateInConvolution(graph: Graph): Graph {
     else rewriter.copy(node)
   }
   return rewriter.graph
-}
+})
 
 function matchAt(gated: Node, view: GraphView): Match | null {
   if (gated.op !== 'bn_act' || gated.backward || !gated.inputs[5] || gated.inputs[6] || gated.attrs['drop_rate']) return null

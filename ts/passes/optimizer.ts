@@ -2,6 +2,7 @@
 import { EffnetError } from '../errors.js'
 import type { Graph } from '../graph/graph.js'
 import type { Tensor } from '../graph/types.js'
+import { type Parts, parted } from '../turns.js'
 
 export interface OptimizerSpec {
   /** `rmsprop_tf` has eps inside the root and lr inside the momentum buffer; `rmsprop` is torch's. */
@@ -17,15 +18,17 @@ export interface OptimizerSpec {
 }
 
 /** Appends grad_norm (with `clip`), an update for each decay group, ema_update (with `ema`). Throws EFF_INTERNAL without gradients. */
-export function appendOptimizer(graph: Graph, spec: OptimizerSpec): void {
+export const appendOptimizer = parted(function* (graph: Graph, spec: OptimizerSpec): Parts<void> {
   const gradients = graph.tensors.filter((t) => t.role === 'gradient')
   if (gradients.length === 0) throw new EffnetError('EFF_INTERNAL', `graph ${graph.name} has no gradients to update from`)
   const decays = spec.decays ?? ((p) => p.shape.length > 1)
   const norm = spec.clip
     ? graph.node('grad_norm', { grad: gradients }, {}, { name: 'grad_norm', outputNames: { norm: 'grad_norm' } })['norm']
     : null
+  const inOrder = byParameter(graph, gradients)
   for (const decayMult of [1, 0]) {
-    const group = byParameter(graph, gradients).filter((t) => decays(t.of!) === (decayMult === 1))
+    yield
+    const group = inOrder.filter((t) => decays(t.of!) === (decayMult === 1))
     if (group.length === 0) continue
     const { op, attrs } = formOf(spec)
     graph.node(
@@ -38,8 +41,9 @@ export function appendOptimizer(graph: Graph, spec: OptimizerSpec): void {
       },
     )
   }
+  yield
   if (spec.ema) graph.node('ema_update', { src: [...graph.parameters, ...graph.buffers] }, {}, { name: 'ema' })
-}
+})
 
 /** In the order of the parameters, so that neighbours in the arenas are neighbours in the list. */
 const byParameter = (graph: Graph, gradients: readonly Tensor[]): Tensor[] => {

@@ -8,6 +8,7 @@ import { EffnetError } from '../errors.js'
 import type { Graph } from '../graph/graph.js'
 import { ALIGNMENT, ARENA, ARENA_COUNT } from '../graph/plan_format.js'
 import { type Tensor, tensorBytes } from '../graph/types.js'
+import { type Parts, parted } from '../turns.js'
 import type { ImageRegion } from './image_region.js'
 
 export const align = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT
@@ -52,7 +53,11 @@ export function activationBytes({ arenaBytes, region }: MemoryPlan, threads: num
 }
 
 /** @param region tensors inside it get their place for one image */
-export function planMemory(graph: Graph, request: MemoryRequest, region: ImageRegion | null = null): MemoryPlan {
+export const planMemory = parted(function* (
+  graph: Graph,
+  request: MemoryRequest,
+  region: ImageRegion | null = null,
+): Parts<MemoryPlan> {
   const placements = new Map<number, Placement>()
   const sizes = new Array<number>(ARENA_COUNT).fill(0)
   const lives = new Map<number, Life>()
@@ -89,23 +94,25 @@ export function planMemory(graph: Graph, request: MemoryRequest, region: ImageRe
 
   // Inputs in the order of the graph: the host fills the arena without looking at the plan.
   for (const t of graph.tensors) if (t.role === 'input') bump(ARENA.input, t)
-  graph.nodes.forEach((node, index) => {
+  for (const [index, node] of graph.nodes.entries()) {
     for (const t of [...node.inputs, ...node.outputs, ...node.updates]) if (t) touch(t, index, region?.nodes.has(node) ?? false)
-  })
-  sizes[ARENA.activations] = placeByLifetime([...lives.values()], ARENA.activations, placements)
-  sizes[ARENA.image] = placeByLifetime([...innerLives.values()], ARENA.image, placements)
+    yield
+  }
+  sizes[ARENA.activations] = yield* placeByLifetime([...lives.values()], ARENA.activations, placements)
+  sizes[ARENA.image] = yield* placeByLifetime([...innerLives.values()], ARENA.image, placements)
   sizes[ARENA.weights] = request.weightBytes
   for (const name of ['grads', 'moment0', 'moment1', 'ema'] as const)
     sizes[ARENA[name]] = request.mirrors?.[name] ? request.weightBytes : 0
   return { placements, arenaBytes: sizes, region }
-}
+})
 
-function placeByLifetime(lives: Life[], arena: number, placements: Map<number, Placement>): number {
+function* placeByLifetime(lives: Life[], arena: number, placements: Map<number, Placement>): Parts<number> {
   lives.sort((a, b) => b.bytes - a.bytes || a.first - b.first || a.tensor.id - b.tensor.id)
   // Placed tensors by offset, so that one sweep finds the lowest gap.
   const placed: { offset: number; end: number; first: number; last: number }[] = []
   let total = 0
   for (const life of lives) {
+    yield
     let offset = 0
     for (const other of placed) {
       if (other.first > life.last || other.last < life.first || other.end <= offset) continue

@@ -1,6 +1,7 @@
 /** Recompute or save: which forward results the backward part makes again instead of keeping them through the step. */
 import type { Graph } from '../graph/graph.js'
 import type { Node, Tensor } from '../graph/types.js'
+import { parted } from '../turns.js'
 import { Rewriter } from './rewrite.js'
 
 /**
@@ -38,13 +39,14 @@ function sumsThatCanMake(maker: Node, graph: Graph): { sums: Node; waiting: Node
 }
 
 /** A new graph with the repeated nodes marked `recomputed`; where bn_act_bwd_sums can give the result, it does. */
-export function recompute(graph: Graph, policy: RecomputePolicy): Graph {
+export const recompute = parted(function* (graph: Graph, policy: RecomputePolicy) {
   const candidates = new Map<Tensor, Node>()
   const inPassing = new Map<Node, { t: Tensor; waiting: Node[] }>()
   const late = new Set<Node>()
   if (policy === 'cheap') {
     for (const node of graph.nodes) {
       if (!isCheap(node)) continue
+      yield
       const t = node.outputs[0]!
       const found = graph.nodes.some((n) => n.backward && n.inputs.includes(t)) ? sumsThatCanMake(node, graph) : undefined
       if (found) {
@@ -53,7 +55,7 @@ export function recompute(graph: Graph, policy: RecomputePolicy): Graph {
       } else candidates.set(t, node)
     }
   }
-  const rewriter = new Rewriter(graph)
+  const rewriter = yield* Rewriter.of.parts(graph)
   const again = (t: Tensor) => ({ name: `${t.name}:again`, role: 'activation' as const })
   const emit = (node: Node): void => {
     if (node.backward) {
@@ -68,6 +70,9 @@ export function recompute(graph: Graph, policy: RecomputePolicy): Graph {
     rewriter.copy(node, making && { also: { dst: { of: making.t, as: again(making.t) } } })
     for (const each of making?.waiting ?? []) emit(each)
   }
-  for (const node of graph.nodes) if (!late.has(node)) emit(node)
+  for (const node of graph.nodes) {
+    if (!late.has(node)) emit(node)
+    yield
+  }
   return rewriter.graph
-}
+})

@@ -2,17 +2,26 @@
 import { Graph } from '../graph/graph.js'
 import { OP_TABLE } from '../graph/op_table.js'
 import type { Node, Tensor } from '../graph/types.js'
+import { type Parts, parted } from '../turns.js'
 
 /** Holds the new graph and the map from old tensors to new ones. Names are kept; tensors that nobody makes vanish. */
 export class Rewriter {
   readonly graph: Graph
   private readonly map = new Map<Tensor, Tensor>()
 
-  /** The new graph starts with all inputs, parameters and buffers, in their order, used or not. */
-  constructor(readonly source: Graph) {
+  private constructor(readonly source: Graph) {
     this.graph = new Graph(source.name)
-    for (const t of source.tensors) if (t.role === 'input' || t.role === 'parameter' || t.role === 'buffer') this.define(t)
   }
+
+  /** The new graph starts with all inputs, parameters and buffers, in their order, used or not. */
+  static readonly of = parted(function* (source: Graph): Parts<Rewriter> {
+    const rewriter = new Rewriter(source)
+    for (const t of source.tensors) {
+      if (t.role === 'input' || t.role === 'parameter' || t.role === 'buffer') rewriter.define(t)
+      yield
+    }
+    return rewriter
+  })
 
   /** The new tensor of an old one that has been made already. */
   to(t: Tensor): Tensor {
@@ -86,9 +95,12 @@ export class Rewriter {
 }
 
 /** The same graph in which the tensors of these names have role `output`: the host reads them after a step. */
-export function markOutputs(graph: Graph, names: readonly string[]): Graph {
+export const markOutputs = parted(function* (graph: Graph, names: readonly string[]) {
   for (const name of names) graph.find(name)
-  const rewriter = new Rewriter(graph)
-  for (const node of graph.nodes) rewriter.copy(node, { output: (t) => (names.includes(t.name) ? { role: 'output' } : {}) })
+  const rewriter = yield* Rewriter.of.parts(graph)
+  for (const node of graph.nodes) {
+    rewriter.copy(node, { output: (t) => (names.includes(t.name) ? { role: 'output' } : {}) })
+    yield
+  }
   return rewriter.graph
-}
+})

@@ -1,14 +1,8 @@
 /** What this process may still allocate, so that a plan too large is refused before the system kills the process for it. */
-import { readFileSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 
-function read(file: string): string | undefined {
-  try {
-    return readFileSync(file, 'utf8')
-  } catch {
-    return undefined
-  }
-}
+const read = (file: string): Promise<string | undefined> => readFile(file, 'utf8').catch(() => undefined)
 
 /** Bytes of a line such as `MemAvailable: 123 kB` or `inactive_file 4096`. */
 function field(text: string, name: string): number {
@@ -27,26 +21,22 @@ function leftInGroup(limitText: string | undefined, usedText: string | undefined
 
 /**
  * Bytes: the least of what the machine has free (MemAvailable and swap) and what each control group above this process leaves.
- * `root` is where /proc and /sys lie.
+ * `root` is where /proc and /sys lie. Some of these files take the kernel milliseconds to write, so nobody waits for them here.
  */
-export function availableMemory(root = '/'): number {
-  const at = (...names: string[]): string | undefined => read(path.join(root, ...names))
-  const meminfo = at('proc/meminfo') ?? ''
+export async function availableMemory(root = '/'): Promise<number> {
+  const at = (...names: string[]) => read(path.join(root, ...names))
+  const meminfo = (await at('proc/meminfo')) ?? ''
   let least = meminfo === '' ? Infinity : field(meminfo, 'MemAvailable') + field(meminfo, 'SwapFree')
-  const groups = at('proc/self/cgroup') ?? ''
+  const groups = (await at('proc/self/cgroup')) ?? ''
   const unified = 'sys/fs/cgroup'
   for (let group = /^0::(\S*)$/m.exec(groups)?.[1] ?? '/'; ; group = path.dirname(group)) {
     const dir = path.join(unified, group)
-    const stat = at(dir, 'memory.stat') ?? ''
-    least = Math.min(least, leftInGroup(at(dir, 'memory.max'), at(dir, 'memory.current'), stat, ['inactive_file', 'active_file']))
+    const [max, current, stat = ''] = await Promise.all(['max', 'current', 'stat'].map((name) => at(dir, `memory.${name}`)))
+    least = Math.min(least, leftInGroup(max, current, stat, ['inactive_file', 'active_file']))
     if (group === '/' || group === '.' || group === '') break
   }
   const v1 = 'sys/fs/cgroup/memory'
-  return Math.min(
-    least,
-    leftInGroup(at(v1, 'memory.limit_in_bytes'), at(v1, 'memory.usage_in_bytes'), at(v1, 'memory.stat') ?? '', [
-      'total_inactive_file',
-      'total_active_file',
-    ]),
-  )
+  const names = ['limit_in_bytes', 'usage_in_bytes', 'stat']
+  const [limit, used, stat = ''] = await Promise.all(names.map((name) => at(v1, `memory.${name}`)))
+  return Math.min(least, leftInGroup(limit, used, stat, ['total_inactive_file', 'total_active_file']))
 }

@@ -18,7 +18,7 @@ import {
   recompute,
   type Target,
 } from '../passes/index.js'
-import { atOnce } from './turns.js'
+import { type Parts, parted } from '../turns.js'
 
 export interface TrainProgramOptions {
   batchSize: number
@@ -60,12 +60,9 @@ function withLoss(graph: Graph, batch: number, logits: Tensor, labelSmoothing: n
 }
 
 /** Forward, backward, update: one step. Inputs `images` u8 [N,S,S,3] and `labels` i32 [N]. */
-export const trainProgram = (config: ModelConfig, o: TrainProgramOptions): Graph => atOnce(trainStages(config, o))
-
-/** The same, pass by pass: each is some milliseconds of JavaScript. */
-export function* trainStages(config: ModelConfig, o: TrainProgramOptions): Generator<void, Graph> {
+export const trainProgram = parted(function* (config: ModelConfig, o: TrainProgramOptions): Parts<Graph> {
   let graph = new Graph(`${config.name} train ${o.batchSize}x${o.imageSize}`)
-  const net = buildEfficientNet(graph, config, {
+  const net = yield* buildEfficientNet.parts(graph, config, {
     batch: o.batchSize,
     height: o.imageSize,
     width: o.imageSize,
@@ -77,22 +74,16 @@ export function* trainStages(config: ModelConfig, o: TrainProgramOptions): Gener
     ...(o.frozen && { frozen: o.frozen }),
   })
   withLoss(graph, o.batchSize, net.logits, o.labelSmoothing)
+  if (o.fuse ?? true) graph = yield* fuseTraining.parts(graph, o.target)
+  yield* autodiff.parts(graph, graph.find(OUTPUTS.loss))
+  if (o.fuse ?? true) graph = yield* fuseBackward.parts(graph, o.target)
+  yield* appendOptimizer.parts(graph, { ...o.optimizer, clip: o.clip, ema: o.ema })
   yield
-  if (o.fuse ?? true) graph = fuseTraining(graph, o.target)
-  yield
-  autodiff(graph, graph.find(OUTPUTS.loss))
-  yield
-  if (o.fuse ?? true) graph = fuseBackward(graph, o.target)
-  yield
-  appendOptimizer(graph, { ...o.optimizer, clip: o.clip, ema: o.ema })
-  graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.clip ? [OUTPUTS.gradNorm] : [])])
-  yield
-  graph = eliminateDead(graph)
-  yield
-  graph = recompute(graph, o.recompute ?? 'cheap')
-  yield
-  return (o.fuse ?? true) ? gateInConvolution(graph) : graph
-}
+  graph = yield* markOutputs.parts(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.clip ? [OUTPUTS.gradNorm] : [])])
+  graph = yield* eliminateDead.parts(graph)
+  graph = yield* recompute.parts(graph, o.recompute ?? 'cheap')
+  return (o.fuse ?? true) ? yield* gateInConvolution.parts(graph) : graph
+})
 
 export interface EvalProgram {
   graph: Graph
@@ -103,11 +94,9 @@ export interface EvalProgram {
 }
 
 /** Forward with running statistics folded into the weights. Labels of -1 are not counted. */
-export const evalProgram = (config: ModelConfig, o: EvalProgramOptions): EvalProgram => atOnce(evalStages(config, o))
-
-export function* evalStages(config: ModelConfig, o: EvalProgramOptions): Generator<void, EvalProgram> {
+export const evalProgram = parted(function* (config: ModelConfig, o: EvalProgramOptions): Parts<EvalProgram> {
   let graph = new Graph(`${config.name} eval ${o.batchSize}x${o.imageSize}`)
-  const net = buildEfficientNet(graph, config, {
+  const net = yield* buildEfficientNet.parts(graph, config, {
     batch: o.batchSize,
     height: o.imageSize,
     width: o.imageSize,
@@ -116,11 +105,8 @@ export function* evalStages(config: ModelConfig, o: EvalProgramOptions): Generat
   })
   withLoss(graph, o.batchSize, net.logits, 0)
   const [logits, features] = [net.logits.name, net.features.name]
-  yield
-  if (o.fuse ?? true) graph = foldBn(graph, o.target)
-  graph = markOutputs(graph, [OUTPUTS.loss, OUTPUTS.rank, logits, features])
-  yield
-  graph = eliminateDead(graph)
-  yield
+  if (o.fuse ?? true) graph = yield* foldBn.parts(graph, o.target)
+  graph = yield* markOutputs.parts(graph, [OUTPUTS.loss, OUTPUTS.rank, logits, features])
+  graph = yield* eliminateDead.parts(graph)
   return { graph, region: imageRegion(graph), logits, features }
-}
+})

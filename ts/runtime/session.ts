@@ -20,11 +20,11 @@ import { type ModelConfig, modelParams } from '../nn/index.js'
 import { emit } from '../passes/emit.js'
 import type { ImageRegion, OptimizerSpec, Target } from '../passes/index.js'
 import { activationBytes, type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
+import { inTurns } from '../turns.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { availableMemory } from './memory_limit.js'
-import { evalStages, OUTPUTS, type TrainProgramOptions, trainStages } from './programs.js'
+import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
 import { packScalars, type StepScalars } from './scalars.js'
-import { inTurns } from './turns.js'
 import { type WeightSlot, type WeightsLayout, weightsLayout } from './weights_layout.js'
 
 export type SessionPrecision = 'fp32' | 'bf16-mixed'
@@ -72,7 +72,7 @@ export function checkMemory(
   held: readonly number[],
   what: string,
   batchSize: number,
-  available: number = availableMemory(),
+  available: number,
 ): void {
   const limit = Math.min(available, binding().cpuInfo().memoryBytes)
   const needed = arenaBytes.reduce((sum, bytes, arena) => sum + Math.max(0, bytes - (held[arena] ?? 0)), 0)
@@ -86,12 +86,8 @@ export function checkMemory(
 }
 
 function* planStages(graph: Graph, request: MemoryRequest, region: ImageRegion | null) {
-  yield
-  const plan = planMemory(graph, request, region)
-  yield
-  const emitted = emit(graph, plan)
-  yield
-  return { plan, ...emitted }
+  const plan = yield* planMemory.parts(graph, request, region)
+  return { plan, ...(yield* emit.parts(graph, plan)) }
 }
 
 const lastChange = new WeakMap<MemoryHandle, Promise<unknown>>()
@@ -129,7 +125,7 @@ class Compiled {
     const { plan, bytes, hash } = await inTurns(planStages(graph, request, region))
     const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
     const executable = await changeMemory(memory, async () => {
-      checkMemory(arenaBytes, held, graph.name, batchSize)
+      checkMemory(arenaBytes, held, graph.name, batchSize, await availableMemory())
       for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
         if (size <= (held[arena] ?? 0)) continue
         await native.ensureArena(memory, arena, size)
@@ -358,7 +354,7 @@ export class Session implements AsyncDisposable {
   /** Compiles a training step. @throws EFF_OOM with the bytes asked for */
   async trainPlan(options: TrainPlanOptions): Promise<TrainPlan> {
     const pool = this.openPool()
-    const graph = await inTurns(trainStages(this.config, { ...options, dtype: this.dtype, target: this.target }))
+    const graph = await inTurns(trainProgram.parts(this.config, { ...options, dtype: this.dtype, target: this.target }))
     const { name } = options.optimizer
     const compiled = await Compiled.create(
       { pool, threads: this.threads },
@@ -379,7 +375,7 @@ export class Session implements AsyncDisposable {
   async evalPlan(options: EvalPlanOptions): Promise<EvalPlan> {
     const pool = this.openPool()
     const { graph, region, logits, features } = await inTurns(
-      evalStages(this.config, { ...options, dtype: this.dtype, target: this.target }),
+      evalProgram.parts(this.config, { ...options, dtype: this.dtype, target: this.target }),
     )
     const compiled = await Compiled.create(
       { pool, threads: this.threads },

@@ -2,6 +2,7 @@
 import type { Graph } from '../../graph/graph.js'
 import type { OpName } from '../../graph/op_table.js'
 import type { Node, Tensor } from '../../graph/types.js'
+import { type Parts, parted } from '../../turns.js'
 import type { Rewriter } from '../rewrite.js'
 
 /** The machine that a plan is made for; patterns may depend on it. */
@@ -36,12 +37,17 @@ export class GraphView {
   private readonly makers = new Map<Tensor, Node>()
   private readonly claimed = new Set<Node>()
 
-  constructor(graph: Graph) {
+  private constructor() {}
+
+  static readonly of = parted(function* (graph: Graph): Parts<GraphView> {
+    const view = new GraphView()
     for (const node of graph.nodes) {
-      for (const t of new Set(node.inputs)) if (t) this.readersOf.set(t, [...(this.readersOf.get(t) ?? []), node])
-      for (const t of node.outputs) if (t) this.makers.set(t, node)
+      for (const t of new Set(node.inputs)) if (t) view.readersOf.set(t, [...view.readers(t), node])
+      for (const t of node.outputs) if (t) view.makers.set(t, node)
+      yield
     }
-  }
+    return view
+  })
 
   /** Nodes belong to one rewrite at most. */
   claim(nodes: readonly Node[]): void {
