@@ -1,9 +1,11 @@
 #!/usr/bin/env node
 /**
  * How free the event loop stays: `node bench/event-loop.mjs [DATA] [--json]`. Percentiles of the delay of timers, beyond what they
- * have in the same process while nothing is done, in each phase of a program's life: a model is made, its plan is built, training
- * (decoding ahead, a checkpoint every few steps), validation, prediction. Fails when the 99th percentile of a phase after start-up
- * reaches 5 ms. Run it on an otherwise idle machine: a timer also waits where others have the CPU.
+ * have in the same process while nothing is done, in each phase of a program's life: a model is made, a run starts, training
+ * (decoding ahead, a checkpoint every few steps), validation, prediction; then plans alone, of several models. Fails when the 99th
+ * percentile of a phase, or of the whole run from its start to its report, reaches 5 ms. Of phases that happen once and are over
+ * within a hundred samples (libraries are loaded there) only the figures are shown: their 99th percentile is their longest wait.
+ * Run it on an otherwise idle machine: a timer also waits where others have the CPU.
  */
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import os from 'node:os'
@@ -15,6 +17,7 @@ import { createModel, evaluateModel, imageFolder, Trainer } from 'effnet-native'
 const RESOLUTION_MS = 1
 const LIMIT_MS = 5
 const CHECKPOINT_EVERY = 5
+const PLANS_OF = ['tf_efficientnet_b0', 'tf_efficientnet_b4', 'tf_efficientnetv2_s']
 
 const words = process.argv.slice(2)
 const json = words.includes('--json')
@@ -23,22 +26,34 @@ const root = words.find((w) => !w.startsWith('-')) ?? 'models/demo'
 const threads = Math.max(1, os.availableParallelism() - 1)
 
 const delay = monitorEventLoopDelay({ resolution: RESOLUTION_MS })
+const wholeRun = monitorEventLoopDelay({ resolution: RESOLUTION_MS })
 delay.enable()
 let idle = { p50: RESOLUTION_MS, p99: RESOLUTION_MS }
 const rows = []
 
-function taken() {
-  const at = (p) => delay.percentile(p) / 1e6
-  const row = { samples: delay.count, p50: at(50), p99: at(99), max: delay.max / 1e6 }
-  delay.reset()
+function taken(of = delay) {
+  const at = (p) => of.percentile(p) / 1e6
+  const row = { samples: of.count, p50: at(50), p99: at(99), max: of.max / 1e6 }
+  of.reset()
   return row
 }
 
 /** Ends a phase: what the timers waited since the last one. */
-function phase(name, limited) {
-  const { samples, p50, p99, max } = taken()
+function phase(name, limited, of = delay) {
+  const { samples, p50, p99, max } = taken(of)
   const excess = (value, base) => Number(Math.max(0, value - base).toFixed(2))
   rows.push({ phase: name, samples, p50: excess(p50, idle.p50), p99: excess(p99, idle.p50), max: excess(max, idle.p50), limited })
+}
+
+/** Plans alone, with what binds them: training steps and evaluations. */
+async function plans({ session }) {
+  const step = { optimizer: { name: 'rmsprop_tf' }, labelSmoothing: 0.1, dropRate: 0.2, dropPathRate: 0.2, ema: true, clip: true }
+  for (const batchSize of [2, 3, 4]) {
+    const training = await session.trainPlan({ batchSize, imageSize: 64, ...step })
+    training.close()
+    const evaluation = await session.evalPlan({ batchSize, imageSize: 64 })
+    evaluation.close()
+  }
 }
 
 await sleep(200)
@@ -55,7 +70,7 @@ let steps = 0
 const watch = {
   name: 'event-loop',
   onStepStart() {
-    if (steps === 0) phase('plan of the training step', false)
+    if (steps === 0) phase('start of a run, with its plan', false)
   },
   onStepEnd() {
     steps++
@@ -77,17 +92,26 @@ const trainer = new Trainer({
   checkpoint: { everySteps: CHECKPOINT_EVERY },
   callbacks: [watch],
 })
+wholeRun.enable()
 await trainer.fit(data)
-phase('report and end of the run', true)
+wholeRun.disable()
+phase('report and end of the run', false)
+phase('the whole run', true, wholeRun)
 const first = data.classes[0]
 const images = readdirSync(path.join(root, 'val', first)).map((f) => path.join(root, 'val', first, f))
 await model.predict(images[0])
-phase('plan of a prediction', false)
+phase('first prediction, with its plan', false)
 for (let i = 0; i < 6; i++) await model.predict(images.slice(0, 32))
 phase('prediction', true)
 await evaluateModel(model, { data: data.val })
 phase('evaluation', true)
 await model.close()
+const others = []
+for (const name of PLANS_OF) others.push(await createModel(name, { numClasses: 10, threads }))
+delay.reset()
+for (const other of others) await plans(other)
+phase('plans of B0, B4 and V2-S', true)
+for (const other of others) await other.close()
 delay.disable()
 rmSync(out, { recursive: true, force: true })
 
