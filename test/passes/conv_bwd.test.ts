@@ -2,10 +2,12 @@ import { describe, expect, it } from 'vitest'
 import { Graph } from '../../ts/graph/graph.js'
 import { actCode, type Node, type Shape, type Tensor } from '../../ts/graph/types.js'
 import { verify } from '../../ts/graph/verify.js'
+import { getModelConfig } from '../../ts/nn/index.js'
 import { applyPatterns } from '../../ts/passes/fuse.js'
 import { convBwd } from '../../ts/passes/fuse_patterns/conv_bwd.js'
 import { autodiff, eliminateDead, fuseTraining } from '../../ts/passes/index.js'
 import { Rewriter } from '../../ts/passes/rewrite.js'
+import { trainProgram } from '../../ts/runtime/programs.js'
 import { anyParam } from '../graph/values.js'
 import { expectEqual, valuesFor } from './random_graph.js'
 
@@ -73,5 +75,29 @@ describe('both gradients of a 1x1 convolution behind normalisation', () => {
   it('are two ops where one is not wanted, or the source is the wider one', () => {
     expect(ops(block({ frozen: true, fuse: true }))).toEqual(['conv2d_bwd_data'])
     expect(ops(block({ channels: 2, fuse: true }))).toEqual(['conv2d_bwd_weights', 'conv2d_bwd_data'])
+  })
+})
+
+describe('of EfficientNet-B0', () => {
+  const training = (batchSize: number) =>
+    trainProgram(getModelConfig('efficientnet_b0'), {
+      batchSize,
+      imageSize: 224,
+      dtype: 'f32',
+      optimizer: { name: 'sgd' },
+      labelSmoothing: 0,
+      dropRate: 0.2,
+      dropPathRate: 0.2,
+      clip: false,
+      ema: false,
+      target: TARGET,
+    })
+
+  it('three are wide enough at batch 32, none at batch 6', () => {
+    const fused = training(32).nodes.filter((n) => n.op === 'conv2d_bwd')
+    // The next one, blocks.3.0, has 24 MB.
+    const names = ['blocks.2.0', 'blocks.1.1', 'blocks.1.0'].map((block) => `${block}.conv_pw.weight`)
+    expect(fused.map((n) => n.inputs[1]!.name)).toEqual(names)
+    expect(ops(training(6))).not.toContain('conv2d_bwd')
   })
 })
