@@ -1,20 +1,15 @@
 /** Files of a run that cannot be written, beside its checkpoints: the run goes on or ends with its code, the weights are kept. */
 import { existsSync, readFileSync, renameSync, symlinkSync } from 'node:fs'
-import { mkdtemp, rm } from 'node:fs/promises'
-import os from 'node:os'
 import path from 'node:path'
-import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { imageFolder } from '../../ts/data/image_folder.js'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { ImageFolder } from '../../ts/data/types.js'
-import { createModel, type Model } from '../../ts/model.js'
+import type { Model } from '../../ts/model.js'
 import { logWriteCount } from '../../ts/train/fault.js'
 import { Trainer } from '../../ts/train/trainer.js'
 import type { Callback, FitResult, WarningEvent } from '../../ts/train/types.js'
-import { workplace } from '../cli/helpers/folders.js'
+import { smallRuns } from './helpers/small_run.js'
 
-const w = workplace()
-w.dataset('data')
-afterAll(() => w.remove())
+const open = smallRuns()
 
 let data: ImageFolder
 let model: Model
@@ -22,16 +17,10 @@ let out: string
 let warnings: WarningEvent[]
 
 beforeEach(async () => {
-  data = await imageFolder(w.at('data'))
-  model = await createModel('efficientnet_b0', { classes: data.classes, imageSize: 32, threads: 1 })
-  out = await mkdtemp(path.join(os.tmpdir(), 'effnet-logs-'))
+  ;({ data, model, out } = await open())
   warnings = []
 })
-afterEach(async () => {
-  vi.unstubAllEnvs()
-  await model.close()
-  await rm(out, { recursive: true, force: true })
-})
+afterEach(() => vi.unstubAllEnvs())
 
 /** Two epochs of two steps; `hook` is a callback of the test. */
 function run(hook: Omit<Callback, 'name'>): Promise<FitResult> {
@@ -73,9 +62,14 @@ describe('a run whose files cannot be written', () => {
     await expect(run(full)).rejects.toThrow(expect.objectContaining({ code: 'EFF_CKPT_NO_SPACE' }))
     expect(state().step).toBe(4)
     vi.unstubAllEnvs()
-    const steps: number[] = []
-    const result = await run({ onStepEnd: (_, event) => void steps.push(event.step) })
-    expect(steps).toEqual([])
+    const heard: string[] = []
+    const result = await run({
+      onStepEnd: () => void heard.push('step'),
+      onValidationStart: () => void heard.push('start'),
+      onValidationBatch: () => void heard.push('batch'),
+      onValidationEnd: (_, event) => void heard.push(`end of ${event.epoch}`),
+    })
+    expect([...new Set(heard)]).toEqual(['start', 'batch', 'end of 2'])
     expect(result).toMatchObject({ status: 'finished', epoch: 2, step: 4 })
     expect(Object.keys(result.metrics)).toContain('val/loss')
     const stored = JSON.parse(readFileSync(path.join(out, 'results.json'), 'utf8'))

@@ -1,34 +1,23 @@
 /** NaN and infinity: the first layer and the step are named, the checkpoint before is kept, nothing is written over it. */
 import { readFileSync } from 'node:fs'
-import { mkdtemp, rm } from 'node:fs/promises'
-import os from 'node:os'
 import path from 'node:path'
-import { afterAll, afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { imageFolder } from '../../ts/data/image_folder.js'
+import { beforeEach, describe, expect, it } from 'vitest'
 import type { ImageFolder } from '../../ts/data/types.js'
 import type { EffnetError } from '../../ts/errors.js'
-import { createModel, type Model } from '../../ts/model.js'
+import type { Model } from '../../ts/model.js'
 import { evaluateModel } from '../../ts/train/evaluate.js'
 import { Trainer } from '../../ts/train/trainer.js'
 import type { Callback, TrainerOptions } from '../../ts/train/types.js'
-import { workplace } from '../cli/helpers/folders.js'
+import { smallRuns } from './helpers/small_run.js'
 
-const w = workplace()
-w.dataset('data')
-afterAll(() => w.remove())
+const open = smallRuns()
 
 let data: ImageFolder
 let model: Model
 let out: string
 
 beforeEach(async () => {
-  data = await imageFolder(w.at('data'))
-  model = await createModel('efficientnet_b0', { classes: data.classes, imageSize: 32, threads: 1 })
-  out = await mkdtemp(path.join(os.tmpdir(), 'effnet-nan-'))
-})
-afterEach(async () => {
-  await model.close()
-  await rm(out, { recursive: true, force: true })
+  ;({ data, model, out } = await open())
 })
 
 /** Writes one number into a tensor of the session. */

@@ -600,9 +600,8 @@ export class FitRun implements TrainerContext {
     }
     if (cut) await this.callbacks.call('onInterrupt', this, reason)
     // A run that had ended but for its results: what was measured then is not in its checkpoint.
-    if (!cut && this.evaluator && progress.step === this.resumedFrom?.step) {
-      this.details ??= (await this.measure(true, progress.epoch))?.details
-    }
+    const measured = !this.evaluator || this.details || progress.step !== this.resumedFrom?.step
+    if (!cut && !measured) await this.validate(progress.epoch)
     const result = this.result(cut ? 'interrupted' : 'finished', reason)
     if (keeper && folder) {
       // Before the checkpoint that says the run is over: a crash between the two leaves nothing out.
