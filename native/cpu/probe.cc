@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/caches.h"
 #include "cpu/cpu_info.h"
 #include "cpu/onednn/adapter.h"
 
@@ -69,7 +70,6 @@ namespace {
 
 constexpr int kRounds = 40;
 constexpr double kRoundSeconds = 2e-3;
-constexpr size_t kCopyBytes = size_t{32} << 20;  // a thread
 constexpr int kCopyRounds = 8;
 
 double seconds_of(ThreadPool& pool, auto&& work) {
@@ -105,14 +105,14 @@ double best_flops(ThreadPool& pool, const auto& work) {
 double best_copy(ThreadPool& pool) {
   const auto threads = static_cast<size_t>(pool.threads());
   // Ones, so that every page is there and none is the kernel's page of zeros.
-  std::vector<char> src(threads * kCopyBytes, 1), dst(threads * kCopyBytes, 1);
+  std::vector<char> src(threads * kFarPastCachesBytes, 1), dst(threads * kFarPastCachesBytes, 1);
   double best = 0;
   for (int i = 0; i < kCopyRounds; ++i) {
     const double seconds = seconds_of(pool, [&](int shard, int) {
-      const size_t at = static_cast<size_t>(shard) * kCopyBytes;
-      std::memcpy(dst.data() + at, src.data() + at, kCopyBytes);
+      const size_t at = static_cast<size_t>(shard) * kFarPastCachesBytes;
+      std::memcpy(dst.data() + at, src.data() + at, kFarPastCachesBytes);
     });
-    best = std::max(best, 2.0 * static_cast<double>(threads * kCopyBytes) / seconds);
+    best = std::max(best, 2.0 * static_cast<double>(threads * kFarPastCachesBytes) / seconds);
   }
   return best;
 }

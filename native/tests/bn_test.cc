@@ -1,8 +1,6 @@
 #include "tests/kernel_rig.h"
 #include "tests/reference.h"
 
-#include "core/philox.h"
-
 namespace effnet::test {
 namespace {
 
@@ -151,11 +149,7 @@ struct Problem {
   double xhat(size_t i) const { return (src[i] - mean[channel(i)]) * inv_std[channel(i)]; }
   double z(size_t i) const { return xhat(i) * scale[channel(i)] + shift[channel(i)]; }
   double drop(size_t i) const {
-    const uint64_t n = i / static_cast<size_t>(s.h * s.w * s.c);
-    if (drop_rate == 0) return 1;
-    return philox_u32(kSeed, kStep, kStream, n) < static_cast<uint32_t>(std::floor(drop_rate * 4294967296.0))
-               ? 0
-               : 1 / (1 - drop_rate);
+    return survival(drop_rate, kSeed, kStep, kStream, i / static_cast<size_t>(s.h * s.w * s.c));
   }
   double factor(size_t i) const { return drop(i) * (gated ? gate[image_channel(i)] : 1); }
   double g(size_t i) const {

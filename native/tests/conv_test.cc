@@ -2,6 +2,7 @@
 #include "cpu/onednn/conv_tiles.h"
 #include "conv_reference.h"
 #include "kernel_rig.h"
+#include "reference.h"
 
 namespace effnet::test {
 namespace {
@@ -180,49 +181,59 @@ TEST(ConvBackward, BothGradientsBehindNormalisation) {
     if (c.k == 1) all.push_back(c);
   all.push_back(pointwise(6, 40, 40, 8, 24));    // several blocks of rows in a shard
   all.push_back(pointwise(2, 60, 61, 100, 34));  // wide sources, tails of both
+  all.push_back(pointwise(12, 5, 5, 8, 24));     // blocks of rows of several images
+  constexpr uint64_t kSeed = 5'000'000'123, kStep = 77;
+  constexpr uint32_t kStream = 9;
+  struct Mode {
+    plan::Act act;
+    bool batch_stats;
+    double drop_rate;
+  };
+  const Mode modes[] = {{plan::Act::identity, true, 0},   {plan::Act::identity, false, 0},
+                        {plan::Act::identity, true, 0.4}, {plan::Act::silu, true, 0},
+                        {plan::Act::silu, false, 0},      {plan::Act::silu, true, 0.4}};
   for (const Case& c : all) {
-    for (const plan::Act act : {plan::Act::identity, plan::Act::silu}) {
-      for (const bool batch_stats : {true, false}) {
-        const Data d(c, DType::f32);
-        const auto channels = static_cast<size_t>(c.oc);
-        const auto vector = [&](uint32_t seed) { return stored(DType::f32, random_values(channels, seed)); };
-        const Values dst = stored(DType::f32, random_values(d.diff_dst.size(), 4));
-        const Values mean = vector(5), scale = vector(7), shift = vector(8), diff_scale = vector(9),
-                     diff_shift = vector(10);
-        Values inv_std = vector(6);
-        for (double& v : inv_std) v = std::abs(v) + 0.5;
-        std::vector<double> attrs = c.attrs();
-        attrs.insert(attrs.end(), {static_cast<double>(act), 0, 0, batch_stats ? 1.0 : 0.0});
-        Rig rig(cpu::make_conv2d_bwd, attrs);
-        rig.in(DType::f32, {c.n, c.h, c.w, c.ic}, d.src);
-        rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, 1, 1, c.ic}, d.weights));
-        rig.in(DType::f32, {c.n, c.h, c.w, c.oc}, d.diff_dst);
-        rig.in(DType::f32, {c.n, c.h, c.w, c.oc}, dst);
-        for (const Values* v :
-             std::initializer_list<const Values*>{&mean, &inv_std, &scale, &shift, &diff_scale, &diff_shift})
-          rig.in(DType::f32, {c.oc}, *v);
-        const Tensor* diff_src = rig.out(DType::f32, {c.n, c.h, c.w, c.ic});
-        const Tensor* diff_weights = rig.out(DType::f32, {c.oc, 1, 1, c.ic});
-        rig.run();
-        if (HasFatalFailure()) FAIL() << c.name();
-        Values dy(dst.size());
-        const double rows = static_cast<double>(dst.size() / channels);
-        for (size_t i = 0; i < dy.size(); ++i) {
-          const size_t o = i % channels;
-          const double xm = dst[i] - mean[o], a = scale[o] * inv_std[o], z = xm * a + shift[o];
-          const double s = 1 / (1 + std::exp(-z));
-          const double g = d.diff_dst[i] * (act == plan::Act::silu ? s + z * s * (1 - s) : 1);
-          dy[i] = a * g;
-          if (batch_stats) dy[i] -= a * (inv_std[o] * diff_scale[o] * xm + diff_shift[o]) / rows;
-        }
-        Values want_src(d.src.size()), want_weights(d.weights.size());
-        for_each_product(c, [&](size_t s, size_t k, size_t t) {
-          want_src[s] += dy[t] * d.weights[k];
-          want_weights[k] += d.src[s] * dy[t];
-        });
-        expect_near(rig.get(diff_src), want_src, 3e-6, std::sqrt(static_cast<double>(c.oc)), c.name() + " diff_src");
-        expect_near(rig.get(diff_weights), want_weights, 3e-6, std::sqrt(rows) * 10, c.name() + " diff_weights");
+    for (const auto& [act, batch_stats, drop_rate] : modes) {
+      const Data d(c, DType::f32);
+      const auto channels = static_cast<size_t>(c.oc);
+      const auto vector = [&](uint32_t seed) { return stored(DType::f32, random_values(channels, seed)); };
+      const Values dst = stored(DType::f32, random_values(d.diff_dst.size(), 4));
+      const Values mean = vector(5), scale = vector(7), shift = vector(8), diff_scale = vector(9),
+                   diff_shift = vector(10);
+      Values inv_std = vector(6);
+      for (double& v : inv_std) v = std::abs(v) + 0.5;
+      std::vector<double> attrs = c.attrs();
+      attrs.insert(attrs.end(), {static_cast<double>(act), drop_rate, kStream, batch_stats ? 1.0 : 0.0});
+      Rig rig(cpu::make_conv2d_bwd, attrs);
+      rig.scalars().seed = static_cast<double>(kSeed);
+      rig.scalars().step = static_cast<double>(kStep);
+      rig.in(DType::f32, {c.n, c.h, c.w, c.ic}, d.src);
+      rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, 1, 1, c.ic}, d.weights));
+      rig.in(DType::f32, {c.n, c.h, c.w, c.oc}, d.diff_dst);
+      rig.in(DType::f32, {c.n, c.h, c.w, c.oc}, dst);
+      for (const Values* v :
+           std::initializer_list<const Values*>{&mean, &inv_std, &scale, &shift, &diff_scale, &diff_shift})
+        rig.in(DType::f32, {c.oc}, *v);
+      const Tensor* diff_src = rig.out(DType::f32, {c.n, c.h, c.w, c.ic});
+      const Tensor* diff_weights = rig.out(DType::f32, {c.oc, 1, 1, c.ic});
+      rig.run();
+      if (HasFatalFailure()) FAIL() << c.name();
+      Values dy(dst.size());
+      const double rows = static_cast<double>(dst.size() / channels);
+      for (size_t i = 0; i < dy.size(); ++i) {
+        const size_t o = i % channels;
+        const double xm = dst[i] - mean[o], a = scale[o] * inv_std[o], z = xm * a + shift[o];
+        const double kept = survival(drop_rate, kSeed, kStep, kStream, i / static_cast<size_t>(c.h * c.w * c.oc));
+        dy[i] = a * d.diff_dst[i] * kept * act_slope(act, z);
+        if (batch_stats) dy[i] -= a * (inv_std[o] * diff_scale[o] * xm + diff_shift[o]) / rows;
       }
+      Values want_src(d.src.size()), want_weights(d.weights.size());
+      for_each_product(c, [&](size_t s, size_t k, size_t t) {
+        want_src[s] += dy[t] * d.weights[k];
+        want_weights[k] += d.src[s] * dy[t];
+      });
+      expect_near(rig.get(diff_src), want_src, 3e-6, std::sqrt(static_cast<double>(c.oc)), c.name() + " diff_src");
+      expect_near(rig.get(diff_weights), want_weights, 3e-6, std::sqrt(rows) * 10, c.name() + " diff_weights");
     }
   }
 }

@@ -1,6 +1,7 @@
 // A rig for kernel tests: builds one op with its tensors, runs its kernel and looks at the results. Every run() is made
-// three times (shards in order, shards shuffled, shards on three threads) on scratch filled with garbage: the bits of
-// all arenas must agree, and nothing outside outputs and updates may change. Values are doubles on the test's side.
+// four times (shards in order, shards shuffled, shards on three threads, results written past the caches) on scratch
+// filled with garbage: the bits of all arenas must agree, and nothing outside outputs and updates may change. Values
+// are doubles on the test's side.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -18,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/caches.h"
 #include "cpu/kernel.h"
 #include "plan/op_ports.h"
 #include "plan/plan.h"
@@ -191,14 +193,13 @@ class Rig {
     execute(Order::forward);
     const auto after = snapshot();
     check_untouched(before, after);
-    for (const Order order : {Order::shuffled, Order::threads}) {
+    for (const Order order : {Order::shuffled, Order::threads, Order::past_caches}) {
       restore(before);
       execute(order);
       const auto again = snapshot();
       for (int a = 0; a < plan::kArenaCount; ++a) {
         ASSERT_TRUE(again[static_cast<size_t>(a)] == after[static_cast<size_t>(a)])
-            << kernel_->name() << ": other bits in arena " << a << " with shards "
-            << (order == Order::shuffled ? "shuffled" : "on threads");
+            << kernel_->name() << ": other bits in arena " << a << " with shards " << text(order);
       }
     }
   }
@@ -207,7 +208,20 @@ class Rig {
   void run_once() { execute(Order::forward); }
 
  private:
-  enum class Order { forward, shuffled, threads };
+  enum class Order { forward, shuffled, threads, past_caches };
+  static const char* text(Order order) {
+    switch (order) {
+      case Order::forward:
+        return "in order";
+      case Order::shuffled:
+        return "shuffled";
+      case Order::threads:
+        return "on threads";
+      case Order::past_caches:
+        return "that write past the caches";
+    }
+    return "";
+  }
   using Snapshot = std::vector<std::vector<uint8_t>>;
 
   Snapshot snapshot() const { return Snapshot(arenas_, arenas_ + plan::kArenaCount); }
@@ -251,6 +265,13 @@ class Rig {
   };
 
   void execute(Order order) {
+    const uint64_t bound = cpu::past_caches_bytes;
+    if (order == Order::past_caches) cpu::past_caches_bytes = 0;
+    execute_shards(order);
+    cpu::past_caches_bytes = bound;
+  }
+
+  void execute_shards(Order order) {
     std::deque<Aligned> arena_memory;
     for (const auto& arena : arenas_) arena_memory.emplace_back(arena.size());
     std::byte* pointers[plan::kArenaCount];
@@ -265,7 +286,8 @@ class Rig {
     for (int phase = 0; phase < kernel_->phases(); ++phase) {
       std::vector<int> shards(static_cast<size_t>(kernel_->shards(phase)));
       std::iota(shards.begin(), shards.end(), 0);
-      if (order != Order::forward) std::shuffle(shards.begin(), shards.end(), std::mt19937(7));
+      if (order == Order::shuffled || order == Order::threads)
+        std::shuffle(shards.begin(), shards.end(), std::mt19937(7));
       std::atomic<size_t> next{0};
       const auto work = [&](int worker) {
         omp_set_num_threads(1);

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
+#include "core/philox.h"
 #include "plan/format.h"
 
 namespace effnet::test {
@@ -50,5 +52,12 @@ struct Shape {
 // Tails, packing of small channel counts, single pixels, and more than one shard.
 inline constexpr Shape kShapes[] = {{1, 1, 1, 1},  {3, 1, 1, 17},  {1, 7, 7, 3},    {3, 7, 7, 8},    {2, 5, 3, 24},
                                     {3, 7, 7, 96}, {1, 9, 8, 130}, {3, 40, 41, 24}, {2, 19, 23, 144}};
+
+// What stochastic depth multiplies an image by, and dropout an element: 0, or what keeps the mean.
+inline double survival(double rate, uint64_t seed, uint64_t step, uint32_t stream, uint64_t element) {
+  if (rate == 0) return 1;
+  const bool dropped = philox_u32(seed, step, stream, element) < static_cast<uint32_t>(rate * 4294967296.0);
+  return dropped ? 0 : 1 / (1 - rate);
+}
 
 }  // namespace effnet::test

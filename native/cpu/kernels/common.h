@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "cpu/caches.h"
 #include "cpu/kernel.h"
 #include "plan/op_ports.h"
 
@@ -82,9 +83,8 @@ inline Split split_rows(int64_t total, int64_t width, int64_t min_rows = 1, int6
 // "op_f32:avx3"
 std::string kernel_name(const char* base, plan::DType dtype);
 
-// Whether a tensor is so large that little of it would be left in the last-level cache for its next reader: then it is
-// better written past the caches, which saves reading the lines first.
-inline bool exceeds_caches(const plan::Tensor* t) { return t->bytes > (20u << 20); }
+// Whether a tensor is better written past the caches.
+inline bool exceeds_caches(const plan::Tensor* t) { return t->bytes > past_caches_bytes; }
 
 inline size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 

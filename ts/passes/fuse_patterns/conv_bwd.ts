@@ -5,7 +5,10 @@
 import { elements, type Node } from '../../graph/types.js'
 import type { Pattern } from './pattern.js'
 
-/** Below, the tensor in the middle is still in the caches when it is read, and three passes are each cut as suits them. */
+/**
+ * Below, the tensor in the middle is still in the caches when it is read, and three passes are each cut as suits them. Measured; more
+ * than from where kernels write past the caches (`past_caches_bytes` of native/cpu/caches.h), since two readers share what is left.
+ */
 const MANY_BYTES = 32 << 20
 
 /** Where the gradient in the middle has more bytes than `manyBytes`. */
