@@ -1,14 +1,14 @@
 import { describe, expect, it } from 'vitest'
-import { Graph } from '../../ts/graph/graph.js'
-import { actCode, type Node, type Shape, type Tensor } from '../../ts/graph/types.js'
+import type { Graph } from '../../ts/graph/graph.js'
+import { actCode, type Node } from '../../ts/graph/types.js'
 import { verify } from '../../ts/graph/verify.js'
 import { getModelConfig } from '../../ts/nn/index.js'
 import { applyPatterns } from '../../ts/passes/fuse.js'
 import { convBwd } from '../../ts/passes/fuse_patterns/conv_bwd.js'
-import { autodiff, eliminateDead, fuseTraining } from '../../ts/passes/index.js'
+import { eliminateDead, fuseTraining } from '../../ts/passes/index.js'
 import { Rewriter } from '../../ts/passes/rewrite.js'
 import { trainProgram } from '../../ts/runtime/programs.js'
-import { anyParam } from '../graph/values.js'
+import { convBlock, differentiate } from './conv_block.js'
 import { expectEqual, valuesFor } from './random_graph.js'
 
 const TARGET = { device: 'cpu' } as const
@@ -20,23 +20,11 @@ interface Options {
   fuse: boolean
 }
 
-/** A 1x1 convolution with batch normalisation and activation, differentiated from a seed. */
+/** A 1x1 convolution of three channels. */
 function block({ act = 'identity', channels = 5, frozen = false, fuse }: Options): Graph {
-  let graph = new Graph('block')
-  const param = (name: string, shape: Shape, trainable = true): Tensor => graph.parameter(name, shape, anyParam(shape), trainable)
-  const c = [channels]
-  const src = param('src', [2, 7, 6, 3])
-  const weights = param('weights', [channels, 1, 1, 3], !frozen)
-  const updates = (['bn_mean', 'bn_var'] as const).map((kind) => graph.buffer(kind, c, { ...anyParam(c), kind }))
-  const window = { stride: 1, pad_t: 0, pad_l: 0, pad_b: 0, pad_r: 0 }
-  const { dst } = graph.node('conv2d', { src, weights }, window, { name: 'conv' })
-  const { mean, inv_std } = graph.node('bn_stats', { src: dst! }, { eps: 1e-3, momentum: 0.1 }, { name: 'stats', updates })
-  const norm = { src: dst!, mean: mean!, inv_std: inv_std!, scale: param('scale', c), shift: param('shift', c) }
-  const bn = graph.node('bn_apply', norm, { batch_stats: 1 }, { name: 'bn' })['dst']!
-  graph.node('activation', { src: bn }, { act: actCode(act) }, { name: 'out' })
-  const seed = graph.input('seed', dst!.shape, 'f32')
-  graph = fuseTraining(graph, TARGET)
-  autodiff(graph, new Map([[graph.find('out'), graph.find(seed.name)]]))
+  const weights = [channels, 1, 1, 3]
+  const block = convBlock({ op: 'conv2d', src: [2, 7, 6, 3], weights, act, frozen: frozen ? ['weights'] : [] })
+  let graph = differentiate(fuseTraining(block, TARGET), 'out')
   if (fuse) graph = applyPatterns(graph, [convBwd(0)], TARGET)
   verify(graph)
   return eliminateDead(graph, ['out'])

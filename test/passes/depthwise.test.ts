@@ -4,6 +4,7 @@ import { type Activation, actCode, type Shape, type Tensor } from '../../ts/grap
 import { verify } from '../../ts/graph/verify.js'
 import { autodiff, eliminateDead, fuseTraining } from '../../ts/passes/index.js'
 import { anyParam } from '../graph/values.js'
+import { convBlock, differentiate } from './conv_block.js'
 import { expectEqual, valuesFor } from './random_graph.js'
 
 const TARGET = { device: 'cpu' } as const
@@ -16,25 +17,17 @@ interface Options {
   fuse: boolean
 }
 
-/** A depthwise convolution with batch normalisation, differentiated from a seed. */
 function block({ kernel = 3, stride = 1, channels = 6, frozen, fuse }: Options): Graph {
-  let graph = new Graph('block')
-  const param = (name: string, shape: Shape, trainable = true): Tensor => graph.parameter(name, shape, anyParam(shape), trainable)
-  const src = param('src', [2, 7, 6, channels], frozen !== 'src')
-  const weights = param('weights', [kernel, kernel, channels], frozen !== 'weights')
-  const c = [channels]
-  const updates = (['bn_mean', 'bn_var'] as const).map((kind) => graph.buffer(kind, c, { ...anyParam(c), kind }))
-  const pad = (kernel - 1) / 2
-  const window = { stride, pad_t: pad, pad_l: pad, pad_b: pad, pad_r: pad - (stride - 1) }
-  const { dst } = graph.node('depthwise_conv2d', { src, weights }, window, { name: 'conv' })
-  const { mean, inv_std } = graph.node('bn_stats', { src: dst! }, { eps: 1e-3, momentum: 0.1 }, { name: 'stats', updates })
-  const norm = { src: dst!, mean: mean!, inv_std: inv_std!, scale: param('scale', c), shift: param('shift', c) }
-  graph.node('bn_apply', norm, { batch_stats: 1 }, { name: 'bn' })
-  const seed = graph.input('seed', dst!.shape, 'f32')
-  if (fuse) graph = fuseTraining(graph, TARGET)
-  autodiff(graph, new Map([[graph.find('bn'), graph.find(seed.name)]]))
-  verify(graph)
-  return eliminateDead(graph, ['bn'])
+  const begin = (kernel - 1) / 2
+  const graph = convBlock({
+    op: 'depthwise_conv2d',
+    src: [2, 7, 6, channels],
+    weights: [kernel, kernel, channels],
+    stride,
+    pad: { begin, end: begin - (stride - 1) },
+    frozen: frozen ? [frozen] : [],
+  })
+  return eliminateDead(differentiate(fuse ? fuseTraining(graph, TARGET) : graph, 'bn'), ['bn'])
 }
 
 const ops = (graph: Graph): string[] => graph.nodes.map((n) => n.op).filter((op) => op.startsWith('depthwise'))
