@@ -219,7 +219,7 @@ class BnInvStd : public Kernel {
 
 }  // namespace
 
-StatusOr<KernelPtr> make_bn_stats(const plan::Op& op) {
+Status check_bn_stats(const plan::Op& op) {
   using namespace op::bn_stats;
   OpCheck check(op);
   check.activation(op.in(in_src), "src");
@@ -228,7 +228,11 @@ StatusOr<KernelPtr> make_bn_stats(const plan::Op& op) {
   check.f32(op.out(out_mean), {c}, "mean").f32(op.out(out_inv_std), {c}, "inv_std");
   check.f32(op.upd(upd_running_mean), {c}, "running_mean").f32(op.upd(upd_running_var), {c}, "running_var");
   check.that(op.attr(attr_eps) > 0, "eps must be positive");
-  if (!check.ok()) return check.status();
+  return check.status();
+}
+
+StatusOr<KernelPtr> make_bn_stats(const plan::Op& op) {
+  EFF_RETURN_IF_ERROR(check_bn_stats(op));
   return KernelPtr(new BnStats(op));
 }
 

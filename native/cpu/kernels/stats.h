@@ -6,7 +6,13 @@
 
 #include <cstdint>
 
+#include "core/status.h"
+#include "plan/plan.h"
+
 namespace effnet::cpu {
+
+// Whether the operands of a bn_stats op are ones that there is a kernel for.
+Status check_bn_stats(const plan::Op& op);
 
 inline constexpr int64_t kStatsTileRows = 64;
 inline constexpr int64_t kStatsMergeChannels = 256;

@@ -12,6 +12,7 @@
 #include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/pointwise_conv.h"
+#include "cpu/kernels/stats.h"
 #include "cpu/kernels/winograd.h"
 #include "cpu/onednn/adapter.h"
 #include "cpu/onednn/conv_tiles.h"
@@ -328,8 +329,7 @@ StatusOr<KernelPtr> make_conv2d_stats(const plan::Op& op) {
   statistics.outputs = {op.out(out_mean), op.out(out_inv_std)};
   statistics.updates = {op.upd(upd_running_mean), op.upd(upd_running_var)};
   statistics.attrs = {op.attr(attr_eps), op.attr(attr_momentum)};
-  auto stats = make_bn_stats(statistics);
-  if (!stats.ok()) return stats.status();
+  EFF_RETURN_IF_ERROR(check_bn_stats(statistics));
   if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, shape.ic)) {
     PointwiseOperands operands{&src, &weights, &dst};
     operands.gate = op.in(in_gate);
@@ -345,6 +345,8 @@ StatusOr<KernelPtr> make_conv2d_stats(const plan::Op& op) {
   operands.gate = op.in(in_gate);
   auto conv = make_independent(op, shape, operands, "fwd");
   if (!conv.ok()) return conv.status();
+  auto stats = make_bn_stats(statistics);
+  if (!stats.ok()) return stats.status();
   return KernelPtr(std::make_unique<Both>(std::move(conv.value()), std::move(stats.value())));
 }
 
