@@ -118,7 +118,7 @@ Outcome run_step(cpu::Executable& executable, uint64_t seed) {
     gaps.guard(plan, {arena, mirror ? Arena::weights : arena}, memory.arena(arena), plan.arena_bytes(arena));
   }
 
-  cpu::StepScalars scalars{.lr = 0.01, .step = 3, .seed = 7, .weight_decay = 1e-4, .momentum = 0.9, .alpha = 0.9};
+  StepScalars scalars{.lr = 0.01, .step = 3, .seed = 7, .weight_decay = 1e-4, .momentum = 0.9, .alpha = 0.9};
   scalars.eps = 1e-3;
   scalars.clip_norm = seed & 4 ? 1 : 0;
   scalars.ema_decay = 0.99;

@@ -55,7 +55,7 @@ class Bench {
     fill(memory);
     std::byte* arenas[plan::kArenaCount];
     for (auto& arena : arenas) arena = align(memory);
-    cpu::StepScalars scalars;
+    StepScalars scalars;
     scalars.alpha = scalars.momentum = 0.9;
     scalars.eps = 1e-3;
     scalars.lr = 1e-6;

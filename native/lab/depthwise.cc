@@ -79,7 +79,7 @@ struct Bench {
     std::byte* shared = allocate(kernel.shared_scratch_bytes() + 64);
     std::byte* arenas[plan::kArenaCount];
     std::fill(arenas, arenas + plan::kArenaCount, memory);
-    const cpu::StepScalars scalars;
+    const StepScalars scalars;
     const cpu::ExecContext context{arenas, &scalars, scratch, shared, 0};
     double best = 1e9, spent = 0;
     int shards = 0;

@@ -85,7 +85,7 @@ class Bench {
     fill(memory);
     std::byte* arenas[plan::kArenaCount];
     for (auto& arena : arenas) arena = align(memory);
-    const cpu::StepScalars scalars;
+    const StepScalars scalars;
     const cpu::ExecContext ctx{arenas, &scalars, align(worker), align(shared), 0};
     kernel.prepare(ctx);
     int shards = 0;

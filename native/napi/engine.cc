@@ -289,12 +289,12 @@ void set_profiling(const Napi::CallbackInfo& info) {
   open_executable(info, 0)->profiling = info[1].ToBoolean().Value();
 }
 
-cpu::StepScalars get_scalars(Napi::Env env, Napi::Value value) {
+StepScalars get_scalars(Napi::Env env, Napi::Value value) {
   const Bytes bytes = get_bytes(env, value, "scalars");
-  cpu::StepScalars scalars;
-  static_assert(sizeof scalars == cpu::kStepScalarCount * sizeof(double));
+  StepScalars scalars;
+  static_assert(sizeof scalars == kStepScalarCount * sizeof(double));
   if (bytes.size != sizeof scalars)
-    throw_status(env, error(Code::invalid_argument, "scalars must hold %d numbers", cpu::kStepScalarCount));
+    throw_status(env, error(Code::invalid_argument, "scalars must hold %d numbers", kStepScalarCount));
   std::memcpy(&scalars, bytes.data, sizeof scalars);
   return scalars;
 }
@@ -308,7 +308,7 @@ struct StepJob {
   std::vector<std::byte> aligned;
   std::vector<std::byte> output;
   std::optional<BusyMark> busy;
-  cpu::StepScalars scalars;
+  StepScalars scalars;
 
   // On the engine's thread. The plan reads rows at 64-byte aligned offsets; kernels take inputs from 16-byte aligned
   // blocks, which a view into a larger buffer need not be.

@@ -47,6 +47,7 @@ class Checker {
   void range(int attr, double low, double high) {
     expect(op_.attr(attr) >= low && op_.attr(attr) <= high, "an attribute is out of range");
   }
+  void eps(int attr) { expect(op_.attr(attr) > 0 && op_.attr(attr) <= 1, "eps is not in (0, 1]"); }
   void flag(int attr) { expect(op_.attr(attr) == 0 || op_.attr(attr) == 1, "a flag is neither 0 nor 1"); }
   void act(int attr) {
     const double code = op_.attr(attr);
@@ -90,6 +91,14 @@ class Checker {
   void channels(const Tensor* image, std::initializer_list<const Tensor*> vectors) {
     for (const Tensor* v : vectors) shape(v, {image->dims[3]});
   }
+  // Of a source that is act(bn(src)): the vectors of the normalisation and of its gradient, all or none.
+  void source_norm(const Tensor* src, std::initializer_list<const Tensor*> parts, int act_attr) {
+    const Tensor* first = *parts.begin();
+    for (const Tensor* part : parts) expect(!part == !first, "a normalisation is given in part");
+    expect(first || op_.attr(act_attr) == 0, "an activation without its normalisation");
+    channels(src, parts);
+    act(act_attr);
+  }
   void per_image(const Tensor* image, const Tensor* t) { shape(t, {image->dims[0], image->dims[3]}); }
 
  private:
@@ -127,7 +136,7 @@ void check_dense(Checker& c, const Op& op) {
       c.per_image(src, op.in(stats::in_gate));
       c.channels(dst, {op.out(stats::out_mean), op.out(stats::out_inv_std), op.upd(stats::upd_running_mean),
                        op.upd(stats::upd_running_var)});
-      c.range(stats::attr_eps, 0, 1);
+      c.eps(stats::attr_eps);
       return c.range(stats::attr_momentum, 0, 1);
     }
     case OpId::conv2d: {
@@ -173,10 +182,11 @@ void check_depthwise(Checker& c, const Op& op) {
       c.depthwise_weights(weights, src, dst);
       c.channels(dst, {op.out(stats::out_mean), op.out(stats::out_inv_std), op.upd(stats::upd_running_mean),
                        op.upd(stats::upd_running_var)});
-      c.channels(src, {op.in(stats::in_src_mean), op.in(stats::in_src_inv_std), op.in(stats::in_src_scale),
-                       op.in(stats::in_src_shift)});
-      c.act(stats::attr_src_act);
-      c.range(stats::attr_eps, 0, 1);
+      c.source_norm(src,
+                    {op.in(stats::in_src_mean), op.in(stats::in_src_inv_std), op.in(stats::in_src_scale),
+                     op.in(stats::in_src_shift)},
+                    stats::attr_src_act);
+      c.eps(stats::attr_eps);
       return c.range(stats::attr_momentum, 0, 1);
     }
     case OpId::depthwise_conv2d_bwd: {
@@ -184,9 +194,10 @@ void check_depthwise(Checker& c, const Op& op) {
       c.convolution(src, dst, weights->dims[0], weights->dims[1], bwd::attr_stride);
       c.depthwise_weights(weights, src, dst);
       c.same(src, op.out(bwd::out_diff_src));
-      c.channels(src, {op.in(bwd::in_src_mean), op.in(bwd::in_src_inv_std), op.in(bwd::in_src_scale),
-                       op.in(bwd::in_src_shift), op.out(bwd::out_src_diff_scale), op.out(bwd::out_src_diff_shift)});
-      c.act(bwd::attr_src_act);
+      c.source_norm(src,
+                    {op.in(bwd::in_src_mean), op.in(bwd::in_src_inv_std), op.in(bwd::in_src_scale),
+                     op.in(bwd::in_src_shift), op.out(bwd::out_src_diff_scale), op.out(bwd::out_src_diff_shift)},
+                    bwd::attr_src_act);
       return c.same(weights, op.out(bwd::out_diff_weights));
     }
     case OpId::depthwise_conv2d: {
@@ -240,14 +251,14 @@ void check_batch_norm(Checker& c, const Op& op) {
       const Tensor* src = op.in(in_src);
       c.image(src);
       c.channels(src, {op.out(out_mean), op.out(out_inv_std), op.upd(upd_running_mean), op.upd(upd_running_var)});
-      c.range(attr_eps, 0, 1);
+      c.eps(attr_eps);
       return c.range(attr_momentum, 0, 1);
     }
     case OpId::bn_inv_std: {
       using namespace op::bn_inv_std;
       c.shape(op.in(in_var), {op.in(in_var)->dims[0]});
       c.same(op.in(in_var), op.out(out_inv_std));
-      return c.range(attr_eps, 0, 1);
+      return c.eps(attr_eps);
     }
     case OpId::bn_apply: {
       using namespace op::bn_apply;
@@ -278,7 +289,7 @@ void check_batch_norm(Checker& c, const Op& op) {
       using namespace op::fold_bn;
       const Tensor* weights = op.in(in_weights);
       c.flag(attr_depthwise);
-      c.range(attr_eps, 0, 1);
+      c.eps(attr_eps);
       c.expect(weights->rank == (op.attr(attr_depthwise) == 1 ? 3 : 4), "wrong rank of weights");
       c.expect(weights->dtype == DType::f32, "weights are not f32");
       c.same(weights, op.out(out_folded_weights));

@@ -35,7 +35,7 @@ struct StatsRig {
   Rig rig;
   Tensor *src, *mean, *inv_std, *running_mean, *running_var;
   StatsRig(DType dtype, const Shape& s, const Values& x, double eps, double momentum)
-      : rig(cpu::make_bn_stats, {eps, momentum}) {
+      : rig(backend::make_bn_stats, {eps, momentum}) {
     src = rig.in(dtype, {s.n, s.h, s.w, s.c}, x);
     mean = rig.out(DType::f32, {s.c});
     inv_std = rig.out(DType::f32, {s.c});
@@ -106,7 +106,7 @@ TEST(BnStats, RefusesWhatItCannotDo) {
 }
 
 TEST(BnInvStd, EqualsTheReference) {
-  Rig rig(cpu::make_bn_inv_std, {1e-3});
+  Rig rig(backend::make_bn_inv_std, {1e-3});
   const Values var = stored(DType::f32, {0, 1e-6, 0.5, 3, 1e4});
   rig.in(DType::f32, {5}, var);
   const Tensor* inv_std = rig.out(DType::f32, {5});
@@ -194,7 +194,7 @@ void add_parameters(Rig& rig, const Problem& p, bool with_scale) {
 TEST(BnAct, EqualsTheReference) {
   for_each_problem([](const Problem& p) {
     const bool with_residual = p.pooled || p.drop_rate > 0;
-    Rig rig(cpu::make_bn_act, {double(int(p.act)), p.drop_rate, Problem::kStream, 1});
+    Rig rig(backend::make_bn_act, {double(int(p.act)), p.drop_rate, Problem::kStream, 1});
     p.set_scalars(rig);
     rig.in(p.dtype, p.dims(), p.src);
     add_parameters(rig, p, true);
@@ -220,7 +220,7 @@ TEST(BnAct, EqualsTheReference) {
 TEST(BnAct, ADroppedImageIsTheResidualBitForBit) {
   Problem p({64, 3, 3, 17}, DType::bf16, Act::silu, true, false, 0.5);
   for (const bool with_residual : {false, true}) {
-    Rig rig(cpu::make_bn_act, {1, 0.5, Problem::kStream, 1});
+    Rig rig(backend::make_bn_act, {1, 0.5, Problem::kStream, 1});
     p.set_scalars(rig);
     rig.in(p.dtype, p.dims(), p.src);
     add_parameters(rig, p, true);
@@ -247,7 +247,7 @@ TEST(BnApply, EqualsTheReference) {
   for (const DType dtype : kDTypes) {
     for (const Shape& s : kShapes) {
       const Problem p(s, dtype, Act::identity);
-      Rig rig(cpu::make_bn_apply, {1});
+      Rig rig(backend::make_bn_apply, {1});
       rig.in(dtype, p.dims(), p.src);
       add_parameters(rig, p, true);
       const Tensor* dst = rig.out(dtype, p.dims());
@@ -286,7 +286,7 @@ void expect_sums(DType dtype, const Values& got, const Values& want, const Value
 
 TEST(BnActBwdReduce, EqualsTheReference) {
   for_each_problem([](const Problem& p) {
-    Rig rig(cpu::make_bn_act_bwd_reduce, {double(int(p.act)), p.drop_rate, Problem::kStream});
+    Rig rig(backend::make_bn_act_bwd_reduce, {double(int(p.act)), p.drop_rate, Problem::kStream});
     p.set_scalars(rig);
     rig.in(p.dtype, p.dims(), p.diff_dst);
     rig.in(p.dtype, p.dims(), p.src);
@@ -339,7 +339,7 @@ TEST(BnActBwdSums, EqualsTheReference) {
   for_each_problem([](const Problem& p) {
     for (const bool remake : {false, true}) {
       if (remake && !p.gated) continue;
-      Rig rig(cpu::make_bn_act_bwd_sums, {double(int(p.act)), p.drop_rate, Problem::kStream});
+      Rig rig(backend::make_bn_act_bwd_sums, {double(int(p.act)), p.drop_rate, Problem::kStream});
       p.set_scalars(rig);
       rig.in(p.dtype, p.dims(), p.diff_dst);
       rig.in(p.dtype, p.dims(), p.src);
@@ -372,7 +372,7 @@ TEST(BnActBwdSums, EqualsTheReference) {
 
 TEST(BnActBwdSums, RefusesWhatItCannotDo) {
   const Problem p({2, 3, 3, 5}, DType::f32, Act::silu);
-  Rig rig(cpu::make_bn_act_bwd_sums, {1, 0, 0});
+  Rig rig(backend::make_bn_act_bwd_sums, {1, 0, 0});
   rig.in(p.dtype, p.dims(), p.diff_dst);
   rig.in(p.dtype, p.dims(), p.src);
   add_parameters(rig, p, true);
@@ -394,7 +394,7 @@ TEST(BnActBwdMerge, GivesTheReductionsOfTheWholeGradient) {
       for (size_t k = 0; k < 4; ++k) {
         for (size_t i = 0; i < p.gate.size(); ++i) sums[(i / c * 4 + k) * c + i % c] = by_image.parts[k + 1][i];
       }
-      Rig rig(cpu::make_bn_act_bwd_merge, {double(s.h * s.w)});
+      Rig rig(backend::make_bn_act_bwd_merge, {double(s.h * s.w)});
       rig.in(DType::f32, {s.n, 4, s.c}, sums);
       rig.in(DType::f32, {s.n, s.c}, p.gate);
       if (pooled)
@@ -422,7 +422,7 @@ TEST(BnBwdReduce, EqualsTheReference) {
   for (const DType dtype : kDTypes) {
     for (const Shape& s : kShapes) {
       const Problem p(s, dtype, Act::identity);
-      Rig rig(cpu::make_bn_bwd_reduce);
+      Rig rig(backend::make_bn_bwd_reduce);
       rig.in(dtype, p.dims(), p.diff_dst);
       rig.in(dtype, p.dims(), p.src);
       add_parameters(rig, p, false);
@@ -451,7 +451,7 @@ Values reference_apply(const Problem& p, bool batch_stats, const Values& diff_sc
 TEST(BnActBwdApply, EqualsTheReference) {
   for_each_problem([](const Problem& p) {
     for (const bool batch_stats : {false, true}) {
-      Rig rig(cpu::make_bn_act_bwd_apply, {double(int(p.act)), p.drop_rate, Problem::kStream, double(batch_stats)});
+      Rig rig(backend::make_bn_act_bwd_apply, {double(int(p.act)), p.drop_rate, Problem::kStream, double(batch_stats)});
       p.set_scalars(rig);
       rig.in(p.dtype, p.dims(), p.diff_dst);
       rig.in(p.dtype, p.dims(), p.src);
@@ -492,7 +492,7 @@ TEST(BnBwdApply, EqualsTheReference) {
         const double m = static_cast<double>(s.rows());
         const Values diff_scale = stored(DType::f32, random_values(c, 20, 0, m)),
                      diff_shift = stored(DType::f32, random_values(c, 21, 0, m));
-        Rig rig(cpu::make_bn_bwd_apply, {double(batch_stats)});
+        Rig rig(backend::make_bn_bwd_apply, {double(batch_stats)});
         rig.in(dtype, p.dims(), p.diff_dst);
         rig.in(dtype, p.dims(), p.src);
         add_parameters(rig, p, false);
@@ -515,7 +515,7 @@ TEST(BnBwdApply, EqualsTheReference) {
 
 TEST(BnBwdApply, RefusesBatchStatisticsWithoutSums) {
   const Problem p({1, 2, 2, 3}, DType::f32, Act::identity);
-  Rig rig(cpu::make_bn_bwd_apply, {1});
+  Rig rig(backend::make_bn_bwd_apply, {1});
   rig.in(DType::f32, p.dims(), p.diff_dst);
   rig.in(DType::f32, p.dims(), p.src);
   add_parameters(rig, p, false);
@@ -546,7 +546,7 @@ TEST(FoldBn, EqualsTheReference) {
                  mean = stored(DType::f32, random_values(channels, 4));
     Values var = stored(DType::f32, random_values(channels, 5, 1, 0.1));
     var[0] = 0;
-    Rig rig(cpu::make_fold_bn, {eps, double(t.depthwise)});
+    Rig rig(backend::make_fold_bn, {eps, double(t.depthwise)});
     rig.in(DType::f32, t.dims, weights);
     for (const auto& v : {scale, shift, mean, var}) rig.in(DType::f32, {c}, v);
     const Tensor* folded_weights = rig.out(DType::f32, t.dims);

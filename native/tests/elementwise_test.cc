@@ -31,7 +31,7 @@ TEST(Activation, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     for (const Act act : kActs) {
       const Values x = stored(dtype, random_values(s.size(), 1, 1, 5));
-      Rig rig(cpu::make_activation, {double(int(act))});
+      Rig rig(backend::make_activation, {double(int(act))});
       rig.in(dtype, dims(s), x);
       const Tensor* dst = rig.out(dtype, dims(s));
       ASSERT_NO_FATAL_FAILURE(rig.run());
@@ -46,7 +46,7 @@ TEST(ActivationBwd, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     for (const Act act : kActs) {
       const Values x = stored(dtype, random_values(s.size(), 1, 1, 5)), d = stored(dtype, random_values(s.size(), 2));
-      Rig rig(cpu::make_activation_bwd, {double(int(act))});
+      Rig rig(backend::make_activation_bwd, {double(int(act))});
       rig.in(dtype, dims(s), d);
       rig.in(dtype, dims(s), x);
       const Tensor* diff_src = rig.out(dtype, dims(s));
@@ -60,7 +60,7 @@ TEST(ActivationBwd, EqualsTheReference) {
 
 TEST(Activation, ReluIsExactAtItsCorners) {
   for (const Act act : {Act::relu, Act::relu6}) {
-    Rig rig(cpu::make_activation_bwd, {double(int(act))});
+    Rig rig(backend::make_activation_bwd, {double(int(act))});
     rig.in(DType::f32, {5}, {1, 1, 1, 1, 1});
     rig.in(DType::f32, {5}, {-1, 0, 3, 6, 7});
     const Tensor* diff_src = rig.out(DType::f32, {5});
@@ -72,7 +72,7 @@ TEST(Activation, ReluIsExactAtItsCorners) {
 TEST(Add, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     const Values x = stored(dtype, random_values(s.size(), 1)), y = stored(dtype, random_values(s.size(), 2));
-    Rig rig(cpu::make_add);
+    Rig rig(backend::make_add);
     rig.in(dtype, dims(s), x);
     rig.in(dtype, dims(s), y);
     const Tensor* dst = rig.out(dtype, dims(s));
@@ -89,7 +89,7 @@ TEST(Cast, RoundsToNearestEven) {
     x[0] = 1.00390625;  // halfway between two bf16: the even one is 1
     for (const DType to : kDTypes) {
       const DType from = to == DType::bf16 ? DType::f32 : DType::bf16;
-      Rig rig(cpu::make_cast);
+      Rig rig(backend::make_cast);
       rig.in(from, dims(s), x);
       const Tensor* dst = rig.out(to, dims(s));
       ASSERT_NO_FATAL_FAILURE(rig.run());
@@ -102,7 +102,7 @@ TEST(ChannelScale, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     const Values x = stored(dtype, random_values(s.size(), 1));
     const Values gate = stored(DType::f32, random_values(static_cast<size_t>(s.n * s.c), 2));
-    Rig rig(cpu::make_channel_scale);
+    Rig rig(backend::make_channel_scale);
     rig.in(dtype, dims(s), x);
     rig.in(DType::f32, {s.n, s.c}, gate);
     const Tensor* dst = rig.out(dtype, dims(s));
@@ -116,7 +116,7 @@ TEST(ChannelScale, EqualsTheReference) {
 TEST(GlobalAvgPoolBwd, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     const Values d = stored(DType::f32, random_values(static_cast<size_t>(s.n * s.c), 2));
-    Rig rig(cpu::make_global_avg_pool_bwd);
+    Rig rig(backend::make_global_avg_pool_bwd);
     rig.in(DType::f32, {s.n, s.c}, d);
     const Tensor* diff_src = rig.out(dtype, dims(s));
     ASSERT_NO_FATAL_FAILURE(rig.run());
@@ -173,7 +173,7 @@ struct BnInputs {
 TEST(GlobalAvgPool, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     const Values x = stored(dtype, random_values(s.size(), 1, 0.5));
-    Rig rig(cpu::make_global_avg_pool);
+    Rig rig(backend::make_global_avg_pool);
     rig.in(dtype, dims(s), x);
     const Tensor* dst = rig.out(DType::f32, {s.n, s.c});
     ASSERT_NO_FATAL_FAILURE(rig.run());
@@ -184,18 +184,18 @@ TEST(GlobalAvgPool, EqualsTheReference) {
 TEST(GlobalAvgPool, OneLargeImageIsSplitByChannels) {
   const Shape s{1, 30, 30, 300};
   const Values x = stored(DType::f32, random_values(s.size(), 1, 0.5));
-  Rig rig(cpu::make_global_avg_pool);
+  Rig rig(backend::make_global_avg_pool);
   rig.in(DType::f32, dims(s), x);
   const Tensor* dst = rig.out(DType::f32, {s.n, s.c});
   ASSERT_NO_FATAL_FAILURE(rig.run());
-  EXPECT_GT(rig.kernel().shards(0), 1);
+  EXPECT_GT(rig.parts(), 1);
   expect_sums(rig.get(dst), pixel_sums(s, [&](size_t i) { return x[i]; }), 900, 5e-7);
 }
 
 TEST(ChannelScaleBwdGate, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     const BnInputs in(dtype, s);
-    Rig rig(cpu::make_channel_scale_bwd_gate);
+    Rig rig(backend::make_channel_scale_bwd_gate);
     rig.in(dtype, dims(s), in.diff_dst);
     rig.in(dtype, dims(s), in.src);
     const Tensor* diff_gate = rig.out(DType::f32, {s.n, s.c});
@@ -208,7 +208,7 @@ TEST(BnActPool, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     for (const Act act : kActs) {
       const BnInputs in(dtype, s);
-      Rig rig(cpu::make_bn_act_pool, {double(int(act)), 1});
+      Rig rig(backend::make_bn_act_pool, {double(int(act)), 1});
       rig.in(dtype, dims(s), in.src);
       in.add_to(rig, s);
       const Tensor* pooled = rig.out(DType::f32, {s.n, s.c});
@@ -234,7 +234,7 @@ TEST(BnActBwdGate, EqualsTheReference) {
   for_each_case([](DType dtype, const Shape& s) {
     for (const Act act : kActs) {
       const BnInputs in(dtype, s);
-      Rig rig(cpu::make_bn_act_bwd_gate, {double(int(act))});
+      Rig rig(backend::make_bn_act_bwd_gate, {double(int(act))});
       rig.in(dtype, dims(s), in.diff_dst);
       rig.in(dtype, dims(s), in.src);
       in.add_to(rig, s);
@@ -259,7 +259,7 @@ TEST(DropPath, DropsWholeImages) {
     const Shape s{40, 3, 3, 17};
     const Values x = stored(dtype, random_values(s.size(), 1));
     for (const double rate : {0.0, 0.3}) {
-      Rig rig(cpu::make_drop_path, {rate, kStream});
+      Rig rig(backend::make_drop_path, {rate, kStream});
       rig.scalars().seed = static_cast<double>(kSeed);
       rig.scalars().step = static_cast<double>(kStep);
       rig.in(dtype, dims(s), x);
@@ -278,7 +278,7 @@ TEST(Dropout, DropsElementsByTheirIndex) {
       const int64_t c = n == 97 ? 1283 : 19;
       const Values x = stored(dtype, random_values(static_cast<size_t>(n * c), 1));
       for (const double rate : {0.0, 0.2}) {
-        Rig rig(cpu::make_dropout, {rate, kStream});
+        Rig rig(backend::make_dropout, {rate, kStream});
         rig.scalars().seed = static_cast<double>(kSeed);
         rig.scalars().step = static_cast<double>(kStep);
         rig.in(dtype, {n, c}, x);
@@ -300,7 +300,7 @@ TEST(Dropout, DropsElementsByTheirIndex) {
 }
 
 TEST(Dropout, RefusesARateOfOne) {
-  Rig rig(cpu::make_dropout, {1, 0});
+  Rig rig(backend::make_dropout, {1, 0});
   rig.in(DType::f32, {1, 4}, Values(4, 1));
   rig.out(DType::f32, {1, 4});
   EXPECT_EQ(rig.make().code(), Code::plan_invalid);
@@ -315,7 +315,7 @@ TEST(InputNormalize, EqualsTheReference) {
     for (const Shape& s : {Shape{1, 1, 1, 3}, Shape{2, 5, 7, 3}, Shape{3, 67, 61, 3}}) {
       Values x(s.size());
       for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<double>((i * 7919) % 256);
-      Rig rig(cpu::make_input_normalize, {mean[0], mean[1], mean[2], deviation[0], deviation[1], deviation[2]});
+      Rig rig(backend::make_input_normalize, {mean[0], mean[1], mean[2], deviation[0], deviation[1], deviation[2]});
       rig.in(DType::u8, dims(s), x);
       const Tensor* dst = rig.out(dtype, dims(s));
       ASSERT_NO_FATAL_FAILURE(rig.run());
@@ -329,7 +329,7 @@ TEST(InputNormalize, EqualsTheReference) {
 
 TEST(Fill, FillsEveryType) {
   for (const DType dtype : {DType::f32, DType::bf16, DType::i32, DType::u8}) {
-    Rig rig(cpu::make_fill, {3});
+    Rig rig(backend::make_fill, {3});
     const Tensor* dst = rig.out(dtype, {5, 7000});
     ASSERT_NO_FATAL_FAILURE(rig.run());
     EXPECT_EQ(rig.get(dst), Values(35000, 3));

@@ -1,30 +1,30 @@
 // A rig for kernel tests: builds one op with its tensors, runs its kernel and looks at the results. Every run() is made
-// four times (shards in order, shards shuffled, shards on three threads, results written past the caches) on scratch
-// filled with garbage: the bits of all arenas must agree, and nothing outside outputs and updates may change. Values
-// are doubles on the test's side.
+// in several orders of its parts (backend::Runner) on scratch filled with garbage: the bits of all arenas must agree,
+// and nothing outside outputs and updates may change. Values are doubles on the test's side.
+//
+// The same tests run against each backend: `backend` is the CPU's kernels, or with EFFNET_TEST_CUDA the CUDA kernels on
+// the emulation.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <numeric>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "cpu/caches.h"
-#include "cpu/kernel.h"
 #include "plan/op_ports.h"
 #include "plan/plan.h"
-
-extern "C" void omp_set_num_threads(int);  // as the engine's threads: oneDNN runs on the calling thread alone
+#ifdef EFFNET_TEST_CUDA
+#include "tests/cuda_runner.h"
+#else
+#include "tests/cpu_runner.h"
+#endif
 
 namespace effnet::test {
 
@@ -69,7 +69,7 @@ inline size_t bytes_of(DType dtype) {
 
 class Rig {
  public:
-  explicit Rig(cpu::KernelFactory factory, std::vector<double> attrs = {}) : factory_(factory) {
+  explicit Rig(backend::KernelFactory factory, std::vector<double> attrs = {}) : runner_(factory) {
     op_.id = plan::OpId{};
     op_.flags = 0;
     op_.name = "op";
@@ -172,56 +172,40 @@ class Rig {
     return values;
   }
 
-  cpu::StepScalars& scalars() { return scalars_; }
-  const cpu::Kernel& kernel() const { return *kernel_; }
+  StepScalars& scalars() { return scalars_; }
+  // Of the kernel, once made: what dump() shows; into how many independent parts it splits its work.
+  std::string name() const { return runner_.name(); }
+  int parts() const { return runner_.parts(); }
+  double flops() const { return runner_.flops(); }
   plan::Op& op() { return op_; }
 
-  Status make() {
-    auto made = factory_(op_);
-    if (!made.ok()) return made.status();
-    kernel_ = std::move(made.value());
-    return ok_status();
-  }
+  Status make() { return runner_.make(op_); }
 
   // Leaves the result of one run in the arenas.
   void run() {
-    if (!kernel_) {
+    if (!runner_.made()) {
       const Status status = make();
       ASSERT_TRUE(status.ok()) << status.message();
     }
     const auto before = snapshot();
-    execute(Order::forward);
+    execute(0);
     const auto after = snapshot();
     check_untouched(before, after);
-    for (const Order order : {Order::shuffled, Order::threads, Order::past_caches}) {
+    for (int order = 1; order < backend::Runner::kOrders; ++order) {
       restore(before);
       execute(order);
       const auto again = snapshot();
       for (int a = 0; a < plan::kArenaCount; ++a) {
         ASSERT_TRUE(again[static_cast<size_t>(a)] == after[static_cast<size_t>(a)])
-            << kernel_->name() << ": other bits in arena " << a << " with shards " << text(order);
+            << runner_.name() << ": other bits in arena " << a << " with " << backend::Runner::order_name(order);
       }
     }
   }
 
-  // One pass over all phases on the calling thread; for the laboratory.
-  void run_once() { execute(Order::forward); }
+  // One pass in order; for the laboratory.
+  void run_once() { execute(0); }
 
  private:
-  enum class Order { forward, shuffled, threads, past_caches };
-  static const char* text(Order order) {
-    switch (order) {
-      case Order::forward:
-        return "in order";
-      case Order::shuffled:
-        return "shuffled";
-      case Order::threads:
-        return "on threads";
-      case Order::past_caches:
-        return "that write past the caches";
-    }
-    return "";
-  }
   using Snapshot = std::vector<std::vector<uint8_t>>;
 
   Snapshot snapshot() const { return Snapshot(arenas_, arenas_ + plan::kArenaCount); }
@@ -251,27 +235,12 @@ class Rig {
     for (size_t a = 0; a < before.size(); ++a) {
       for (size_t i = 0; i < before[a].size(); ++i) {
         ASSERT_TRUE(writable[a][i] || before[a][i] == after[a][i])
-            << kernel_->name() << ": wrote arena " << a << " at " << i;
+            << runner_.name() << ": wrote arena " << a << " at " << i;
       }
     }
   }
 
-  struct Aligned {
-    explicit Aligned(size_t bytes) : storage(bytes + 128, std::byte{0xff}) {}
-    std::byte* data() {
-      return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(storage.data()) + 63) / 64 * 64);
-    }
-    std::vector<std::byte> storage;
-  };
-
-  void execute(Order order) {
-    const uint64_t bound = cpu::past_caches_bytes;
-    if (order == Order::past_caches) cpu::past_caches_bytes = 0;
-    execute_shards(order);
-    cpu::past_caches_bytes = bound;
-  }
-
-  void execute_shards(Order order) {
+  void execute(int order) {
     std::deque<Aligned> arena_memory;
     for (const auto& arena : arenas_) arena_memory.emplace_back(arena.size());
     std::byte* pointers[plan::kArenaCount];
@@ -279,44 +248,15 @@ class Rig {
       pointers[a] = arena_memory[static_cast<size_t>(a)].data();
       if (!arenas_[a].empty()) std::memcpy(pointers[a], arenas_[a].data(), arenas_[a].size());
     }
-    Aligned shared(kernel_->shared_scratch_bytes());
-    cpu::ExecContext context{pointers, &scalars_, nullptr, shared.data(), 0};
-    omp_set_num_threads(1);
-    kernel_->prepare(context);
-    for (int phase = 0; phase < kernel_->phases(); ++phase) {
-      std::vector<int> shards(static_cast<size_t>(kernel_->shards(phase)));
-      std::iota(shards.begin(), shards.end(), 0);
-      if (order == Order::shuffled || order == Order::threads)
-        std::shuffle(shards.begin(), shards.end(), std::mt19937(7));
-      std::atomic<size_t> next{0};
-      const auto work = [&](int worker) {
-        omp_set_num_threads(1);
-        Aligned scratch(kernel_->worker_scratch_bytes());
-        cpu::ExecContext mine = context;
-        mine.worker = worker;
-        mine.worker_scratch = scratch.data();
-        for (size_t i = next++; i < shards.size(); i = next++) {
-          kernel_->run(phase, shards[i], mine);
-          mine.first_shard = false;
-        }
-      };
-      if (order == Order::threads) {
-        std::thread threads[3];
-        for (int i = 0; i < 3; ++i) threads[i] = std::thread(work, i);
-        for (auto& thread : threads) thread.join();
-      } else {
-        work(0);
-      }
-    }
+    runner_.execute(order, pointers, scalars_);
     for (int a = 0; a < plan::kArenaCount; ++a) {
       if (!arenas_[a].empty()) std::memcpy(arenas_[a].data(), pointers[a], arenas_[a].size());
     }
   }
 
-  cpu::KernelFactory factory_;
+  backend::Runner runner_;
   plan::Op op_;
-  cpu::KernelPtr kernel_;
-  cpu::StepScalars scalars_;
+  StepScalars scalars_;
   std::deque<Tensor> tensors_;
   std::vector<uint8_t> arenas_[plan::kArenaCount];
 };

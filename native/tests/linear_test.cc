@@ -60,7 +60,7 @@ void for_each_gemm(F&& check) {
 TEST(Linear, EqualsTheReference) {
   for_each_gemm([](const Inputs& in) {
     for (const bool with_bias : {false, true}) {
-      Rig rig(cpu::make_linear);
+      Rig rig(backend::make_linear);
       rig.in(DType::f32, {in.g.n, in.g.k}, in.src);
       rig.in(DType::f32, {in.g.o, in.g.k}, in.weights);
       if (with_bias) {
@@ -87,7 +87,7 @@ TEST(Linear, ARowDoesNotDependOnItsBatch) {
   const Inputs in({7, 130, 77});
   Values together;
   for (const int64_t n : {7, 1}) {
-    Rig rig(cpu::make_linear);
+    Rig rig(backend::make_linear);
     rig.in(DType::f32, {n, 130}, Values(in.src.begin(), in.src.begin() + n * 130));
     rig.in(DType::f32, {77, 130}, in.weights);
     rig.in(DType::f32, {77}, in.bias);
@@ -103,7 +103,7 @@ TEST(Linear, ARowDoesNotDependOnItsBatch) {
 
 TEST(LinearBwdData, EqualsTheReference) {
   for_each_gemm([](const Inputs& in) {
-    Rig rig(cpu::make_linear_bwd_data);
+    Rig rig(backend::make_linear_bwd_data);
     rig.in(DType::f32, {in.g.n, in.g.o}, in.diff_dst);
     rig.in(DType::f32, {in.g.o, in.g.k}, in.weights);
     const Tensor* diff_src = rig.out(DType::f32, {in.g.n, in.g.k});
@@ -119,7 +119,7 @@ TEST(LinearBwdData, EqualsTheReference) {
 TEST(LinearBwdWeights, EqualsTheReference) {
   for_each_gemm([](const Inputs& in) {
     for (const bool with_bias : {false, true}) {
-      Rig rig(cpu::make_linear_bwd_weights);
+      Rig rig(backend::make_linear_bwd_weights);
       rig.in(DType::f32, {in.g.n, in.g.k}, in.src);
       rig.in(DType::f32, {in.g.n, in.g.o}, in.diff_dst);
       const Tensor* diff_weights = rig.out(DType::f32, {in.g.o, in.g.k});
@@ -146,7 +146,7 @@ TEST(LinearBwdWeights, EqualsTheReference) {
 }
 
 TEST(Linear, RefusesShapesThatDoNotFit) {
-  Rig rig(cpu::make_linear);
+  Rig rig(backend::make_linear);
   rig.in(DType::f32, {2, 3}, Values(6, 1));
   rig.in(DType::f32, {5, 4}, Values(20, 1));
   rig.add_in(nullptr);

@@ -36,7 +36,7 @@ struct LossRig {
   Rig rig;
   Tensor *loss, *diff, *rank;
   LossRig(int64_t n, int64_t k, const Values& logits, const Values& labels, double s)
-      : rig(cpu::make_softmax_cross_entropy, {s}) {
+      : rig(backend::make_softmax_cross_entropy, {s}) {
     rig.in(DType::f32, {n, k}, logits);
     rig.in(DType::i32, {n}, labels);
     loss = rig.out(DType::f32, {1});
@@ -124,7 +124,7 @@ TEST(Softmax, EqualsTheReference) {
   for (const int64_t k : {1, 3, 16, 1000}) {
     const int64_t n = 5;
     const Values logits = stored(DType::f32, random_values(static_cast<size_t>(n * k), 1, -500, 5));
-    Rig rig(cpu::make_softmax);
+    Rig rig(backend::make_softmax);
     rig.in(DType::f32, {n, k}, logits);
     const Tensor* probs = rig.out(DType::f32, {n, k});
     ASSERT_NO_FATAL_FAILURE(rig.run());

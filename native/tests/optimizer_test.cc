@@ -65,11 +65,11 @@ TEST(OptimizerSgd, EqualsTheReference) {
   for (const bool nesterov : {false, true}) {
     for (const double decay_mult : {0.0, 1.0}) {
       const Hyper h;
-      Rig rig(cpu::make_optimizer_sgd, {decay_mult, double(nesterov)});
+      Rig rig(backend::make_optimizer_sgd, {decay_mult, double(nesterov)});
       Parameters p(rig, kSizes, false);
       h.set(rig);
       ASSERT_NO_FATAL_FAILURE(rig.run());
-      EXPECT_GT(rig.kernel().shards(0), 2);
+      EXPECT_GT(rig.parts(), 2);
       p.expect(rig, 1, [&](double& w, double g, double& m0, double&) {
         g += h.weight_decay * decay_mult * w;
         m0 = h.momentum * m0 + g;
@@ -83,7 +83,7 @@ TEST(OptimizerRmsprop, EqualsTheReference) {
   for (const bool tf : {false, true}) {
     for (const double decay_mult : {0.0, 1.0}) {
       const Hyper h;
-      Rig rig(cpu::make_optimizer_rmsprop, {decay_mult, double(tf)});
+      Rig rig(backend::make_optimizer_rmsprop, {decay_mult, double(tf)});
       Parameters p(rig, kSizes, false);
       h.set(rig);
       ASSERT_NO_FATAL_FAILURE(rig.run());
@@ -113,7 +113,7 @@ void adamw(const Hyper& h, double decay, double& w, double g, double& m0, double
 TEST(OptimizerAdamw, EqualsTheReference) {
   for (const double decay_mult : {0.0, 1.0}) {
     const Hyper h{.lr = 0.01, .momentum = 0.9, .alpha = 0.999, .eps = 1e-8, .weight_decay = 0.05, .step = 7};
-    Rig rig(cpu::make_optimizer_adamw, {decay_mult});
+    Rig rig(backend::make_optimizer_adamw, {decay_mult});
     Parameters p(rig, kSizes, false);
     h.set(rig);
     ASSERT_NO_FATAL_FAILURE(rig.run());
@@ -124,7 +124,7 @@ TEST(OptimizerAdamw, EqualsTheReference) {
 
 TEST(OptimizerAdamw, FollowsAHandWrittenLoop) {
   Hyper h{.lr = 1e-3, .momentum = 0.9, .alpha = 0.999, .eps = 1e-8, .weight_decay = 0.1, .step = 1};
-  Rig rig(cpu::make_optimizer_adamw, {1});
+  Rig rig(backend::make_optimizer_adamw, {1});
   Parameters p(rig, {5}, false);
   double w[5], m0[5] = {}, m1[5] = {};
   rig.set(p.moment0[0], Values(5, 0));
@@ -154,7 +154,7 @@ TEST(OptimizerRmsprop, FollowsTheWorkedExample) {
   };
   const double gradients[] = {0.1, -0.2, 0.05, 0};
   for (const Variant& v : variants) {
-    Rig rig(cpu::make_optimizer_rmsprop, {1, v.tf});
+    Rig rig(backend::make_optimizer_rmsprop, {1, v.tf});
     Parameters p(rig, {3}, false);
     Hyper{.lr = 0.01, .momentum = 0.9, .alpha = 0.9, .eps = v.eps, .weight_decay = v.weight_decay}.set(rig);
     rig.set(p.weights[0], Values(3, 1));
@@ -174,7 +174,7 @@ TEST(Optimizer, ClipsByTheGlobalNorm) {
   };
   for (const Case& c : {Case{4, 1, 0.25}, Case{0.5, 1, 1}, Case{4, 0, 1}}) {
     const Hyper h;
-    Rig rig(cpu::make_optimizer_sgd, {1, 0});
+    Rig rig(backend::make_optimizer_sgd, {1, 0});
     Parameters p(rig, {40, 3}, true, c.norm);
     h.set(rig);
     rig.scalars().clip_norm = c.clip;
@@ -187,14 +187,14 @@ TEST(Optimizer, ClipsByTheGlobalNorm) {
 }
 
 TEST(Optimizer, RefusesListsThatDoNotFit) {
-  Rig rig(cpu::make_optimizer_sgd, {1, 0});
+  Rig rig(backend::make_optimizer_sgd, {1, 0});
   Parameters p(rig, {40, 3}, false);
   rig.op().inputs.pop_back();
   EXPECT_EQ(rig.make().code(), Code::plan_invalid);
 }
 
 TEST(GradNorm, EqualsTheReference) {
-  Rig rig(cpu::make_grad_norm);
+  Rig rig(backend::make_grad_norm);
   Values all;
   for (const int64_t size : kSizes) {
     const Values g =
@@ -210,7 +210,7 @@ TEST(GradNorm, EqualsTheReference) {
 }
 
 TEST(GradNorm, SeesAnInfinity) {
-  Rig rig(cpu::make_grad_norm);
+  Rig rig(backend::make_grad_norm);
   rig.add_in(rig.tensor(Arena::grads, DType::f32, {3}, {1, std::numeric_limits<double>::infinity(), 2}));
   const Tensor* norm = rig.out(DType::f32, {1});
   ASSERT_NO_FATAL_FAILURE(rig.run());
@@ -218,7 +218,7 @@ TEST(GradNorm, SeesAnInfinity) {
 }
 
 struct EmaRig {
-  Rig rig{cpu::make_ema_update};
+  Rig rig{backend::make_ema_update};
   std::vector<Tensor*> ema;
   std::vector<Values> values, averages;
   explicit EmaRig(const std::vector<int64_t>& sizes) {

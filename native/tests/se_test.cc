@@ -65,7 +65,7 @@ void for_each_case(F&& check, const std::vector<Sizes>& more = {}) {
 TEST(SeGate, EqualsTheReference) {
   for_each_case(
       [](const Se& se) {
-        Rig rig(cpu::make_se_gate, {double(int(se.act))});
+        Rig rig(backend::make_se_gate, {double(int(se.act))});
         rig.in(DType::f32, {se.n, se.c}, se.pooled);
         rig.in(DType::f32, {se.r, se.c}, se.weights0);
         rig.in(DType::f32, {se.r}, se.bias0);
@@ -82,7 +82,7 @@ TEST(SeGate, EqualsTheReference) {
 
 TEST(SeGateBwd, EqualsTheReference) {
   for_each_case([](const Se& se) {
-    Rig rig(cpu::make_se_gate_bwd, {double(int(se.act))});
+    Rig rig(backend::make_se_gate_bwd, {double(int(se.act))});
     // The kernel starts from the stored hidden and gate; so does the reference.
     const Values hidden = stored(DType::f32, se.hidden), gate = stored(DType::f32, se.gate);
     rig.in(DType::f32, {se.n, se.c}, se.diff_gate);
@@ -128,7 +128,7 @@ TEST(SeGateBwd, EqualsTheReference) {
 }
 
 TEST(SeGate, RefusesShapesThatDoNotFit) {
-  Rig rig(cpu::make_se_gate, {1});
+  Rig rig(backend::make_se_gate, {1});
   rig.in(DType::f32, {2, 8}, Values(16, 1));
   rig.in(DType::f32, {3, 8}, Values(24, 1));
   rig.in(DType::f32, {3}, Values(3, 1));

@@ -12,18 +12,19 @@ using cpu::KernelPtr;
 
 // The kernels themselves, whatever the shape.
 StatusOr<KernelPtr> forward(const plan::Op& op) {
-  return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2)}, "fwd");
+  return backend::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2)}, "fwd");
 }
 StatusOr<KernelPtr> backward_data(const plan::Op& op) {
-  return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), true}, "bwd");
+  return backend::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), true},
+                                "bwd");
 }
 StatusOr<KernelPtr> backward_weights(const plan::Op& op) {
-  return cpu::make_winograd_bwd_weights(op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2));
+  return backend::make_winograd_bwd_weights(op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2));
 }
 StatusOr<KernelPtr> bias_act(const plan::Op& op) {
-  return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), false,
-                             op.inputs[2], op.inputs[3], plan::Act::silu},
-                            "bias_act");
+  return backend::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), false,
+                                 op.inputs[2], op.inputs[3], plan::Act::silu},
+                                "bias_act");
 }
 
 ConvCase padded(int64_t n, int64_t h, int64_t w, int64_t ic, int64_t oc, int64_t top, int64_t left, int64_t bottom,
@@ -194,9 +195,9 @@ TEST(Winograd, TheFactoriesChooseItForLayersOfEfficientNetV2) {
   const auto name_of = [](Direction direction, const ConvCase& c, DType dtype) {
     const std::vector<int64_t> src = {c.n, c.h, c.w, c.ic}, dst = {c.n, c.oh(), c.ow(), c.oc};
     const std::vector<int64_t> weights = {c.oc, c.k, c.k, c.ic};
-    Rig rig(direction == Direction::forward         ? cpu::make_conv2d
-            : direction == Direction::backward_data ? cpu::make_conv2d_bwd_data
-                                                    : cpu::make_conv2d_bwd_weights,
+    Rig rig(direction == Direction::forward         ? backend::make_conv2d
+            : direction == Direction::backward_data ? backend::make_conv2d_bwd_data
+                                                    : backend::make_conv2d_bwd_weights,
             c.attrs());
     const bool gradient = direction == Direction::backward_weights;
     rig.in(dtype, direction == Direction::backward_data ? dst : src, {});
@@ -207,7 +208,7 @@ TEST(Winograd, TheFactoriesChooseItForLayersOfEfficientNetV2) {
       rig.out(dtype, direction == Direction::forward ? dst : src);
     const Status status = rig.make();
     EXPECT_TRUE(status.ok()) << status.message();
-    return std::string(rig.kernel().name());
+    return rig.name();
   };
   const char* limit = std::getenv("EFFNET_MAX_ISA");
   const bool avx2 = (limit && std::string(limit) == "avx2") || !__builtin_cpu_supports("avx512bw");

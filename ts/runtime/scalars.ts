@@ -1,4 +1,4 @@
-/** Hyper-parameters and counters of a step, in the order of `StepScalars` in native/cpu/kernel.h. */
+/** Hyper-parameters and counters of a step, in the order of `StepScalars` in native/core/step_scalars.h. */
 export const STEP_SCALARS = [
   'lr',
   'step',

@@ -11,9 +11,13 @@
 #define EFFNET_OPTIMIZER_ARGS_
 #include <cmath>
 
-#include "cpu/kernels/segments.h"
+#include "cpu/kernels/common.h"
+#include "plan/segments.h"
 
 namespace effnet::cpu {
+
+using plan::Segment;
+using plan::Segments;
 
 enum class Rule { sgd, sgd_nesterov, rmsprop_torch, rmsprop_tf, adamw };
 

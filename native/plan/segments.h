@@ -1,14 +1,14 @@
-// Parameters of an update as runs in the arenas: neighbours without a gap are joined, long runs are cut, and both are
-// dealt out to shards of equal size. Depends on offsets and sizes only.
+// Parameters of an update as runs in the arenas: neighbours without a gap are joined, long runs are cut into pieces,
+// and pieces are dealt out to shards of equal size. Depends on offsets and sizes only.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <span>
-#include <utility>
 #include <vector>
 
-#include "cpu/kernels/common.h"
-
-namespace effnet::cpu {
+namespace effnet::plan {
 
 struct Segment {
   uint64_t offset;       // bytes, in the weights arena; moments and ema lie at the same offset of theirs
@@ -51,6 +51,8 @@ class Segments {
     runs_.clear();
     starts_.push_back(pieces_.size());
   }
+  // Of at most kShard elements, in order.
+  const std::vector<Segment>& pieces() const { return pieces_; }
   int shards() const { return static_cast<int>(starts_.size()) - 1; }
   std::span<const Segment> shard(int i) const {
     const size_t first = starts_[static_cast<size_t>(i)];
@@ -62,4 +64,4 @@ class Segments {
   std::vector<size_t> starts_;
 };
 
-}  // namespace effnet::cpu
+}  // namespace effnet::plan

@@ -1,0 +1,52 @@
+// What the CUDA backend binds an op to: a list of launches over device addresses. The number and order of launches, the
+// split of the work and every reduction follow from shapes alone, so a captured step replays the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+#include "core/step_scalars.h"
+#include "cuda/launch.h"
+#include "plan/plan.h"
+
+namespace effnet::cuda {
+
+// Where things lie on the device while a step runs.
+struct Addresses {
+  std::byte* arenas[plan::kArenaCount] = {};
+  const StepScalars* scalars = nullptr;
+  std::byte* scratch = nullptr;          // of this op: scratch_bytes, 256-byte aligned, undefined at its first launch
+  const std::byte* constants = nullptr;  // the op's, as uploaded once
+  uint32_t* unsound = nullptr;           // set to 1 by an update that made a parameter NaN or infinite
+
+  std::byte* arena(plan::Arena a) const { return arenas[static_cast<int>(a)]; }
+  template <class T = void>
+  T* ptr(const plan::Tensor* t) const {
+    return t ? reinterpret_cast<T*>(arena(t->arena) + t->offset) : nullptr;
+  }
+};
+
+struct Kernel {
+  using Record = std::function<void(const Addresses&, std::vector<Launch>&)>;
+
+  std::string name;  // shown by dump() and pinned by tests, e.g. "conv2d_f32:cuda"
+  Record record;     // appends the op's launches, in order
+  size_t scratch_bytes = 0;
+  std::vector<std::byte> constants;  // data of the binding, uploaded once
+  double flops = 0;                  // of a step; a multiply-add counts 2
+};
+
+using KernelPtr = std::unique_ptr<Kernel>;
+// Every op has a factory `make_<op>`. Its operands have passed plan::check_shapes.
+using KernelFactory = StatusOr<KernelPtr> (*)(const plan::Op& op);
+
+#define EFF_OP(id, name, ...) StatusOr<KernelPtr> make_##name(const plan::Op& op);
+#include "plan/op_table.inc"
+#undef EFF_OP
+
+}  // namespace effnet::cuda

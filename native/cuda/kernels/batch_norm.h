@@ -1,0 +1,119 @@
+// Arguments of batch_norm.cu: normalisation with activation, gate, stochastic depth and residual, forward and backward.
+// Images are [n][pixels][c]; pointers are device addresses, nullptr = absent.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/kernels/drop.h"
+#include "plan/format.h"
+
+namespace effnet::cuda {
+
+inline constexpr uint32_t kBnThreads = 256;
+// Reductions: a block takes 32 channels, 8 threads to a channel.
+inline constexpr int64_t kBnChannels = 32, kBnLanes = kBnThreads / kBnChannels;
+inline constexpr size_t kBnSumsShared = kBnThreads * sizeof(float);
+
+struct Norm {
+  const float *mean, *inv_std, *scale, *shift;  // [c]
+};
+
+// Where upstream gradients of act(bn(src)) come from: diff_z = drop(diff) * gate + diff_pooled / pixels.
+struct Upstream {
+  const void* diff;
+  const float* gate;         // [n][c]
+  const float* diff_pooled;  // [n][c]
+  DropArgs drop;
+  plan::Act act;
+};
+
+// dst = residual + drop(act(bn(src)) * gate)
+struct BnActArgs {
+  const void* src;
+  Norm norm;
+  plan::Act act;
+  const float* gate;
+  const void* residual;
+  DropArgs drop;
+  void* dst;
+  int64_t count, pixels, c;
+};
+
+// Statistics: tiles of rows, each with its mean and the sum of squared deviations from it, of the stored values.
+struct BnTilesArgs {
+  const void* src;
+  int64_t rows, c, tile_rows;
+  float* tiles;  // [tile][2][c]: mean, squares
+};
+struct BnMergeArgs {
+  const float* tiles;
+  int64_t rows, c, tile_rows;
+  double eps, momentum;
+  float *mean, *inv_std, *running_mean, *running_var;
+};
+
+// Sums over all rows of g = diff_z * act'(bn(src)) and of g * (src - mean), by tiles of rows.
+struct BnBwdTilesArgs {
+  Upstream upstream;
+  const void* src;
+  Norm norm;
+  int64_t rows, pixels, c, tile_rows;
+  float* tiles;  // [tile][2][c]: g * (src - mean), g
+};
+struct BnBwdMergeArgs {
+  const float* tiles;
+  int64_t count, c;
+  const float* inv_std;
+  float *diff_scale, *diff_shift;
+};
+// diff_scale = sum over images of gate * sums[2] + diff_pooled / pixels * sums[3]; diff_shift with sums 0 and 1.
+struct BnImageMergeArgs {
+  const float *sums, *gate, *diff_pooled;  // [n][4][c], [n][c], [n][c]
+  int64_t n, c;
+  double pixels;
+  float *diff_scale, *diff_shift;
+};
+
+// diff_src = scale * inv_std * (g - diff_shift / rows - xhat * diff_scale / rows); without sums scale * inv_std * g.
+struct BnBwdApplyArgs {
+  Upstream upstream;
+  const void* src;
+  Norm norm;
+  const float *diff_scale, *diff_shift;  // both or neither
+  void* diff_src;
+  int64_t count, rows, pixels, c;
+};
+
+// Sums over the pixels of each image and channel.
+struct ImageSumsArgs {
+  const void* src;
+  Norm norm;  // mean nullptr: src as it is
+  plan::Act act;
+  const void* diff;  // nullptr: no gradients
+  DropArgs drop;
+  const float* gate;
+  float* value;  // [n][c]: sum of act(bn(src)), or with diff of drop(diff) * act(bn(src))
+  float value_factor;
+  float* sums;  // [n][4][c]: of bn_act_bwd_sums, or nullptr
+  void* dst;    // act(bn(src)), with a gate drop(act(bn(src)) * gate); or nullptr
+  int64_t n, pixels, c;
+};
+
+struct InvStdArgs {
+  const float* var;
+  float* inv_std;
+  int64_t count;
+  double eps;
+};
+
+struct FoldArgs {
+  const float *weights, *scale, *shift, *running_mean, *running_var;
+  float *folded_weights, *folded_bias;
+  int64_t count;  // of the weights
+  int64_t channels;
+  int64_t inner;  // weights of one output channel that lie together: OHWI has them all, HWC one
+  double eps;
+};
+
+}  // namespace effnet::cuda

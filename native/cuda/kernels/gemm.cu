@@ -1,0 +1,164 @@
+// C[m][n] = sum over k of A(m, k) * B(n, k): tiles in shared memory, 4 x 4 sums a thread. What A and B are, and what
+// becomes of a sum, is a policy: convolution forward, gradient of its source, gradient of its weights.
+#include "cuda/kernels/activation.cuh"
+#include "cuda/kernels/gemm.h"
+
+namespace effnet::cuda {
+
+// A long sum in two levels, so that its error does not grow with the number of terms alone.
+constexpr int kGemmFlush = 4;  // tiles of depth
+
+template <class Policy>
+EFF_DEVICE void gemm(const Policy& p, int64_t m_count, int64_t n_count, int64_t k_first, int64_t k_last) {
+  Shared shared;
+  float* tiles = shared.take<float>(2 * kGemmDepth * kGemmPitch);
+  float *tile_a = tiles, *tile_b = tiles + kGemmDepth * kGemmPitch;
+  const int t = static_cast<int>(thread_id()), row = t / 16 * 4, column = t % 16 * 4;
+  const int64_t m0 = static_cast<int64_t>(block_x()) * kGemmTile, n0 = static_cast<int64_t>(block_y()) * kGemmTile;
+  float part[4][4] = {}, total[4][4] = {};
+  int filled = 0;
+  for (int64_t k0 = k_first; k0 < k_last; k0 += kGemmDepth) {
+    for (int i = t; i < kGemmTile * kGemmDepth; i += static_cast<int>(kGemmThreads)) {
+      const int at = i / kGemmDepth, k = i % kGemmDepth;
+      const bool inside = k0 + k < k_last;
+      tile_a[k * kGemmPitch + at] = inside && m0 + at < m_count ? p.a(m0 + at, k0 + k) : 0.0f;
+      tile_b[k * kGemmPitch + at] = inside && n0 + at < n_count ? p.b(n0 + at, k0 + k) : 0.0f;
+    }
+    EFF_SYNC_BLOCK();
+    for (int k = 0; k < kGemmDepth; ++k) {
+      for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < 4; ++j)
+          part[i][j] = fma(tile_a[k * kGemmPitch + row + i], tile_b[k * kGemmPitch + column + j], part[i][j]);
+    }
+    EFF_SYNC_BLOCK();
+    if (++filled == kGemmFlush) {
+      filled = 0;
+      for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) {
+          total[i][j] += part[i][j];
+          part[i][j] = 0.0f;
+        }
+      }
+    }
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j)
+      if (m0 + row + i < m_count && n0 + column + j < n_count)
+        p.result(m0 + row + i, n0 + column + j, total[i][j] + part[i][j]);
+}
+
+// m: destination pixels, n: output channels, k: taps x input channels.
+template <class T>
+struct ForwardPolicy {
+  const ConvArgs& args;
+
+  EFF_DEVICE float a(int64_t m, int64_t k) const {
+    const ConvGeometry& g = args.g;
+    const int64_t c = k % g.ic, tap = k / g.ic, x = m % g.ow, y = m / g.ow % g.oh, n = m / (g.ow * g.oh);
+    const int64_t h = y * g.stride - g.pad_t + tap / g.kw, w = x * g.stride - g.pad_l + tap % g.kw;
+    if (h < 0 || h >= g.h || w < 0 || w >= g.w) return 0.0f;
+    float v = to_float(static_cast<const T*>(args.src)[((n * g.h + h) * g.w + w) * g.ic + c]);
+    if (args.src_act != plan::Act::identity) v = activate(args.src_act, v);
+    return args.gate ? round_to<T>(v * args.gate[n * g.ic + c]) : v;
+  }
+  EFF_DEVICE float b(int64_t n, int64_t k) const {
+    return round_to<T>(args.weights[n * args.g.kh * args.g.kw * args.g.ic + k]);
+  }
+  EFF_DEVICE void result(int64_t m, int64_t n, float sum) const {
+    const int64_t at = m * args.g.oc + n;
+    float v = activate(args.act, args.bias ? sum + args.bias[n] : sum);
+    if (args.residual) v += to_float(static_cast<const T*>(args.residual)[at]);
+    static_cast<T*>(args.dst)[at] = from_float<T>(v);
+  }
+};
+
+// m: source pixels, n: input channels, k: taps x output channels.
+template <class T>
+struct BackwardDataPolicy {
+  const ConvBwdDataArgs& args;
+
+  EFF_DEVICE float a(int64_t m, int64_t k) const {
+    const ConvGeometry& g = args.g;
+    const int64_t o = k % g.oc, tap = k / g.oc, w = m % g.w, h = m / g.w % g.h, n = m / (g.w * g.h);
+    const int64_t y = h + g.pad_t - tap / g.kw, x = w + g.pad_l - tap % g.kw;
+    if (y < 0 || x < 0 || y % g.stride || x % g.stride) return 0.0f;
+    if (y / g.stride >= g.oh || x / g.stride >= g.ow) return 0.0f;
+    return to_float(static_cast<const T*>(args.diff_dst)[((n * g.oh + y / g.stride) * g.ow + x / g.stride) * g.oc + o]);
+  }
+  EFF_DEVICE float b(int64_t c, int64_t k) const {
+    const ConvGeometry& g = args.g;
+    const int64_t o = k % g.oc, tap = k / g.oc;
+    return round_to<T>(args.weights[(o * g.kh * g.kw + tap) * g.ic + c]);
+  }
+  EFF_DEVICE void result(int64_t m, int64_t c, float sum) const {
+    const int64_t at = m * args.g.ic + c;
+    if (args.slope_of) sum *= activation_slope(args.act, to_float(static_cast<const T*>(args.slope_of)[at]));
+    static_cast<T*>(args.diff_src)[at] = from_float<T>(sum);
+  }
+};
+
+// m: output channels, n: taps x input channels, k: destination pixels.
+template <class T>
+struct BackwardWeightsPolicy {
+  const ConvBwdWeightsArgs& args;
+
+  EFF_DEVICE float a(int64_t o, int64_t k) const {
+    return to_float(static_cast<const T*>(args.diff_dst)[k * args.g.oc + o]);
+  }
+  EFF_DEVICE float b(int64_t n, int64_t k) const {
+    const ConvGeometry& g = args.g;
+    const int64_t c = n % g.ic, tap = n / g.ic, x = k % g.ow, y = k / g.ow % g.oh, image = k / (g.ow * g.oh);
+    const int64_t h = y * g.stride - g.pad_t + tap / g.kw, w = x * g.stride - g.pad_l + tap % g.kw;
+    if (h < 0 || h >= g.h || w < 0 || w >= g.w) return 0.0f;
+    const float v = to_float(static_cast<const T*>(args.src)[((image * g.h + h) * g.w + w) * g.ic + c]);
+    return args.src_act == plan::Act::identity ? v : activate(args.src_act, v);
+  }
+  EFF_DEVICE void result(int64_t o, int64_t n, float sum) const {
+    const int64_t width = args.g.kh * args.g.kw * args.g.ic;
+    args.parts[(block_z() * args.g.oc + o) * width + n] = sum;
+  }
+};
+
+template <class T>
+EFF_DEVICE void conv2d(const ConvArgs& a) {
+  gemm(ForwardPolicy<T>{a}, a.g.n * a.g.oh * a.g.ow, a.g.oc, 0, a.g.kh * a.g.kw * a.g.ic);
+}
+
+template <class T>
+EFF_DEVICE void conv2d_bwd_data(const ConvBwdDataArgs& a) {
+  gemm(BackwardDataPolicy<T>{a}, a.g.n * a.g.h * a.g.w, a.g.ic, 0, a.g.kh * a.g.kw * a.g.oc);
+}
+
+template <class T>
+EFF_DEVICE void conv2d_bwd_weights(const ConvBwdWeightsArgs& a) {
+  const int64_t pixels = a.g.n * a.g.oh * a.g.ow, first = block_z() * a.split_pixels;
+  const int64_t last = first + a.split_pixels < pixels ? first + a.split_pixels : pixels;
+  gemm(BackwardWeightsPolicy<T>{a}, a.g.oc, a.g.kh * a.g.kw * a.g.ic, first, last);
+}
+
+EFF_KERNEL_OF_TYPES(conv2d, ConvArgs, kGemmThreads)
+EFF_KERNEL_OF_TYPES(conv2d_bwd_data, ConvBwdDataArgs, kGemmThreads)
+EFF_KERNEL_OF_TYPES(conv2d_bwd_weights, ConvBwdWeightsArgs, kGemmThreads)
+
+EFF_KERNEL(sum_parts, SumPartsArgs, kGemmThreads) {
+  for (int64_t i = global_id(); i < a.count; i += global_threads()) {
+    double sum = 0;
+    for (int64_t part = 0; part < a.parts_count; ++part) sum += a.parts[part * a.count + i];
+    a.dst[i] = static_cast<float>(sum);
+  }
+}
+
+EFF_KERNEL(sum_rows, SumRowsArgs, kGemmThreads) {
+  for (int64_t c = global_id(); c < a.c; c += global_threads()) {
+    double sum = 0;
+    for (int64_t row = 0; row < a.rows; ++row) sum += a.src[row * a.c + c];
+    a.dst[c] = static_cast<float>(sum);
+  }
+}
+
+EFF_KERNEL(gate_slope, GateSlopeArgs, kGemmThreads) {
+  for (int64_t i = global_id(); i < a.count; i += global_threads())
+    a.d[i] = a.diff_gate[i] * a.gate[i] * (1.0f - a.gate[i]);
+}
+
+}  // namespace effnet::cuda

@@ -1,0 +1,46 @@
+// Pieces of batch normalisation that other ops' bindings use too.
+#pragma once
+
+#include "cuda/kernels/batch_norm.h"
+#include "cuda/ops/common.h"
+
+namespace effnet::cuda {
+
+// Rows of a tile of a reduction over `rows` rows: at least 256, at most 1024 tiles.
+int64_t bn_tile_rows(int64_t rows);
+
+// Batch statistics of `src`, a tensor that was stored before.
+struct BnStats {
+  const plan::Tensor *src, *mean, *inv_std, *running_mean, *running_var;
+  double eps, momentum;
+
+  size_t scratch_bytes() const;
+  // `scratch`: where scratch_bytes() are free.
+  void record(const Addresses& at, std::byte* scratch, std::vector<Launch>& launches) const;
+};
+
+// Backward part of dst = residual? + drop(act(bn(src)) * gate?) and of its pooled values. Absent operands are nullptr.
+struct BnBackward {
+  const plan::Tensor *diff_dst, *src, *mean, *inv_std, *scale, *shift, *gate, *diff_pooled;
+  plan::Act act;
+  double drop_rate;
+  uint32_t drop_stream;
+
+  size_t reduce_scratch_bytes() const;
+  void record_reduce(const Addresses& at, std::byte* scratch, const plan::Tensor* diff_scale,
+                     const plan::Tensor* diff_shift, std::vector<Launch>& launches) const;
+  // diff_scale, diff_shift: nullptr where mean and inv_std are constants. `diff_src`: a device address.
+  void record_apply(const Addresses& at, const plan::Tensor* diff_scale, const plan::Tensor* diff_shift, void* diff_src,
+                    std::vector<Launch>& launches) const;
+};
+
+// dst = act(bn(src)) into a device address.
+void record_bn_act(const Addresses& at, const plan::Tensor* src, const plan::Tensor* mean, const plan::Tensor* inv_std,
+                   const plan::Tensor* scale, const plan::Tensor* shift, plan::Act act, void* dst,
+                   std::vector<Launch>& launches);
+
+// Mean over the pixels of each image and channel of `src`.
+void record_pool(const Addresses& at, const plan::Tensor* src, const plan::Tensor* pooled,
+                 std::vector<Launch>& launches);
+
+}  // namespace effnet::cuda

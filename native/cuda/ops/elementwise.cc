@@ -1,0 +1,116 @@
+#include "cuda/kernels/elementwise.h"
+
+#include "cuda/ops/common.h"
+#include "cuda/ops/drop.h"
+
+namespace effnet::cuda {
+namespace {
+
+using plan::Op;
+using plan::Tensor;
+
+template <class Args>
+Launch elementwise(const std::string& kernel, int64_t count, const Args& args) {
+  return make_launch(kernel, grid_for(count, kElementwiseThreads), kElementwiseThreads, 0, args);
+}
+
+// dst = f(src0, src1?) of elements in order; all of the type of dst.
+KernelPtr flat(const char* base, const Tensor* src0, const Tensor* src1, const Tensor* dst, plan::Act act = {}) {
+  return make_kernel(base, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+    const ElementwiseArgs args{at.ptr(src0), at.ptr(src1), at.ptr(dst), dst->elements(), act};
+    launches.push_back(elementwise(base + suffix(dst->dtype), dst->elements(), args));
+  });
+}
+
+KernelPtr per_channel(const char* name, const char* kernel, const Tensor* src, const Tensor* channel, const Tensor* dst,
+                      float factor) {
+  return make_kernel(name, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+    const PerChannelArgs args{
+        at.ptr(src), at.ptr<const float>(channel), at.ptr(dst), dst->elements(), dst->h() * dst->w(), dst->c(), factor};
+    launches.push_back(elementwise(kernel + suffix(dst->dtype), dst->elements(), args));
+  });
+}
+
+// `group`: elements that share a draw.
+KernelPtr drop(const char* name, const Op& op, int64_t group) {
+  using namespace op::drop_path;  // dropout has the same ports
+  const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
+  const DropSpec spec = DropSpec::of(op, attr_drop_rate, attr_rng_stream);
+  return make_kernel(name, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+    const DropElementsArgs args{at.ptr(src), at.ptr(dst), dst->elements(), group, spec.at(at.scalars)};
+    launches.push_back(elementwise("drop_elements" + suffix(dst->dtype), dst->elements(), args));
+  });
+}
+
+}  // namespace
+
+StatusOr<KernelPtr> make_input_normalize(const Op& op) {
+  using namespace op::input_normalize;
+  const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
+  NormalizeArgs args{};
+  for (int i = 0; i < 3; ++i) {
+    args.mean[i] = static_cast<float>(op.attr(attr_mean0 + i));
+    args.std[i] = static_cast<float>(op.attr(attr_std0 + i));
+  }
+  args.count = dst->elements();
+  return make_kernel("input_normalize", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) mutable {
+    args.src = at.ptr<const uint8_t>(src);
+    args.dst = at.ptr(dst);
+    launches.push_back(elementwise("input_normalize" + suffix(dst->dtype), args.count, args));
+  });
+}
+
+StatusOr<KernelPtr> make_cast(const Op& op) {
+  using namespace op::cast;
+  const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
+  return make_kernel("cast", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+    const ElementwiseArgs args{at.ptr(src), nullptr, at.ptr(dst), dst->elements(), {}};
+    launches.push_back(elementwise("cast" + suffix(src->dtype) + suffix(dst->dtype), dst->elements(), args));
+  });
+}
+
+StatusOr<KernelPtr> make_activation(const Op& op) {
+  using namespace op::activation;
+  return flat("activation", op.in(in_src), nullptr, op.out(out_dst), op.act(attr_act));
+}
+
+StatusOr<KernelPtr> make_activation_bwd(const Op& op) {
+  using namespace op::activation_bwd;
+  return flat("activation_bwd", op.in(in_diff_dst), op.in(in_src), op.out(out_diff_src), op.act(attr_act));
+}
+
+StatusOr<KernelPtr> make_add(const Op& op) {
+  using namespace op::add;
+  return flat("add", op.in(in_src0), op.in(in_src1), op.out(out_dst));
+}
+
+StatusOr<KernelPtr> make_fill(const Op& op) {
+  using namespace op::fill;
+  const Tensor* dst = op.out(out_dst);
+  const double value = op.attr(attr_value);
+  return make_kernel("fill", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+    const FillArgs args{at.ptr(dst), dst->elements(), value};
+    launches.push_back(elementwise("fill" + suffix(dst->dtype), dst->elements(), args));
+  });
+}
+
+StatusOr<KernelPtr> make_channel_scale(const Op& op) {
+  using namespace op::channel_scale;
+  return per_channel("channel_scale", "channel_scale", op.in(in_src), op.in(in_gate), op.out(out_dst), 1);
+}
+
+StatusOr<KernelPtr> make_global_avg_pool_bwd(const Op& op) {
+  using namespace op::global_avg_pool_bwd;
+  const Tensor* diff_src = op.out(out_diff_src);
+  const float factor = 1.0f / static_cast<float>(diff_src->h() * diff_src->w());
+  return per_channel("global_avg_pool_bwd", "spread_channels", nullptr, op.in(in_diff_dst), diff_src, factor);
+}
+
+StatusOr<KernelPtr> make_drop_path(const Op& op) {
+  const Tensor* src = op.in(op::drop_path::in_src);
+  return drop("drop_path", op, src->elements() / src->n());
+}
+
+StatusOr<KernelPtr> make_dropout(const Op& op) { return drop("dropout", op, 1); }
+
+}  // namespace effnet::cuda

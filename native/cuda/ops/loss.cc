@@ -1,0 +1,39 @@
+#include "cuda/kernels/loss.h"
+
+#include "cuda/ops/common.h"
+
+namespace effnet::cuda {
+
+using plan::Op;
+using plan::Tensor;
+
+StatusOr<KernelPtr> make_softmax_cross_entropy(const Op& op) {
+  using namespace op::softmax_cross_entropy;
+  const Tensor *logits = op.in(in_logits), *labels = op.in(in_labels), *loss = op.out(out_loss),
+               *diff_logits = op.out(out_diff_logits), *rank = op.out(out_rank);
+  const double smoothing = op.attr(attr_label_smoothing);
+  const int64_t rows = logits->dims[0], classes = logits->dims[1];
+  return make_kernel(
+      "softmax_cross_entropy", plan::DType::f32,
+      [=](const Addresses& at, std::vector<Launch>& launches) {
+        auto* row_loss = reinterpret_cast<double*>(at.scratch);
+        launches.push_back(
+            make_launch("cross_entropy", {static_cast<uint32_t>(rows), 1, 1}, kLossThreads, kLossShared,
+                        CrossEntropyArgs{at.ptr<const float>(logits), at.ptr<const int32_t>(labels), rows, classes,
+                                         smoothing, at.ptr<float>(diff_logits), at.ptr<int32_t>(rank), row_loss}));
+        launches.push_back(
+            make_launch("sum_loss", {1, 1, 1}, kLossThreads, 0, SumLossArgs{row_loss, rows, at.ptr<float>(loss)}));
+      },
+      static_cast<size_t>(rows) * sizeof(double));
+}
+
+StatusOr<KernelPtr> make_softmax(const Op& op) {
+  using namespace op::softmax;
+  const Tensor *logits = op.in(in_logits), *probs = op.out(out_probs);
+  return make_kernel("softmax", plan::DType::f32, [=](const Addresses& at, std::vector<Launch>& launches) {
+    launches.push_back(make_launch("softmax", {static_cast<uint32_t>(logits->dims[0]), 1, 1}, kLossThreads, kLossShared,
+                                   SoftmaxArgs{at.ptr<const float>(logits), at.ptr<float>(probs), logits->dims[1]}));
+  });
+}
+
+}  // namespace effnet::cuda
