@@ -3,12 +3,14 @@
  * `npm run setup`: makes a checkout ready to use. System packages, npm packages, oneDNN, the addon, the TypeScript; each
  * step runs only when its inputs changed. Plain Node: this runs before `npm ci`.
  *
- *   --test         also what the tests need: GoogleTest, clang-format, the native tests
+ *   --test         also what the tests need: GoogleTest, clang-format, the CUDA compiler, the native tests
+ *   --cuda         the CUDA compiler, into .cache: for machines without a toolkit
  *   --build-only   only the addon and the TypeScript
  *   --jobs N       compilers at once
  */
 import { parseArgs } from 'node:util'
 import { buildNative, buildTs, checkNode, defaultJobs, installNpm, nativeCurrent, npmCurrent, tsCurrent } from './lib/build.mjs'
+import { cudaInstalled, installCuda } from './lib/cuda.mjs'
 import { installOnednn, onednnInstalled } from './lib/onednn.mjs'
 import { fail, SetupError, say } from './lib/run.mjs'
 import { ensureSystem } from './lib/system.mjs'
@@ -18,30 +20,38 @@ function options() {
     const { values } = parseArgs({
       options: {
         test: { type: 'boolean', default: false },
+        cuda: { type: 'boolean', default: false },
         'build-only': { type: 'boolean', default: false },
         jobs: { type: 'string' },
       },
     })
     const jobs = values.jobs === undefined ? defaultJobs() : Number(values.jobs)
     if (!Number.isInteger(jobs) || jobs < 1) throw new Error(`--jobs ${values.jobs}: expected a whole number from 1`)
-    return { tests: values.test, buildOnly: values['build-only'], jobs }
+    return { tests: values.test, cuda: values.cuda || values.test, buildOnly: values['build-only'], jobs }
   } catch (e) {
-    throw new SetupError(e.message, 'npm run setup -- [--test] [--build-only] [--jobs N]', 64)
+    throw new SetupError(e.message, 'npm run setup -- [--test] [--cuda] [--build-only] [--jobs N]', 64)
   }
 }
 
 async function setup() {
-  const { tests, buildOnly, jobs } = options()
+  const { tests, cuda, buildOnly, jobs } = options()
   checkNode()
-  const need = { onednn: !onednnInstalled(), npm: !npmCurrent(), native: !nativeCurrent(tests), ts: !tsCurrent() }
-  if (!need.onednn && !need.npm && !need.native && !need.ts) {
+  const need = {
+    onednn: !onednnInstalled(),
+    cuda: cuda && !cudaInstalled(),
+    npm: !npmCurrent(),
+    native: !nativeCurrent(tests),
+    ts: !tsCurrent(),
+  }
+  if (!Object.values(need).some(Boolean)) {
     say('setup', 'everything is up to date')
     return
   }
   if (!buildOnly) {
-    if (need.onednn || need.native) await ensureSystem({ pip: need.onednn, tests })
+    if (need.onednn || need.cuda || need.native) await ensureSystem({ pip: need.onednn || need.cuda, tests })
     if (need.npm) await installNpm()
     if (need.onednn) await installOnednn()
+    if (need.cuda) await installCuda()
   }
   if (need.ts) await buildTs()
   if (need.native) await buildNative({ tests, jobs })

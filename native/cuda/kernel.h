@@ -11,6 +11,7 @@
 
 #include "core/status.h"
 #include "core/step_scalars.h"
+#include "cuda/kernels/step_state.h"
 #include "cuda/launch.h"
 #include "plan/plan.h"
 
@@ -22,7 +23,7 @@ struct Addresses {
   const StepScalars* scalars = nullptr;
   std::byte* scratch = nullptr;          // of this op: scratch_bytes, 256-byte aligned, undefined at its first launch
   const std::byte* constants = nullptr;  // the op's, as uploaded once
-  uint32_t* unsound = nullptr;           // set to 1 by an update that made a parameter NaN or infinite
+  StepState* state = nullptr;
 
   std::byte* arena(plan::Arena a) const { return arenas[static_cast<int>(a)]; }
   template <class T = void>

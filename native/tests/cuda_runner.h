@@ -57,11 +57,11 @@ class Runner {
       std::memcpy(constants.data(), kernel_->constants.data(), kernel_->constants.size());
     cuda::Addresses at;
     std::copy(arenas, arenas + plan::kArenaCount, at.arenas);
-    uint32_t unsound = 0;
+    cuda::StepState state{};
     at.scalars = &scalars;
     at.scratch = scratch.data();
     at.constants = constants.data();
-    at.unsound = &unsound;
+    at.state = &state;
     std::vector<cuda::Launch> launches;
     kernel_->record(at, launches);
     for (const cuda::Launch& launch : launches) {

@@ -3,6 +3,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, r
 import { createRequire } from 'node:module'
 import os from 'node:os'
 import path from 'node:path'
+import { cudaInstalled } from './cuda.mjs'
 import { root, run, SetupError, say } from './run.mjs'
 import { filesUnder, hashInputs, isCurrent, writeStamp } from './stamp.mjs'
 
@@ -35,7 +36,7 @@ const nativeInputs = (tests) =>
   ['native', 'CMakeLists.txt']
     .flatMap(filesUnder)
     .filter((f) => (tests || !f.startsWith('native/tests')) && !f.startsWith('native/lab'))
-const nativeHash = (tests) => hashInputs([...nativeInputs(tests), 'package-lock.json'], [process.arch, root])
+const nativeHash = (tests) => hashInputs([...nativeInputs(tests), 'package-lock.json'], [process.arch, root, `cuda ${tests && cudaInstalled()}`])
 const nativeName = (tests) => (tests ? 'native-tests' : 'addon')
 
 export const nativeCurrent = (tests) => isCurrent(nativeName(tests), nativeHash(tests), [ADDON])
@@ -52,8 +53,8 @@ export async function buildNative({ tests, jobs }) {
   if (tests) args.push('--CDEFFNET_TESTS=ON')
   else args.push('--target', 'effnet')
   const mend = 'the compiler output above names the file; `rm -r build` starts over'
-  // A tree that was configured without the tests keeps that choice until it is configured again.
-  if (tests && cmakeCache('EFFNET_TESTS:BOOL') === 'OFF') {
+  // A tree that was configured without the tests, or without a CUDA compiler, keeps that until it is configured again.
+  if (tests && (cmakeCache('EFFNET_TESTS:BOOL') === 'OFF' || cmakeCache('NVCC:FILEPATH') === 'NVCC-NOTFOUND')) {
     await run('native', process.execPath, args.with(1, 'configure'), { mend })
   }
   await run('native', process.execPath, args, { mend })

@@ -14,8 +14,9 @@ import {
   writeFileSync,
 } from 'node:fs'
 import path from 'node:path'
-import { cache, probe, root, run, SetupError, say } from './run.mjs'
+import { cache, SetupError, say } from './run.mjs'
 import { sha256File } from './stamp.mjs'
+import { downloadWheels, tool, unpackWheel, workFolder } from './wheels.mjs'
 
 export const ONEDNN_VERSION = '3.2.0'
 export const ONEDNN_DIR = path.join(cache, `onednn-${ONEDNN_VERSION}`)
@@ -24,11 +25,13 @@ const WHEEL_VERSION = '2023.2.0'
 const WHEELS = [
   {
     name: 'onednn-cpu-gomp',
+    version: WHEEL_VERSION,
     file: `onednn_cpu_gomp-${WHEEL_VERSION}-py2.py3-none-manylinux1_x86_64.whl`,
     sha256: '2f22a54d6a890ed14bfa185d42a4be65d8b5b1df85dc1f0f3a9abe31620416fb',
   },
   {
     name: 'onednn-devel-cpu-gomp',
+    version: WHEEL_VERSION,
     file: `onednn_devel_cpu_gomp-${WHEEL_VERSION}-py2.py3-none-manylinux1_x86_64.whl`,
     sha256: '9763c69e8c907e119056bd52ad918ca84ac9ba939d130a99dfa95ccca3e5e284',
   },
@@ -44,36 +47,6 @@ export function onednnInstalled(deep = false) {
   return manifest.source === LIBRARY_SHA256 && (!deep || manifest.library === sha256File(library))
 }
 
-async function download(folder) {
-  mkdirSync(folder, { recursive: true })
-  const present = (w) => existsSync(path.join(folder, w.file)) && sha256File(path.join(folder, w.file)) === w.sha256
-  if (WHEELS.every(present)) return
-  const requirements = path.join(folder, 'onednn-requirements.txt')
-  writeFileSync(requirements, WHEELS.map((w) => `${w.name}==${WHEEL_VERSION} --hash=sha256:${w.sha256}\n`).join(''))
-  const args = [
-    '-m',
-    'pip',
-    'download',
-    '--no-deps',
-    '--only-binary=:all:',
-    '--require-hashes',
-    '--retries',
-    '5',
-    '--disable-pip-version-check',
-  ]
-  await run('oneDNN', 'python3', [...args, '--progress-bar', 'off', '--dest', folder, '-r', requirements], {
-    mend: `check the network and proxy, then run again; or put ${WHEELS.map((w) => w.file).join(' and ')} into ${path.relative(root, folder)}/`,
-    exitCode: 69,
-  })
-  const bad = WHEELS.filter((w) => !present(w))
-  if (bad.length > 0)
-    throw new SetupError(
-      `oneDNN: wrong checksum of ${bad.map((w) => w.file).join(', ')}`,
-      `rm -r ${path.relative(root, folder)} and run again`,
-      69,
-    )
-}
-
 const isSycl = (name) => name.includes('sycl')
 function copyTree(from, to) {
   mkdirSync(to, { recursive: true })
@@ -84,29 +57,16 @@ function copyTree(from, to) {
   }
 }
 
-/** Runs a tool that must succeed, with its own words in the error. */
-function tool(command, args) {
-  const r = probe(command, args)
-  if (r.status !== 0)
-    throw new SetupError(
-      `oneDNN: ${command} ${args.join(' ')} failed: ${r.stderr.trim() || `exit code ${r.status}`}`,
-      undefined,
-      69,
-    )
-}
-
 /** Downloads, unpacks, strips and renames the library; the folder appears only when it is whole. */
 export async function installOnednn() {
   if (process.arch !== 'x64' || process.platform !== 'linux') {
     throw new SetupError(`the CPU backend is for Linux on x86-64; this is ${process.platform}-${process.arch}`, undefined, 69)
   }
-  const downloads = path.join(cache, 'downloads')
-  await download(downloads)
-  const work = path.join(cache, `onednn-${process.pid}`)
-  rmSync(work, { recursive: true, force: true })
+  await downloadWheels('oneDNN', WHEELS)
+  const work = workFolder('onednn')
   mkdirSync(path.join(work, 'result/lib'), { recursive: true })
   const part = (w, rest) => path.join(work, w.name, `${w.name.replaceAll('-', '_')}-${WHEEL_VERSION}.data/data`, rest)
-  for (const w of WHEELS) tool('python3', ['-m', 'zipfile', '-e', path.join(downloads, w.file), path.join(work, w.name)])
+  for (const w of WHEELS) unpackWheel('oneDNN', w, path.join(work, w.name))
   const [runtime, headers] = WHEELS
   const library = path.join(work, 'result/lib', SONAME)
   copyFileSync(part(runtime, 'lib/libdnnl.so.3.2'), library)
@@ -114,8 +74,8 @@ export async function installOnednn() {
   if (found !== LIBRARY_SHA256)
     throw new SetupError(`oneDNN: libdnnl.so.3.2 has checksum ${found}, expected ${LIBRARY_SHA256}`, undefined, 69)
   chmodSync(library, 0o755)
-  tool('strip', ['--strip-unneeded', library])
-  tool('patchelf', ['--set-soname', SONAME, library])
+  tool('oneDNN', 'strip', ['--strip-unneeded', library])
+  tool('oneDNN', 'patchelf', ['--set-soname', SONAME, library])
   copyTree(part(headers, 'include'), path.join(work, 'result/include'))
   for (const name of ['LICENSE', 'THIRD-PARTY-PROGRAMS'])
     copyFileSync(part(runtime, `share/doc/onednn/${name}`), path.join(work, 'result', name))

@@ -181,6 +181,7 @@ EFF_DEVICE float max_of(float a, float b) { return std::fmax(a, b); }
 EFF_DEVICE float min_of(float a, float b) { return std::fmin(a, b); }
 #endif
 EFF_DEVICE bool is_nan(float x) { return x != x; }
+EFF_DEVICE bool is_finite(float x) { return x - x == 0.0f; }
 inline constexpr float kInfinity = __builtin_huge_valf(), kNan = __builtin_nanf("");
 
 // A flag that several blocks may set to the same value.

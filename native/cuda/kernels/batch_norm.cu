@@ -111,6 +111,9 @@ EFF_KERNEL(bn_merge, BnMergeArgs, kBnThreads) {
   a.inv_std[c] = static_cast<float>(1.0 / sqrt_of(var + a.eps));
   a.running_mean[c] = static_cast<float>((1 - a.momentum) * a.running_mean[c] + a.momentum * mean);
   a.running_var[c] = static_cast<float>((1 - a.momentum) * a.running_var[c] + a.momentum * unbiased);
+  if (is_finite(a.running_mean[c]) && is_finite(a.running_var[c])) return;
+  store_relaxed(&a.state->skip, 1u);
+  store_relaxed(&a.state->unsound, 1u);
 }
 
 // ---- sums of the backward part -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/kernels/drop.h"
+#include "cuda/kernels/step_state.h"
 #include "plan/format.h"
 
 namespace effnet::cuda {
@@ -51,6 +52,7 @@ struct BnMergeArgs {
   int64_t rows, c, tile_rows;
   double eps, momentum;
   float *mean, *inv_std, *running_mean, *running_var;
+  StepState* state;
 };
 
 // Sums over all rows of g = diff_z * act'(bn(src)) and of g * (src - mean), by tiles of rows.

@@ -84,6 +84,7 @@ EFF_KERNEL(sum_loss, SumLossArgs, kLossThreads) {
   double sum = 0;
   for (int64_t i = 0; i < a.count; ++i) sum += a.src[i];
   *a.dst = static_cast<float>(sum);
+  if (!is_finite(*a.dst)) a.state->skip = 1;
 }
 
 EFF_KERNEL(softmax, SoftmaxArgs, kLossThreads) {

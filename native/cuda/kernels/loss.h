@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/kernels/step_state.h"
+
 namespace effnet::cuda {
 
 inline constexpr uint32_t kLossThreads = 256;
@@ -25,6 +27,7 @@ struct SumLossArgs {
   const double* src;
   int64_t count;
   float* dst;
+  StepState* state;
 };
 
 struct SoftmaxArgs {

@@ -65,6 +65,7 @@ EFF_DEVICE void update(Rule rule, const Constants& k, float& w, float g, float& 
 }
 
 EFF_KERNEL(update_weights, UpdateArgs, kOptimizerThreads) {
+  if (a.state->skip) return;
   const plan::Segment piece = a.pieces[block_x()];
   const Constants k = constants_of(a);
   const bool second = a.rule != Rule::sgd && a.rule != Rule::sgd_nesterov;
@@ -81,11 +82,12 @@ EFF_KERNEL(update_weights, UpdateArgs, kOptimizerThreads) {
     if (second) moment1[i] = m1;
     sound = sound && w - w == 0.0f;
   }
-  if (!sound) store_relaxed(a.unsound, 1u);
+  if (!sound) store_relaxed(&a.state->unsound, 1u);
 }
 
 // ema += (1-d) * (weights - ema): settles around the weights, where d*ema + (1-d)*weights would settle beside them.
 EFF_KERNEL(update_ema, EmaArgs, kOptimizerThreads) {
+  if (a.state->skip || a.state->unsound) return;
   const plan::Segment piece = a.pieces[block_x()];
   const float share = static_cast<float>(1 - a.scalars->ema_decay);
   const auto* weights = reinterpret_cast<const float*>(a.weights + piece.offset);
@@ -114,6 +116,7 @@ EFF_KERNEL(merge_norm, NormMergeArgs, kOptimizerThreads) {
   double sum = 0;
   for (int64_t i = 0; i < a.count; ++i) sum += a.sums[i];
   *a.norm = static_cast<float>(sqrt_of(sum));
+  if (!is_finite(*a.norm)) a.state->skip = 1;
 }
 
 }  // namespace effnet::cuda

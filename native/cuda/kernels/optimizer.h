@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/step_scalars.h"
+#include "cuda/kernels/step_state.h"
 #include "plan/segments.h"
 
 namespace effnet::cuda {
@@ -22,7 +23,7 @@ struct UpdateArgs {
   const StepScalars* scalars;
   const float* norm;  // of the gradients, or nullptr
   double decay_mult;
-  uint32_t* unsound;  // set to 1 where a parameter is NaN or infinite now
+  StepState* state;
 };
 
 struct EmaArgs {
@@ -30,6 +31,7 @@ struct EmaArgs {
   const std::byte* weights;
   std::byte* ema;
   const StepScalars* scalars;
+  const StepState* state;
 };
 
 struct NormArgs {
@@ -41,6 +43,7 @@ struct NormMergeArgs {
   const double* sums;
   int64_t count;
   float* norm;
+  StepState* state;
 };
 
 }  // namespace effnet::cuda

@@ -101,7 +101,7 @@ void BnStats::record(const Addresses& at, std::byte* scratch, std::vector<Launch
   launches.push_back(
       by_channel("bn_merge", c,
                  BnMergeArgs{tiles, rows, c, tile_rows, eps, momentum, at.ptr<float>(mean), at.ptr<float>(inv_std),
-                             at.ptr<float>(running_mean), at.ptr<float>(running_var)}));
+                             at.ptr<float>(running_mean), at.ptr<float>(running_var), at.state}));
 }
 
 size_t BnBackward::reduce_scratch_bytes() const { return tiles_bytes(src); }

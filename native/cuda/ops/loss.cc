@@ -21,8 +21,8 @@ StatusOr<KernelPtr> make_softmax_cross_entropy(const Op& op) {
             make_launch("cross_entropy", {static_cast<uint32_t>(rows), 1, 1}, kLossThreads, kLossShared,
                         CrossEntropyArgs{at.ptr<const float>(logits), at.ptr<const int32_t>(labels), rows, classes,
                                          smoothing, at.ptr<float>(diff_logits), at.ptr<int32_t>(rank), row_loss}));
-        launches.push_back(
-            make_launch("sum_loss", {1, 1, 1}, kLossThreads, 0, SumLossArgs{row_loss, rows, at.ptr<float>(loss)}));
+        launches.push_back(make_launch("sum_loss", {1, 1, 1}, kLossThreads, 0,
+                                       SumLossArgs{row_loss, rows, at.ptr<float>(loss), at.state}));
       },
       static_cast<size_t>(rows) * sizeof(double));
 }

@@ -42,7 +42,7 @@ KernelPtr update(const char* name, const Op& op, Rule rule, double decay_mult) {
                           at.scalars,
                           at.ptr<const float>(norm),
                           decay_mult,
-                          at.unsound};
+                          at.state};
     launches.push_back(make_launch("update_weights", a_block_each(pieces), kOptimizerThreads, 0, args));
   });
 }
@@ -73,7 +73,7 @@ StatusOr<KernelPtr> make_ema_update(const Op& op) {
   return over_pieces("ema_update", segments, [=](const Addresses& at, std::vector<Launch>& launches) {
     if (pieces == 0) return;
     const EmaArgs args{reinterpret_cast<const Segment*>(at.constants), at.arena(Arena::weights), at.arena(Arena::ema),
-                       at.scalars};
+                       at.scalars, at.state};
     launches.push_back(make_launch("update_ema", a_block_each(pieces), kOptimizerThreads, 0, args));
   });
 }
@@ -94,8 +94,9 @@ StatusOr<KernelPtr> make_grad_norm(const Op& op) {
         launches.push_back(
             make_launch("sum_squares", a_block_each(pieces), kOptimizerThreads, kNormShared,
                         NormArgs{reinterpret_cast<const Segment*>(at.constants), at.arena(grads), sums}));
-        launches.push_back(make_launch("merge_norm", {1, 1, 1}, kOptimizerThreads, 0,
-                                       NormMergeArgs{sums, static_cast<int64_t>(pieces), at.ptr<float>(norm)}));
+        launches.push_back(
+            make_launch("merge_norm", {1, 1, 1}, kOptimizerThreads, 0,
+                        NormMergeArgs{sums, static_cast<int64_t>(pieces), at.ptr<float>(norm), at.state}));
       },
       pieces * sizeof(double));
 }

@@ -1,0 +1,105 @@
+// A GPU: its primary context (shared with libraries), its kernels by name, blocks of its memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/driver.h"
+#include "cuda/launch.h"
+
+namespace effnet::cuda {
+
+class Device : public std::enable_shared_from_this<Device> {
+ public:
+  // Code::backend_missing without a driver, or where the GPU is older than compute capability 8.0.
+  static StatusOr<std::shared_ptr<Device>> open(int ordinal);
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  const Driver& driver() const { return *driver_; }
+  const std::string& name() const { return name_; }
+  int capability() const { return capability_; }  // major * 10 + minor
+  uint64_t total_bytes() const { return total_bytes_; }
+
+  // Makes the context current on the calling thread: before any driver call.
+  Status enter() const;
+  // Code::plan_invalid where the package has no kernel of that name.
+  StatusOr<CUfunction> function(const std::string& kernel);
+  Status launch(const Launch& launch, CUfunction function, CUstream stream) const;
+
+ private:
+  Device() = default;
+  Status start(int ordinal);
+  Status load_kernels();
+
+  const Driver* driver_ = nullptr;
+  CUdevice device_ = 0;
+  CUcontext context_ = nullptr;
+  bool retained_ = false;
+  std::string name_;
+  int capability_ = 0;
+  uint64_t total_bytes_ = 0;
+  std::vector<CUlibrary> libraries_;
+  std::map<std::string, CUfunction> functions_;
+};
+
+// Device memory, zeroed; freed with the object.
+class DeviceBlock {
+ public:
+  DeviceBlock() = default;
+  ~DeviceBlock();
+  DeviceBlock(DeviceBlock&& other) noexcept { swap(other); }
+  DeviceBlock& operator=(DeviceBlock&& other) noexcept {
+    DeviceBlock taken(std::move(other));
+    swap(taken);
+    return *this;
+  }
+  // Code::oom with what was asked for and what is free. `stream` zeroes it: other streams wait for that one.
+  static StatusOr<DeviceBlock> allocate(const std::shared_ptr<Device>& device, uint64_t bytes, CUstream stream);
+  CUdeviceptr address() const { return address_; }
+  std::byte* data() const { return reinterpret_cast<std::byte*>(address_); }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  void swap(DeviceBlock& other) {
+    std::swap(device_, other.device_);
+    std::swap(address_, other.address_);
+    std::swap(bytes_, other.bytes_);
+  }
+  std::shared_ptr<Device> device_;
+  CUdeviceptr address_ = 0;
+  uint64_t bytes_ = 0;
+};
+
+// Page-locked host memory, from which copies run beside the CPU.
+class PinnedBlock {
+ public:
+  PinnedBlock() = default;
+  ~PinnedBlock();
+  PinnedBlock(PinnedBlock&& other) noexcept { swap(other); }
+  PinnedBlock& operator=(PinnedBlock&& other) noexcept {
+    PinnedBlock taken(std::move(other));
+    swap(taken);
+    return *this;
+  }
+  static StatusOr<PinnedBlock> allocate(const std::shared_ptr<Device>& device, uint64_t bytes);
+  std::byte* data() const { return data_; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  void swap(PinnedBlock& other) {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+  std::shared_ptr<Device> device_;
+  std::byte* data_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace effnet::cuda

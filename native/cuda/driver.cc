@@ -1,0 +1,84 @@
+#include "cuda/driver.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+namespace effnet::cuda {
+namespace {
+
+// Twice, so that a macro of cuda.h becomes the versioned name behind it: cuMemAlloc is "cuMemAlloc_v2".
+#define EFF_TEXT_OF(x) #x
+#define EFF_TEXT(x) EFF_TEXT_OF(x)
+
+void* open_library(std::string& path, std::string& tried) {
+  std::vector<std::string> places;
+  if (const char* folder = std::getenv("EFFNET_LIB_DIR")) places.push_back(std::string(folder) + "/libcuda.so.1");
+  places.push_back("libcuda.so.1");
+  places.push_back("/usr/lib/wsl/lib/libcuda.so.1");  // WSL does not put it on the loader's path
+  for (const std::string& place : places) {
+    if (void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_GLOBAL)) {
+      path = place;
+      return library;
+    }
+    tried += (tried.empty() ? "" : "; ") + std::string(dlerror());
+  }
+  return nullptr;
+}
+
+StatusOr<std::unique_ptr<Driver>> load() {
+  auto driver = std::make_unique<Driver>();
+  std::string tried;
+  void* library = open_library(driver->path, tried);
+  if (!library)
+    return error(Code::backend_missing,
+                 "no NVIDIA driver: %s. Install driver 580 or later; in a container, run it with --gpus all",
+                 tried.c_str());
+#define X(name)                                                                                          \
+  driver->name = reinterpret_cast<decltype(driver->name)>(dlsym(library, EFF_TEXT(name)));               \
+  if (!driver->name)                                                                                     \
+    return error(Code::backend_missing,                                                                  \
+                 "the NVIDIA driver (%s) lacks " EFF_TEXT(name) ": it is too old. Install 580 or later", \
+                 driver->path.c_str());
+  EFF_CUDA_DRIVER(X)
+#undef X
+  if (driver->cuDriverGetVersion(&driver->version) != CUDA_SUCCESS)
+    return error(Code::backend_missing, "the NVIDIA driver (%s) does not say its version", driver->path.c_str());
+  if (driver->version < kOldestDriver)
+    return error(Code::backend_missing,
+                 "the NVIDIA driver supports CUDA %d.%d; CUDA %d.%d is needed. Install driver 580 or later",
+                 driver->version / 1000, driver->version % 1000 / 10, kOldestDriver / 1000, kOldestDriver % 1000 / 10);
+  const CUresult started = driver->cuInit(0);
+  int devices = 0;
+  if (started == CUDA_ERROR_NO_DEVICE ||
+      (started == CUDA_SUCCESS && (driver->cuDeviceGetCount(&devices) != CUDA_SUCCESS || devices == 0)))
+    return error(Code::backend_missing,
+                 "an NVIDIA driver, but no GPU that this process may use. See nvidia-smi and CUDA_VISIBLE_DEVICES; in "
+                 "a container, run it with --gpus all");
+  if (started != CUDA_SUCCESS) {
+    const Status status = driver_status(*driver, "cuInit", started);
+    return Status(Code::backend_missing, "the NVIDIA driver does not start: " + status.message());
+  }
+  return driver;
+}
+
+}  // namespace
+
+StatusOr<const Driver*> driver() {
+  static const StatusOr<std::unique_ptr<Driver>>* const loaded = new StatusOr<std::unique_ptr<Driver>>(load());
+  if (!loaded->ok()) return loaded->status();
+  return static_cast<const Driver*>(loaded->value().get());
+}
+
+Status driver_status(const Driver& driver, const char* call, CUresult result) {
+  if (result == CUDA_SUCCESS) return ok_status();
+  const char *name = nullptr, *text = nullptr;
+  if (driver.cuGetErrorName(result, &name) != CUDA_SUCCESS || !name) name = "unknown error";
+  if (driver.cuGetErrorString(result, &text) != CUDA_SUCCESS || !text) text = "";
+  const Code code = result == CUDA_ERROR_OUT_OF_MEMORY ? Code::oom : Code::internal;
+  return error(code, "%s failed: %s (%d) %s", call, name, static_cast<int>(result), text);
+}
+
+}  // namespace effnet::cuda

@@ -1,0 +1,538 @@
+// A libcuda.so.1 without a GPU, for tests: it runs the package's own kernels through the emulation, so that whole
+// captured steps run on a CPU, and it is stricter than a real driver about what may be seen when.
+//
+//   - Work is queued by stream and runs only when somebody waits for it, so whoever reads too early reads the past.
+//     Streams are ordered by events alone; FAKE_CUDA_ORDER picks among the legal orders (0: the stream waited for first
+//     and no more than it needs; n: a random order of everything queued, seeded by n).
+//   - Host memory of an asynchronous copy is read when the copy runs.
+//   - A capture records a graph with its dependencies; waiting during one breaks it (error 900).
+//   - Fresh device memory is 0xff: NaN. Using freed objects is an error; fake_cuda_live() counts what is left.
+//   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
+//     every later call fails too. FAKE_CUDA_MEMORY, FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY describe
+//     the machine. FAKE_CUDA_LOG=file gets a line a call.
+#include <cuda.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cuda/device/emulation.h"
+
+namespace {
+
+using effnet::cuda::Launch;
+namespace emulation = effnet::cuda::emulation;
+
+struct Work {
+  std::function<void()> run;
+};
+
+struct Graph {
+  struct Node {
+    Work work;
+    std::vector<size_t> after;
+  };
+  std::vector<Node> nodes;
+};
+
+// Of a capture: the nodes that what comes next in a stream depends on.
+struct Capture {
+  std::shared_ptr<Graph> graph = std::make_shared<Graph>();
+  bool broken = false;
+};
+
+struct Item {
+  Work work;
+  struct Event* record = nullptr;  // or
+  struct Event* wait = nullptr;    // until it has come to `version`
+  uint64_t version = 0;
+};
+
+struct Event {
+  uint64_t recorded = 0, reached = 0;  // how often recorded, and how far the streams have come
+  std::shared_ptr<Capture> capture;    // of its last record
+  std::vector<size_t> nodes;
+};
+
+struct Stream {
+  std::deque<Item> queue;
+  std::shared_ptr<Capture> capture;
+  bool origin = false;
+  std::vector<size_t> tail;
+};
+
+struct Fake {
+  std::recursive_mutex mutex;
+  std::map<std::string, int> calls;
+  std::map<CUdeviceptr, size_t> memory;
+  std::map<void*, std::string> objects;
+  std::set<Stream*> streams;
+  size_t used = 0;
+  int captures = 0;
+  int fault = 0;
+  std::mt19937 random{0};
+};
+
+Fake& fake() {
+  static Fake* const one = new Fake;
+  return *one;
+}
+
+const char* setting(const char* name, const char* fallback) {
+  const char* value = std::getenv(name);
+  return value ? value : fallback;
+}
+
+void log_line(const std::string& line) {
+  static FILE* const file = std::getenv("FAKE_CUDA_LOG") ? std::fopen(std::getenv("FAKE_CUDA_LOG"), "a") : nullptr;
+  if (!file) return;
+  std::fprintf(file, "%s\n", line.c_str());
+  std::fflush(file);
+}
+
+int fault_of(const std::string& name, int call) {
+  char who[64] = {};
+  int nth = 0, code = 0;
+  if (std::sscanf(setting("FAKE_CUDA_FAIL", ""), "%63[^:]:%d:%d", who, &nth, &code) != 3) return 0;
+  return name == who && nth == call ? code : 0;
+}
+
+// At the head of every function. `waits`: it may not be called while a stream is captured.
+CUresult enter(const char* name, bool waits) {
+  Fake& f = fake();
+  log_line(name);
+  if (f.fault) return static_cast<CUresult>(f.fault);
+  if (const int code = fault_of(name, ++f.calls[name])) {
+    if (code >= 700) f.fault = code;
+    return static_cast<CUresult>(code);
+  }
+  if (waits && f.captures > 0) {
+    for (Stream* s : f.streams)
+      if (s->capture) s->capture->broken = true;
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  }
+  return CUDA_SUCCESS;
+}
+
+template <class T>
+T* born(T* object, const char* kind) {
+  fake().objects[object] = kind;
+  return object;
+}
+bool alive(void* object) { return fake().objects.count(object) > 0; }
+template <class T>
+CUresult bury(void* object) {
+  if (!fake().objects.erase(object)) return CUDA_ERROR_INVALID_HANDLE;
+  delete static_cast<T*>(object);
+  return CUDA_SUCCESS;
+}
+
+// ---- running what is queued --------------------------------------------------------------------------------------
+
+bool ready(const Stream& s) {
+  return !s.queue.empty() && (!s.queue.front().wait || s.queue.front().wait->reached >= s.queue.front().version);
+}
+
+void run_front(Stream& s) {
+  Item item = std::move(s.queue.front());
+  s.queue.pop_front();
+  if (item.work.run) item.work.run();
+  if (item.record) item.record->reached = std::max(item.record->reached, item.version);
+}
+
+// Until `done`, in the order asked for. False when nothing can go on: streams wait for each other.
+bool run_until(Stream* wanted, const std::function<bool()>& done) {
+  Fake& f = fake();
+  const unsigned order = static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
+  while (!done()) {
+    std::vector<Stream*> able;
+    for (Stream* s : f.streams)
+      if (ready(*s)) able.push_back(s);
+    if (able.empty()) return false;
+    Stream* next = nullptr;
+    if (order == 0 && wanted && ready(*wanted)) next = wanted;
+    if (!next && order == 0 && wanted && !wanted->queue.empty()) {
+      // Only what it waits for.
+      for (Stream* s : able)
+        for (const Item& item : s->queue)
+          if (item.record == wanted->queue.front().wait) next = s;
+    }
+    if (!next) next = able[f.random() % able.size()];
+    run_front(*next);
+  }
+  return true;
+}
+
+CUresult synchronise(Stream* s) {
+  return run_until(s, [s] { return s->queue.empty(); }) ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+}
+
+CUresult add(CUstream handle, Work work) {
+  auto* s = reinterpret_cast<Stream*>(handle);
+  if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
+  if (s->capture) {
+    s->capture->graph->nodes.push_back({std::move(work), s->tail});
+    s->tail = {s->capture->graph->nodes.size() - 1};
+  } else {
+    s->queue.push_back({std::move(work)});
+  }
+  return CUDA_SUCCESS;
+}
+
+void run_graph(const Graph& graph) {
+  Fake& f = fake();
+  const unsigned order = static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
+  std::vector<bool> done(graph.nodes.size());
+  for (size_t left = graph.nodes.size(); left > 0; --left) {
+    std::vector<size_t> able;
+    for (size_t i = 0; i < graph.nodes.size(); ++i) {
+      const auto& after = graph.nodes[i].after;
+      if (!done[i] && std::all_of(after.begin(), after.end(), [&](size_t n) { return done[n]; })) able.push_back(i);
+    }
+    const size_t next = order == 0 ? able.front() : able[f.random() % able.size()];
+    graph.nodes[next].work.run();
+    done[next] = true;
+  }
+}
+
+// Whether [p, p + n) lies in one live allocation.
+bool in_memory(CUdeviceptr p, size_t n) {
+  auto after = fake().memory.upper_bound(p);
+  if (after == fake().memory.begin()) return false;
+  --after;
+  return p + n <= after->first + after->second;
+}
+
+using Lock = std::lock_guard<std::recursive_mutex>;
+
+}  // namespace
+
+#define EFF_TEXT_OF(x) #x
+#define EFF_TEXT(x) EFF_TEXT_OF(x)
+#define EFF_FAKE(name, ...) extern "C" __attribute__((visibility("default"))) CUresult CUDAAPI name(__VA_ARGS__)
+#define EFF_ENTER(name, waits)   \
+  const Lock lock(fake().mutex); \
+  if (const CUresult failed = enter(#name, waits)) return failed;
+
+EFF_FAKE(cuInit, unsigned) {
+  EFF_ENTER(cuInit, false)
+  fake().random.seed(static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0"))));
+  return std::atoi(setting("FAKE_CUDA_DEVICES", "1")) > 0 ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
+}
+EFF_FAKE(cuDriverGetVersion, int* version) {
+  EFF_ENTER(cuDriverGetVersion, false)
+  *version = std::atoi(setting("FAKE_CUDA_VERSION", "13000"));
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuGetErrorName, CUresult, const char** name) {
+  *name = "CUDA_ERROR_FAKE";
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuGetErrorString, CUresult, const char** text) {
+  *text = "injected by the fake driver";
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuDeviceGetCount, int* count) {
+  EFF_ENTER(cuDeviceGetCount, false)
+  *count = std::atoi(setting("FAKE_CUDA_DEVICES", "1"));
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuDeviceGet, CUdevice* device, int ordinal) {
+  EFF_ENTER(cuDeviceGet, false)
+  *device = ordinal;
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuDeviceGetName, char* name, int bytes, CUdevice) {
+  EFF_ENTER(cuDeviceGetName, false)
+  std::snprintf(name, static_cast<size_t>(bytes), "Fake H200");
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice) {
+  EFF_ENTER(cuDeviceGetAttribute, false)
+  const int capability = std::atoi(setting("FAKE_CUDA_CAPABILITY", "90"));
+  *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? capability / 10
+           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? capability % 10
+                                                                       : 0;
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuDeviceTotalMem, size_t* bytes, CUdevice) {
+  EFF_ENTER(cuDeviceTotalMem, false)
+  *bytes = static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000")));
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice) {
+  EFF_ENTER(cuDevicePrimaryCtxRetain, false)
+  *context = reinterpret_cast<CUcontext>(&fake());
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuDevicePrimaryCtxRelease, CUdevice) {
+  EFF_ENTER(cuDevicePrimaryCtxRelease, false)
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuCtxSetCurrent, CUcontext) {
+  EFF_ENTER(cuCtxSetCurrent, false)
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuMemGetInfo, size_t* free, size_t* total) {
+  EFF_ENTER(cuMemGetInfo, true)
+  *total = static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000")));
+  *free = *total - fake().used;
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuMemAlloc, CUdeviceptr* address, size_t bytes) {
+  EFF_ENTER(cuMemAlloc, true)
+  Fake& f = fake();
+  if (f.used + bytes > static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000"))))
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  void* data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (!data) return CUDA_ERROR_OUT_OF_MEMORY;
+  std::memset(data, 0xff, bytes);
+  *address = reinterpret_cast<CUdeviceptr>(data);
+  f.memory[*address] = bytes;
+  f.used += bytes;
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuMemFree, CUdeviceptr address) {
+  EFF_ENTER(cuMemFree, true)
+  Fake& f = fake();
+  const auto found = f.memory.find(address);
+  if (found == f.memory.end()) return CUDA_ERROR_INVALID_VALUE;
+  for (Stream* s : f.streams) synchronise(s);  // as the driver does
+  f.used -= found->second;
+  f.memory.erase(found);
+  std::free(reinterpret_cast<void*>(address));
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuMemHostAlloc, void** data, size_t bytes, unsigned) {
+  EFF_ENTER(cuMemHostAlloc, true)
+  *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (!*data) return CUDA_ERROR_OUT_OF_MEMORY;
+  fake().objects[*data] = "page-locked memory";
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuMemFreeHost, void* data) {
+  EFF_ENTER(cuMemFreeHost, true)
+  if (!fake().objects.erase(data)) return CUDA_ERROR_INVALID_VALUE;
+  for (Stream* s : fake().streams) synchronise(s);
+  std::free(data);
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuMemcpyHtoDAsync, CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
+  EFF_ENTER(cuMemcpyHtoDAsync, false)
+  if (!in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
+  return add(stream, {[=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); }});
+}
+EFF_FAKE(cuMemcpyDtoHAsync, void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
+  EFF_ENTER(cuMemcpyDtoHAsync, false)
+  if (!in_memory(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+  return add(stream, {[=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); }});
+}
+EFF_FAKE(cuMemcpyDtoDAsync, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+  EFF_ENTER(cuMemcpyDtoDAsync, false)
+  if (!in_memory(from, bytes) || !in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
+  return add(stream, {[=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); }});
+}
+EFF_FAKE(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
+  EFF_ENTER(cuMemsetD8Async, false)
+  if (!in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
+  return add(stream, {[=] { std::memset(reinterpret_cast<void*>(to), value, bytes); }});
+}
+EFF_FAKE(cuStreamCreateWithPriority, CUstream* stream, unsigned, int) {
+  EFF_ENTER(cuStreamCreateWithPriority, false)
+  auto* s = born(new Stream, "stream");
+  fake().streams.insert(s);
+  *stream = reinterpret_cast<CUstream>(s);
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuStreamDestroy, CUstream stream) {
+  EFF_ENTER(cuStreamDestroy, false)
+  auto* s = reinterpret_cast<Stream*>(stream);
+  if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
+  synchronise(s);
+  fake().streams.erase(s);
+  return bury<Stream>(s);
+}
+EFF_FAKE(cuStreamSynchronize, CUstream stream) {
+  EFF_ENTER(cuStreamSynchronize, true)
+  auto* s = reinterpret_cast<Stream*>(stream);
+  return alive(s) ? synchronise(s) : CUDA_ERROR_INVALID_HANDLE;
+}
+EFF_FAKE(cuEventCreate, CUevent* event, unsigned) {
+  EFF_ENTER(cuEventCreate, false)
+  *event = reinterpret_cast<CUevent>(born(new Event, "event"));
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuEventDestroy, CUevent event) {
+  EFF_ENTER(cuEventDestroy, false)
+  auto* e = reinterpret_cast<Event*>(event);
+  if (!alive(e)) return CUDA_ERROR_INVALID_HANDLE;
+  for (Stream* s : fake().streams) synchronise(s);
+  return bury<Event>(e);
+}
+EFF_FAKE(cuEventRecord, CUevent event, CUstream stream) {
+  EFF_ENTER(cuEventRecord, false)
+  auto* e = reinterpret_cast<Event*>(event);
+  auto* s = reinterpret_cast<Stream*>(stream);
+  if (!alive(e) || !alive(s)) return CUDA_ERROR_INVALID_HANDLE;
+  e->capture = s->capture;
+  e->nodes = s->tail;
+  if (!s->capture) s->queue.push_back({{}, e, nullptr, ++e->recorded});
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned) {
+  EFF_ENTER(cuStreamWaitEvent, false)
+  auto* e = reinterpret_cast<Event*>(event);
+  auto* s = reinterpret_cast<Stream*>(stream);
+  if (!alive(e) || !alive(s)) return CUDA_ERROR_INVALID_HANDLE;
+  if (e->capture) {  // a stream that waits for a captured event joins the capture
+    if (!s->capture) {
+      if (!s->queue.empty()) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+      s->capture = e->capture;
+      s->tail.clear();
+    }
+    s->tail.insert(s->tail.end(), e->nodes.begin(), e->nodes.end());
+    return CUDA_SUCCESS;
+  }
+  if (s->capture) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+  s->queue.push_back({{}, nullptr, e, e->recorded});
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuEventSynchronize, CUevent event) {
+  EFF_ENTER(cuEventSynchronize, true)
+  auto* e = reinterpret_cast<Event*>(event);
+  if (!alive(e)) return CUDA_ERROR_INVALID_HANDLE;
+  return run_until(nullptr, [e] { return e->reached >= e->recorded; }) ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+}
+EFF_FAKE(cuLibraryLoadData, CUlibrary* library, const void* image, CUjit_option*, void**, unsigned, CUlibraryOption*,
+         void**, unsigned) {
+  EFF_ENTER(cuLibraryLoadData, false)
+  if (*static_cast<const unsigned*>(image) != 0xBA55ED50u) return CUDA_ERROR_INVALID_IMAGE;  // of a fat binary
+  *library = reinterpret_cast<CUlibrary>(born(new char, "library"));
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuLibraryUnload, CUlibrary library) {
+  EFF_ENTER(cuLibraryUnload, false)
+  return bury<char>(library);
+}
+EFF_FAKE(cuLibraryGetKernel, CUkernel* kernel, CUlibrary library, const char* name) {
+  EFF_ENTER(cuLibraryGetKernel, false)
+  if (!alive(library)) return CUDA_ERROR_INVALID_HANDLE;
+  const auto found = emulation::kernels().find(name);
+  if (found == emulation::kernels().end()) return CUDA_ERROR_NOT_FOUND;
+  *kernel = reinterpret_cast<CUkernel>(&*found);
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuKernelGetFunction, CUfunction* function, CUkernel kernel) {
+  EFF_ENTER(cuKernelGetFunction, false)
+  *function = reinterpret_cast<CUfunction>(kernel);
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuFuncSetAttribute, CUfunction, CUfunction_attribute, int) {
+  EFF_ENTER(cuFuncSetAttribute, false)
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, void** parameters, void**) {
+  EFF_ENTER(cuLaunchKernelEx, false)
+  const auto* entry = reinterpret_cast<const std::pair<const std::string, emulation::Entry>*>(function);
+  Launch launch{entry->first,
+                {config->gridDimX, config->gridDimY, config->gridDimZ},
+                config->blockDimX,
+                config->sharedMemBytes,
+                {}};
+  const auto* args = static_cast<const std::byte*>(parameters[0]);
+  launch.args.assign(args, args + entry->second.args_bytes);  // parameters are copied at the call
+  log_line("  " + launch.kernel);
+  return add(config->hStream, {[launch] {
+               const unsigned order = static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
+               if (const char* problem = emulation::run(launch, order % 8)) emulation::fail(problem);
+             }});
+}
+EFF_FAKE(cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode) {
+  EFF_ENTER(cuStreamBeginCapture, false)
+  auto* s = reinterpret_cast<Stream*>(stream);
+  if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
+  if (s->capture) return CUDA_ERROR_ILLEGAL_STATE;
+  s->capture = std::make_shared<Capture>();
+  s->origin = true;
+  s->tail.clear();
+  ++fake().captures;
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuStreamEndCapture, CUstream stream, CUgraph* graph) {
+  const Lock lock(fake().mutex);
+  const CUresult failed = enter("cuStreamEndCapture", false);  // it ends the capture also where it fails
+  auto* s = reinterpret_cast<Stream*>(stream);
+  if (!alive(s) || !s->capture || !s->origin) return CUDA_ERROR_ILLEGAL_STATE;
+  const std::shared_ptr<Capture> capture = s->capture;
+  // Every stream that joined must have been joined back: its last node is one that the origin's last nodes need.
+  std::set<size_t> needed(s->tail.begin(), s->tail.end());
+  for (std::vector<size_t> todo(s->tail); !todo.empty();) {
+    const size_t node = todo.back();
+    todo.pop_back();
+    for (const size_t before : capture->graph->nodes[node].after)
+      if (needed.insert(before).second) todo.push_back(before);
+  }
+  bool unjoined = false;
+  for (Stream* other : fake().streams) {
+    if (other->capture != capture) continue;
+    for (const size_t node : other->tail) unjoined |= !needed.count(node);
+    other->capture.reset();
+    other->tail.clear();
+  }
+  s->origin = false;
+  --fake().captures;
+  *graph = nullptr;
+  if (failed) return failed;
+  if (capture->broken) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  if (unjoined) return CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+  *graph = reinterpret_cast<CUgraph>(born(new Graph(*capture->graph), "graph"));
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuGraphInstantiateWithFlags, CUgraphExec* executable, CUgraph graph, unsigned long long) {
+  EFF_ENTER(cuGraphInstantiateWithFlags, false)
+  if (!alive(graph)) return CUDA_ERROR_INVALID_HANDLE;
+  *executable = reinterpret_cast<CUgraphExec>(born(new Graph(*reinterpret_cast<Graph*>(graph)), "executable graph"));
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuGraphLaunch, CUgraphExec executable, CUstream stream) {
+  EFF_ENTER(cuGraphLaunch, false)
+  if (!alive(executable)) return CUDA_ERROR_INVALID_HANDLE;
+  const auto graph = std::make_shared<Graph>(*reinterpret_cast<Graph*>(executable));
+  return add(stream, {[graph] { run_graph(*graph); }});
+}
+EFF_FAKE(cuGraphExecDestroy, CUgraphExec executable) {
+  EFF_ENTER(cuGraphExecDestroy, false)
+  return bury<Graph>(executable);
+}
+EFF_FAKE(cuGraphDestroy, CUgraph graph) {
+  EFF_ENTER(cuGraphDestroy, false)
+  return bury<Graph>(graph);
+}
+
+// For the tests: a fault is over, calls are counted from 0 again.
+extern "C" __attribute__((visibility("default"))) void fake_cuda_reset() {
+  const Lock lock(fake().mutex);
+  fake().calls.clear();
+  fake().fault = 0;
+}
+
+extern "C" __attribute__((visibility("default"))) int fake_cuda_calls(const char* name) {
+  const Lock lock(fake().mutex);
+  return fake().calls[name];
+}
+
+// Objects and blocks of memory that are still there.
+extern "C" __attribute__((visibility("default"))) int fake_cuda_live() {
+  const Lock lock(fake().mutex);
+  return static_cast<int>(fake().objects.size() + fake().memory.size());
+}
