@@ -36,7 +36,8 @@ const nativeInputs = (tests) =>
   ['native', 'CMakeLists.txt']
     .flatMap(filesUnder)
     .filter((f) => (tests || !f.startsWith('native/tests')) && !f.startsWith('native/lab'))
-const nativeHash = (tests) => hashInputs([...nativeInputs(tests), 'package-lock.json'], [process.arch, root, `cuda ${tests && cudaInstalled()}`])
+const nativeHash = (tests) =>
+  hashInputs([...nativeInputs(tests), 'package-lock.json'], [process.arch, root, `cuda ${tests && cudaInstalled()}`])
 const nativeName = (tests) => (tests ? 'native-tests' : 'addon')
 
 export const nativeCurrent = (tests) => isCurrent(nativeName(tests), nativeHash(tests), [ADDON])
