@@ -12,17 +12,17 @@ using cpu::KernelPtr;
 
 // The kernels themselves, whatever the shape.
 StatusOr<KernelPtr> forward(const plan::Op& op) {
-  return backend::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2)}, "fwd");
+  return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2)}, "fwd");
 }
 StatusOr<KernelPtr> backward_data(const plan::Op& op) {
-  return backend::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), true},
+  return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), true},
                                 "bwd");
 }
 StatusOr<KernelPtr> backward_weights(const plan::Op& op) {
-  return backend::make_winograd_bwd_weights(op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2));
+  return cpu::make_winograd_bwd_weights(op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2));
 }
 StatusOr<KernelPtr> bias_act(const plan::Op& op) {
-  return backend::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), false,
+  return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), false,
                                  op.inputs[2], op.inputs[3], plan::Act::silu},
                                 "bias_act");
 }
