@@ -15,16 +15,15 @@ StatusOr<KernelPtr> forward(const plan::Op& op) {
   return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2)}, "fwd");
 }
 StatusOr<KernelPtr> backward_data(const plan::Op& op) {
-  return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), true},
-                                "bwd");
+  return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), true}, "bwd");
 }
 StatusOr<KernelPtr> backward_weights(const plan::Op& op) {
   return cpu::make_winograd_bwd_weights(op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2));
 }
 StatusOr<KernelPtr> bias_act(const plan::Op& op) {
   return cpu::make_winograd({op.inputs[0], op.inputs[1], op.outputs[0], op.attr_int(1), op.attr_int(2), false,
-                                 op.inputs[2], op.inputs[3], plan::Act::silu},
-                                "bias_act");
+                             op.inputs[2], op.inputs[3], plan::Act::silu},
+                            "bias_act");
 }
 
 ConvCase padded(int64_t n, int64_t h, int64_t w, int64_t ic, int64_t oc, int64_t top, int64_t left, int64_t bottom,
