@@ -88,6 +88,18 @@ describe('signals of a run', () => {
     expect(rig(1000, source).calls.slice(0, 1)).toEqual(['stop SIGINT'])
   })
 
+  it('one that comes when the command has ended changes nothing; a second Ctrl-C then ends the process', () => {
+    const source = new EventEmitter()
+    const exits: number[] = []
+    holdSignals(source as never, (code) => exits.push(code))
+    const { calls, release } = rig(1000, source)
+    release()
+    for (const signal of ['SIGTERM', 'SIGUSR2', 'SIGINT']) expect(source.emit(signal)).toBe(true)
+    expect([calls, exits]).toEqual([[], []])
+    source.emit('SIGINT')
+    expect([calls, exits]).toEqual([[], [130]])
+  })
+
   it('nothing is left behind', () => {
     vi.useFakeTimers()
     const { source, calls, release } = rig(10)

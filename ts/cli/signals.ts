@@ -24,28 +24,28 @@ export interface SignalSource {
   off(signal: NodeJS.Signals, listener: () => void): unknown
 }
 
-type Held = NodeJS.Signals[] & { release(): void }
+interface Held {
+  readonly waiting: NodeJS.Signals[]
+  /** 'waiting': nobody handles them yet; 'handled': the command does; 'over': it has ended, the process is about to. */
+  state: 'waiting' | 'handled' | 'over'
+}
 let held: Held | undefined
 
 /**
- * For the first lines of the process: signals wait here until `handleSignals` takes them, so that one that comes while modules
- * are loaded ends the run as any other. A second SIGINT ends the process.
+ * For a process that runs one command: from its first lines on signals wait here until `handleSignals` takes them, so that one
+ * that comes while modules are loaded ends the run as any other; one that comes when the command has ended changes nothing
+ * any more. A second SIGINT in either time ends the process.
  */
 export function holdSignals(source: SignalSource = process, exit: (code: number) => void = process.exit): void {
-  const waiting: NodeJS.Signals[] = []
-  const listeners = SIGNALS.map((signal): [NodeJS.Signals, () => void] => [
-    signal,
-    () => {
-      if (signal === 'SIGINT' && waiting.includes('SIGINT')) exit(EXIT.secondInterrupt)
-      waiting.push(signal)
-    },
-  ])
-  for (const [signal, listener] of listeners) source.on(signal, listener)
-  held = Object.assign(waiting, {
-    release() {
-      for (const [signal, listener] of listeners) source.off(signal, listener)
-    },
-  })
+  const mine: Held = { waiting: [], state: 'waiting' }
+  for (const signal of SIGNALS) {
+    source.on(signal, () => {
+      if (mine.state === 'handled') return
+      if (signal === 'SIGINT' && mine.waiting.includes('SIGINT')) exit(EXIT.secondInterrupt)
+      mine.waiting.push(signal)
+    })
+  }
+  held = mine
 }
 
 const SIGNALS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGHUP', 'SIGPIPE']
@@ -98,10 +98,11 @@ export function handleSignals(actions: SignalActions, graceMs: number, source: S
   for (const [signal, listener] of listeners) source.on(signal, listener)
   const before = held
   held = undefined
-  before?.release()
-  for (const signal of before ?? []) listeners.find(([name]) => name === signal)?.[1]()
+  if (before) before.state = 'handled'
+  for (const signal of before?.waiting.splice(0) ?? []) listeners.find(([name]) => name === signal)?.[1]()
   return () => {
     clearTimeout(timer)
+    if (before) before.state = 'over'
     for (const [signal, listener] of listeners) source.off(signal, listener)
   }
 }
