@@ -33,7 +33,7 @@ let held: Held | undefined
 
 /**
  * For a process that runs one command: from its first lines on signals wait here until `handleSignals` takes them, so that one
- * that comes while modules are loaded ends the run as any other; one that comes when the command has ended changes nothing
+ * that comes while modules are loaded ends the run like every later one; one that comes when the command has ended changes nothing
  * any more. A second SIGINT in either time ends the process.
  */
 export function holdSignals(source: SignalSource = process, exit: (code: number) => void = process.exit): void {

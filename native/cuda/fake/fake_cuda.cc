@@ -476,11 +476,11 @@ EFF_FAKE(cuStreamEndCapture, CUstream stream, CUgraph* graph) {
   const std::shared_ptr<Capture> capture = s->capture;
   // Every stream that joined must have been joined back: its last node is one that the origin's last nodes need.
   std::set<size_t> needed(s->tail.begin(), s->tail.end());
-  for (std::vector<size_t> todo(s->tail); !todo.empty();) {
-    const size_t node = todo.back();
-    todo.pop_back();
+  for (std::vector<size_t> pending(s->tail); !pending.empty();) {
+    const size_t node = pending.back();
+    pending.pop_back();
     for (const size_t before : capture->graph->nodes[node].after)
-      if (needed.insert(before).second) todo.push_back(before);
+      if (needed.insert(before).second) pending.push_back(before);
   }
   bool unjoined = false;
   for (Stream* other : fake().streams) {
