@@ -157,7 +157,7 @@ const series = {
     }
   },
 
-  mistakes: (report) => mistakeSeries(work, report),
+  mistakes: (report) => mistakeSeries(work, values.short, report),
 
   async kill(report) {
     await killEachStep({ ...crash(), report })

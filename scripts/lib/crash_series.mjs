@@ -322,7 +322,7 @@ const STOPS = [
 ]
 
 /** Each signal, and a time budget, at random moments of `effnet train`: exit code, status.json, a checkpoint that loads. */
-export async function signals({ work: base, data, rounds, random, train, whole, report }) {
+export async function signals({ work: base, rounds, random, train, whole, report }) {
   const work = path.join(base, 'signals')
   mkdirSync(work)
   const seen = {}

@@ -6,6 +6,8 @@ import { diskMistakes, folderHash, mistakes, mounts, permissionMistakes, prepare
 import { root } from './run.mjs'
 
 const LIMIT_MS = 1000
+/** A sample on a machine that others use says nothing of a second; it must still end. */
+const SAMPLE_LIMIT_MS = 20_000
 const NOBODY = 65534
 const OUTPUTS = ['never', 'small', 'fixed']
 const bin = path.join(root, 'bin/effnet.mjs')
@@ -26,9 +28,9 @@ function run(argv, as) {
 }
 
 /** On a busy machine the quickest of three, where the first is over the limit. */
-async function quickest(row, clear) {
+async function quickest(row, limit, clear) {
   let best
-  for (let attempt = 0; attempt < 3 && !(best?.ms <= LIMIT_MS); attempt++) {
+  for (let attempt = 0; attempt < 3 && !(best?.ms <= limit); attempt++) {
     clear()
     const result = await run(row.argv, row.as)
     if (!best || result.ms < best.ms) best = result
@@ -41,7 +43,9 @@ function clear(at) {
   for (const made of ['never', 'small/run']) rmSync(at(made), { recursive: true, force: true })
 }
 
-export async function mistakeSeries(work, report) {
+/** `short`: messages, codes and files are judged as ever, of the time only that there is an end. */
+export async function mistakeSeries(work, short, report) {
+  const limit = short ? SAMPLE_LIMIT_MS : LIMIT_MS
   const dir = path.join(work, 'mistakes')
   mkdirSync(dir)
   const at = (...names) => path.join(dir, ...names)
@@ -71,9 +75,9 @@ export async function mistakeSeries(work, report) {
     let slowest = 0
     report(`${'mistake'.padEnd(38)} exit  ${'code'.padEnd(20)}   ms`)
     for (const row of rows) {
-      const { code, stderr, ms } = await quickest(row, () => clear(at))
+      const { code, stderr, ms } = await quickest(row, limit, () => clear(at))
       slowest = Math.max(slowest, ms)
-      const why = wrongWith(row, code, stderr) ?? (ms > LIMIT_MS ? `longer than ${LIMIT_MS} ms` : undefined)
+      const why = wrongWith(row, code, stderr) ?? (ms > limit ? `longer than ${limit} ms` : undefined)
       if (why) wrong.push(`${row.name}: ${why}\n${stderr}`)
       report(
         `${row.name.padEnd(38)} ${String(code).padStart(4)}  ${row.code.padEnd(20)} ${ms.toFixed(0).padStart(4)}${why ? `   ${why}` : ''}`,
