@@ -14,6 +14,8 @@ export { ARENA } from './graph/plan_format.js'
 declare const tag: unique symbol
 type Handle<T extends string> = { readonly [tag]: T }
 
+/** A machine that plans run on: the CPU, or a GPU that has been opened. */
+export type DeviceHandle = Handle<'device'>
 /** Worker threads of the engine. */
 export type PoolHandle = Handle<'pool'>
 /** Arenas that plans of one model share (weights, gradients, moments, EMA, activations). */
@@ -166,6 +168,21 @@ export interface LoaderBatch {
   waitMs: number
 }
 
+/** What there is of CUDA on this machine. */
+export interface CudaInfo {
+  /** Where the backend's shared library is looked for. */
+  library: string
+  /** What keeps the backend from being used, with the mend; null: nothing. */
+  unavailable: string | null
+  /** That this build has kernels for, e.g. "80;90a"; "" without the backend. */
+  architectures: string
+  /** "" without a driver. */
+  driverPath: string
+  /** Newest CUDA that the driver knows, e.g. 13000; 0 without a driver. */
+  driverVersion: number
+  gpus: { name: string; computeCapability: number; memoryBytes: number }[]
+}
+
 /** What all threads of a machine reach at once, per second. */
 export interface Peaks {
   /** A multiply-add counts 2. */
@@ -188,7 +205,14 @@ export interface NativeBinding {
   createPool(threads: number): PoolHandle
   closePool(pool: PoolHandle): void
 
-  createMemory(arenaBytes: readonly number[]): MemoryHandle
+  /** "cpu", "cuda" or "cuda:N". @throws EFF_BACKEND_MISSING (message: what is missing and the mend) */
+  openDevice(device: string): Promise<DeviceHandle>
+  /** @throws EFF_INTERNAL after a device fault */
+  deviceInfo(device: DeviceHandle): { name: string; availableBytes: number }
+  cudaInfo(): Promise<CudaInfo>
+
+  /** Arenas on a device; without one on the CPU. Plans bound to them run there. @throws EFF_OOM */
+  createMemory(arenaBytes: readonly number[], device?: DeviceHandle): MemoryHandle
   /**
    * Grows an arena to `bytes` if it is smaller, keeping its contents (but not the activations'). This, `copyArena` and `swapArenas`
    * work off the event loop, after the snapshots of a save; a step that is asked for meanwhile waits.

@@ -6,7 +6,7 @@ import { EffnetError } from './errors.js'
 import { selectNames } from './infer/freeze.js'
 import { imagenetLabels } from './infer/labels.js'
 import { PlanCache } from './infer/plans.js'
-import { checkDevice, normalizePrecision } from './infer/precision.js'
+import { normalizePrecision } from './infer/precision.js'
 import { collect, embedStream, predictStream } from './infer/predict.js'
 import type {
   CreateModelOptions,
@@ -33,6 +33,7 @@ import {
 } from './nn/index.js'
 import { initParams } from './nn/init.js'
 import { checkKeys } from './option_keys.js'
+import { deviceName } from './runtime/device.js'
 import { Session } from './runtime/session.js'
 import { modelJson, readModelJson, resolveCheckpoint, startCheckpoint } from './train/checkpoint.js'
 import { EMA_FILE, MODEL_FILE, readWeightsFile, writeWeightsFile } from './train/tensor_files.js'
@@ -111,7 +112,7 @@ export class Model {
   }
 
   get device(): string {
-    return 'cpu'
+    return this.session.device
   }
 
   /** Where the weights came from. */
@@ -343,7 +344,7 @@ async function withSession<T>(session: Session, work: (session: Session) => Prom
  */
 export async function createModel(name: ModelName | (string & {}), options: CreateModelOptions = {}): Promise<Model> {
   checkKeys('createModel', options, CREATE_KEYS)
-  checkDevice(options.device ?? 'auto')
+  const device = deviceName(options.device ?? 'auto')
   const precision = normalizePrecision(options.precision ?? 'fp32')
   const { classes, imageSize } = options
   if (classes && options.numClasses !== undefined && classes.length !== options.numClasses) {
@@ -361,7 +362,7 @@ export async function createModel(name: ModelName | (string & {}), options: Crea
     ...(numClasses === undefined ? {} : { numClasses }),
     ...(imageSize === undefined ? {} : { imageSize }),
   })
-  const session = await Session.create({ config, precision, threads: options.threads })
+  const session = await Session.create({ config, precision, threads: options.threads, device })
   return withSession(session, async () => {
     const source = await fillWeights(session, config, file, options.seed ?? 0)
     const names = classes ?? (file !== undefined && config.numClasses === IMAGENET_CLASSES ? imagenetLabels() : undefined)
@@ -401,7 +402,7 @@ async function fillWeights(
  */
 export async function loadModel(dir: string, options: LoadModelOptions = {}): Promise<Model> {
   checkKeys('loadModel', options, LOAD_KEYS)
-  checkDevice(options.device ?? 'auto')
+  const device = deviceName(options.device ?? 'auto')
   const precision = normalizePrecision(options.precision ?? 'fp32')
   if (dir.endsWith('.safetensors') && (await stat(dir).catch(() => undefined))?.isFile()) {
     throw new EffnetError('EFF_CKPT_MISSING', `${dir} is a weights file, not a checkpoint folder`, {
@@ -413,7 +414,7 @@ export async function loadModel(dir: string, options: LoadModelOptions = {}): Pr
   if (options.ema && !hasEma) {
     throw new EffnetError('EFF_CKPT_MISSING', `${folder}: no moving average in this checkpoint`, { hint: 'load it without ema' })
   }
-  const session = await Session.create({ config: model.config, precision, threads: options.threads })
+  const session = await Session.create({ config: model.config, precision, threads: options.threads, device })
   return withSession(session, async () => {
     const total = session.slots.length
     const made = new Model(session, model.config, { kind: 'random', matched: 0, total }, model.classes ?? undefined)

@@ -72,8 +72,8 @@ StatusOr<Block> Block::allocate(uint64_t bytes, Kind kind) {
   return block;
 }
 
-StatusOr<std::shared_ptr<Memory>> Memory::create(const uint64_t (&arena_bytes)[plan::kArenaCount]) {
-  auto memory = std::make_shared<Memory>();
+StatusOr<std::shared_ptr<HostMemory>> HostMemory::create(const uint64_t (&arena_bytes)[plan::kArenaCount]) {
+  auto memory = std::make_shared<HostMemory>();
   for (int i = 0; i < plan::kArenaCount; ++i) {
     auto block = Block::allocate(arena_bytes[i], Block::Kind::arena);
     if (!block.ok()) return block.status();
@@ -82,7 +82,7 @@ StatusOr<std::shared_ptr<Memory>> Memory::create(const uint64_t (&arena_bytes)[p
   return memory;
 }
 
-Status Memory::ensure(plan::Arena a, uint64_t bytes) {
+Status HostMemory::ensure(plan::Arena a, uint64_t bytes) {
   Block& block = blocks_[static_cast<int>(a)];
   if (bytes <= block.bytes()) return ok_status();
   const uint64_t before = block.bytes();
@@ -99,7 +99,7 @@ Status Memory::ensure(plan::Arena a, uint64_t bytes) {
   return ok_status();
 }
 
-Status Memory::clear(plan::Arena a) {
+Status HostMemory::clear(plan::Arena a) {
   Block& block = blocks_[static_cast<int>(a)];
   auto fresh = Block::allocate(block.bytes(), Block::Kind::arena);
   if (fresh.ok())
@@ -109,19 +109,41 @@ Status Memory::clear(plan::Arena a) {
   return ok_status();
 }
 
-Status Memory::copy(plan::Arena from, plan::Arena to) {
-  if (bytes(from) != bytes(to))
-    return error(Code::invalid_argument, "arenas %d and %d differ in size", static_cast<int>(from),
-                 static_cast<int>(to));
+Status HostMemory::copy(plan::Arena from, plan::Arena to) {
+  EFF_RETURN_IF_ERROR(check_same_size(from, to));
   if (bytes(to)) std::memcpy(arena(to), arena(from), bytes(to));
   return ok_status();
 }
 
-Status Memory::swap(plan::Arena a, plan::Arena b) {
-  if (bytes(a) != bytes(b))
-    return error(Code::invalid_argument, "arenas %d and %d differ in size", static_cast<int>(a), static_cast<int>(b));
+Status HostMemory::swap(plan::Arena a, plan::Arena b) {
+  EFF_RETURN_IF_ERROR(check_same_size(a, b));
   std::swap(blocks_[static_cast<int>(a)], blocks_[static_cast<int>(b)]);
   return ok_status();
+}
+
+Status HostMemory::read(plan::Arena a, uint64_t offset, std::span<std::byte> into) const {
+  EFF_RETURN_IF_ERROR(check_range(a, offset, into.size()));
+  if (!into.empty()) std::memcpy(into.data(), arena(a) + offset, into.size());
+  return ok_status();
+}
+
+Status HostMemory::write(plan::Arena a, uint64_t offset, std::span<const std::byte> from) {
+  EFF_RETURN_IF_ERROR(check_range(a, offset, from.size()));
+  if (!from.empty()) std::memcpy(arena(a) + offset, from.data(), from.size());
+  return ok_status();
+}
+
+Status Memory::check_range(plan::Arena a, uint64_t offset, uint64_t size) const {
+  const uint64_t total = bytes(a);
+  if (offset <= total && size <= total - offset) return ok_status();
+  return error(Code::invalid_argument, "bytes %llu to %llu lie outside arena %d of %llu bytes",
+               static_cast<unsigned long long>(offset), static_cast<unsigned long long>(offset + size),
+               static_cast<int>(a), static_cast<unsigned long long>(total));
+}
+
+Status Memory::check_same_size(plan::Arena a, plan::Arena b) const {
+  if (bytes(a) == bytes(b)) return ok_status();
+  return error(Code::invalid_argument, "arenas %d and %d differ in size", static_cast<int>(a), static_cast<int>(b));
 }
 
 void Memory::pin() {
@@ -134,23 +156,23 @@ void Memory::unpin() {
   if (--pins_ == 0) unpinned_.notify_all();
 }
 
-bool Memory::begin_load() {
+bool Memory::begin_change() {
   std::lock_guard lock(pin_mutex_);
-  if (busy.load() > loads_) return false;
+  if (busy.load() > changes_) return false;
   ++busy;
-  ++loads_;
+  ++changes_;
   return true;
 }
 
-void Memory::end_load() {
+void Memory::end_change() {
   std::lock_guard lock(pin_mutex_);
   --busy;
-  if (--loads_ == 0) unpinned_.notify_all();
+  if (--changes_ == 0) unpinned_.notify_all();
 }
 
 void Memory::wait_unpinned() {
   std::unique_lock lock(pin_mutex_);
-  unpinned_.wait(lock, [this] { return pins_ == 0 && loads_ == 0; });
+  unpinned_.wait(lock, [this] { return pins_ == 0 && changes_ == 0; });
 }
 
 void Memory::wait_snapshots() {

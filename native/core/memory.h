@@ -1,5 +1,5 @@
-// Arenas shared by all plans of a model. They grow to what the plans bound to them need: an engine that only predicts
-// holds no gradients or moments.
+// Arenas shared by all plans of a model, on whatever machine runs them. They grow to what the plans bound to them need:
+// an engine that only predicts holds no gradients or moments.
 #pragma once
 
 #include <atomic>
@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
+#include <span>
 
 #include "core/status.h"
 #include "plan/format.h"
@@ -48,22 +50,23 @@ uint64_t native_bytes(Block::Kind kind);
 
 class Memory {
  public:
-  static StatusOr<std::shared_ptr<Memory>> create(const uint64_t (&arena_bytes)[plan::kArenaCount]);
+  virtual ~Memory() = default;
 
-  std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
-  uint64_t bytes(plan::Arena a) const { return blocks_[static_cast<int>(a)].bytes(); }
+  virtual uint64_t bytes(plan::Arena a) const = 0;
   // Grows an arena to `bytes` if it is smaller, keeping its contents (new bytes are zero). Activations are undefined
   // between steps and not copied. Code::oom leaves the arena as large as it was.
-  // This and what follows changes arenas: only between begin_load() and end_load(), after wait_snapshots().
-  Status ensure(plan::Arena a, uint64_t bytes);
-  // Fills an arena with zeros, by fresh pages where it is large: those cost nothing until a step touches them.
-  Status clear(plan::Arena a);
+  virtual Status ensure(plan::Arena a, uint64_t bytes) = 0;
+  // Fills an arena with zeros.
+  virtual Status clear(plan::Arena a) = 0;
   // Copies one arena onto another of the same size.
-  Status copy(plan::Arena from, plan::Arena to);
+  virtual Status copy(plan::Arena from, plan::Arena to) = 0;
   // Exchanges two arenas of the same size.
-  Status swap(plan::Arena a, plan::Arena b);
+  virtual Status swap(plan::Arena a, plan::Arena b) = 0;
+  // Bytes of an arena to or from the host. Code::invalid_argument outside the arena. Any thread.
+  virtual Status read(plan::Arena a, uint64_t offset, std::span<std::byte> into) const = 0;
+  virtual Status write(plan::Arena a, uint64_t offset, std::span<const std::byte> from) = 0;
 
-  // Whether a step, a bind or a load is using the arenas; host access is refused meanwhile.
+  // How many steps, bindings and changes are using the arenas; host access is refused meanwhile.
   std::atomic<int> busy{0};
 
   // Counts the steps that changed the weights, so that every other plan packs them again before it runs.
@@ -73,19 +76,44 @@ class Memory {
   // waits, so a step may be queued at once. Any thread.
   void pin();
   void unpin();
-  // A load changes arenas from an engine thread. Loads may overlap each other (different ranges) but no step; counted
-  // in `busy`. False while something else is busy.
-  bool begin_load();
-  void end_load();
-  // Until nothing is pinned and no load is in flight: before a step or a host write.
+  // A change of the arenas (`ensure` to `swap`, `write`) from an engine thread; counted in `busy`, no step runs beside
+  // it. False while something else than changes is busy.
+  bool begin_change();
+  void end_change();
+  // Until nothing is pinned and no change is in work: before a step or a host write.
   void wait_unpinned();
-  // Until nothing is pinned: before a load writes.
+  // Until nothing is pinned: before a change is made.
   void wait_snapshots();
+
+  // Held alone while arenas are replaced (`ensure`, `clear`, `copy`, `swap`), shared while ranges of them are written.
+  std::shared_mutex arenas;
+
+ protected:
+  Status check_range(plan::Arena a, uint64_t offset, uint64_t size) const;
+  Status check_same_size(plan::Arena a, plan::Arena b) const;
 
  private:
   std::mutex pin_mutex_;
   std::condition_variable unpinned_;
-  int pins_ = 0, loads_ = 0;
+  int pins_ = 0, changes_ = 0;
+};
+
+// Arenas in the main memory of the machine, where the CPU computes.
+class HostMemory final : public Memory {
+ public:
+  static StatusOr<std::shared_ptr<HostMemory>> create(const uint64_t (&arena_bytes)[plan::kArenaCount]);
+
+  std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
+  uint64_t bytes(plan::Arena a) const override { return blocks_[static_cast<int>(a)].bytes(); }
+  Status ensure(plan::Arena a, uint64_t bytes) override;
+  // By fresh pages where it is large: those cost nothing until a step touches them.
+  Status clear(plan::Arena a) override;
+  Status copy(plan::Arena from, plan::Arena to) override;
+  Status swap(plan::Arena a, plan::Arena b) override;
+  Status read(plan::Arena a, uint64_t offset, std::span<std::byte> into) const override;
+  Status write(plan::Arena a, uint64_t offset, std::span<const std::byte> from) override;
+
+ private:
   Block blocks_[plan::kArenaCount];
 };
 

@@ -6,8 +6,10 @@
 #include <cstring>
 #include <utility>
 
+#include "cpu/cpu_info.h"
 #include "cpu/kernels/dispatch.h"
 #include "plan/op_ports.h"
+#include "plan/op_traits.h"
 
 namespace effnet::cpu {
 namespace {
@@ -26,17 +28,6 @@ KernelFactory factory_of(plan::OpId id) {
 constexpr uint64_t align64(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // `images`: how often an op of a region runs.
-double operand_bytes(const plan::Op& op, int64_t images) {
-  double bytes = 0;
-  for (const auto* list : {&op.inputs, &op.outputs, &op.updates})
-    for (const plan::Tensor* t : *list) {
-      if (!t) continue;
-      const bool each = t->image_stride || t->arena == plan::Arena::image;
-      bytes += static_cast<double>(t->bytes) * static_cast<double>(each ? images : 1);
-    }
-  return bytes;
-}
-
 // How many images of a region get a thread for themselves: rounds of one image a thread. What is left goes image after
 // image, each op on all threads, unless that would keep them less busy than another round.
 int whole_images(int64_t images, int threads) {
@@ -63,13 +54,13 @@ struct Executable::Lane {
   std::vector<double> seconds;  // of each op
 };
 
-StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
+StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPool> pool,
+                                                       std::shared_ptr<HostMemory> memory,
                                                        std::span<const std::byte> plan) {
   if (const char* reason = unsupported_cpu_reason()) return error(Code::backend_missing, "%s", reason);
   auto loaded = plan::Plan::load(plan);
   if (!loaded.ok()) return loaded.status();
-  auto executable = std::make_shared<Executable>();
-  executable->pool_ = std::move(pool);
+  auto executable = std::make_shared<Executable>(std::move(pool));
   executable->memory_ = std::move(memory);
   executable->plan_ = loaded.value();
   EFF_RETURN_IF_ERROR(executable->bind_ops());
@@ -253,7 +244,10 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   // A training step changes the weights that its kernels packed.
   const uint64_t version = memory_->weights_version.load();
   if (weights_changed.exchange(false) || version != prepared_version_ || updates_weights_) prepare(base);
-  if (failure) return error(Code::internal, "oneDNN failed (status %d) while weights were packed", failure.load());
+  if (failure) {
+    weights_changed = true;
+    return error(Code::internal, "oneDNN failed (status %d) while weights were packed", failure.load());
+  }
   prepared_version_ = version;
   if (updates_weights_) ++memory_->weights_version;
   const plan::Region& region = plan_->region();
@@ -262,7 +256,7 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
     if (op.is_prepare() || (region.has(i) && i != region.first)) continue;
     // All groups of parameters are updated before it is said that one is not finite; the average is left alone.
     if (unsound && op.id == plan::OpId::ema_update) break;
-    if (!updating && updates_parameters(op.id)) {
+    if (!updating && plan::updates_parameters(op.id)) {
       updating = true;
       unsound = !statistics_sound(arenas);
       if (unsound) break;
@@ -282,7 +276,7 @@ std::vector<OpReport> Executable::report() const {
   for (const Bound& bound : bound_) {
     const int64_t images = plan_->region().has(rows.size()) ? plan_->region().images : 1;
     rows.push_back({std::string(bound.op->name), plan::op_name(bound.op->id), bound.kernel->name(), bound.op->flags,
-                    bound.kernel->flops() * static_cast<double>(images), operand_bytes(*bound.op, images),
+                    bound.kernel->flops() * static_cast<double>(images), plan::operand_bytes(*bound.op, images),
                     profiled_steps_ ? 1e3 * bound.seconds / profiled_steps_ : 0});
   }
   return rows;
@@ -307,6 +301,39 @@ const std::byte* Executable::data(const plan::Tensor& tensor) const {
     default:
       return memory_->arena(tensor.arena) + tensor.offset;
   }
+}
+
+Status Executable::read(const plan::Tensor& tensor, std::span<std::byte> into) const {
+  const std::byte* from = data(tensor);
+  if (!from) return error(Code::invalid_argument, "a tensor of the input is there during a step only");
+  std::memcpy(into.data(), from, std::min<size_t>(into.size(), tensor.bytes));
+  return ok_status();
+}
+
+namespace {
+
+class CpuBackend final : public Backend {
+ public:
+  std::string name() const override { return cpu_info().model; }
+  StatusOr<uint64_t> available_bytes() const override { return cpu_info().memory_bytes; }
+  StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) override {
+    auto memory = HostMemory::create(arena_bytes);
+    if (!memory.ok()) return memory.status();
+    return std::shared_ptr<Memory>(std::move(memory.value()));
+  }
+  StatusOr<std::shared_ptr<effnet::Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
+                                                     std::span<const std::byte> plan) override {
+    auto bound = Executable::bind(std::move(pool), std::static_pointer_cast<HostMemory>(std::move(memory)), plan);
+    if (!bound.ok()) return bound.status();
+    return std::shared_ptr<effnet::Executable>(std::move(bound.value()));
+  }
+};
+
+}  // namespace
+
+Backend& backend() {
+  static CpuBackend cpu;
+  return cpu;
 }
 
 }  // namespace effnet::cpu

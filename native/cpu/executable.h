@@ -7,57 +7,33 @@
 #include <string>
 #include <vector>
 
-#include "core/memory.h"
-#include "core/thread_pool.h"
+#include "core/backend.h"
 #include "cpu/kernel.h"
 #include "plan/plan.h"
 
 namespace effnet::cpu {
 
-struct OpReport {
-  std::string name, op, kernel;
-  int flags;
-  double flops, bytes;
-  double ms;  // of a step; of an op that several threads run for an image each: their time / threads
-};
-
-// The first tensor that is not finite. `part`: "weights" (they were so before the step), "gradient" (of the update that
-// made such weights), "forward" or "backward".
-struct NonFinite {
-  std::string part, op, layer, tensor;
-};
-
-// Optimizer and moving average: what a step leaves out when its loss or the norm of its gradients is not finite.
-bool updates_parameters(plan::OpId id);
-
-class Executable {
+class Executable final : public effnet::Executable {
  public:
-  // Verifies the plan and binds every op to a kernel. Run inside a task of `pool`.
-  static StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
+  // See Backend::bind.
+  static StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<ThreadPool> pool,
+                                                    std::shared_ptr<HostMemory> memory,
                                                     std::span<const std::byte> plan);
+  explicit Executable(std::shared_ptr<ThreadPool> pool) : effnet::Executable(std::move(pool)) {}
 
-  // One step, inside a task of the pool. `input` is the input arena (at least arena_bytes(input) bytes), `output`
-  // receives the output arena. Fails with Code::aborted when the pool stops. A loss that is not finite ends the step
-  // before its backward part, a norm of gradients that is not before the update: the parameters are as they were.
-  // Code::nan when the update itself made parameters that are not finite; the moving average is then not touched.
-  Status step(const std::byte* input, const StepScalars& scalars, std::byte* output);
+  // A loss that is not finite ends the step before its backward part, a norm of gradients that is not before the
+  // update. After Code::nan the moving average is not touched.
+  Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) override;
+  StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars) override;
+  std::vector<OpReport> report() const override;
+  uint64_t owned_bytes() const override;
+  Status read(const plan::Tensor& tensor, std::span<std::byte> into) const override;
 
-  // Why a step was not finite: runs it again as far as the first tensor that is not. Parameters are not changed, the
-  // running statistics of batch norm are. Inside a task of the pool.
-  StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars);
-
-  const plan::Plan& plan() const { return *plan_; }
-  const std::shared_ptr<Memory>& memory() const { return memory_; }
-  const std::shared_ptr<ThreadPool>& pool() const { return pool_; }
-  std::vector<OpReport> report() const;
-  // Folded and packed weights, scratch, output.
-  uint64_t owned_bytes() const;
+  const plan::Plan& plan() const override { return *plan_; }
+  std::shared_ptr<Memory> memory() const override { return memory_; }
+  HostMemory& host_memory() const { return *memory_; }
   // Where a tensor lies now; nullptr for one of the input arena, which only a step has.
   const std::byte* data(const plan::Tensor& tensor) const;
-
-  // Set when the host wrote weights; changes by steps are seen by Memory::weights_version.
-  std::atomic<bool> weights_changed{true};
-  std::atomic<bool> profiling{false};
 
  private:
   struct Bound {
@@ -81,8 +57,7 @@ class Executable {
   std::byte* lane_arena(int lane) const;
   void prepare(const ExecContext& base);
 
-  std::shared_ptr<ThreadPool> pool_;
-  std::shared_ptr<Memory> memory_;
+  std::shared_ptr<HostMemory> memory_;
   std::shared_ptr<const plan::Plan> plan_;
   std::vector<Bound> bound_;
   bool updates_weights_ = false;
@@ -100,5 +75,8 @@ class Executable {
   Block prepared_, output_, shared_scratch_, worker_scratch_;
   int profiled_steps_ = 0;
 };
+
+// The backend of the CPU; one for the process.
+Backend& backend();
 
 }  // namespace effnet::cpu

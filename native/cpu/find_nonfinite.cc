@@ -1,49 +1,19 @@
 // Where NaN or infinity came from: a step that has gone wrong is run again, op by op, and each result is looked at.
-#include <cmath>
-#include <cstring>
-
 #include "cpu/executable.h"
-#include "plan/op_ports.h"
+#include "plan/op_traits.h"
 
 namespace effnet::cpu {
+
+using plan::all_finite;
+using plan::updates_parameters;
+
 namespace {
-
-// All bits of the exponent set: NaN or infinity.
-template <class Bits, Bits kExponent>
-bool all_finite(const std::byte* data, uint64_t bytes) {
-  Bits found = 0;
-  for (uint64_t i = 0; i + sizeof(Bits) <= bytes; i += sizeof(Bits)) {
-    Bits bits;
-    std::memcpy(&bits, data + i, sizeof bits);
-    found |= (bits & kExponent) == kExponent;
-  }
-  return !found;
-}
-
-bool all_finite(const plan::Tensor& tensor, const std::byte* data) {
-  switch (tensor.dtype) {
-    case plan::DType::f32:
-      return all_finite<uint32_t, 0x7f800000u>(data, tensor.bytes);
-    case plan::DType::bf16:
-      return all_finite<uint16_t, 0x7f80u>(data, tensor.bytes);
-    case plan::DType::f16:
-      return all_finite<uint16_t, 0x7c00u>(data, tensor.bytes);
-    default:
-      return true;
-  }
-}
 
 NonFinite found(const char* part, const plan::Op& op, const plan::Tensor& tensor) {
   return {part, plan::op_name(op.id), std::string(op.name), std::string(tensor.name)};
 }
 
 }  // namespace
-
-bool updates_parameters(plan::OpId id) {
-  using plan::OpId;
-  return id == OpId::optimizer_sgd || id == OpId::optimizer_rmsprop || id == OpId::optimizer_adamw ||
-         id == OpId::ema_update;
-}
 
 // The running statistics of a batch norm in training are written, not read: they are no cause.
 const plan::Tensor* Executable::bad_weights(std::byte* const* arenas, const plan::Op** reader) const {

@@ -3,11 +3,32 @@
 #include "cuda/images.h"
 
 namespace effnet::cuda {
+namespace {
+
+constexpr int kOldestCapability = 80;
+
+}  // namespace
 
 StatusOr<std::shared_ptr<Device>> Device::open(int ordinal) {
   std::shared_ptr<Device> device(new Device());
   EFF_RETURN_IF_ERROR(device->start(ordinal));
   return device;
+}
+
+StatusOr<Device::Properties> Device::properties(const Driver& driver, int ordinal) {
+  Properties p;
+  EFF_CUDA(driver, cuDeviceGet, &p.handle, ordinal);
+  char name[256] = {};
+  EFF_CUDA(driver, cuDeviceGetName, name, sizeof name - 1, p.handle);
+  p.name = name;
+  int major = 0, minor = 0;
+  EFF_CUDA(driver, cuDeviceGetAttribute, &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, p.handle);
+  EFF_CUDA(driver, cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, p.handle);
+  p.capability = 10 * major + minor;
+  size_t total = 0;
+  EFF_CUDA(driver, cuDeviceTotalMem, &total, p.handle);
+  p.total_bytes = total;
+  return p;
 }
 
 Status Device::start(int ordinal) {
@@ -18,21 +39,13 @@ Status Device::start(int ordinal) {
   EFF_CUDA(*driver_, cuDeviceGetCount, &count);
   if (ordinal < 0 || ordinal >= count)
     return error(Code::backend_missing, "there is no GPU %d: this process sees %d, counted from 0", ordinal, count);
-  EFF_CUDA(*driver_, cuDeviceGet, &device_, ordinal);
-  char name[256] = {};
-  EFF_CUDA(*driver_, cuDeviceGetName, name, sizeof name - 1, device_);
-  name_ = name;
-  int major = 0, minor = 0;
-  EFF_CUDA(*driver_, cuDeviceGetAttribute, &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device_);
-  EFF_CUDA(*driver_, cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device_);
-  capability_ = 10 * major + minor;
-  if (major < 8)
-    return error(Code::backend_missing, "%s has compute capability %d.%d; 8.0 (Ampere) or later is needed", name, major,
-                 minor);
-  size_t total = 0;
-  EFF_CUDA(*driver_, cuDeviceTotalMem, &total, device_);
-  total_bytes_ = total;
-  EFF_CUDA(*driver_, cuDevicePrimaryCtxRetain, &context_, device_);
+  auto properties = Device::properties(*driver_, ordinal);
+  if (!properties.ok()) return properties.status();
+  properties_ = properties.value();
+  if (properties_.capability < kOldestCapability)
+    return error(Code::backend_missing, "%s has compute capability %d.%d; 8.0 (Ampere) or later is needed",
+                 properties_.name.c_str(), properties_.capability / 10, properties_.capability % 10);
+  EFF_CUDA(*driver_, cuDevicePrimaryCtxRetain, &context_, properties_.handle);
   retained_ = true;
   EFF_RETURN_IF_ERROR(enter());
   return load_kernels();
@@ -42,7 +55,7 @@ Device::~Device() {
   if (!retained_) return;
   (void)enter();
   for (CUlibrary library : libraries_) driver_->cuLibraryUnload(library);
-  driver_->cuDevicePrimaryCtxRelease(device_);
+  driver_->cuDevicePrimaryCtxRelease(properties_.handle);
 }
 
 Status Device::enter() const {
@@ -55,8 +68,8 @@ Status Device::load_kernels() {
     CUlibrary library;
     const CUresult result = driver_->cuLibraryLoadData(&library, image.data, nullptr, nullptr, 0, nullptr, nullptr, 0);
     if (result == CUDA_ERROR_NO_BINARY_FOR_GPU)
-      return error(Code::backend_missing, "this build has no kernels for %s (compute capability %d.%d)", name_.c_str(),
-                   capability_ / 10, capability_ % 10);
+      return error(Code::backend_missing, "this build has no kernels for %s (compute capability %d.%d)",
+                   properties_.name.c_str(), properties_.capability / 10, properties_.capability % 10);
     EFF_RETURN_IF_ERROR(driver_status(*driver_, "cuLibraryLoadData", result));
     libraries_.push_back(library);
   }
@@ -64,6 +77,7 @@ Status Device::load_kernels() {
 }
 
 StatusOr<CUfunction> Device::function(const std::string& kernel) {
+  const std::lock_guard lock(functions_mutex_);
   if (const auto known = functions_.find(kernel); known != functions_.end()) return known->second;
   for (CUlibrary library : libraries_) {
     CUkernel found;

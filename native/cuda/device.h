@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -21,14 +22,20 @@ class Device : public std::enable_shared_from_this<Device> {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
+  struct Properties {
+    CUdevice handle = 0;
+    std::string name;
+    int capability = 0;  // major * 10 + minor
+    uint64_t total_bytes = 0;
+  };
+  static StatusOr<Properties> properties(const Driver& driver, int ordinal);
+
   const Driver& driver() const { return *driver_; }
-  const std::string& name() const { return name_; }
-  int capability() const { return capability_; }  // major * 10 + minor
-  uint64_t total_bytes() const { return total_bytes_; }
+  const std::string& name() const { return properties_.name; }
 
   // Makes the context current on the calling thread: before any driver call.
   Status enter() const;
-  // Code::plan_invalid where the package has no kernel of that name.
+  // Code::plan_invalid where the package has no kernel of that name. Any thread.
   StatusOr<CUfunction> function(const std::string& kernel);
   Status launch(const Launch& launch, CUfunction function, CUstream stream) const;
 
@@ -38,13 +45,11 @@ class Device : public std::enable_shared_from_this<Device> {
   Status load_kernels();
 
   const Driver* driver_ = nullptr;
-  CUdevice device_ = 0;
+  Properties properties_;
   CUcontext context_ = nullptr;
   bool retained_ = false;
-  std::string name_;
-  int capability_ = 0;
-  uint64_t total_bytes_ = 0;
   std::vector<CUlibrary> libraries_;
+  std::mutex functions_mutex_;
   std::map<std::string, CUfunction> functions_;
 };
 

@@ -24,9 +24,15 @@ Status DeviceMemory::ensure(plan::Arena a, uint64_t bytes) {
   EFF_CUDA(driver, cuStreamSynchronize, stream_);  // steps in flight use the old one
   const bool keep = a != plan::Arena::activations;
   ++generation_;
+  const uint64_t before = block.bytes();
   if (!keep) block = DeviceBlock();  // freed first, so that the peak is not the sum
   auto grown = DeviceBlock::allocate(device_, bytes, stream_);
-  if (!grown.ok()) return grown.status();
+  if (!grown.ok()) {
+    // Plans bound earlier still run in what there was.
+    if (block.bytes() < before)
+      if (auto again = DeviceBlock::allocate(device_, before, stream_); again.ok()) block = std::move(again.value());
+    return grown.status();
+  }
   if (keep && block.bytes())
     EFF_CUDA(driver, cuMemcpyDtoDAsync, grown.value().address(), block.address(), block.bytes(), stream_);
   EFF_CUDA(driver, cuStreamSynchronize, stream_);
@@ -34,20 +40,35 @@ Status DeviceMemory::ensure(plan::Arena a, uint64_t bytes) {
   return ok_status();
 }
 
-Status DeviceMemory::check_range(plan::Arena a, uint64_t offset, uint64_t bytes) const {
-  const uint64_t total = this->bytes(a);
-  if (offset <= total && bytes <= total - offset) return ok_status();
-  return error(Code::invalid_argument, "bytes %llu to %llu lie outside arena %d of %llu bytes",
-               static_cast<unsigned long long>(offset), static_cast<unsigned long long>(offset + bytes),
-               static_cast<int>(a), static_cast<unsigned long long>(total));
+Status DeviceMemory::clear(plan::Arena a) {
+  if (!bytes(a)) return ok_status();
+  EFF_RETURN_IF_ERROR(device_->enter());
+  EFF_CUDA(device_->driver(), cuMemsetD8Async, address(a), 0, bytes(a), stream_);
+  EFF_CUDA(device_->driver(), cuStreamSynchronize, stream_);
+  return ok_status();
 }
 
-Status DeviceMemory::read(plan::Arena a, uint64_t offset, std::span<std::byte> into) {
+Status DeviceMemory::copy(plan::Arena from, plan::Arena to) {
+  EFF_RETURN_IF_ERROR(check_same_size(from, to));
+  if (!bytes(to)) return ok_status();
+  EFF_RETURN_IF_ERROR(device_->enter());
+  EFF_CUDA(device_->driver(), cuMemcpyDtoDAsync, address(to), address(from), bytes(to), stream_);
+  EFF_CUDA(device_->driver(), cuStreamSynchronize, stream_);
+  return ok_status();
+}
+
+Status DeviceMemory::swap(plan::Arena a, plan::Arena b) {
+  EFF_RETURN_IF_ERROR(check_same_size(a, b));
+  std::swap(blocks_[static_cast<int>(a)], blocks_[static_cast<int>(b)]);
+  ++generation_;
+  return ok_status();
+}
+
+Status DeviceMemory::read(plan::Arena a, uint64_t offset, std::span<std::byte> into) const {
   EFF_RETURN_IF_ERROR(check_range(a, offset, into.size()));
   if (into.empty()) return ok_status();
   EFF_RETURN_IF_ERROR(device_->enter());
-  const CUdeviceptr from = blocks_[static_cast<int>(a)].address() + offset;
-  EFF_CUDA(device_->driver(), cuMemcpyDtoHAsync, into.data(), from, into.size(), stream_);
+  EFF_CUDA(device_->driver(), cuMemcpyDtoHAsync, into.data(), address(a) + offset, into.size(), stream_);
   EFF_CUDA(device_->driver(), cuStreamSynchronize, stream_);
   return ok_status();
 }
@@ -56,8 +77,7 @@ Status DeviceMemory::write(plan::Arena a, uint64_t offset, std::span<const std::
   EFF_RETURN_IF_ERROR(check_range(a, offset, from.size()));
   if (from.empty()) return ok_status();
   EFF_RETURN_IF_ERROR(device_->enter());
-  const CUdeviceptr into = blocks_[static_cast<int>(a)].address() + offset;
-  EFF_CUDA(device_->driver(), cuMemcpyHtoDAsync, into, from.data(), from.size(), stream_);
+  EFF_CUDA(device_->driver(), cuMemcpyHtoDAsync, address(a) + offset, from.data(), from.size(), stream_);
   EFF_CUDA(device_->driver(), cuStreamSynchronize, stream_);
   return ok_status();
 }

@@ -4,16 +4,16 @@
 #include <memory>
 #include <span>
 
+#include "core/memory.h"
 #include "cuda/device.h"
 #include "plan/format.h"
 
 namespace effnet::cuda {
 
-// One thread at a time.
-class DeviceMemory {
+class DeviceMemory final : public Memory {
  public:
   static StatusOr<std::shared_ptr<DeviceMemory>> create(std::shared_ptr<Device> device);
-  ~DeviceMemory();
+  ~DeviceMemory() override;
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
 
@@ -21,19 +21,21 @@ class DeviceMemory {
   // Where all steps of the model run, one after another.
   CUstream stream() const { return stream_; }
   std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
-  uint64_t bytes(plan::Arena a) const { return blocks_[static_cast<int>(a)].bytes(); }
-  // Counts growths: addresses recorded before one are stale.
+  // Counts the times that an arena got another address: addresses recorded before are stale.
   uint64_t generation() const { return generation_; }
 
-  // Grows an arena to `bytes` if it is smaller, keeping its contents (new bytes are zero; activations are not kept).
-  Status ensure(plan::Arena a, uint64_t bytes);
-  // Copies after the work queued so far, and waits. Code::invalid_argument outside the arena.
-  Status read(plan::Arena a, uint64_t offset, std::span<std::byte> into);
-  Status write(plan::Arena a, uint64_t offset, std::span<const std::byte> from);
+  uint64_t bytes(plan::Arena a) const override { return blocks_[static_cast<int>(a)].bytes(); }
+  Status ensure(plan::Arena a, uint64_t bytes) override;
+  Status clear(plan::Arena a) override;
+  Status copy(plan::Arena from, plan::Arena to) override;
+  Status swap(plan::Arena a, plan::Arena b) override;
+  // Both after the work queued so far, and done when they return.
+  Status read(plan::Arena a, uint64_t offset, std::span<std::byte> into) const override;
+  Status write(plan::Arena a, uint64_t offset, std::span<const std::byte> from) override;
 
  private:
   explicit DeviceMemory(std::shared_ptr<Device> device) : device_(std::move(device)) {}
-  Status check_range(plan::Arena a, uint64_t offset, uint64_t bytes) const;
+  CUdeviceptr address(plan::Arena a) const { return blocks_[static_cast<int>(a)].address(); }
 
   std::shared_ptr<Device> device_;
   CUstream stream_ = nullptr;

@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
-#include <memory>
 #include <vector>
 
 namespace effnet::cuda {
@@ -28,8 +27,8 @@ void* open_library(std::string& path, std::string& tried) {
   return nullptr;
 }
 
-StatusOr<std::unique_ptr<Driver>> load() {
-  auto driver = std::make_unique<Driver>();
+// `driver` is filled in as far as it goes.
+Status load(Driver* driver) {
   std::string tried;
   void* library = open_library(driver->path, tried);
   if (!library)
@@ -61,15 +60,21 @@ StatusOr<std::unique_ptr<Driver>> load() {
     const Status status = driver_status(*driver, "cuInit", started);
     return Status(Code::backend_missing, "the NVIDIA driver does not start: " + status.message());
   }
-  return driver;
+  return ok_status();
 }
+
+struct Loaded {
+  Driver driver;
+  Status status = load(&driver);
+};
 
 }  // namespace
 
-StatusOr<const Driver*> driver() {
-  static const StatusOr<std::unique_ptr<Driver>>* const loaded = new StatusOr<std::unique_ptr<Driver>>(load());
-  if (!loaded->ok()) return loaded->status();
-  return static_cast<const Driver*>(loaded->value().get());
+StatusOr<const Driver*> driver(DriverFacts* facts) {
+  static const Loaded* const loaded = new Loaded;
+  if (facts) *facts = {loaded->driver.path, loaded->driver.version};
+  if (!loaded->status.ok()) return loaded->status;
+  return &loaded->driver;
 }
 
 Status driver_status(const Driver& driver, const char* call, CUresult result) {

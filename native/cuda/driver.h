@@ -39,7 +39,7 @@ namespace effnet::cuda {
   X(cuEventCreate)               \
   X(cuEventDestroy)              \
   X(cuEventRecord)               \
-  X(cuEventSynchronize)          \
+  X(cuEventElapsedTime)          \
   X(cuLibraryLoadData)           \
   X(cuLibraryUnload)             \
   X(cuLibraryGetKernel)          \
@@ -65,7 +65,12 @@ struct Driver {
 inline constexpr int kOldestDriver = 13000;
 
 // The driver of this machine, or Code::backend_missing with what is missing and the mend. Opened once a process.
-StatusOr<const Driver*> driver();
+// `facts`: also path and version of one that is there and cannot be used.
+struct DriverFacts {
+  std::string path;
+  int version = 0;
+};
+StatusOr<const Driver*> driver(DriverFacts* facts = nullptr);
 
 // What a driver call says: ok, Code::oom for memory, else Code::internal with the call and the error's name.
 Status driver_status(const Driver& driver, const char* call, CUresult result);

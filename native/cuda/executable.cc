@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "plan/op_traits.h"
+
 namespace effnet::cuda {
 namespace {
 
@@ -29,11 +31,12 @@ bool is_own(Arena a) { return a == Arena::prepared || a == Arena::input || a == 
 
 }  // namespace
 
-StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<DeviceMemory> memory,
+StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPool> pool,
+                                                       std::shared_ptr<DeviceMemory> memory,
                                                        std::span<const std::byte> plan) {
   auto loaded = plan::Plan::load(plan);
   if (!loaded.ok()) return loaded.status();
-  std::shared_ptr<Executable> executable(new Executable(std::move(memory)));
+  std::shared_ptr<Executable> executable(new Executable(std::move(pool), std::move(memory)));
   executable->plan_ = loaded.value();
   EFF_RETURN_IF_ERROR(executable->memory_->device()->enter());
   EFF_RETURN_IF_ERROR(executable->bind_ops());
@@ -44,6 +47,8 @@ StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<DeviceMem
 Executable::~Executable() {
   if (!memory_->device()->enter().ok()) return;
   memory_->device()->driver().cuStreamSynchronize(memory_->stream());
+  const Driver& driver = memory_->device()->driver();
+  for (const CUevent mark : marks_) driver.cuEventDestroy(mark);
   forget_graphs();
 }
 
@@ -53,9 +58,7 @@ void Executable::forget_graphs() {
     if (*graph) driver.cuGraphExecDestroy(std::exchange(*graph, nullptr));
 }
 
-Status Executable::bind_ops() {
-  if (plan_->region().count > 0)
-    return error(Code::plan_invalid, "plan: goes image by image, which is for CPUs; a GPU takes the batch whole");
+Status Executable::check_arenas() const {
   for (int i = 0; i < plan::kArenaCount; ++i) {
     const auto arena = static_cast<Arena>(i);
     if (is_own(arena) || plan_->arena_bytes(arena) <= memory_->bytes(arena)) continue;
@@ -63,11 +66,19 @@ Status Executable::bind_ops() {
                  static_cast<unsigned long long>(plan_->arena_bytes(arena)), i,
                  static_cast<unsigned long long>(memory_->bytes(arena)));
   }
+  return ok_status();
+}
+
+Status Executable::bind_ops() {
+  if (plan_->region().count > 0)
+    return error(Code::plan_invalid, "plan: goes image by image, which is for CPUs; a GPU takes the batch whole");
+  EFF_RETURN_IF_ERROR(check_arenas());
   for (const plan::Op& op : plan_->ops()) {
     auto kernel = factory_of(op.id)(op);
     if (!kernel.ok())
       return Status(kernel.status().code(),
                     "op " + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + kernel.status().message());
+    updates_weights_ |= !op.updates.empty();
     bound_.push_back({&op, std::move(kernel.value())});
   }
   return ok_status();
@@ -134,28 +145,37 @@ Status Executable::record() {
     }
   }
   recorded_generation_ = memory_->generation();
-  recorded_ = true;
   return ok_status();
 }
 
-// Everything of a step (or of the ops that run when weights changed) onto the memory's stream.
-Status Executable::queue(bool prepare) const {
-  const Device& device = *memory_->device();
-  const Driver& driver = device.driver();
+Status Executable::queue_input() const {
+  const Driver& driver = memory_->device()->driver();
+  EFF_CUDA(driver, cuMemcpyHtoDAsync, in_.device.address(), in_.host.data(), in_.host.bytes(), memory_->stream());
+  EFF_CUDA(driver, cuMemsetD8Async, state_.address(), 0, sizeof(StepState), memory_->stream());
+  return ok_status();
+}
+
+Status Executable::queue_op(size_t op) const {
+  for (const auto& [launch, function] : bound_[op].launches)
+    EFF_RETURN_IF_ERROR(memory_->device()->launch(launch, function, memory_->stream()));
+  return ok_status();
+}
+
+Status Executable::queue_output() const {
+  const Driver& driver = memory_->device()->driver();
   const CUstream stream = memory_->stream();
-  if (!prepare) {
-    EFF_CUDA(driver, cuMemcpyHtoDAsync, in_.device.address(), in_.host.data(), in_.host.bytes(), stream);
-    EFF_CUDA(driver, cuMemsetD8Async, state_.address(), 0, sizeof(StepState), stream);
-  }
-  for (const Bound& bound : bound_) {
-    if (bound.op->is_prepare() != prepare) continue;
-    for (const auto& [launch, function] : bound.launches) EFF_RETURN_IF_ERROR(device.launch(launch, function, stream));
-  }
-  if (prepare) return ok_status();
   if (output_.bytes()) EFF_CUDA(driver, cuMemcpyDtoHAsync, out_.data(), output_.address(), output_.bytes(), stream);
   EFF_CUDA(driver, cuMemcpyDtoHAsync, out_.data() + align256(output_.bytes()), state_.address(), sizeof(StepState),
            stream);
   return ok_status();
+}
+
+// Everything of a step, or of the ops that run when weights changed.
+Status Executable::queue(bool prepare) const {
+  if (!prepare) EFF_RETURN_IF_ERROR(queue_input());
+  for (size_t i = 0; i < bound_.size(); ++i)
+    if (bound_[i].op->is_prepare() == prepare) EFF_RETURN_IF_ERROR(queue_op(i));
+  return prepare ? ok_status() : queue_output();
 }
 
 Status Executable::capture(bool prepare, CUgraphExec* graph) {
@@ -172,24 +192,45 @@ Status Executable::capture(bool prepare, CUgraphExec* graph) {
   return status;
 }
 
-Status Executable::step(const std::byte* input, const StepScalars& scalars, std::byte* output) {
-  const Device& device = *memory_->device();
-  const Driver& driver = device.driver();
-  EFF_RETURN_IF_ERROR(device.enter());
-  if (!recorded_ || recorded_generation_ != memory_->generation()) {
-    forget_graphs();
-    recorded_ = false;
-    EFF_RETURN_IF_ERROR(record());
+Status Executable::make_current() {
+  if (recorded_ && recorded_generation_ == memory_->generation()) return ok_status();
+  EFF_RETURN_IF_ERROR(check_arenas());  // one whose growth failed may be gone
+  forget_graphs();
+  recorded_ = false;
+  EFF_RETURN_IF_ERROR(record());
+  if (std::any_of(bound_.begin(), bound_.end(), [](const Bound& bound) { return bound.op->is_prepare(); }))
     EFF_RETURN_IF_ERROR(capture(true, &prepare_graph_));
-    EFF_RETURN_IF_ERROR(capture(false, &step_graph_));
-    prepared_ = false;
-  }
+  EFF_RETURN_IF_ERROR(capture(false, &step_graph_));
+  recorded_ = true;
+  weights_changed = true;
+  return ok_status();
+}
+
+Status Executable::stage(const std::byte* input, const StepScalars& scalars) {
+  memory_->wait_unpinned();
+  if (pool_->stopping()) return error(Code::aborted, "closed before a step");
+  EFF_RETURN_IF_ERROR(memory_->device()->enter());
+  EFF_RETURN_IF_ERROR(make_current());
   std::memcpy(in_.host.data(), &scalars, sizeof scalars);
   const uint64_t input_bytes = plan_->arena_bytes(Arena::input);
   if (input_bytes) std::memcpy(in_.host.data() + kInputOffset, input, input_bytes);
-  if (!prepared_) EFF_CUDA(driver, cuGraphLaunch, prepare_graph_, memory_->stream());
-  prepared_ = true;
-  EFF_CUDA(driver, cuGraphLaunch, step_graph_, memory_->stream());
+  const uint64_t version = memory_->weights_version.load();
+  if (!prepare_graph_ || (!weights_changed.exchange(false) && version == prepared_version_)) return ok_status();
+  const Driver& driver = memory_->device()->driver();
+  const Status folded = driver_status(driver, "cuGraphLaunch", driver.cuGraphLaunch(prepare_graph_, memory_->stream()));
+  if (!folded.ok()) weights_changed = true;
+  prepared_version_ = version;
+  return folded;
+}
+
+Status Executable::step(const std::byte* input, const StepScalars& scalars, std::byte* output) {
+  EFF_RETURN_IF_ERROR(stage(input, scalars));
+  const Driver& driver = memory_->device()->driver();
+  if (updates_weights_) ++memory_->weights_version;
+  if (profiling.load(std::memory_order_relaxed))
+    EFF_RETURN_IF_ERROR(profiled_step());
+  else
+    EFF_CUDA(driver, cuGraphLaunch, step_graph_, memory_->stream());
   EFF_CUDA(driver, cuStreamSynchronize, memory_->stream());
   StepState state;
   std::memcpy(&state, out_.data() + align256(output_.bytes()), sizeof state);
@@ -198,12 +239,67 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   return ok_status();
 }
 
-std::vector<Executable::OpReport> Executable::report() const {
+// The same launches as the graph's, with the time between them.
+Status Executable::profiled_step() {
+  const Driver& driver = memory_->device()->driver();
+  const CUstream stream = memory_->stream();
+  while (marks_.size() <= bound_.size()) {
+    CUevent mark = nullptr;
+    EFF_CUDA(driver, cuEventCreate, &mark, CU_EVENT_DEFAULT);
+    marks_.push_back(mark);
+  }
+  EFF_RETURN_IF_ERROR(queue_input());
+  for (size_t i = 0; i < bound_.size(); ++i) {
+    EFF_CUDA(driver, cuEventRecord, marks_[i], stream);
+    if (!bound_[i].op->is_prepare()) EFF_RETURN_IF_ERROR(queue_op(i));
+  }
+  EFF_CUDA(driver, cuEventRecord, marks_[bound_.size()], stream);
+  EFF_RETURN_IF_ERROR(queue_output());
+  EFF_CUDA(driver, cuStreamSynchronize, stream);
+  for (size_t i = 0; i < bound_.size(); ++i) {
+    float ms = 0;
+    EFF_CUDA(driver, cuEventElapsedTime, &ms, marks_[i], marks_[i + 1]);
+    if (!bound_[i].op->is_prepare()) bound_[i].ms += ms;
+  }
+  ++profiled_steps_;
+  return ok_status();
+}
+
+std::byte* Executable::data(const plan::Tensor& tensor) const {
+  switch (tensor.arena) {
+    case Arena::prepared:
+      return prepared_arena_.data() + tensor.offset;
+    case Arena::input:
+      return in_.device.data() + kInputOffset + tensor.offset;
+    case Arena::output:
+      return output_.data() + tensor.offset;
+    default:
+      return memory_->arena(tensor.arena) + tensor.offset;
+  }
+}
+
+Status Executable::read(const plan::Tensor& tensor, std::span<std::byte> into) const {
+  if (tensor.arena == Arena::input)
+    return error(Code::invalid_argument, "a tensor of the input is there during a step only");
+  const size_t bytes = std::min<size_t>(into.size(), tensor.bytes);
+  if (bytes == 0) return ok_status();
+  const Driver& driver = memory_->device()->driver();
+  EFF_RETURN_IF_ERROR(memory_->device()->enter());
+  EFF_CUDA(driver, cuMemcpyDtoHAsync, into.data(), reinterpret_cast<CUdeviceptr>(data(tensor)), bytes,
+           memory_->stream());
+  EFF_CUDA(driver, cuStreamSynchronize, memory_->stream());
+  return ok_status();
+}
+
+std::vector<OpReport> Executable::report() const {
   std::vector<OpReport> rows;
   for (const Bound& bound : bound_)
     rows.push_back({std::string(bound.op->name), plan::op_name(bound.op->id), bound.kernel->name, bound.op->flags,
-                    bound.kernel->flops});
+                    bound.kernel->flops, plan::operand_bytes(*bound.op, 1),
+                    profiled_steps_ ? bound.ms / profiled_steps_ : 0});
   return rows;
 }
+
+uint64_t Executable::owned_bytes() const { return in_.host.bytes() + out_.bytes(); }
 
 }  // namespace effnet::cuda

@@ -7,38 +7,33 @@
 #include <string>
 #include <vector>
 
-#include "core/step_scalars.h"
+#include "core/backend.h"
 #include "cuda/device_memory.h"
 #include "cuda/kernel.h"
 #include "plan/plan.h"
 
 namespace effnet::cuda {
 
-class Executable {
+class Executable final : public effnet::Executable {
  public:
-  // Verifies the plan, binds every op to a kernel, allocates. Code::plan_invalid for a plan made for a CPU.
-  static StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<DeviceMemory> memory,
+  // See Backend::bind. Code::plan_invalid for a plan made for a CPU.
+  static StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<ThreadPool> pool,
+                                                    std::shared_ptr<DeviceMemory> memory,
                                                     std::span<const std::byte> plan);
-  ~Executable();
+  ~Executable() override;
   Executable(const Executable&) = delete;
   Executable& operator=(const Executable&) = delete;
 
-  // One step; waits for it. `input`: at least arena_bytes(input) bytes, read before it returns; `output` receives the
-  // output arena. Where loss, norm of the gradients or running statistics are not finite the parameters are as they
-  // were; Code::nan where running statistics, or parameters after the update, are not finite.
-  Status step(const std::byte* input, const StepScalars& scalars, std::byte* output);
+  // Waits for the step. Where running statistics are not finite the parameters are as they were, too, and it is
+  // Code::nan.
+  Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) override;
+  StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars) override;
+  std::vector<OpReport> report() const override;
+  uint64_t owned_bytes() const override;
+  Status read(const plan::Tensor& tensor, std::span<std::byte> into) const override;
 
-  // The host wrote weights: folded ones are made again before the next step.
-  void invalidate() { prepared_ = false; }
-
-  const plan::Plan& plan() const { return *plan_; }
-  const std::shared_ptr<DeviceMemory>& memory() const { return memory_; }
-  struct OpReport {
-    std::string name, op, kernel;
-    int flags;
-    double flops;
-  };
-  std::vector<OpReport> report() const;
+  const plan::Plan& plan() const override { return *plan_; }
+  std::shared_ptr<Memory> memory() const override { return memory_; }
 
  private:
   // What a step hands over to the device, in one copy: scalars, then the input arena.
@@ -47,12 +42,26 @@ class Executable {
     DeviceBlock device;
   };
 
-  explicit Executable(std::shared_ptr<DeviceMemory> memory) : memory_(std::move(memory)) {}
+  Executable(std::shared_ptr<ThreadPool> pool, std::shared_ptr<DeviceMemory> memory)
+      : effnet::Executable(std::move(pool)), memory_(std::move(memory)) {}
+  Status check_arenas() const;
   Status bind_ops();
   Status allocate();
   Status record();
   Status capture(bool prepare, CUgraphExec* graph);
+  // Onto the memory's stream.
   Status queue(bool prepare) const;
+  Status queue_input() const;
+  Status queue_op(size_t op) const;
+  Status queue_output() const;
+  // Records the launches again where an arena has moved since.
+  Status make_current();
+  // Scalars and input into the staging block, and the ops that fold weights where those have changed.
+  Status stage(const std::byte* input, const StepScalars& scalars);
+  Status profiled_step();
+  // The first of `tensors` that is not finite, or nullptr.
+  StatusOr<const plan::Tensor*> first_bad(std::span<const plan::Tensor* const> tensors) const;
+  std::byte* data(const plan::Tensor& tensor) const;
   void forget_graphs();
 
   struct Bound {
@@ -60,6 +69,7 @@ class Executable {
     KernelPtr kernel;
     size_t constants_at = 0;
     std::vector<std::pair<Launch, CUfunction>> launches;
+    double ms = 0;
   };
 
   std::shared_ptr<DeviceMemory> memory_;
@@ -67,10 +77,13 @@ class Executable {
   std::vector<Bound> bound_;
   DeviceBlock prepared_arena_, output_, scratch_, constants_, state_;
   Staging in_;
-  PinnedBlock out_;  // output arena, then the step's state
-  CUgraphExec step_graph_ = nullptr, prepare_graph_ = nullptr;
+  PinnedBlock out_;                                             // output arena, then the step's state
+  CUgraphExec step_graph_ = nullptr, prepare_graph_ = nullptr;  // the second only where there are such ops
   uint64_t recorded_generation_ = 0;
-  bool recorded_ = false, prepared_ = false;
+  bool recorded_ = false, updates_weights_ = false;
+  uint64_t prepared_version_ = 0;  // Memory::weights_version of the folded weights
+  std::vector<CUevent> marks_;     // between the ops of a profiled step
+  int profiled_steps_ = 0;
 };
 
 }  // namespace effnet::cuda

@@ -102,7 +102,7 @@ class Gaps {
 
 Outcome run_step(cpu::Executable& executable, uint64_t seed) {
   const plan::Plan& plan = executable.plan();
-  Memory& memory = *executable.memory();
+  HostMemory& memory = executable.host_memory();
   for (int a = 0; a <= static_cast<int>(Arena::activations); ++a)
     fill(memory.arena(static_cast<Arena>(a)), memory.bytes(static_cast<Arena>(a)), seed & ~uint64_t{1});
   auto input = Block::allocate(plan.arena_bytes(Arena::input), Block::Kind::batch);
@@ -160,7 +160,7 @@ Outcome run(const uint8_t* data, size_t size) {
   static const auto pool = std::make_shared<ThreadPool>(1);  // runs shards on the calling thread
   static const bool alone = (omp_set_num_threads(1), true);
   (void)alone;
-  auto memory = Memory::create(sizes);
+  auto memory = HostMemory::create(sizes);
   if (!memory.ok()) return {"oom", "arenas"};
   auto bound = caught([&] { return cpu::Executable::bind(pool, memory.value(), span); });
   if (!bound.ok()) {
@@ -172,7 +172,7 @@ Outcome run(const uint8_t* data, size_t size) {
   // Short plans are told apart by their kernels; of long ones, which cost a hundred times as much, few are kept.
   std::string kernels = plan.ops().size() > 4 ? "many" : "";
   double flops = 0;
-  for (const cpu::OpReport& op : bound.value()->report()) {
+  for (const OpReport& op : bound.value()->report()) {
     if (plan.ops().size() <= 4) kernels += op.kernel;
     flops += op.flops;
   }

@@ -84,7 +84,7 @@ Outcome run(const uint8_t* data, size_t size) {
     if (kind >> 17 & 1) t.file_offset = ~t.file_offset;
     for (uint32_t* dim : {&t.o, &t.i, &t.kh, &t.kw}) *dim = side(in.take(4));
   }
-  auto memory = Memory::create(arena_bytes);
+  auto memory = HostMemory::create(arena_bytes);
   if (!memory.ok()) broken("arenas", memory.status().message());
 
   const auto& path = source.put(in.rest(), in.left());

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <optional>
+#include <span>
 
 #include "io/fault.h"
 #include "io/sha256.h"
@@ -152,24 +153,24 @@ void for_each_element(const TensorTransfer& t, F&& move) {
   }
 }
 
-void to_arena(const TensorTransfer& t, const uint8_t* file, std::byte* arena) {
-  if (t.elements() == 0) return;  // neither may have an address then
-  auto* values = reinterpret_cast<float*>(arena + t.offset);
-  if (t.permute == Permute::none && t.dtype == FileDType::f32) {
-    std::memcpy(values, file, t.elements() * 4);
-    return;
-  }
+// `values` is room for a tensor on its way between layouts.
+Status to_arena(const TensorTransfer& t, const uint8_t* file, Memory& memory, std::vector<float>& values) {
+  const size_t bytes = t.elements() * 4;
+  if (t.permute == Permute::none && t.dtype == FileDType::f32)
+    return memory.write(t.arena, t.offset, {reinterpret_cast<const std::byte*>(file), bytes});
+  values.resize(t.elements());
   for_each_element(t, [&](uint64_t from, uint64_t to) { values[to] = value_at(file, t.dtype, from); });
+  return memory.write(t.arena, t.offset, std::as_bytes(std::span(values)));
 }
 
-void to_file(const TensorTransfer& t, const std::byte* arena, uint8_t* file) {
-  if (t.elements() == 0) return;
-  const auto* values = reinterpret_cast<const float*>(arena + t.offset);
-  if (t.permute == Permute::none && t.dtype == FileDType::f32) {
-    std::memcpy(file, values, t.elements() * 4);
-    return;
-  }
+Status to_file(const TensorTransfer& t, const Memory& memory, uint8_t* file, std::vector<float>& values) {
+  const size_t bytes = t.elements() * 4;
+  if (t.permute == Permute::none && t.dtype == FileDType::f32)
+    return memory.read(t.arena, t.offset, {reinterpret_cast<std::byte*>(file), bytes});
+  values.resize(t.elements());
+  EFF_RETURN_IF_ERROR(memory.read(t.arena, t.offset, std::as_writable_bytes(std::span(values))));
   for_each_element(t, [&](uint64_t to, uint64_t from) { put_value(file, t.dtype, to, values[from]); });
+  return ok_status();
 }
 
 bool out_of_space() { return errno == ENOSPC || errno == EDQUOT; }
@@ -296,26 +297,28 @@ Status load_tensors(Memory& memory, const std::string& path, uint64_t data_start
   if (const Status status = check_transfers(memory, tensors, size - data_start); !status.ok())
     return error(status.code(), "%s: %s", path.c_str(), status.message().c_str());
   std::vector<uint8_t> bytes;
+  std::vector<float> values;
   for (const TensorTransfer& t : tensors) {
     bytes.resize(t.elements() * dtype_bytes(t.dtype));
     if (!read_at(file.fd(), data_start + t.file_offset, bytes.data(), bytes.size())) {
       if (errno == 0) return error(Code::io, "%s: became shorter while it was read", path.c_str());
       return errno_status(Code::io, path, "read");
     }
-    to_arena(t, bytes.data(), memory.arena(t.arena));
+    EFF_RETURN_IF_ERROR(to_arena(t, bytes.data(), memory, values));
   }
   return ok_status();
 }
 
 StatusOr<std::shared_ptr<Snapshot>> take_snapshot(const Memory& memory, const std::vector<FileSpec>& files) {
   auto snapshot = std::make_shared<Snapshot>();
+  std::vector<float> values;
   for (const FileSpec& spec : files) {
     if (const Status status = check_transfers(memory, spec.tensors, spec.data_bytes); !status.ok())
       return error(status.code(), "%s: %s", spec.path.c_str(), status.message().c_str());
     auto data = Block::allocate(spec.data_bytes, Block::Kind::arena);
     if (!data.ok()) return data.status();
-    for (const TensorTransfer& t : spec.tensors)
-      to_file(t, memory.arena(t.arena), reinterpret_cast<uint8_t*>(data.value().data()) + t.file_offset);
+    auto* file = reinterpret_cast<uint8_t*>(data.value().data());
+    for (const TensorTransfer& t : spec.tensors) EFF_RETURN_IF_ERROR(to_file(t, memory, file + t.file_offset, values));
     std::vector<std::pair<uint64_t, uint64_t>> tensors;
     for (const TensorTransfer& t : spec.tensors)
       tensors.emplace_back(t.file_offset, t.elements() * dtype_bytes(t.dtype));

@@ -69,15 +69,9 @@ EnvState::EnvState(Napi::Env env) : mailbox_(std::make_shared<Mailbox>()) {
 
 EnvState::~EnvState() = default;
 
-uint64_t EnvState::add_teardown(std::function<void()> hook) {
-  std::lock_guard lock(hooks_mutex_);
-  hooks_.emplace_back(next_hook_, std::move(hook));
-  return next_hook_++;
-}
-
-void EnvState::remove_teardown(uint64_t id) {
-  std::lock_guard lock(hooks_mutex_);
-  std::erase_if(hooks_, [id](const auto& entry) { return entry.first == id; });
+void EnvState::add_teardown(std::weak_ptr<void> object, std::function<void(void*)> end) {
+  std::erase_if(hooks_, [](const Hook& hook) { return hook.object.expired(); });
+  hooks_.push_back({std::move(object), std::move(end)});
 }
 
 void EnvState::tear_down() {
@@ -86,12 +80,9 @@ void EnvState::tear_down() {
     std::lock_guard lock(mailbox_->mutex_);
     function = std::exchange(mailbox_->function_, nullptr);
   }
-  std::vector<std::pair<uint64_t, std::function<void()>>> hooks;
-  {
-    std::lock_guard lock(hooks_mutex_);
-    hooks.swap(hooks_);
-  }
-  for (auto it = hooks.rbegin(); it != hooks.rend(); ++it) it->second();
+  const std::vector<Hook> hooks = std::exchange(hooks_, {});
+  for (auto it = hooks.rbegin(); it != hooks.rend(); ++it)
+    if (const auto object = it->object.lock()) it->end(object.get());
   if (function) napi_release_threadsafe_function(function, napi_tsfn_abort);
 }
 
@@ -160,7 +151,7 @@ void Completion::resolve(std::function<Napi::Value(Napi::Env)> make) const {
     std::unique_ptr<State> owned(state);
     owned->mailbox->settled(env);
     try {
-      owned->deferred.Resolve(make(env));
+      owned->deferred.Resolve(guarded(env, [&] { return make(env); }));
     } catch (const Napi::Error& e) {
       owned->deferred.Reject(e.Value());
     }

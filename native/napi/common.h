@@ -30,9 +30,12 @@ class EnvState {
   Napi::Error make_error(Napi::Env env, const Status& status);
   Napi::FunctionReference error_factory;
 
-  // Runs at teardown, before the environment goes: stop threads, drop references. Returns an id for remove_teardown.
-  uint64_t add_teardown(std::function<void()> hook);
-  void remove_teardown(uint64_t id);
+  // Calls (object->*end)() at teardown, before the environment goes, if the object is still there: it stops its
+  // threads.
+  template <class T>
+  void at_teardown(const std::shared_ptr<T>& object, void (T::*end)()) {
+    add_teardown(object, [end](void* p) { (static_cast<T*>(p)->*end)(); });
+  }
 
   // The way back to the JavaScript thread; shared with engine threads that may outlive the environment.
   class Mailbox {
@@ -52,11 +55,14 @@ class EnvState {
   const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
 
  private:
+  struct Hook {
+    std::weak_ptr<void> object;
+    std::function<void(void*)> end;
+  };
+  void add_teardown(std::weak_ptr<void> object, std::function<void(void*)> end);
   void tear_down();
   std::shared_ptr<Mailbox> mailbox_;
-  std::mutex hooks_mutex_;
-  uint64_t next_hook_ = 1;
-  std::vector<std::pair<uint64_t, std::function<void()>>> hooks_;
+  std::vector<Hook> hooks_;  // JavaScript thread only
 };
 
 [[noreturn]] inline void throw_status(Napi::Env env, const Status& status) {
@@ -64,6 +70,30 @@ class EnvState {
 }
 inline void check(Napi::Env env, const Status& status) {
   if (!status.ok()) throw_status(env, status);
+}
+
+// work(), where what the standard library throws becomes an EffnetError: on the JavaScript thread.
+template <class F>
+auto guarded(Napi::Env env, F&& work) -> decltype(work()) {
+  try {
+    return work();
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw_status(env, error(Code::oom, "not enough memory"));
+  } catch (const std::exception& e) {
+    throw_status(env, error(Code::internal, "%s", e.what()));
+  }
+}
+
+// Makes a function of the addon.
+template <class Result>
+void export_function(Napi::Env env, Napi::Object exports, const char* name,
+                     Result (*function)(const Napi::CallbackInfo&)) {
+  const auto call = [function](const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] { return function(info); });
+  };
+  exports.Set(name, Napi::Function::New(env, call, name));
 }
 
 // A promise that an engine thread settles. Copyable; exactly one of resolve/reject must be called, from any thread.

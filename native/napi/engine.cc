@@ -1,6 +1,7 @@
 // Pools, memories, executables and steps for JavaScript.
 #include <cstring>
 #include <optional>
+#include <shared_mutex>
 #include <system_error>
 
 #include "cpu/cpu_info.h"
@@ -8,12 +9,14 @@
 #include "cpu/onednn/adapter.h"
 #include "io/task_pool.h"
 #include "cpu/probe.h"
+#include "napi/backends.h"
 #include "napi/handles.h"
 
 namespace effnet::napi {
 
 std::atomic<uint64_t> g_live_handles{0};
 
+const napi_type_tag DeviceHandle::kTag = {0x3f5d81c2a7e94b60, 0xa1c47e9032bd58f6};
 const napi_type_tag PoolHandle::kTag = {0x6a1f0c5b9d2e4487, 0x8f3b1c6e7a905d21};
 const napi_type_tag MemoryHandle::kTag = {0x2c9e7f4410b84d6a, 0x93d5a8e6f17c0b42};
 const napi_type_tag ExecutableHandle::kTag = {0xb07d3a92e5c14f18, 0x4e6a9b2d8c031f75};
@@ -25,30 +28,19 @@ namespace {
   throw_status(env, error(Code::closed, "the %s has been closed", kind));
 }
 
-std::shared_ptr<cpu::Executable> open_executable(const Napi::CallbackInfo& info, size_t index) {
+std::shared_ptr<Executable> open_executable(const Napi::CallbackInfo& info, size_t index) {
   const auto& handle = get_handle<ExecutableHandle>(info, index);
   if (!handle->executable) throw_closed(info.Env(), "executable");
   return handle->executable;
 }
 
-void require_idle(Napi::Env env, Memory& memory) {
-  if (memory.busy.load() > 0) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
-  memory.wait_unpinned();
+plan::Arena get_arena(const Napi::CallbackInfo& info, size_t index, const char* what) {
+  return static_cast<plan::Arena>(
+      get_number(info.Env(), info[index], what, 0, static_cast<int>(plan::Arena::activations)));
 }
 
-// A byte range of an arena, checked.
-std::byte* arena_range(const Napi::CallbackInfo& info, const Memory& memory, size_t arena_index, size_t offset_index,
-                       size_t bytes) {
-  Napi::Env env = info.Env();
-  const auto arena = static_cast<plan::Arena>(
-      get_number(env, info[arena_index], "arena", 0, static_cast<int>(plan::Arena::activations)));
-  const double offset = get_number(env, info[offset_index], "offset", 0, 9e15);
-  const uint64_t total = memory.bytes(arena);
-  if (offset > static_cast<double>(total) || bytes > total - static_cast<uint64_t>(offset))
-    throw_status(env, error(Code::invalid_argument, "bytes %.0f to %.0f lie outside arena %d of %llu bytes", offset,
-                            offset + static_cast<double>(bytes), static_cast<int>(arena),
-                            static_cast<unsigned long long>(total)));
-  return memory.arena(arena) + static_cast<uint64_t>(offset);
+uint64_t get_offset(const Napi::CallbackInfo& info, size_t index) {
+  return static_cast<uint64_t>(get_number(info.Env(), info[index], "offset", 0, 9e15));
 }
 
 Napi::Value cpu_info(const Napi::CallbackInfo& info) {
@@ -72,6 +64,64 @@ Napi::Value cpu_info(const Napi::CallbackInfo& info) {
   return object;
 }
 
+// Opening a GPU takes seconds where its driver has been asleep.
+Napi::Value open_device(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const std::string device = get_string(env, info[0], "device");
+  const Completion completion = Completion::create(env);
+  io::run_task([completion, device] {
+    auto backend = caught([&] { return open_backend(device); });
+    if (!backend.ok()) return completion.reject(backend.status());
+    completion.resolve([backend = std::move(backend.value())](Napi::Env e) {
+      auto handle = std::make_shared<DeviceHandle>(e);
+      handle->backend = backend;
+      return make_handle(e, std::move(handle));
+    });
+  });
+  return completion.promise();
+}
+
+Napi::Value device_info(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto& backend = get_handle<DeviceHandle>(info, 0)->backend;
+  const auto available = backend->available_bytes();
+  check(env, available.status());
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("name", backend->name());
+  object.Set("availableBytes", static_cast<double>(available.value()));
+  return object;
+}
+
+Napi::Value cuda_object(Napi::Env env, const CudaDescription& cuda) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("library", cuda.library);
+  object.Set("unavailable", cuda.status.ok() ? env.Null() : Napi::Value(Napi::String::New(env, cuda.status.message())));
+  object.Set("architectures", cuda.facts.architectures);
+  object.Set("driverPath", cuda.facts.driver_path);
+  object.Set("driverVersion", cuda.facts.driver_version);
+  Napi::Array gpus = Napi::Array::New(env, cuda.facts.gpus.size());
+  for (uint32_t i = 0; i < cuda.facts.gpus.size(); ++i) {
+    const auto& [name, capability, total_bytes] = cuda.facts.gpus[i];
+    Napi::Object gpu = Napi::Object::New(env);
+    gpu.Set("name", name);
+    gpu.Set("computeCapability", capability / 10.0);
+    gpu.Set("memoryBytes", static_cast<double>(total_bytes));
+    gpus.Set(i, gpu);
+  }
+  object.Set("gpus", gpus);
+  return object;
+}
+
+Napi::Value cuda_info(const Napi::CallbackInfo& info) {
+  const Completion completion = Completion::create(info.Env());
+  io::run_task([completion] {
+    auto cuda = caught([] { return StatusOr<CudaDescription>(describe_cuda()); });
+    if (!cuda.ok()) return completion.reject(cuda.status());
+    completion.resolve([cuda = std::move(cuda.value())](Napi::Env env) { return cuda_object(env, cuda); });
+  });
+  return completion.promise();
+}
+
 Napi::Value memory_usage(const Napi::CallbackInfo& info) {
   Napi::Object object = Napi::Object::New(info.Env());
   object.Set("arenas", static_cast<double>(native_bytes(Block::Kind::arena)));
@@ -84,7 +134,6 @@ Napi::Value memory_usage(const Napi::CallbackInfo& info) {
 Napi::Value create_pool(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const int threads = static_cast<int>(get_number(env, info[0], "threads", 1, 256));
-  if (const char* reason = cpu::unsupported_cpu_reason()) throw_status(env, error(Code::backend_missing, "%s", reason));
   auto handle = std::make_shared<PoolHandle>(env);
   try {
     handle->pool = make_pool(threads);
@@ -92,10 +141,7 @@ Napi::Value create_pool(const Napi::CallbackInfo& info) {
     throw_status(env, error(Code::oom, "no %d threads for the engine: %s", threads, e.what()));
   }
   // The environment may go while a step runs: its threads must be done before native memory is.
-  std::weak_ptr<ThreadPool> weak = handle->pool;
-  handle->teardown = EnvState::of(env).add_teardown([weak] {
-    if (auto pool = weak.lock()) pool->join();
-  });
+  EnvState::of(env).at_teardown(handle->pool, &ThreadPool::join);
   return make_handle(env, std::move(handle));
 }
 
@@ -110,34 +156,37 @@ Napi::Value create_memory(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (!info[0].IsArray()) throw_status(env, error(Code::invalid_argument, "arenaBytes must be an array"));
   const Napi::Array list = info[0].As<Napi::Array>();
+  auto backend = info[1].IsUndefined() ? open_backend("cpu") : get_handle<DeviceHandle>(info, 1)->backend;
+  check(env, backend.status());
   uint64_t sizes[plan::kArenaCount] = {};
   uint64_t total = 0;
   for (uint32_t i = 0; i < list.Length() && i < plan::kArenaCount; ++i) {
     sizes[i] = static_cast<uint64_t>(get_number(env, list.Get(i), "arenaBytes", 0, 4e12));
     total += sizes[i];
   }
-  auto memory = Memory::create(sizes);
+  auto memory = backend.value()->create_memory(sizes);
   check(env, memory.status());
   auto handle = std::make_shared<MemoryHandle>(env);
+  handle->backend = backend.value();
   handle->memory = memory.value();
   handle->accounted.set(total);
   return make_handle(env, std::move(handle));
 }
 
+// A snapshot in work reads, too, so nothing waits for it.
 void read_arena(const Napi::CallbackInfo& info) {
   const auto memory = open_memory(info, 0);
-  require_idle(info.Env(), *memory);
+  require_no_step(info.Env(), *memory);
   const Bytes into = get_bytes(info.Env(), info[3], "into");
-  const std::byte* from = arena_range(info, *memory, 1, 2, into.size);
-  if (into.size) std::memcpy(into.data, from, into.size);
+  check(info.Env(), memory->read(get_arena(info, 1, "arena"), get_offset(info, 2), {into.data, into.size}));
 }
 
 void write_arena(const Napi::CallbackInfo& info) {
   const auto memory = open_memory(info, 0);
-  require_idle(info.Env(), *memory);
+  require_no_step(info.Env(), *memory);
+  memory->wait_unpinned();
   const Bytes from = get_bytes(info.Env(), info[3], "bytes");
-  std::byte* into = arena_range(info, *memory, 1, 2, from.size);
-  if (from.size) std::memcpy(into, from.data, from.size);
+  check(info.Env(), memory->write(get_arena(info, 1, "arena"), get_offset(info, 2), {from.data, from.size}));
 }
 
 // Runs `work` on the arenas off the event loop: refused while a step runs, after the snapshots in work; a step that is
@@ -145,15 +194,19 @@ void write_arena(const Napi::CallbackInfo& info) {
 Napi::Value change_memory(const Napi::CallbackInfo& info, std::function<Status(Memory&)> work) {
   Napi::Env env = info.Env();
   const auto memory = open_memory(info, 0);
-  if (!memory->begin_load()) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
-  const Completion completion = Completion::create(env);
+  auto change = ChangeMark::begin(env, memory);
   const std::weak_ptr<MemoryHandle> handle = get_handle<MemoryHandle>(info, 0);
-  io::run_task([completion, memory, handle, work = std::move(work)] {
+  const Completion completion = Completion::create(env);
+  io::run_task([completion, memory, handle, change, work = std::move(work)]() mutable {
     memory->wait_snapshots();
-    const Status status = caught([&] { return work(*memory); });
-    memory->end_load();
     uint64_t total = 0;
-    for (int i = 0; i < plan::kArenaCount; ++i) total += memory->bytes(static_cast<plan::Arena>(i));
+    const Status status = caught([&] {
+      const std::unique_lock lock(memory->arenas);
+      EFF_RETURN_IF_ERROR(work(*memory));
+      for (int i = 0; i < plan::kArenaCount; ++i) total += memory->bytes(static_cast<plan::Arena>(i));
+      return ok_status();
+    });
+    change->end();
     if (!status.ok()) return completion.reject(status);
     completion.resolve([handle, total](Napi::Env e) {
       if (const auto open = handle.lock(); open && open->memory) open->accounted.set(total);
@@ -161,11 +214,6 @@ Napi::Value change_memory(const Napi::CallbackInfo& info, std::function<Status(M
     });
   });
   return completion.promise();
-}
-
-plan::Arena get_arena(const Napi::CallbackInfo& info, size_t index, const char* what) {
-  return static_cast<plan::Arena>(
-      get_number(info.Env(), info[index], what, 0, static_cast<int>(plan::Arena::activations)));
 }
 
 Napi::Value ensure_arena(const Napi::CallbackInfo& info) {
@@ -218,13 +266,18 @@ Napi::Value bind(const Napi::CallbackInfo& info) {
   auto pool = get_handle<PoolHandle>(info, 0)->pool;
   if (!pool) throw_closed(env, "pool");
   auto memory = open_memory(info, 1);
+  auto backend = get_handle<MemoryHandle>(info, 1)->backend;
   const Bytes plan = get_bytes(env, info[2], "plan");
   auto copy = std::make_shared<std::vector<std::byte>>(plan.data, plan.data + plan.size);
-  const Completion completion = Completion::create(env);
   auto busy = std::make_shared<BusyMark>(memory);
-  const bool queued = pool->submit([completion, pool, memory, copy, busy]() mutable {
-    auto bound = caught([&] { return cpu::Executable::bind(pool, memory, *copy); });
+  const Completion completion = Completion::create(env);
+  const bool queued = pool->submit([completion, pool, backend, memory, copy, busy]() mutable {
+    auto bound = caught([&] {
+      const std::shared_lock lock(memory->arenas);
+      return backend->bind(pool, memory, *copy);
+    });
     busy.reset();
+    backend.reset();
     memory.reset();  // before anyone hears: whoever closes then finds the bytes given back
     pool.reset();
     if (!bound.ok()) return completion.reject(bound.status());
@@ -243,13 +296,13 @@ Napi::Value bind(const Napi::CallbackInfo& info) {
 Napi::Value measure_peaks(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const double threads = get_number(env, info[0], "threads", 1, 256);
-  const Completion completion = Completion::create(env);
   std::shared_ptr<ThreadPool> pool;
   try {
     pool = make_pool(static_cast<int>(threads));
   } catch (const std::system_error& e) {
     throw_status(env, error(Code::oom, "no %d threads to measure with: %s", static_cast<int>(threads), e.what()));
   }
+  const Completion completion = Completion::create(env);
   const bool queued = pool->submit([completion, pool] {
     const auto peaks = caught([&] { return StatusOr<cpu::Peaks>(cpu::measure_peaks(*pool)); });
     if (!peaks.ok()) return completion.reject(peaks.status());
@@ -268,7 +321,7 @@ Napi::Value measure_peaks(const Napi::CallbackInfo& info) {
 Napi::Value dump(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const auto executable = open_executable(info, 0);
-  require_idle(env, *executable->memory());
+  require_no_step(env, *executable->memory());
   const auto rows = executable->report();
   Napi::Array list = Napi::Array::New(env, rows.size());
   for (uint32_t i = 0; i < rows.size(); ++i) {
@@ -321,7 +374,7 @@ struct StepJob {
 };
 
 // Arguments: executable, input, scalars. `keep` gets what must outlive the call.
-std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const cpu::Executable& executable,
+std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const Executable& executable,
                                   std::vector<Napi::Value>& keep) {
   Napi::Env env = info.Env();
   const Napi::Object input = info[1].ToObject();
@@ -412,13 +465,13 @@ void close_executable(const Napi::CallbackInfo& info) {
 Napi::Value read_tensor(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const auto executable = open_executable(info, 0);
-  require_idle(env, *executable->memory());
+  require_no_step(env, *executable->memory());
   const std::string name = get_string(env, info[1], "name");
   const plan::Tensor* tensor = executable->plan().find(name);
-  const std::byte* data = tensor ? executable->data(*tensor) : nullptr;
-  if (!data) throw_status(env, error(Code::invalid_argument, "the plan has no tensor %s to read", name.c_str()));
+  if (!tensor || tensor->arena == plan::Arena::input)
+    throw_status(env, error(Code::invalid_argument, "the plan has no tensor %s to read", name.c_str()));
   auto buffer = Napi::ArrayBuffer::New(env, tensor->bytes);
-  std::memcpy(buffer.Data(), data, tensor->bytes);
+  check(env, executable->read(*tensor, {static_cast<std::byte*>(buffer.Data()), tensor->bytes}));
   return Napi::Uint8Array::New(env, tensor->bytes, buffer, 0);
 }
 
@@ -430,6 +483,15 @@ std::shared_ptr<Memory> open_memory(const Napi::CallbackInfo& info, size_t index
   return handle->memory;
 }
 
+void require_no_step(Napi::Env env, const Memory& memory) {
+  if (memory.busy.load() > 0) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
+}
+
+std::shared_ptr<ChangeMark> ChangeMark::begin(Napi::Env env, const std::shared_ptr<Memory>& memory) {
+  if (!memory->begin_change()) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
+  return std::shared_ptr<ChangeMark>(new ChangeMark(memory));
+}
+
 std::shared_ptr<io::Batch> open_batch(Napi::Env env, Napi::Value value) {
   const auto& handle = get_handle<BatchHandle>(env, value);
   if (!handle->batch) throw_closed(env, "batch");
@@ -437,30 +499,30 @@ std::shared_ptr<io::Batch> open_batch(Napi::Env env, Napi::Value value) {
 }
 
 void register_engine(Napi::Env env, Napi::Object exports) {
-  const auto add = [&](const char* name, auto function) {
-    exports.Set(name, Napi::Function::New(env, function, name));
-  };
-  add("cpuInfo", cpu_info);
-  add("memoryUsage", memory_usage);
-  add("createPool", create_pool);
-  add("closePool", close_pool);
-  add("createMemory", create_memory);
-  add("ensureArena", ensure_arena);
-  add("verifyPlan", verify_plan);
-  add("readArena", read_arena);
-  add("writeArena", write_arena);
-  add("copyArena", copy_arena);
-  add("swapArenas", swap_arenas);
-  add("closeMemory", close_memory);
-  add("bind", bind);
-  add("measurePeaks", measure_peaks);
-  add("dump", dump);
-  add("setProfiling", set_profiling);
-  add("step", step);
-  add("findNonFinite", find_nonfinite);
-  add("invalidate", invalidate);
-  add("closeExecutable", close_executable);
-  add("readTensor", read_tensor);
+  export_function(env, exports, "cpuInfo", cpu_info);
+  export_function(env, exports, "openDevice", open_device);
+  export_function(env, exports, "deviceInfo", device_info);
+  export_function(env, exports, "cudaInfo", cuda_info);
+  export_function(env, exports, "memoryUsage", memory_usage);
+  export_function(env, exports, "createPool", create_pool);
+  export_function(env, exports, "closePool", close_pool);
+  export_function(env, exports, "createMemory", create_memory);
+  export_function(env, exports, "ensureArena", ensure_arena);
+  export_function(env, exports, "verifyPlan", verify_plan);
+  export_function(env, exports, "readArena", read_arena);
+  export_function(env, exports, "writeArena", write_arena);
+  export_function(env, exports, "copyArena", copy_arena);
+  export_function(env, exports, "swapArenas", swap_arenas);
+  export_function(env, exports, "closeMemory", close_memory);
+  export_function(env, exports, "bind", bind);
+  export_function(env, exports, "measurePeaks", measure_peaks);
+  export_function(env, exports, "dump", dump);
+  export_function(env, exports, "setProfiling", set_profiling);
+  export_function(env, exports, "step", step);
+  export_function(env, exports, "findNonFinite", find_nonfinite);
+  export_function(env, exports, "invalidate", invalidate);
+  export_function(env, exports, "closeExecutable", close_executable);
+  export_function(env, exports, "readTensor", read_tensor);
 }
 
 }  // namespace effnet::napi

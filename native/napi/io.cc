@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <shared_mutex>
 
 #include "io/fault.h"
 #include "io/task_pool.h"
@@ -149,12 +150,15 @@ Napi::Value load_tensors_of(const Napi::CallbackInfo& info) {
   const std::string path = get_string(env, info[1], "path");
   const auto data_start = static_cast<uint64_t>(get_number(env, info[2], "dataStart", 0, kMaxInteger));
   auto tensors = get_transfers(env, info[3]);
-  if (!memory->begin_load()) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
+  auto change = ChangeMark::begin(env, memory);
   const Completion completion = Completion::create(env);
-  run_task([completion, memory, path, data_start, tensors = std::move(tensors)] {
+  run_task([completion, memory, path, data_start, change, tensors = std::move(tensors)]() mutable {
     memory->wait_snapshots();
-    const Status status = caught([&] { return load_tensors(*memory, path, data_start, tensors); });
-    memory->end_load();
+    const Status status = caught([&] {
+      const std::shared_lock lock(memory->arenas);
+      return load_tensors(*memory, path, data_start, tensors);
+    });
+    change->end();
     completion.settle(status);
   });
   return completion.promise();
@@ -173,6 +177,7 @@ Napi::Value save_tensors(const Napi::CallbackInfo& info) {
   const auto memory = open_memory(info, 0);
   if (!info[1].IsArray()) throw_status(env, error(Code::invalid_argument, "files must be an array"));
   const auto list = info[1].As<Napi::Array>();
+  require_no_step(env, *memory);
   std::vector<FileSpec> files(list.Length());
   for (uint32_t n = 0; n < list.Length(); ++n) {
     const Napi::Object object = list.Get(n).ToObject();
@@ -184,13 +189,12 @@ Napi::Value save_tensors(const Napi::CallbackInfo& info) {
     files[n].tensors = get_transfers(env, object.Get("tensors"));
     check(env, check_transfers(*memory, files[n].tensors, files[n].data_bytes));
   }
-  if (memory->busy.load() > 0) throw_status(env, error(Code::closed, "the memory is in use by a step; await it first"));
   // From here on writers wait until the snapshot is taken, so that the caller may queue the next step at once.
-  memory->pin();
+  auto pin = std::make_shared<PinMark>(memory);
   const Completion completion = Completion::create(env);
-  run_task([completion, memory, files = std::move(files)] {
+  run_task([completion, memory, pin, files = std::move(files)]() mutable {
     auto snapshot = caught([&] { return take_snapshot(*memory, files); });
-    memory->unpin();
+    pin->end();
     if (!snapshot.ok()) return completion.reject(snapshot.status());
     auto written = caught([&] { return write_snapshot(*snapshot.value()); });
     if (!written.ok()) return completion.reject(written.status());
@@ -232,16 +236,13 @@ Napi::Value hash_file_of(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void register_io(Napi::Env env, Napi::Object exports) {
-  const auto add = [&](const char* name, auto function) {
-    exports.Set(name, Napi::Function::New(env, function, name));
-  };
-  add("decodeJpeg", decode_jpeg);
-  add("transformPixels", transform_pixels);
-  add("loadTensors", load_tensors_of);
-  add("saveTensors", save_tensors);
-  add("fsync", fsync_of);
-  add("saveOperation", save_operation_of);
-  add("hashFile", hash_file_of);
+  export_function(env, exports, "decodeJpeg", decode_jpeg);
+  export_function(env, exports, "transformPixels", transform_pixels);
+  export_function(env, exports, "loadTensors", load_tensors_of);
+  export_function(env, exports, "saveTensors", save_tensors);
+  export_function(env, exports, "fsync", fsync_of);
+  export_function(env, exports, "saveOperation", save_operation_of);
+  export_function(env, exports, "hashFile", hash_file_of);
   register_loader(env, exports);
 }
 

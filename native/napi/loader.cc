@@ -13,7 +13,6 @@ struct LoaderHandle {
   static constexpr const char* kKind = "loader";
   explicit LoaderHandle(Napi::Env env) : accounted(env) {}
   std::shared_ptr<io::Loader> loader;  // empty after close
-  uint64_t teardown = 0;
   ExternalBytes accounted;
 };
 const napi_type_tag LoaderHandle::kTag = {0x6b1c2f0e94d84a55, 0x9c7d3e51a6f20b18};
@@ -113,9 +112,7 @@ Napi::Value create_loader(const Napi::CallbackInfo& info) {
   check(env, created.status());
   auto handle = std::make_shared<LoaderHandle>(env);
   handle->loader = std::move(created.value());
-  handle->teardown = EnvState::of(env).add_teardown([weak = std::weak_ptr<Loader>(handle->loader)] {
-    if (const auto loader = weak.lock()) loader->close();
-  });
+  EnvState::of(env).at_teardown(handle->loader, &Loader::close);
   return make_handle(env, std::move(handle));
 }
 
@@ -193,7 +190,6 @@ Napi::Value read_batch(const Napi::CallbackInfo& info) {
 void close_loader(const Napi::CallbackInfo& info) {
   const auto& handle = get_handle<LoaderHandle>(info, 0);
   if (!handle->loader) return;
-  EnvState::of(info.Env()).remove_teardown(handle->teardown);
   handle->loader->close();
   handle->loader.reset();
 }
@@ -201,15 +197,12 @@ void close_loader(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void register_loader(Napi::Env env, Napi::Object exports) {
-  const auto add = [&](const char* name, auto function) {
-    exports.Set(name, Napi::Function::New(env, function, name));
-  };
-  add("createLoader", create_loader);
-  add("loaderStart", loader_start);
-  add("loaderNext", loader_next);
-  add("releaseBatch", release_batch);
-  add("readBatch", read_batch);
-  add("closeLoader", close_loader);
+  export_function(env, exports, "createLoader", create_loader);
+  export_function(env, exports, "loaderStart", loader_start);
+  export_function(env, exports, "loaderNext", loader_next);
+  export_function(env, exports, "releaseBatch", release_batch);
+  export_function(env, exports, "readBatch", read_batch);
+  export_function(env, exports, "closeLoader", close_loader);
 }
 
 }  // namespace effnet::napi

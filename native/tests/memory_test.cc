@@ -10,11 +10,11 @@ using plan::Arena;
 
 constexpr uint64_t kTooMuch = uint64_t{1} << 47;  // more than an address space has
 
-std::shared_ptr<Memory> memory_of(uint64_t weights, uint64_t activations) {
+std::shared_ptr<HostMemory> memory_of(uint64_t weights, uint64_t activations) {
   uint64_t bytes[plan::kArenaCount] = {};
   bytes[static_cast<int>(Arena::weights)] = weights;
   bytes[static_cast<int>(Arena::activations)] = activations;
-  return Memory::create(bytes).value();
+  return HostMemory::create(bytes).value();
 }
 
 TEST(Memory, GrowthKeepsContentsAndZeroesTheRest) {
@@ -51,7 +51,7 @@ TEST(Memory, ClearedArenasAreZeroAndAsLarge) {
 TEST(Memory, RefusesToGrowOrExchangeWhileAStepRuns) {
   const auto memory = memory_of(4096, 0);
   ++memory->busy;
-  EXPECT_FALSE(memory->begin_load());
+  EXPECT_FALSE(memory->begin_change());
   --memory->busy;
   EXPECT_EQ(memory->swap(Arena::weights, Arena::ema).code(), Code::invalid_argument);
   EXPECT_TRUE(memory->ensure(Arena::weights, 8192).ok());

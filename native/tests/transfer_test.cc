@@ -70,7 +70,7 @@ class Transfer : public ::testing::Test {
     std::filesystem::create_directories(folder_);
     uint64_t sizes[plan::kArenaCount] = {};
     sizes[0] = sizes[4] = 4096;
-    memory_ = Memory::create(sizes).value();
+    memory_ = HostMemory::create(sizes).value();
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
   float* weights() { return reinterpret_cast<float*>(memory_->arena(Arena::weights)); }
@@ -78,7 +78,7 @@ class Transfer : public ::testing::Test {
   std::string path(const char* name) const { return (folder_ / name).string(); }
 
   std::filesystem::path folder_;
-  std::shared_ptr<Memory> memory_;
+  std::shared_ptr<HostMemory> memory_;
 };
 
 // arena[o][k][i] and arena[k][c] against file[o][i][k] and file[c][k], written out in plain loops.
@@ -217,7 +217,7 @@ TEST_F(Transfer, AFullDiskTellsWhatIsNeeded) {
 
 TEST(Memory, APinHoldsWritersBack) {
   uint64_t sizes[plan::kArenaCount] = {64};
-  const auto memory = Memory::create(sizes).value();
+  const auto memory = HostMemory::create(sizes).value();
   memory->pin();
   std::atomic<bool> unpinned{false};
   run_task([&] {
@@ -246,7 +246,7 @@ TEST(TaskPool, RunsEveryJob) {
 // Found by fuzzing: copies of no bytes from and to no address.
 TEST_F(Transfer, TensorsOfNoElementsAreNothing) {
   uint64_t none[plan::kArenaCount] = {};
-  const auto memory = Memory::create(none).value();
+  const auto memory = HostMemory::create(none).value();
   for (const FileDType dtype : {FileDType::f32, FileDType::f16}) {
     TensorTransfer empty;
     empty.dtype = dtype;

@@ -37,7 +37,7 @@ const nativeInputs = (tests) =>
     .flatMap(filesUnder)
     .filter((f) => (tests || !f.startsWith('native/tests')) && !f.startsWith('native/lab'))
 const nativeHash = (tests) =>
-  hashInputs([...nativeInputs(tests), 'package-lock.json'], [process.arch, root, `cuda ${tests && cudaInstalled()}`])
+  hashInputs([...nativeInputs(tests), 'package-lock.json'], [process.arch, root, `cuda ${cudaInstalled()}`])
 const nativeName = (tests) => (tests ? 'native-tests' : 'addon')
 
 export const nativeCurrent = (tests) => isCurrent(nativeName(tests), nativeHash(tests), [ADDON])
@@ -55,7 +55,7 @@ export async function buildNative({ tests, jobs }) {
   else args.push('--target', 'effnet')
   const mend = 'the compiler output above names the file; `rm -r build` starts over'
   // A tree that was configured without the tests, or without a CUDA compiler, keeps that until it is configured again.
-  if (tests && (cmakeCache('EFFNET_TESTS:BOOL') === 'OFF' || cmakeCache('NVCC:FILEPATH') === 'NVCC-NOTFOUND')) {
+  if ((tests && cmakeCache('EFFNET_TESTS:BOOL') === 'OFF') || cmakeCache('NVCC:FILEPATH') === 'NVCC-NOTFOUND') {
     await run('native', process.execPath, args.with(1, 'configure'), { mend })
   }
   await run('native', process.execPath, args, { mend })

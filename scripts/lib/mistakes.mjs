@@ -151,10 +151,10 @@ export function mistakes(at) {
     ],
     [
       'a device that is not here',
-      train('good', '--device', 'cuda'),
+      train('good', '--device', 'cuda:99'),
       69,
       'EFF_BACKEND_MISSING',
-      /--device "cuda"/,
+      /--device "cuda:99"/,
       /--device cpu/,
     ],
     // Weights and checkpoints

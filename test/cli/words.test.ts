@@ -36,6 +36,11 @@ describe('wrong words', () => {
 
   it.each(['train', 'eval', 'predict', 'bench'])('%s on a device that is not here', async (verb) => {
     const rest = verb === 'predict' ? ['x.jpg'] : verb === 'bench' ? [] : ['--data', 'x', '--model', 'efficientnet_b0']
-    await expectMistake([verb, '--device', 'cuda', ...rest], { exit: 69, code: 'EFF_BACKEND_MISSING', says: /cuda/, mend: /cpu/ })
+    await expectMistake([verb, '--device', 'cuda:99', ...rest], {
+      exit: 69,
+      code: 'EFF_BACKEND_MISSING',
+      says: /cuda/,
+      mend: /cpu/,
+    })
   })
 })

@@ -105,6 +105,34 @@ describe('saveTensors and loadTensors', () => {
     expect([...get(memory, 4)]).toEqual([1, 2, 3, 4])
   })
 
+  it('give an error where the list is too long for the memory, and the process goes on', () => {
+    const endless: TensorTransfer[] = []
+    endless.length = 2 ** 32 - 1
+    expect(() => binding().loadTensors(memoryOf(4), at('none'), 0, endless)).toThrow(
+      expect.objectContaining({ code: expect.stringMatching(/^EFF_(OOM|INVALID_ARGUMENT)$/) }),
+    )
+  })
+
+  it('take changes of the arenas in turns', async () => {
+    const n = 1 << 20
+    const memory = memoryOf(4 * n)
+    const values = Float32Array.from({ length: n }, (_, i) => i)
+    put(memory, values)
+    const file = at('turns')
+    await binding().saveTensors(memory, [{ path: file, header: new Uint8Array(), dataBytes: 4 * n, tensors: [plain(n)] }])
+    for (let round = 0; round < 8; round++) {
+      // Replaced and exchanged while they are loaded: each value is the file's or zero, and no page is gone.
+      await Promise.all([
+        binding().loadTensors(memory, file, 0, [plain(n)]),
+        binding().copyArena(memory, -1, ARENA.weights),
+        binding().swapArenas(memory, ARENA.weights, ARENA.ema),
+        binding().loadTensors(memory, file, 0, [plain(n)]),
+      ])
+      const found = get(memory, n)
+      expect(found.every((x, i) => x === 0 || x === i)).toBe(true)
+    }
+  })
+
   it('name what is wrong with a file', async () => {
     const memory = memoryOf(64)
     const missing = await failure(binding().loadTensors(memory, at('none'), 0, [plain(2)]))

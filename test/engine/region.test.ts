@@ -36,7 +36,12 @@ async function evaluate(s: Session, pixels: Uint8Array, labels?: Int32Array): Pr
 
 /** The whole graph op by op over the batch, on two threads: what stands in the output arena. */
 async function plainOutput(s: Session, batch: number, input: Uint8Array, dtype: 'f32' | 'bf16'): Promise<Uint8Array> {
-  const { graph } = evalProgram(s.config, { batchSize: batch, imageSize: SIZE, dtype, target: { device: 'cpu', isa: s.cpu.isa } })
+  const { graph } = evalProgram(s.config, {
+    batchSize: batch,
+    imageSize: SIZE,
+    dtype,
+    target: { device: 'cpu', isa: binding().cpuInfo().isa },
+  })
   const plan = planMemory(graph, { weightOffsets: s.layout.offsets, weightBytes: s.layout.bytes })
   const native = binding()
   await native.ensureArena(s.memory, ARENA.activations, plan.arenaBytes[ARENA.activations]!)

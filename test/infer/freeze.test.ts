@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest'
 import { selectNames } from '../../ts/infer/freeze.js'
 import { imagenetLabels } from '../../ts/infer/labels.js'
-import { checkDevice, normalizePrecision } from '../../ts/infer/precision.js'
+import { normalizePrecision } from '../../ts/infer/precision.js'
+import { deviceName } from '../../ts/runtime/device.js'
 
 const names = [
   'conv_stem.weight',
@@ -44,9 +45,9 @@ describe('names that must be accepted', () => {
 
   it('what there is not is refused, never replaced', () => {
     expect(() => normalizePrecision('fp16-mixed')).toThrow(expect.objectContaining({ code: 'EFF_PRECISION' }))
-    expect(() => checkDevice('cuda:1')).toThrow(expect.objectContaining({ code: 'EFF_BACKEND_MISSING' }))
-    expect(() => checkDevice('gpu')).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_VALUE' }))
-    expect(checkDevice('auto')).toBe('cpu')
+    for (const wrong of ['gpu', 'cuda:', 'cuda:x', 'cuda:-1', 'CPU'])
+      expect(() => deviceName(wrong)).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_VALUE' }))
+    expect(['auto', 'cpu', 'cuda', 'cuda:0', 'cuda:12'].map(deviceName)).toEqual(['cpu', 'cpu', 'cuda:0', 'cuda:0', 'cuda:12'])
   })
 })
 

@@ -3,7 +3,7 @@ import { constants, existsSync, readFileSync } from 'node:fs'
 import { access, open, rm, statfs } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
-import type { CpuInfo } from '../binding.js'
+import type { CpuInfo, CudaInfo } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { packageRoot } from '../paths.js'
 import { packageVersion } from '../version.js'
@@ -79,12 +79,41 @@ function checkCpu(info: CpuInfo): Check[] {
   ]
 }
 
+const cudaVersion = (v: number): string => `${Math.floor(v / 1000)}.${Math.floor((v % 1000) / 10)}`
+
+/** Only whoever asks for `--device cuda` needs it: what is missing is no failure. */
+function checkCuda(info: CudaInfo): Check[] {
+  const gpus = info.gpus.map((gpu, i) =>
+    ok(`cuda:${i}`, `${gpu.name}, compute capability ${gpu.computeCapability.toFixed(1)}, ${mebibytes(gpu.memoryBytes)}`),
+  )
+  const found: Check[] = []
+  if (info.architectures !== '')
+    found.push(ok('cuda backend', `${info.library}, kernels for sm_${info.architectures.replaceAll(';', ', sm_')}`))
+  if (info.driverVersion > 0) found.push(ok('cuda driver', `${info.driverPath}, CUDA ${cudaVersion(info.driverVersion)}`))
+  if (info.unavailable === null) return [...found, ...gpus]
+  const [value, ...mend] = info.unavailable.split('. ')
+  return [
+    ...found,
+    {
+      name: 'cuda',
+      status: 'warn',
+      value: `${value} (for --device cuda only)`,
+      mend: mend.join('. ') || 'npm run setup -- --cuda',
+    },
+  ]
+}
+
 async function checkAddon(): Promise<Check[]> {
   const { binding } = await import('../binding.js')
   try {
     const native = binding()
     const v = native.version()
-    return [ok('addon', `${v.addon}, ${v.build}`), ok('oneDNN', v.onednn), ...checkCpu(native.cpuInfo())]
+    return [
+      ok('addon', `${v.addon}, ${v.build}`),
+      ok('oneDNN', v.onednn),
+      ...checkCpu(native.cpuInfo()),
+      ...checkCuda(await native.cudaInfo()),
+    ]
   } catch (error) {
     const { code, message, mend } = describeError(error)
     return [{ name: 'addon', status: 'fail', value: `${code}: ${message}`, mend: mend ?? 'npm run setup' }]

@@ -94,28 +94,34 @@ export async function modelLine(model: Model, imageSize: number, source?: string
   ].join(' · ')
 }
 
-/** First line of a run: versions, platform, instruction set, precision. Loads the addon. */
-export async function headerLine(o: EngineValues, ui: Ui): Promise<string> {
+async function engineParts(o: EngineValues): Promise<string[]> {
   const { binding } = await import('../binding.js')
-  const { packageVersion } = await import('../version.js')
+  const { deviceName, openDevice } = await import('../runtime/device.js')
   const native = binding()
+  const name = deviceName(o.device ?? 'cpu')
+  if (name !== 'cpu') return [`${native.deviceInfo(await openDevice(name)).name} (${name})`]
   const cpu = native.cpuInfo()
   const threads = o.threads ?? cpu.cpus
+  return [`CPU ${cpu.isa}, oneDNN ${cpu.onednnIsa}`, `${threads} thread${threads === 1 ? '' : 's'}`]
+}
+
+/** First line of a run: versions, platform, device, precision. Loads the addon. */
+export async function headerLine(o: EngineValues, ui: Ui): Promise<string> {
+  const { packageVersion } = await import('../version.js')
   return ui.paint.bold(
     [
       `effnet ${packageVersion()}`,
       `node ${process.versions.node}`,
       `${process.platform}-${process.arch}`,
-      `CPU ${cpu.isa}, oneDNN ${cpu.onednnIsa}`,
-      `${threads} thread${threads === 1 ? '' : 's'}`,
+      ...(await engineParts(o)),
       o.precision ?? 'fp32',
     ].join(' · '),
   )
 }
 
-/** `--device` as early as possible: EFF_BACKEND_MISSING for cuda, EFF_CONFIG_VALUE for what is no device. */
+/** `--device` as early as possible: EFF_BACKEND_MISSING where it is not there, EFF_CONFIG_VALUE for what is no device. */
 export async function checkDeviceOption(device: string | undefined): Promise<void> {
   if (device === undefined) return
-  const { checkDevice } = await import('../infer/precision.js')
-  checkDevice(device)
+  const { deviceName, openDevice } = await import('../runtime/device.js')
+  await openDevice(deviceName(device))
 }

@@ -106,7 +106,7 @@ export const ENGINE = defineOptions({
     shown: 'fp32',
     help: 'fp32 or bf16-mixed',
   },
-  device: { kind: 'text', value: 'D', env: ['EFFNET_DEVICE', 'EFFNET_BACKEND'], shown: 'cpu', help: 'cpu' },
+  device: { kind: 'text', value: 'D', env: ['EFFNET_DEVICE', 'EFFNET_BACKEND'], shown: 'cpu', help: 'cpu, cuda or cuda:N' },
   threads: {
     kind: 'int',
     value: 'N',

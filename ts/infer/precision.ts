@@ -9,20 +9,9 @@ const NAMES: Record<string, Precision> = {
   bf16: 'bf16-mixed',
 }
 
-/** @throws EFF_PRECISION naming the formats that this backend has */
+/** @throws EFF_PRECISION naming the formats there are */
 export function normalizePrecision(value: string | number): Precision {
   const found = NAMES[String(value)]
   if (found) return found
-  throw new EffnetError('EFF_PRECISION', `no precision "${value}" on the CPU`, { hint: 'fp32 or bf16-mixed', details: { value } })
-}
-
-/** @throws EFF_BACKEND_MISSING for any device that this build cannot serve: never another one instead */
-export function checkDevice(device: string): 'cpu' {
-  if (device === 'auto' || device === 'cpu') return 'cpu'
-  if (/^cuda(:\d+)?$/.test(device)) {
-    throw new EffnetError('EFF_BACKEND_MISSING', `device "${device}": this build has the CPU backend only`, {
-      hint: "device 'cpu'",
-    })
-  }
-  throw new EffnetError('EFF_CONFIG_VALUE', `no device "${device}"`, { hint: "'cpu'" })
+  throw new EffnetError('EFF_PRECISION', `no precision "${value}"`, { hint: 'fp32 or bf16-mixed', details: { value } })
 }

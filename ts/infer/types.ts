@@ -3,11 +3,12 @@
 import type { Interpolation } from '../data/types.js'
 import type { ErrorCode } from '../errors.js'
 import type { Dialect } from '../nn/index.js'
+import type { Device } from '../runtime/device.js'
 
 export type Precision = 'fp32' | 'bf16-mixed'
 /** What users may write: Lightning's aliases too. */
 export type PrecisionInput = Precision | '32-true' | '32' | 32 | 'bf16'
-export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
+export type { Device }
 
 export interface CreateModelOptions {
   /** `true`: the weights that come with the package; a string: a safetensors file under timm, torchvision or NVIDIA names. Default: random. */

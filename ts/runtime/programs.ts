@@ -108,5 +108,6 @@ export const evalProgram = parted(function* (config: ModelConfig, o: EvalProgram
   if (o.fuse ?? true) graph = yield* foldBn.parts(graph, o.target)
   graph = yield* markOutputs.parts(graph, [OUTPUTS.loss, OUTPUTS.rank, logits, features])
   graph = yield* eliminateDead.parts(graph)
-  return { graph, region: imageRegion(graph), logits, features }
+  // A GPU takes the batch whole.
+  return { graph, region: o.target.device === 'cpu' ? imageRegion(graph) : null, logits, features }
 })

@@ -5,7 +5,7 @@
 import {
   ARENA,
   binding,
-  type CpuInfo,
+  type DeviceHandle,
   type ExecutableHandle,
   type MemoryHandle,
   type NonFinite,
@@ -21,6 +21,7 @@ import { emit } from '../passes/emit.js'
 import type { ImageRegion, OptimizerSpec, Target } from '../passes/index.js'
 import { activationBytes, type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
 import { inTurns } from '../turns.js'
+import { deviceName, openDevice } from './device.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { availableMemory } from './memory_limit.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
@@ -32,8 +33,10 @@ export type SessionPrecision = 'fp32' | 'bf16-mixed'
 export interface SessionOptions {
   config: ModelConfig
   precision: SessionPrecision
-  /** Engine threads; default: the CPUs this process may use (affinity and container quota). */
+  /** Engine threads; default: the CPUs this process may use (affinity and container quota). A GPU has one. */
   threads?: number | undefined
+  /** Default `cpu`. */
+  device?: string | undefined
 }
 
 export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'optimizer' | 'target'> {
@@ -72,9 +75,8 @@ export function checkMemory(
   held: readonly number[],
   what: string,
   batchSize: number,
-  available: number,
+  limit: number,
 ): void {
-  const limit = Math.min(available, binding().cpuInfo().memoryBytes)
   const needed = arenaBytes.reduce((sum, bytes, arena) => sum + Math.max(0, bytes - (held[arena] ?? 0)), 0)
   if (needed <= limit) return
   const perImage = (arenaBytes[ARENA.activations]! + arenaBytes[ARENA.input]! + arenaBytes[ARENA.output]!) / batchSize
@@ -114,7 +116,7 @@ class Compiled {
   }
 
   static async create(
-    { pool, threads }: { pool: PoolHandle; threads: number },
+    { pool, threads, available }: { pool: PoolHandle; threads: number; available(): Promise<number> },
     memory: MemoryHandle,
     { graph, region }: { graph: Graph; region: ImageRegion | null },
     request: MemoryRequest,
@@ -125,7 +127,7 @@ class Compiled {
     const { plan, bytes, hash } = await inTurns(planStages(graph, request, region))
     const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
     const executable = await changeMemory(memory, async () => {
-      checkMemory(arenaBytes, held, graph.name, batchSize, await availableMemory())
+      checkMemory(arenaBytes, held, graph.name, batchSize, await available())
       for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
         if (size <= (held[arena] ?? 0)) continue
         await native.ensureArena(memory, arena, size)
@@ -302,30 +304,52 @@ export class Session implements AsyncDisposable {
     readonly config: ModelConfig,
     readonly precision: SessionPrecision,
     readonly threads: number,
-    readonly cpu: CpuInfo,
+    /** "cpu" or "cuda:N". */
+    readonly device: string,
+    private readonly deviceHandle: DeviceHandle,
     readonly layout: WeightsLayout,
   ) {
-    this.pool = binding().createPool(threads)
     const sizes = new Array<number>(ARENA_COUNT).fill(0)
     sizes[ARENA.weights] = layout.bytes
-    this.memoryHandle = binding().createMemory(sizes)
+    this.memoryHandle = binding().createMemory(sizes, deviceHandle)
+    try {
+      this.pool = binding().createPool(threads)
+    } catch (cause) {
+      binding().closeMemory(this.memoryHandle)
+      throw cause
+    }
     this.held[ARENA.weights] = layout.bytes
   }
 
   /**
    * Starts threads and allocates the weights (zero until written).
-   * @throws EFF_BACKEND_MISSING (the addon), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (bf16 without AVX512_BF16 or AMX), EFF_OOM
+   * @throws EFF_BACKEND_MISSING (the addon, or the device), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (bf16 without AVX512_BF16 or AMX), EFF_OOM
    */
   static async create(options: SessionOptions): Promise<Session> {
+    const { config, precision } = options
+    const device = deviceName(options.device ?? 'cpu')
     const cpu = binding().cpuInfo()
-    if (cpu.unsupported) throw new EffnetError('EFF_CPU_UNSUPPORTED', cpu.unsupported)
-    if (options.precision === 'bf16-mixed' && !cpu.avx512Bf16 && !cpu.amxBf16) {
-      throw new EffnetError('EFF_PRECISION', `bf16-mixed needs AVX512_BF16 or AMX; this ${cpu.model} has neither`, {
-        hint: '--precision fp32',
-      })
+    if (device === 'cpu') {
+      if (cpu.unsupported) throw new EffnetError('EFF_CPU_UNSUPPORTED', cpu.unsupported)
+      if (precision === 'bf16-mixed' && !cpu.avx512Bf16 && !cpu.amxBf16) {
+        throw new EffnetError('EFF_PRECISION', `bf16-mixed needs AVX512_BF16 or AMX; this ${cpu.model} has neither`, {
+          hint: '--precision fp32',
+        })
+      }
     }
-    const layout = weightsLayout(modelParams(options.config))
-    return new Session(options.config, options.precision, options.threads ?? cpu.cpus, cpu, layout)
+    const handle = await openDevice(device)
+    const threads = device === 'cpu' ? (options.threads ?? cpu.cpus) : 1
+    return new Session(config, precision, threads, device, handle, weightsLayout(modelParams(config)))
+  }
+
+  /** The name of the machine that the plans run on. */
+  get deviceLabel(): string {
+    return binding().deviceInfo(this.deviceHandle).name
+  }
+
+  private async availableBytes(): Promise<number> {
+    const { availableBytes } = binding().deviceInfo(this.deviceHandle)
+    return this.device === 'cpu' ? Math.min(availableBytes, await availableMemory()) : availableBytes
   }
 
   /** Parameters and buffers in the order of the model's state dict. */
@@ -343,7 +367,7 @@ export class Session implements AsyncDisposable {
   }
 
   private get target(): Target {
-    return { device: 'cpu', isa: this.cpu.isa }
+    return this.device === 'cpu' ? { device: 'cpu', isa: binding().cpuInfo().isa } : { device: 'cuda' }
   }
 
   private openPool(): PoolHandle {
@@ -357,7 +381,7 @@ export class Session implements AsyncDisposable {
     const graph = await inTurns(trainProgram.parts(this.config, { ...options, dtype: this.dtype, target: this.target }))
     const { name } = options.optimizer
     const compiled = await Compiled.create(
-      { pool, threads: this.threads },
+      { pool, threads: this.threads, available: () => this.availableBytes() },
       this.memory,
       { graph, region: null },
       {
@@ -378,7 +402,7 @@ export class Session implements AsyncDisposable {
       evalProgram.parts(this.config, { ...options, dtype: this.dtype, target: this.target }),
     )
     const compiled = await Compiled.create(
-      { pool, threads: this.threads },
+      { pool, threads: this.threads, available: () => this.availableBytes() },
       this.memory,
       { graph, region },
       {

@@ -14,7 +14,8 @@ const LEAST_CHANNELS = 16
 
 export const expandDepthwisePattern = (leastWideBytes = LEAST_WIDE_BYTES): Pattern => ({
   name: 'expand_depthwise',
-  applies: () => true,
+  // It keeps an image's wide tensor in a core's cache.
+  applies: ({ device }) => device === 'cpu',
   match(expand, view) {
     const depthwise = depthwiseAfter(expand, view, leastWideBytes)
     if (!depthwise) return null

@@ -7,8 +7,8 @@ import type { Rewriter } from '../rewrite.js'
 
 /** The machine that a plan is made for; patterns may depend on it. */
 export interface Target {
-  readonly device: 'cpu'
-  /** Instruction set as the addon reports it, e.g. "avx2", "avx3". */
+  readonly device: 'cpu' | 'cuda'
+  /** Of a CPU: its instruction set as the addon reports it, e.g. "avx2", "avx3". */
   readonly isa?: string
 }
 

@@ -1,0 +1,80 @@
+// What a kind of machine gives to plans: arenas, and executables over them. Everything above (addon, tests, tools)
+// works through these, so a plan's caller does not know where it runs.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/memory.h"
+#include "core/step_scalars.h"
+#include "core/thread_pool.h"
+#include "plan/plan.h"
+
+namespace effnet {
+
+struct OpReport {
+  std::string name, op, kernel;
+  int flags = 0;
+  double flops = 0, bytes = 0;
+  double ms = 0;  // of a step; of an op that several threads run for an image each: their time / threads
+};
+
+// The first tensor that is not finite. `part`: "weights" (they were so before the step), "gradient" (of the update that
+// made such weights), "forward" or "backward".
+struct NonFinite {
+  std::string part, op, layer, tensor;
+};
+
+// A plan bound to kernels over one memory. Its steps run inside tasks of the pool that it was bound on.
+class Executable {
+ public:
+  virtual ~Executable() = default;
+
+  // One step. `input` is the input arena (at least arena_bytes(input) bytes, 16-byte aligned), read before this
+  // returns; `output` receives the output arena. Code::aborted when the pool stops. Where the loss or the norm of the
+  // gradients is not finite the parameters are as they were; Code::nan when the update itself made parameters that are
+  // not.
+  virtual Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) = 0;
+
+  // Why a step was not finite: runs it again as far as the first tensor that is not. Parameters are not changed, the
+  // running statistics of batch norm are.
+  virtual StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars) = 0;
+
+  virtual std::vector<OpReport> report() const = 0;
+  // Of the host: folded and packed weights, scratch, output.
+  virtual uint64_t owned_bytes() const = 0;
+  // A tensor's bytes as they are now, between steps. Code::invalid_argument for one of the input arena, which only a
+  // step has.
+  virtual Status read(const plan::Tensor& tensor, std::span<std::byte> into) const = 0;
+
+  virtual const plan::Plan& plan() const = 0;
+  virtual std::shared_ptr<Memory> memory() const = 0;
+  const std::shared_ptr<ThreadPool>& pool() const { return pool_; }
+
+  // Set when the host wrote weights; changes by steps are seen by Memory::weights_version.
+  std::atomic<bool> weights_changed{true};
+  std::atomic<bool> profiling{false};
+
+ protected:
+  explicit Executable(std::shared_ptr<ThreadPool> pool) : pool_(std::move(pool)) {}
+  std::shared_ptr<ThreadPool> pool_;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  // The machine's name, e.g. "NVIDIA H200".
+  virtual std::string name() const = 0;
+  // What arenas could have of the machine's memory now; where that is the host's, all of it.
+  virtual StatusOr<uint64_t> available_bytes() const = 0;
+  virtual StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) = 0;
+  // Verifies the plan and binds every op to a kernel. `memory` is of this backend. Run inside a task of `pool`.
+  virtual StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
+                                                     std::span<const std::byte> plan) = 0;
+};
+
+}  // namespace effnet

@@ -1,0 +1,78 @@
+#include "cuda/module.h"
+
+#include <map>
+#include <mutex>
+
+#include "cuda/executable.h"
+
+namespace effnet::cuda {
+namespace {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+
+  std::string name() const override { return device_->name(); }
+  StatusOr<uint64_t> available_bytes() const override {
+    EFF_RETURN_IF_ERROR(device_->enter());
+    size_t free = 0, total = 0;
+    EFF_CUDA(device_->driver(), cuMemGetInfo, &free, &total);
+    return uint64_t{free};
+  }
+  StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) override {
+    auto memory = DeviceMemory::create(device_);
+    if (!memory.ok()) return memory.status();
+    for (int i = 0; i < plan::kArenaCount; ++i)
+      EFF_RETURN_IF_ERROR(memory.value()->ensure(static_cast<plan::Arena>(i), arena_bytes[i]));
+    return std::shared_ptr<Memory>(std::move(memory.value()));
+  }
+
+  StatusOr<std::shared_ptr<effnet::Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
+                                                     std::span<const std::byte> plan) override {
+    auto bound = Executable::bind(std::move(pool), std::static_pointer_cast<DeviceMemory>(std::move(memory)), plan);
+    if (!bound.ok()) return bound.status();
+    return std::shared_ptr<effnet::Executable>(std::move(bound.value()));
+  }
+
+ private:
+  std::shared_ptr<Device> device_;
+};
+
+StatusOr<std::shared_ptr<Backend>> open(int ordinal) {
+  static std::mutex* const mutex = new std::mutex;
+  static auto* const open_ones = new std::map<int, std::weak_ptr<Backend>>;
+  const std::lock_guard lock(*mutex);
+  if (auto known = (*open_ones)[ordinal].lock()) return known;
+  auto device = Device::open(ordinal);
+  if (!device.ok()) return device.status();
+  std::shared_ptr<Backend> backend = std::make_shared<CudaBackend>(std::move(device.value()));
+  (*open_ones)[ordinal] = backend;
+  return backend;
+}
+
+Status describe(Facts& facts) {
+  facts.architectures = EFFNET_CUDA_ARCHITECTURES;
+  DriverFacts of_driver;
+  const auto found = driver(&of_driver);
+  facts.driver_path = of_driver.path;
+  facts.driver_version = of_driver.version;
+  if (!found.ok()) return found.status();
+  const Driver& cuda = *found.value();
+  int count = 0;
+  EFF_CUDA(cuda, cuDeviceGetCount, &count);
+  for (int i = 0; i < count; ++i) {
+    auto gpu = Device::properties(cuda, i);
+    if (!gpu.ok()) return gpu.status();
+    facts.gpus.push_back({gpu.value().name, gpu.value().capability, gpu.value().total_bytes});
+  }
+  return ok_status();
+}
+
+const Module kModule{EFFNET_INTERFACE, open, describe};
+
+}  // namespace
+}  // namespace effnet::cuda
+
+extern "C" __attribute__((visibility("default"))) const effnet::cuda::Module* effnet_cuda_module() {
+  return &effnet::cuda::kModule;
+}

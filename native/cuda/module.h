@@ -1,0 +1,39 @@
+// The shared library of the CUDA backend, effnet_cuda.so beside the addon: found by name, so that the addon loads, and
+// says what is missing, where there is none.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+
+namespace effnet::cuda {
+
+struct Facts {
+  std::string driver_path;
+  int driver_version = 0;     // of CUDA, e.g. 13000; 0 where there is none
+  std::string architectures;  // that this build has kernels for, e.g. "80;90a"
+  struct Gpu {
+    std::string name;
+    int capability = 0;  // major * 10 + minor
+    uint64_t total_bytes = 0;
+  };
+  std::vector<Gpu> gpus;
+};
+
+struct Module {
+  // EFFNET_INTERFACE of the build; where the addon's differs nothing below may be used.
+  const char* interface;
+  // One backend for a GPU and process. Code::backend_missing with what is missing and the mend.
+  StatusOr<std::shared_ptr<Backend>> (*open)(int ordinal);
+  // Fills in what there is; the status says what keeps the backend from running.
+  Status (*describe)(Facts& facts);
+};
+
+constexpr const char* kModuleFile = "effnet_cuda.so";
+constexpr const char* kModuleEntry = "effnet_cuda_module";
+using ModuleEntry = const Module* (*)();
+
+}  // namespace effnet::cuda

@@ -1,0 +1,19 @@
+// What every backend asks about an op or a tensor, whatever kernel runs it.
+#pragma once
+
+#include <cstddef>
+
+#include "plan/plan.h"
+
+namespace effnet::plan {
+
+// Optimizer and moving average: what a step leaves out when its loss or the norm of its gradients is not finite.
+bool updates_parameters(OpId id);
+
+// Bytes of an op's operands, those of a region's images counted for `images` of them.
+double operand_bytes(const Op& op, int64_t images);
+
+// Whether none of a tensor's values is NaN or infinity. True for integers.
+bool all_finite(const Tensor& tensor, const std::byte* data);
+
+}  // namespace effnet::plan

@@ -1,0 +1,148 @@
+/**
+ * The CUDA backend behind the public API, on a driver without a GPU (native/cuda/fake): its kernels run in emulation. Beside the CPU
+ * backend, which is another code for the same plans.
+ */
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { ARENA, binding } from '../../ts/binding.js'
+import { createModel, imageFolder, loadModel, type Model, Trainer } from '../../ts/index.js'
+import { packageRoot } from '../../ts/paths.js'
+
+const driver = path.join(packageRoot(), 'build/fake_cuda')
+const missing = [path.join(driver, 'libcuda.so.1'), path.join(packageRoot(), 'build/Release/effnet_cuda.so')].find(
+  (file) => !existsSync(file),
+)
+// Read when the backend is used first.
+process.env['EFFNET_LIB_DIR'] = driver
+
+const SIZE = 32
+const BATCH = 8
+const images = Uint8Array.from({ length: BATCH * SIZE * SIZE * 3 }, (_, i) => (i * 7919 + ((i * i) % 97)) % 251)
+const labels = Array.from({ length: BATCH }, (_, i) => i % 5)
+const optimizer = { name: 'sgd' } as const
+const options = {
+  batchSize: BATCH,
+  imageSize: SIZE,
+  optimizer,
+  labelSmoothing: 0.1,
+  dropRate: 0.2,
+  dropPathRate: 0.2,
+  ema: true,
+  clip: true,
+}
+const scalars = { lr: 0.01, momentum: 0.9, weight_decay: 1e-5, clip_norm: 1, ema_decay: 0.9, seed: 5, step: 0, optimizer_step: 1 }
+const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-cuda-'))
+afterAll(() => rmSync(scratch, { recursive: true, force: true }))
+
+const open = (device: 'cpu' | 'cuda'): Promise<Model> =>
+  createModel('tf_efficientnet_b0', { pretrained: true, numClasses: 5, device, seed: 2 })
+
+async function oneStep(device: 'cpu' | 'cuda') {
+  const model = await open(device)
+  const { session } = model
+  const train = await session.trainPlan(options)
+  await session.resetEma()
+  const { loss, gradNorm } = await train.step(train.packInput(images, labels), scalars)
+  const evaluation = await session.evalPlan({ batchSize: BATCH, imageSize: SIZE })
+  const trained = await evaluation.run(evaluation.packInput(images, labels))
+  await session.useEma(true)
+  const averaged = await evaluation.run(evaluation.packInput(images, labels))
+  await session.useEma(false)
+  const again = await evaluation.run(evaluation.packInput(images, labels))
+  const stem = session.read('conv_stem.weight')
+  const momentum = session.read('conv_stem.weight', ARENA.moment0)
+  const kernels = train.dump().map((row) => row.kernel)
+  await model.close()
+  return { loss, gradNorm: gradNorm!, trained, averaged, again, stem, momentum, kernels }
+}
+
+/** Largest difference as a share of the largest value. */
+function apart(a: Float32Array, b: Float32Array): number {
+  const scale = b.reduce((most, x) => Math.max(most, Math.abs(x)), 0)
+  return a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i]!)), 0) / scale
+}
+
+describe.skipIf(missing !== undefined)(`device "cuda"${missing ? ` (no ${missing}: npm run setup -- --test)` : ''}`, () => {
+  let cuda: Awaited<ReturnType<typeof oneStep>>
+  let cpu: Awaited<ReturnType<typeof oneStep>>
+  beforeAll(async () => {
+    cpu = await oneStep('cpu')
+    cuda = await oneStep('cuda')
+  }, 300_000)
+
+  it('runs every op by a kernel of its own', () => {
+    expect(cuda.kernels.length).toBeGreaterThan(200)
+    expect(cuda.kernels.filter((name) => !name.endsWith(':cuda'))).toEqual([])
+  })
+
+  it('makes the step that the CPU makes', () => {
+    expect(cuda.loss).toBeCloseTo(cpu.loss, 4)
+    expect(cuda.gradNorm / cpu.gradNorm).toBeCloseTo(1, 3)
+    expect(apart(cuda.stem, cpu.stem)).toBeLessThan(1e-4)
+    expect(apart(cuda.momentum, cpu.momentum)).toBeLessThan(1e-2)
+  })
+
+  it('evaluates the trained weights, their average, and the weights again', () => {
+    for (const part of ['trained', 'averaged', 'again'] as const) {
+      expect(apart(cuda[part].logits, cpu[part].logits)).toBeLessThan(1e-2)
+      expect(cuda[part].loss).toBeCloseTo(cpu[part].loss, 2)
+    }
+    expect(cuda.again.logits).toEqual(cuda.trained.logits)
+    expect(cuda.averaged.logits).not.toEqual(cuda.trained.logits)
+  })
+
+  it('names itself, and refuses a GPU that is not there', async () => {
+    expect(await binding().cudaInfo()).toMatchObject({
+      unavailable: null,
+      driverVersion: 13000,
+      gpus: [{ name: 'Fake H200', computeCapability: 9 }],
+    })
+    await expect(createModel('efficientnet_b0', { device: 'cuda:3' })).rejects.toMatchObject({
+      code: 'EFF_BACKEND_MISSING',
+      message: expect.stringMatching(/"cuda:3".*no GPU 3.*sees 1/),
+      hint: "device 'cpu'",
+    })
+  })
+
+  it('says what a plan needs before it allocates', async () => {
+    const model = await open('cuda')
+    await expect(model.session.trainPlan({ ...options, batchSize: 4096, imageSize: 224 })).rejects.toMatchObject({
+      code: 'EFF_OOM',
+      hint: expect.stringMatching(/^--batch-size \d+$/),
+    })
+    await model.close()
+  })
+
+  it('trains, saves, and is continued on the CPU from what it saved', async () => {
+    const { train: all } = await imageFolder(path.join(packageRoot(), 'models/demo'))
+    const [, train] = all.split(8 / all.length, 1)
+    const outDir = path.join(scratch, 'run')
+    const fit = async (device: 'cpu' | 'cuda', maxSteps: number) => {
+      const model = await createModel('tf_efficientnet_b0', { pretrained: true, numClasses: all.classes.length, device })
+      const trainer = new Trainer({ model, outDir, batchSize: 4, imageSize: SIZE, maxSteps, maxEpochs: 9, seed: 1 })
+      const result = await trainer.fit({ train, resume: 'auto' })
+      const weights = model.session.read('conv_head.weight')
+      expect(model.device).toBe(device === 'cpu' ? 'cpu' : 'cuda:0')
+      await model.close()
+      return { result, weights }
+    }
+    const first = await fit('cuda', 1)
+    expect(first.result).toMatchObject({ status: 'finished', step: 1 })
+    const loaded = await loadModel(path.join(outDir, 'checkpoints/last'))
+    expect(loaded.session.read('conv_head.weight')).toEqual(first.weights)
+    await loaded.close()
+    const second = await fit('cpu', 2)
+    expect(second.result).toMatchObject({ status: 'finished', step: 2 })
+    expect(second.weights).not.toEqual(first.weights)
+  }, 300_000)
+
+  it('gives back every native byte', async () => {
+    const before = binding().memoryUsage()
+    const model = await open('cuda')
+    await model.session.evalPlan({ batchSize: 1, imageSize: SIZE })
+    await model.close()
+    expect({ ...binding().memoryUsage(), handles: 0 }).toEqual({ ...before, handles: 0 })
+  })
+})
