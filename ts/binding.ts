@@ -7,6 +7,7 @@ import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { EffnetError, type ErrorCode } from './errors.js'
+import type { RandomDistribution } from './nn/init.js'
 import { packageRoot } from './paths.js'
 
 export { ARENA } from './graph/plan_format.js'
@@ -201,6 +202,13 @@ export interface NativeBinding {
 
   /** Measures the machine for about half a second, on threads of its own. */
   measurePeaks(threads: number): Promise<Peaks>
+
+  /**
+   * Elements [begin, end) of `into`, at once, in 2 to 5 ns each; `begin` is a multiple of 4. A value depends on seed, stream (32
+   * bits) and element alone and is the same, bit for bit, on every machine: see native/cpu/fill_random.h.
+   * @throws EFF_INVALID_ARGUMENT
+   */
+  fillRandom(into: Float32Array, distribution: RandomDistribution, seed: number, stream: number, begin: number, end: number): void
 
   createPool(threads: number): PoolHandle
   closePool(pool: PoolHandle): void

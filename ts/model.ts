@@ -31,9 +31,9 @@ import {
   listModels as modelNames,
   pixelNorm,
 } from './nn/index.js'
-import { initParams } from './nn/init.js'
 import { checkKeys } from './option_keys.js'
 import { deviceName } from './runtime/device.js'
+import { initParams } from './runtime/init.js'
 import { Session } from './runtime/session.js'
 import { modelJson, readModelJson, resolveCheckpoint, startCheckpoint } from './train/checkpoint.js'
 import { EMA_FILE, MODEL_FILE, readWeightsFile, writeWeightsFile } from './train/tensor_files.js'
@@ -340,7 +340,8 @@ async function withSession<T>(session: Session, work: (session: Session) => Prom
 /**
  * A model by name, with random or given weights.
  * @throws EFF_MODEL_UNKNOWN with the nearest names; EFF_WEIGHTS_MISSING, EFF_WEIGHTS_SHAPE, EFF_WEIGHTS_CORRUPT;
- *   EFF_CONFIG_VALUE (the weights follow conventions that the model does not have); EFF_PRECISION, EFF_BACKEND_MISSING, EFF_OOM
+ *   EFF_CONFIG_VALUE (the weights follow conventions that the model does not have); EFF_PRECISION, EFF_BACKEND_MISSING, EFF_OOM;
+ *   EFF_INVALID_ARGUMENT (`seed` is no whole number from 0 to 2^53 - 1)
  */
 export async function createModel(name: ModelName | (string & {}), options: CreateModelOptions = {}): Promise<Model> {
   checkKeys('createModel', options, CREATE_KEYS)

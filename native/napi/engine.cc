@@ -1,16 +1,20 @@
 // Pools, memories, executables and steps for JavaScript.
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <shared_mutex>
 #include <system_error>
 
 #include "cpu/cpu_info.h"
+#include "cpu/fill_random.h"
 #include "cpu/kernels/dispatch.h"
 #include "cpu/onednn/adapter.h"
 #include "io/task_pool.h"
 #include "cpu/probe.h"
 #include "napi/backends.h"
 #include "napi/handles.h"
+#include "napi/io_values.h"
 
 namespace effnet::napi {
 
@@ -454,6 +458,46 @@ Napi::Value find_nonfinite(const Napi::CallbackInfo& info) {
   return completion.promise();
 }
 
+double get_whole(Napi::Env env, Napi::Value value, const char* what, double low, double high) {
+  const double number = get_number(env, value, what, low, high);
+  if (number != std::trunc(number))
+    throw_status(env, error(Code::invalid_argument, "%s is %g, not a whole number", what, number));
+  return number;
+}
+
+// Arguments: into, distribution, seed, stream, begin, end.
+void fill_random(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (const char* reason = cpu::unsupported_cpu_reason()) throw_status(env, error(Code::backend_missing, "%s", reason));
+  if (!info[1].IsObject()) throw_status(env, error(Code::invalid_argument, "the distribution must be an object"));
+  const Napi::Object distribution = info[1].As<Napi::Object>();
+  const std::string kind = get_string(env, distribution.Get("kind"), "kind");
+  cpu::Draw draw;
+  if (kind == "normal") {
+    draw = cpu::Draw::normal;
+  } else if (kind == "truncated") {
+    draw = cpu::Draw::truncated;
+  } else if (kind == "uniform") {
+    draw = cpu::Draw::uniform;
+  } else {
+    throw_status(
+        env, error(Code::invalid_argument, "kind is \"%.40s\", expected normal, truncated or uniform", kind.c_str()));
+  }
+  const char* scale_name = draw == cpu::Draw::uniform ? "bound" : "std";
+  const double scale = get_number(env, distribution.Get(scale_name), scale_name, 0, std::numeric_limits<float>::max());
+  const cpu::RandomKey key{static_cast<uint64_t>(get_whole(env, info[2], "seed", 0, kMaxInteger)),
+                           static_cast<uint32_t>(get_whole(env, info[3], "stream", 0, UINT32_MAX))};
+  // Last: a getter of the distribution may have detached the array.
+  if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_float32_array)
+    throw_status(env, error(Code::invalid_argument, "values must be a Float32Array"));
+  auto into = info[0].As<Napi::Float32Array>();
+  const double end = get_whole(env, info[5], "end", 0, static_cast<double>(into.ElementLength()));
+  const double begin = get_whole(env, info[4], "begin", 0, end);
+  if (std::fmod(begin, 4) != 0)
+    throw_status(env, error(Code::invalid_argument, "begin is %.0f, not a multiple of 4", begin));
+  cpu::fill_random(into.Data(), draw, scale, key, static_cast<size_t>(begin), static_cast<size_t>(end));
+}
+
 void invalidate(const Napi::CallbackInfo& info) { open_executable(info, 0)->weights_changed = true; }
 
 void close_executable(const Napi::CallbackInfo& info) {
@@ -500,6 +544,7 @@ std::shared_ptr<io::Batch> open_batch(Napi::Env env, Napi::Value value) {
 
 void register_engine(Napi::Env env, Napi::Object exports) {
   export_function(env, exports, "cpuInfo", cpu_info);
+  export_function(env, exports, "fillRandom", fill_random);
   export_function(env, exports, "openDevice", open_device);
   export_function(env, exports, "deviceInfo", device_info);
   export_function(env, exports, "cudaInfo", cuda_info);

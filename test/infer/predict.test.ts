@@ -17,7 +17,7 @@ import {
 } from '../../ts/index.js'
 import { Model } from '../../ts/model.js'
 import { getModelConfig } from '../../ts/nn/index.js'
-import { initParams } from '../../ts/nn/init.js'
+import { initParams } from '../../ts/runtime/init.js'
 import { Session } from '../../ts/runtime/session.js'
 import { pixels } from '../train/helpers/data.js'
 

@@ -1,8 +1,10 @@
 import { describe, expect, test } from 'vitest'
+import { binding } from '../../ts/binding.js'
 import { philoxBlock, philoxU32 } from '../../ts/graph/philox.js'
 import { elements } from '../../ts/graph/types.js'
-import { type Dialect, getModelConfig, initParams } from '../../ts/nn/index.js'
-import { fillRandom } from '../../ts/nn/init.js'
+import { type Dialect, getModelConfig } from '../../ts/nn/index.js'
+import type { RandomDistribution } from '../../ts/nn/init.js'
+import { fillRandom, initParams } from '../../ts/runtime/init.js'
 
 async function draw(name: string, options: { dialect?: Dialect; seed?: number; numClasses?: number; newHead?: boolean } = {}) {
   const { seed = 1, newHead = false, ...overrides } = options
@@ -53,6 +55,98 @@ describe('Philox', () => {
     philoxBlock(seed, step, stream, block, words)
     expect([...words]).toEqual(philoxReference([BigInt(block), BigInt(stream), ...split(step)], split(seed)))
     expect([0, 1, 2, 3].map((i) => philoxU32(seed, step, stream, 4 * block + i))).toEqual([...words])
+  })
+})
+
+/** The definition in native/cpu/fill_random.h, by the scalar Philox and the Math of JavaScript. */
+function reference(distribution: RandomDistribution, seed: number, stream: number, element: number): number {
+  const step = 2 ** 48
+  if (distribution.kind === 'uniform') return (philoxU32(seed, step, stream, element) / 2 ** 31 - 1) * distribution.bound
+  const gaussian = (step: number, pair: number, f: (angle: number) => number): number => {
+    const word = (n: number): number => philoxU32(seed, step, stream, pair + n)
+    return Math.sqrt(-2 * Math.log((word(0) + 0.5) / 2 ** 32)) * f((word(1) / 2 ** 32) * 2 * Math.PI)
+  }
+  let z = gaussian(step, element - (element % 2), element % 2 === 0 ? Math.cos : Math.sin)
+  if (distribution.kind === 'truncated') {
+    for (let k = 1; Math.abs(z) > 2; k++) z = gaussian(step + k, 2 * element, Math.cos)
+  }
+  return z * distribution.std
+}
+
+const ulp = (x: number): number => 2 ** (Math.max(Math.floor(Math.log2(Math.abs(x))), -126) - 23)
+
+describe('fillRandom', () => {
+  const distributions: RandomDistribution[] = [
+    { kind: 'normal', std: 0.02 },
+    { kind: 'truncated', std: 0.3 },
+    { kind: 'uniform', bound: 1 / Math.sqrt(1000) },
+  ]
+
+  test.each(
+    distributions.flatMap((d) => [
+      [d.kind, d, 0, 0] as const,
+      [d.kind, d, 1, 2 ** 32 - 1] as const,
+      [d.kind, d, 2 ** 53 - 1, 210] as const,
+    ]),
+  )('%s: the values of the formula (%o, seed %d, stream %d)', (_, distribution, seed, stream) => {
+    const values = new Float32Array(30003)
+    fillRandom(values, distribution, { seed, stream })
+    let worst = 0
+    for (const [i, value] of values.entries()) {
+      const expected = reference(distribution, seed, stream, i)
+      worst = Math.max(worst, Math.abs(value - expected) / ulp(expected))
+    }
+    expect(worst).toBeLessThanOrEqual(1)
+  })
+
+  test('wrong arguments are named', () => {
+    const good = { into: new Float32Array(16), distribution: distributions[0] as unknown, seed: 1, stream: 0, begin: 0, end: 16 }
+    const call = (wrong: Partial<Record<keyof typeof good, unknown>>): void => {
+      const { into, distribution, seed, stream, begin, end } = { ...good, ...wrong } as typeof good
+      binding().fillRandom(into, distribution as RandomDistribution, seed, stream, begin, end)
+    }
+    const detached = new Float32Array(16)
+    structuredClone(detached, { transfer: [detached.buffer] })
+    const late = new Float32Array(16)
+    const detaching = {
+      kind: 'normal',
+      get std() {
+        structuredClone(late, { transfer: [late.buffer] })
+        return 1
+      },
+    }
+    for (const [wrong, named] of [
+      [{ into: new Float64Array(16) }, 'Float32Array'],
+      [{ into: [1, 2] }, 'Float32Array'],
+      [{ into: undefined }, 'Float32Array'],
+      [{ into: detached }, 'end'],
+      [{ into: late, distribution: detaching }, 'end'],
+      [{ distribution: null }, 'distribution'],
+      [{ distribution: undefined }, 'distribution'],
+      [{ distribution: { kind: 'constant', value: 1 } }, 'kind'],
+      [{ distribution: {} }, 'kind'],
+      [{ distribution: { kind: 'normal', bound: 1 } }, 'std'],
+      [{ distribution: { kind: 'normal', std: -1 } }, 'std'],
+      [{ distribution: { kind: 'truncated', std: Number.NaN } }, 'std'],
+      [{ distribution: { kind: 'uniform', bound: Number.POSITIVE_INFINITY } }, 'bound'],
+      [{ seed: -1 }, 'seed'],
+      [{ seed: 2 ** 53 }, 'seed'],
+      [{ seed: 0.5 }, 'seed'],
+      [{ stream: 2 ** 32 }, 'stream'],
+      [{ stream: '1' }, 'stream'],
+      [{ begin: 2 }, 'begin'],
+      [{ begin: 12, end: 8 }, 'begin'],
+      [{ begin: Number.NaN }, 'begin'],
+      [{ end: 17 }, 'end'],
+      [{ end: 3.5 }, 'end'],
+      [{ end: undefined }, 'end'],
+    ] as const) {
+      expect(() => call(wrong), named).toThrow(
+        expect.objectContaining({ code: 'EFF_INVALID_ARGUMENT', message: expect.stringContaining(named) }),
+      )
+    }
+    expect([...good.into]).toEqual(new Array(16).fill(0))
+    expect(() => call({})).not.toThrow()
   })
 })
 

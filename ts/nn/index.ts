@@ -13,6 +13,6 @@ export {
   type StageConfig,
 } from './config.js'
 export { type BuildOptions, type BuiltNetwork, buildEfficientNet, DROPOUT_STREAM } from './efficientnet.js'
-export { initParams } from './init.js'
+export { type Distribution, headRule, initRules } from './init.js'
 export { countMacs, type ModelInfo, modelInfo, modelParams, type ParamDef } from './params.js'
 export { type ArchName, type ConfigOverrides, getModelConfig, listModels, type ModelName } from './registry.js'
