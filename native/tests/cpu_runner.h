@@ -46,7 +46,7 @@ class Runner {
   int parts() const { return kernel_->shards(0); }
   double flops() const { return kernel_->flops(); }
 
-  void execute(int order, std::byte** arenas, const StepScalars& scalars) {
+  void execute(int order, std::byte** arenas, const size_t*, const StepScalars& scalars) {
     const uint64_t bound = cpu::past_caches_bytes;
     if (order == 3) cpu::past_caches_bytes = 0;
     execute_shards(order, arenas, scalars);

@@ -2,8 +2,8 @@
 // in several orders of its parts (backend::Runner) on scratch filled with garbage: the bits of all arenas must agree,
 // and nothing outside outputs and updates may change. Values are doubles on the test's side.
 //
-// The same tests run against each backend: `backend` is the CPU's kernels, or with EFFNET_TEST_CUDA the CUDA kernels on
-// the emulation.
+// The same tests run against each backend: `backend` is the CPU's kernels, with EFFNET_TEST_CUDA the CUDA kernels on the
+// emulation, with EFFNET_TEST_GPU the same on a GPU (or on a driver without one).
 #pragma once
 
 #include <gtest/gtest.h>
@@ -20,7 +20,10 @@
 
 #include "plan/op_ports.h"
 #include "plan/plan.h"
-#ifdef EFFNET_TEST_CUDA
+#include "tests/aligned.h"
+#if defined(EFFNET_TEST_GPU)
+#include "tests/gpu_runner.h"
+#elif defined(EFFNET_TEST_CUDA)
 #include "tests/cuda_runner.h"
 #else
 #include "tests/cpu_runner.h"
@@ -244,11 +247,13 @@ class Rig {
     std::deque<Aligned> arena_memory;
     for (const auto& arena : arenas_) arena_memory.emplace_back(arena.size());
     std::byte* pointers[plan::kArenaCount];
+    size_t sizes[plan::kArenaCount];
     for (int a = 0; a < plan::kArenaCount; ++a) {
       pointers[a] = arena_memory[static_cast<size_t>(a)].data();
+      sizes[a] = arenas_[a].size();
       if (!arenas_[a].empty()) std::memcpy(pointers[a], arenas_[a].data(), arenas_[a].size());
     }
-    runner_.execute(order, pointers, scalars_);
+    runner_.execute(order, pointers, sizes, scalars_);
     for (int a = 0; a < plan::kArenaCount; ++a) {
       if (!arenas_[a].empty()) std::memcpy(arenas_[a].data(), pointers[a], arenas_[a].size());
     }

@@ -1,0 +1,55 @@
+// An op's CUDA kernel, bound as a plan binds it; what runs its launches is up to the runner.
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include "cuda/kernel.h"
+#include "plan/shapes.h"
+
+namespace effnet::test::backend {
+
+inline constexpr bool kIsCpu = false;
+using cuda::KernelFactory;
+#define EFF_OP(id, name, ...) using cuda::make_##name;
+#include "plan/op_table.inc"
+#undef EFF_OP
+
+inline plan::OpId id_of(KernelFactory factory) {
+#define EFF_OP(id, name, ...) \
+  if (factory == cuda::make_##name) return plan::OpId::name;
+#include "plan/op_table.inc"
+#undef EFF_OP
+  return {};
+}
+
+class Binding {
+ public:
+  explicit Binding(KernelFactory factory) : factory_(factory) {}
+  // As a plan is bound: its shapes are checked first.
+  Status make(plan::Op& op) {
+    op.id = id_of(factory_);
+    EFF_RETURN_IF_ERROR(plan::check_shapes(op));
+    auto made = factory_(op);
+    if (!made.ok()) return made.status();
+    kernel_ = std::move(made.value());
+    std::vector<cuda::Launch> launches;
+    kernel_->record({}, launches);
+    for (const cuda::Launch& l : launches) parts_ = std::max(parts_, static_cast<int>(l.grid.x * l.grid.y * l.grid.z));
+    return ok_status();
+  }
+  bool made() const { return kernel_ != nullptr; }
+  const std::string& name() const { return kernel_->name; }
+  int parts() const { return parts_; }
+  double flops() const { return kernel_->flops; }
+
+ protected:
+  const cuda::Kernel& kernel() const { return *kernel_; }
+
+ private:
+  KernelFactory factory_;
+  cuda::KernelPtr kernel_;
+  int parts_ = 0;
+};
+
+}  // namespace effnet::test::backend
