@@ -2,8 +2,8 @@
 // in several orders of its parts (backend::Runner) on scratch filled with garbage: the bits of all arenas must agree,
 // and nothing outside outputs and updates may change. Values are doubles on the test's side.
 //
-// The same tests run against each backend: `backend` is the CPU's kernels, with EFFNET_TEST_CUDA the CUDA kernels on the
-// emulation, with EFFNET_TEST_GPU the same on a GPU (or on a driver without one).
+// The same tests run against each backend: `backend` is the CPU's kernels, with EFFNET_TEST_CUDA the CUDA kernels on
+// the emulation, with EFFNET_TEST_GPU the same on a GPU (or on a driver without one).
 #pragma once
 
 #include <gtest/gtest.h>
