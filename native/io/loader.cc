@@ -270,27 +270,29 @@ void Loader::Core::work() {
 }
 
 bool Loader::Core::process(const SamplePtr& sample, Transformer& transformer, std::vector<uint8_t>& file) {
+  // Handed over, the sample is another worker's from the reply on, which may come at once: nothing of it is touched.
   bool handed_over = false;
+  Status status;
   try {
     sample->pixels.resize(image_bytes_);
     if (sample->other) {
-      sample->status = sample->other->status();
-      if (sample->status.ok())
-        sample->status =
+      status = sample->other->status();
+      if (status.ok())
+        status =
             transformer.pixels(sample->other->value().view, options_.transform, sample->key, sample->pixels.data());
       sample->other.reset();
     } else {
-      sample->status = read_and_decode(sample, transformer, file, handed_over);
+      status = read_and_decode(sample, transformer, file, handed_over);
     }
   } catch (const std::bad_alloc&) {
-    sample->status = error(Code::oom, "not enough memory to decode");
+    status = error(Code::oom, "not enough memory to decode");
   } catch (const std::exception& e) {
-    sample->status = error(Code::internal, "%s", e.what());
+    status = error(Code::internal, "%s", e.what());
   }
   transformer.trim();
   if (file.capacity() > kKeptFileBytes) file = {};
   if (handed_over) return false;
-  sample->status = prefixed(sample->status, options_.files[sample->index]);
+  sample->status = prefixed(status, options_.files[sample->index]);
   return true;
 }
 

@@ -246,6 +246,50 @@ TEST_F(Broken, OtherFormatsAreDecodedElsewhereAndTransformedHere) {
   }
 }
 
+// The reply may come before the request's worker is back, and another worker may have taken the sample up by then.
+TEST_F(Broken, AnswersThatComeAtOnce) {
+  LoaderOptions options = options_of(8, 4);
+  options.files[1] = write("a.png", {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'});
+  options.files[2] = write("b.png", {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'});
+  options.transform.mode = Mode::eval;
+  options.transform.resize_to = kSize;
+  const auto pixels = std::make_shared<std::vector<uint8_t>>(test::made_up(kSize, kSize));
+  options.decode_other = [&](OtherRequest request) {
+    if (request.path == options.files[1])
+      request.reply(OtherPixels{{pixels->data(), kSize, kSize, kSize * 3, 0}, pixels});
+    else
+      request.reply(error(Code::data_decode, "a message that is too long to lie in the string itself"));
+    std::this_thread::yield();
+  };
+  const auto loader = create(options);
+  std::vector<uint32_t> order;
+  for (uint32_t i = 0; i < 400; ++i) order.push_back(i % 3);
+  ASSERT_TRUE(loader->start(order, 0, 0, 0, false).ok());
+  size_t good = 0, bad = 0;
+  for (;;) {
+    const Result result = next(*loader);
+    ASSERT_TRUE(result.ok());
+    if (!result.value()) break;
+    const LoadedBatch& batch = *result.value();
+    for (size_t slot = 0; slot < batch.indices.size(); ++slot) {
+      EXPECT_NE(batch.indices[slot], 2u);
+      if (batch.indices[slot] != 1) continue;
+      ++good;
+      EXPECT_EQ(std::memcmp(batch.batch->data() + slot * pixels->size(), pixels->data(), pixels->size()), 0);
+    }
+    for (const BadSample& sample : batch.bad) {
+      ++bad;
+      EXPECT_EQ(sample.index, 2u);
+      EXPECT_EQ(sample.status.message(), options.files[2] + ": a message that is too long to lie in the string itself");
+    }
+  }
+  EXPECT_EQ(good, 133u);
+  EXPECT_EQ(bad, 133u);
+  loader->close();
+  loader->wait_stopped();
+  EXPECT_EQ(pixels.use_count(), 1);
+}
+
 TEST(Loader, BatchesOutliveTheLoaderAndTheirMemoryIsReused) {
   const uint64_t before = native_bytes(Block::Kind::batch);
   {
