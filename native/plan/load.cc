@@ -364,6 +364,16 @@ class Loader {
     return true;
   }
 
+  // Whether no two of them share a byte; the same tensor twice does.
+  static bool apart(std::vector<const Tensor*> list) {
+    std::erase(list, nullptr);
+    std::sort(list.begin(), list.end(), [](const Tensor* a, const Tensor* b) {
+      return std::tuple(a->arena, a->offset) < std::tuple(b->arena, b->offset);
+    });
+    return std::adjacent_find(list.begin(), list.end(),
+                              [](const Tensor* a, const Tensor* b) { return overlap(*a, *b); }) == list.end();
+  }
+
   Status check_writes(const Op& op, uint32_t index) const {
     for (const Tensor* out : op.outputs) {
       if (!out) continue;
@@ -372,12 +382,12 @@ class Loader {
         return bad("op", index, "only prepare ops write prepared tensors, and they write nothing else");
       for (const Tensor* in : op.inputs)
         if (in && overlap(*in, *out)) return bad("op", index, "an output overlaps an input");
-      for (const Tensor* other : op.outputs)
-        if (other && other != out && overlap(*other, *out)) return bad("op", index, "two outputs overlap");
     }
     for (const Tensor* updated : op.updates)
       if (updated && (updated->arena != Arena::weights || updated->dtype != DType::f32 || op.is_prepare()))
         return bad("op", index, "updates something that is not a weight");
+    if (!apart(op.outputs)) return bad("op", index, "two outputs overlap");
+    if (!apart(op.updates)) return bad("op", index, "updates the same weights twice");
     return ok_status();
   }
 
