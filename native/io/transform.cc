@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/philox.h"
 
@@ -81,6 +82,9 @@ Status Transformer::eval(const View& image, const TransformOptions& options, uin
   const int size = options.size;
   const int64_t width = options.squash ? size : w <= h ? to : to * w / h;
   const int64_t height = options.squash ? size : w <= h ? to * h / w : to;
+  if (std::max(width, height) > std::numeric_limits<int>::max())
+    return error(Code::data_limit, "an image of %dx%d is too long to be resized to a short side of %d", image.width,
+                 image.height, options.resize_to);
   const int64_t x = centre_offset(width, size), y = centre_offset(height, size);
   return resizer_.run(image, {0, 0, static_cast<float>(w), static_cast<float>(h)}, width, height,
                       {static_cast<int>(x), static_cast<int>(y), size, size}, options.filter, false, dst,

@@ -187,5 +187,28 @@ TEST(Transform, ChecksOptions) {
   EXPECT_EQ(options.check().code(), Code::invalid_argument);
 }
 
+TEST(Transform, RefusesImagesWhoseResizedSideIsNoInt) {
+  TransformOptions options;
+  options.size = 8;
+  std::vector<uint8_t> out(8 * 8 * 3);
+  Transformer transformer;
+  const auto status_of = [&](int length, int resize_to, bool tall) {
+    options.resize_to = resize_to;
+    const std::vector<uint8_t> line(static_cast<size_t>(length) * 3);
+    const View view{line.data(), tall ? 1 : length, tall ? length : 1, tall ? 3 : line.size(), 0};
+    return transformer.pixels(view, options, {}, out.data());
+  };
+  for (const bool tall : {false, true}) {
+    EXPECT_TRUE(status_of((1 << 16) - 1, 1 << 15, tall).ok());
+    // 2^31; and 2^32, the centre of which would wrap round to a place inside.
+    for (const int length : {1 << 16, 1 << 17}) {
+      const Status status = status_of(length, 1 << 15, tall);
+      const std::string size = tall ? "1x" + std::to_string(length) : std::to_string(length) + "x1";
+      EXPECT_EQ(status.code(), Code::data_limit);
+      EXPECT_NE(status.message().find(size), std::string::npos) << status.message();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace effnet
