@@ -3,6 +3,7 @@
 #include "cpu/onednn/conv_tiles.h"
 #endif
 #include "conv_reference.h"
+#include "isa.h"
 #include "kernel_rig.h"
 #include "reference.h"
 
@@ -49,11 +50,7 @@ class ConvTest : public testing::TestWithParam<DType> {
  protected:
   // bf16 is available where oneDNN has kernels for it; without AVX-512 there is nothing to test.
   void SetUp() override {
-    if (!backend::kIsCpu) return;
-    if (GetParam() == DType::bf16 && !__builtin_cpu_supports("avx512bf16"))
-      GTEST_SKIP() << "no AVX512_BF16 on this CPU";
-    if (const char* isa = std::getenv("EFFNET_MAX_ISA"); isa && GetParam() == DType::bf16 && std::string(isa) == "avx2")
-      GTEST_SKIP() << "bf16 needs AVX-512";
+    if (backend::kIsCpu && GetParam() == DType::bf16 && !supports_bf16()) GTEST_SKIP() << "bf16 needs AVX512_BF16";
   }
   DType dtype() const { return GetParam(); }
   double tolerance() const { return dtype() == DType::bf16 ? 0x1p-8 : 3e-6; }

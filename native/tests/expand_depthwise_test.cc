@@ -1,4 +1,5 @@
 // The expansion and its depthwise convolution as one op, against both definitions in double precision.
+#include "isa.h"
 #include "kernel_rig.h"
 
 namespace effnet::test {
@@ -31,9 +32,7 @@ double silu(double x) { return x / (1 + std::exp(-x)); }
 class ExpandDepthwise : public testing::TestWithParam<DType> {
  protected:
   void SetUp() override {
-    const char* isa = std::getenv("EFFNET_MAX_ISA");
-    if (GetParam() == DType::bf16 && (!__builtin_cpu_supports("avx512bf16") || (isa && std::string(isa) == "avx2")))
-      GTEST_SKIP() << "bf16 needs AVX512_BF16";
+    if (backend::kIsCpu && GetParam() == DType::bf16 && !supports_bf16()) GTEST_SKIP() << "bf16 needs AVX512_BF16";
   }
 };
 

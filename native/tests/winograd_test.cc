@@ -3,6 +3,7 @@
 #include "cpu/kernels/winograd.h"
 
 #include "conv_reference.h"
+#include "isa.h"
 #include "kernel_rig.h"
 
 namespace effnet::test {
@@ -209,9 +210,7 @@ TEST(Winograd, TheFactoriesChooseItForLayersOfEfficientNetV2) {
     EXPECT_TRUE(status.ok()) << status.message();
     return rig.name();
   };
-  const char* limit = std::getenv("EFFNET_MAX_ISA");
-  const bool avx2 = (limit && std::string(limit) == "avx2") || !__builtin_cpu_supports("avx512bw");
-  const std::string isa = avx2 ? ":avx2" : ":avx3";
+  const std::string isa = supports_avx3() ? ":avx3" : ":avx2";
   for (const ConvCase& c : {same(2, 150, 150, 24, 24), same(2, 75, 75, 48, 192), same(2, 38, 38, 64, 256)}) {
     EXPECT_EQ(name_of(Direction::forward, c, DType::f32), "winograd_fwd_f32" + isa);
     EXPECT_EQ(name_of(Direction::backward_data, c, DType::f32), "winograd_bwd_data_f32" + isa);
