@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <optional>
 
-#include "cpu/cpu_info.h"
 #include "cpu/kernels/common.h"
 #include "cpu/kernels/stats.h"
 
@@ -351,11 +350,6 @@ int64_t DenseWeights::first_channel(int64_t panel) const {
 bool has_dense_rows(plan::DType dtype, int64_t terms) {
   if (dtype == plan::DType::f32) return true;
   return dtype == plan::DType::bf16 && terms % 2 == 0 && kHasBf16Convert && EFF_DISPATCH(lane_count)() == 16;
-}
-
-bool prefer_dense_rows(plan::DType dtype, int64_t terms) {
-  static const bool amx = cpu_info().amx_bf16;
-  return has_dense_rows(dtype, terms) && !(amx && dtype == plan::DType::bf16);
 }
 
 size_t dense_scratch_bytes(const DenseWeights& weights, int64_t gated_rows, bool stats) {

@@ -25,8 +25,6 @@ struct DenseWeights {
 
 // Whether there is code for this type on this CPU: bf16 needs AVX512_BF16 and an even number of terms.
 bool has_dense_rows(plan::DType dtype, int64_t terms);
-// Whether it is the best there is: oneDNN has AMX for bf16.
-bool prefer_dense_rows(plan::DType dtype, int64_t terms);
 
 struct DenseRowsArgs {
   DenseWeights weights;

@@ -106,7 +106,7 @@ std::string kernel_name(const char* what, plan::DType dtype, const std::string& 
 }
 
 // Forward and backward data, with an optional gate on the source and an epilogue on the destination.
-class IndependentConv final : public Kernel {
+class TiledConv final : public Kernel {
  public:
   struct Operands {
     const Tensor *src, *weights, *dst;  // src is what is read: diff_dst in backward data
@@ -243,9 +243,9 @@ class WeightsGradient final : public Kernel {
 };
 
 // One kernel after the other.
-class Both final : public Kernel {
+class InSequence final : public Kernel {
  public:
-  Both(KernelPtr first, KernelPtr second) : first_(std::move(first)), second_(std::move(second)) {
+  InSequence(KernelPtr first, KernelPtr second) : first_(std::move(first)), second_(std::move(second)) {
     name_ = std::string(first_->name()) + "+" + second_->name();
   }
   const char* name() const override { return name_.c_str(); }
@@ -281,19 +281,26 @@ Status check_dtype(const plan::Op& op, const Tensor& activation) {
                op.name.data(), plan::dtype_name(activation.dtype));
 }
 
+// 1x1: on our own code, unless oneDNN has AMX for bf16 and may use it (by its own word: the system must permit AMX
+// too).
+bool suits_dense_rows(const ConvShape& s, int64_t terms) {
+  static const bool amx = onednn::effective_isa().find("amx") != std::string::npos;
+  return onednn::is_pointwise(s) && has_dense_rows(s.dtype, terms) && !(amx && s.dtype == plan::DType::bf16);
+}
+
 bool suits_winograd(const ConvShape& s) {
   return s.dtype == plan::DType::f32 && s.kh == 3 && s.kw == 3 && s.stride == 1 &&
          prefer_winograd(s.ic, s.oc, std::min(s.oh, s.ow));
 }
 
-StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
-                                     const IndependentConv::Operands& operands, const char* what) {
+StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape, const TiledConv::Operands& operands,
+                                     const char* what) {
   EFF_RETURN_IF_ERROR(check_dtype(op, *operands.src));
   if (operands.gate && !onednn::is_pointwise(shape))
     return error(Code::plan_invalid, "%.*s: a gate needs a 1x1 convolution", static_cast<int>(op.name.size()),
                  op.name.data());
   const bool backward = shape.pass == Pass::backward_data;
-  if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, backward ? shape.oc : shape.ic)) {
+  if (suits_dense_rows(shape, backward ? shape.oc : shape.ic)) {
     return make_pointwise({operands.src, operands.weights, operands.dst, backward, operands.bias, operands.gate,
                            operands.residual, operands.act},
                           (std::string("pointwise_") + what).c_str());
@@ -303,7 +310,7 @@ StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
                           operands.bias, operands.residual, operands.act},
                          (std::string("winograd_") + what).c_str());
   }
-  auto kernel = std::make_unique<IndependentConv>();
+  auto kernel = std::make_unique<TiledConv>();
   EFF_RETURN_IF_ERROR(kernel->init(shape, operands, what));
   return KernelPtr(std::move(kernel));
 }
@@ -330,7 +337,7 @@ StatusOr<KernelPtr> make_conv2d_stats(const plan::Op& op) {
   statistics.updates = {op.upd(upd_running_mean), op.upd(upd_running_var)};
   statistics.attrs = {op.attr(attr_eps), op.attr(attr_momentum)};
   EFF_RETURN_IF_ERROR(check_bn_stats(statistics));
-  if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, shape.ic)) {
+  if (suits_dense_rows(shape, shape.ic)) {
     PointwiseOperands operands{&src, &weights, &dst};
     operands.gate = op.in(in_gate);
     operands.mean = op.out(out_mean);
@@ -341,13 +348,13 @@ StatusOr<KernelPtr> make_conv2d_stats(const plan::Op& op) {
     operands.momentum = op.attr(attr_momentum);
     return make_pointwise(operands, "pointwise_fwd_stats");
   }
-  IndependentConv::Operands operands{&src, &weights, &dst};
+  TiledConv::Operands operands{&src, &weights, &dst};
   operands.gate = op.in(in_gate);
   auto conv = make_independent(op, shape, operands, "fwd");
   if (!conv.ok()) return conv.status();
   auto stats = make_bn_stats(statistics);
   if (!stats.ok()) return stats.status();
-  return KernelPtr(std::make_unique<Both>(std::move(conv.value()), std::move(stats.value())));
+  return KernelPtr(std::make_unique<InSequence>(std::move(conv.value()), std::move(stats.value())));
 }
 
 StatusOr<KernelPtr> make_conv2d_bias_act(const plan::Op& op) {
@@ -355,7 +362,7 @@ StatusOr<KernelPtr> make_conv2d_bias_act(const plan::Op& op) {
   const Tensor &src = *op.in(in_src), &weights = *op.in(in_weights), &dst = *op.out(out_dst);
   ConvShape shape = shape_of(op, Pass::forward, src, weights, dst);
   shape.bias = true;
-  IndependentConv::Operands operands{&src, &weights, &dst};
+  TiledConv::Operands operands{&src, &weights, &dst};
   operands.bias = op.in(in_bias);
   operands.gate = op.in(in_gate);
   operands.residual = op.in(in_residual);
@@ -375,8 +382,7 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const plan::Op& op) {
   const Tensor &src = *op.in(in_src), &diff_dst = *op.in(in_diff_dst), &diff_weights = *op.out(out_diff_weights);
   EFF_RETURN_IF_ERROR(check_dtype(op, src));
   const ConvShape shape = shape_of(op, Pass::backward_weights, src, diff_weights, diff_dst);
-  if (onednn::is_pointwise(shape) && prefer_dense_rows(shape.dtype, 2))
-    return make_pointwise_bwd_weights(&src, &diff_dst, &diff_weights);
+  if (suits_dense_rows(shape, 2)) return make_pointwise_bwd_weights(&src, &diff_dst, &diff_weights);
   if (suits_winograd(shape)) return make_winograd_bwd_weights(&src, &diff_dst, &diff_weights, shape.pad_t, shape.pad_l);
   auto kernel = std::make_unique<WeightsGradient>();
   EFF_RETURN_IF_ERROR(kernel->init(shape, &src, &diff_dst, &diff_weights));
