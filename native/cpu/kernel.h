@@ -2,8 +2,9 @@
 // with a barrier between them, each phase as independent shards on the pool's threads.
 //
 // Rules: the number of shards and the split of the work depend on shapes only, never on the thread count, and every
-// reduction has a fixed order; so 1, 2 or 16 threads give the same bits. run() never allocates, throws or blocks; it
-// changes nothing of the kernel itself: several images of a region may be in one kernel at once.
+// reduction has a fixed order; so 1, 2 or 16 threads give the same bits. run() never throws or blocks, and allocates
+// nothing but the handles that oneDNN wants for a call (onednn/adapter.cc); it changes nothing of the kernel itself:
+// several images of a region may be in one kernel at once.
 #pragma once
 
 #include <atomic>

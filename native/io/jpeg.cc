@@ -166,7 +166,6 @@ bool read_header(JpegSession& s) {
 
 struct DecodePlan {
   int eighths;
-  bool window;
   // Rows and columns libjpeg is asked for: the window and one more pixel on each side, so that fancy upsampling sees
   // the neighbours it would see in the whole image.
   Rect asked;
@@ -292,7 +291,7 @@ Status JpegReader::open(const uint8_t* data, size_t size, const DecodeLimits& li
 Status JpegReader::decode(int eighths, const Rect* window, ByteBuffer& buffer, View& out) {
   JpegSession& s = *session_;
   const int full_width = scaled(s.parsed.width, eighths), full_height = scaled(s.parsed.height, eighths);
-  DecodePlan plan{eighths, window != nullptr, {0, 0, full_width, full_height}};
+  DecodePlan plan{eighths, {0, 0, full_width, full_height}};
   if (window) {
     const int x0 = window->x > 0 ? window->x - 1 : 0, y0 = window->y > 0 ? window->y - 1 : 0;
     const int x1 = std::min(window->x + window->width + 1, full_width);

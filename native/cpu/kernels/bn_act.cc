@@ -1,5 +1,6 @@
-// Batch normalisation applied, forward:  dst = residual + drop * gate * act((src - mean) * a + shift),  a =
-// scale*inv_std.
+// Batch normalisation applied, forward:
+//
+//   dst = residual + drop * gate * act((src - mean) * a + shift),  a = scale*inv_std
 //
 // bn_apply is the case without activation, gate, drop and residual. The mean is subtracted first instead of being
 // folded into one shift: a channel whose mean is large against its deviation keeps all its bits, and a constant channel

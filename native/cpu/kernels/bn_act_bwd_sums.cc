@@ -3,8 +3,9 @@
 //
 //   xm = src - mean,  z = scale*inv_std*xm + shift,  d = drop*diff_dst
 //   diff_gate[n,c] = sum(d*act(z))
-//   sums[n,:,c]    = sum(d*act'(z)), sum(act'(z)), sum(d*act'(z)*xhat), sum(act'(z)*xhat)      over the pixels of image
-//   n
+//   sums[n,:,c]    = sum(d*act'(z)), sum(act'(z)), sum(d*act'(z)*xhat), sum(act'(z)*xhat)
+//
+// over the pixels of image n.
 //
 // bn_act_bwd_merge then has the reductions of the complete gradient g = (d*gate + diff_pooled/pixels) * act'(z), which
 // is linear in gate and diff_pooled:

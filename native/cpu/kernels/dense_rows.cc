@@ -187,7 +187,7 @@ void panels_of(const DenseRowsArgs& args) {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < width * size; c += kLine)
           __builtin_prefetch(reinterpret_cast<std::byte*>(dst + r * args.dst_row) + c, 1);
-      run_tile<Word, Ahead::panels>(tile, rows, wide, half);
+      run_tile<Word, FetchAhead::panels>(tile, rows, wide, half);
       const T* residual = args.residual ? static_cast<const T*>(args.residual) + at : nullptr;
       with_act(args.act, [&](auto act) HWY_ATTR {
         finish_rows<decltype(act)::value>(sums, tile.out_row, bias, residual, dst, args.dst_row, rows, width, false);
@@ -267,7 +267,7 @@ void rows_of(const DenseRowsArgs& args) {
         tile.out = out + tiles.begin(i) * tile.out_row;
         tile.ahead = next_src;
         tile.ahead2 = next_dst;
-        run_tile<Word, Ahead::rows>(tile, tiles.begin(i + 1) - tiles.begin(i), wide, half);
+        run_tile<Word, FetchAhead::rows>(tile, tiles.begin(i + 1) - tiles.begin(i), wide, half);
         next_src += steps * src_step;
         next_dst += steps * tile.ahead2_step;
       }

@@ -312,7 +312,7 @@ class BwdShard {
       const T* src = static_cast<const T*>(args_.src) + n * s_.src_h * s_.src_w * c + blocks.first;
       const T* diff = static_cast<const T*>(args_.diff_dst) + n * s_.dst_h * s_.dst_w * c + blocks.first;
       int64_t filled = 0;
-      Ahead none;
+      PixelsAhead none;
       for (int64_t y = shard.row0; y < shard.row1; y += kStepRows) {
         const int64_t end = std::min(shard.row1, y + kStepRows);
         filled = std::max(filled, clamp_row(first_row(y)));
@@ -321,18 +321,18 @@ class BwdShard {
         }
         const bool more = end < shard.row1, next_image = !more && n + 1 < shard.n1;
         const int64_t y1 = more ? end : shard.row0, y2 = std::min(shard.row1, y1 + kStepRows);
-        Ahead ahead_src, ahead_diff, ahead_results;
+        PixelsAhead ahead_src, ahead_diff, ahead_results;
         if (more || next_image) {
           const int64_t run = blocks.width();
           const int64_t from = std::max(more ? filled : 0, clamp_row(first_row(y1))), to = clamp_row(end_row(y2));
           const T* src1 = src + (next_image ? s_.src_h * s_.src_w * c : 0);
           const T* diff1 = diff + (next_image ? s_.dst_h * s_.dst_w * c : 0);
-          ahead_src = Ahead(src1 + y1 * s_.src_w * c, (y2 - y1) * s_.src_w, run, c);
+          ahead_src = PixelsAhead(src1 + y1 * s_.src_w * c, (y2 - y1) * s_.src_w, run, c);
           if (!stream_) {
             T* results = static_cast<T*>(args_.diff_src) + (src1 - static_cast<const T*>(args_.src));
-            ahead_results = Ahead(results + y1 * s_.src_w * c, (y2 - y1) * s_.src_w, run, c);
+            ahead_results = PixelsAhead(results + y1 * s_.src_w * c, (y2 - y1) * s_.src_w, run, c);
           }
-          ahead_diff = Ahead(diff1 + from * s_.dst_w * c, (to - from) * s_.dst_w, run, c);
+          ahead_diff = PixelsAhead(diff1 + from * s_.dst_w * c, (to - from) * s_.dst_w, run, c);
         }
         pixels += (end - y) * s_.src_w;
         const bool last = pixels >= kTilePixels || (!more && !next_image);
@@ -364,7 +364,7 @@ class BwdShard {
 
   // `last`: the sums of the tile of pixels are added to those of the shard.
   void rows(const RowRing& ring, const Blocks& blocks, const NormCoefs& coefs, int64_t n, int64_t y0, int64_t y1,
-            bool last, Ahead ahead_src, Ahead ahead_diff, Ahead ahead_results) {
+            bool last, PixelsAhead ahead_src, PixelsAhead ahead_diff, PixelsAhead ahead_results) {
     constexpr int64_t kMostTapRows = 5;
     TapRow tap_rows_of[kStepRows][kMostTapRows];
     int64_t tap_row_count[kStepRows];

@@ -76,12 +76,12 @@ struct Normalised {
 
 // Pixels of a source to fetch into the caches while something else is computed, a line at a time and in order. They are
 // not read.
-class Ahead {
+class PixelsAhead {
  public:
-  Ahead() = default;
+  PixelsAhead() = default;
   // `run` values of each of `count` pixels, which lie `c` values apart.
   template <class T>
-  Ahead(const T* first, int64_t count, int64_t run, int64_t c) {
+  PixelsAhead(const T* first, int64_t count, int64_t run, int64_t c) {
     if (count <= 0) return;
     const int64_t pitch = c * static_cast<int64_t>(sizeof(T)), bytes = run * static_cast<int64_t>(sizeof(T));
     at_ = reinterpret_cast<const char*>(first);
@@ -149,7 +149,7 @@ class RowRing {
   // are fetched a pixel.
   template <class T, class F>
   HWY_INLINE void fill(const Blocks& blocks, const T* HWY_RESTRICT pixels, int64_t c, int64_t y, const F& f,
-                       Ahead& ahead, int64_t lines) const {
+                       PixelsAhead& ahead, int64_t lines) const {
     float* HWY_RESTRICT to = memory_ + (y % rows_) * row_ + (left_ + lo_) * Blocks::kWidth;
     const T* HWY_RESTRICT from = pixels + lo_ * c;
     const int64_t full = blocks.last_lanes == kLanes ? blocks.count : blocks.count - 1;

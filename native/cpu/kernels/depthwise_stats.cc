@@ -177,9 +177,9 @@ struct StatsRows {
 };
 
 template <class T>
-class StatsShard {
+class DepthwiseStatsShard {
  public:
-  explicit StatsShard(const DepthwiseStatsArgs& args)
+  explicit DepthwiseStatsShard(const DepthwiseStatsArgs& args)
       : args_(args),
         s_(*args.shape),
         width_index_(stats_width(s_.dst_w)),
@@ -224,7 +224,7 @@ class StatsShard {
         const int64_t end = std::min(shard.row1, y + kStepRows), top = y * s_.stride - s_.pad_t;
         const int64_t bottom = std::min(top + s_.window(end - y), s_.src_h);
         filled = std::max(filled, top);
-        Ahead ahead = rows_ahead(image, n, std::max(filled, bottom), end);
+        PixelsAhead ahead = rows_ahead(image, n, std::max(filled, bottom), end);
         // Memory is waited for where there is arithmetic meanwhile: in the activation, else in the convolution.
         const int64_t pixels = std::max<int64_t>(1, (bottom - filled) * s_.src_w);
         const int64_t lines = args_.norm ? ahead.lines() / pixels : 0;
@@ -238,36 +238,36 @@ class StatsShard {
   }
 
   // What the next step copies to the ring, or the first step of the next image.
-  Ahead rows_ahead(const T* image, int64_t n, int64_t filled, int64_t y) const {
+  PixelsAhead rows_ahead(const T* image, int64_t n, int64_t filled, int64_t y) const {
     const int64_t run = std::min(args_.ring.blocks * kRowLanes, args_.shard.c1 - args_.shard.c0);
     const auto rows = [&](const T* base, int64_t from, int64_t to) {
       from = std::clamp<int64_t>(from, 0, s_.src_h), to = std::clamp<int64_t>(to, from, s_.src_h);
-      return Ahead(base + from * s_.src_w * s_.c, (to - from) * s_.src_w, run, s_.c);
+      return PixelsAhead(base + from * s_.src_w * s_.c, (to - from) * s_.src_w, run, s_.c);
     };
     if (y < args_.shard.row1) {
       const int64_t next = std::min(args_.shard.row1, y + kStepRows) - y;
       return rows(image, filled, y * s_.stride - s_.pad_t + s_.window(next));
     }
-    if (n + 1 == args_.shard.n1) return Ahead();
+    if (n + 1 == args_.shard.n1) return PixelsAhead();
     const int64_t top = args_.shard.row0 * s_.stride - s_.pad_t;
     return rows(image + s_.src_h * s_.src_w * s_.c, top,
                 top + s_.window(std::min(kStepRows, args_.shard.row1 - args_.shard.row0)));
   }
 
   // Where the next step stores.
-  Ahead results_ahead(const Blocks& blocks, int64_t n, int64_t y) const {
-    if (stream_) return Ahead();
+  PixelsAhead results_ahead(const Blocks& blocks, int64_t n, int64_t y) const {
+    if (stream_) return PixelsAhead();
     if (y >= args_.shard.row1) {
-      if (++n == args_.shard.n1) return Ahead();
+      if (++n == args_.shard.n1) return PixelsAhead();
       y = args_.shard.row0;
     }
     const T* dst = static_cast<const T*>(args_.dst) + (n * s_.dst_h + y) * s_.dst_w * s_.c + blocks.first;
-    return Ahead(dst, (std::min(args_.shard.row1, y + kStepRows) - y) * s_.dst_w, blocks.width(), s_.c);
+    return PixelsAhead(dst, (std::min(args_.shard.row1, y + kStepRows) - y) * s_.dst_w, blocks.width(), s_.c);
   }
 
   // Rows [y0, y1) of the results: two, or one.
   StatsRows convolve(const RowRing& ring, const Blocks& blocks, int64_t n, int64_t y0, int64_t y1, StatsRows start,
-                     Ahead ahead, Ahead results) {
+                     PixelsAhead ahead, PixelsAhead results) {
     constexpr int64_t kMostWindow = 16;
     int64_t offsets[kMostWindow];
     const int64_t height = y1 - y0, window = s_.window(height), width = kStatsWidths[width_index_];
@@ -335,9 +335,9 @@ class StatsShard {
 
 void depthwise_stats(const DepthwiseStatsArgs& args) {
   if (args.shape->bf16) {
-    StatsShard<BFloat16>(args).run();
+    DepthwiseStatsShard<BFloat16>(args).run();
   } else {
-    StatsShard<float>(args).run();
+    DepthwiseStatsShard<float>(args).run();
   }
 }
 

@@ -67,17 +67,17 @@ struct Bf16Pair {
   }
 };
 
-enum class Ahead {
+enum class FetchAhead {
   rows,    // what the next rows of `a` are, and the lines that their results will be written to
   blocks,  // both to be read, into L2: the next block must not drive this one out of L1
   panels,  // what the next rows of `a` are, and of `b` as much as a step reads
 };
-template <Ahead kind, int NV>
+template <FetchAhead kind, int NV>
 HWY_INLINE void fetch_ahead(const std::byte* ahead, const std::byte* ahead2) {
-  if constexpr (kind == Ahead::rows) {
+  if constexpr (kind == FetchAhead::rows) {
     __builtin_prefetch(ahead);
     __builtin_prefetch(ahead2, 1);
-  } else if constexpr (kind == Ahead::panels) {
+  } else if constexpr (kind == FetchAhead::panels) {
     constexpr int kLine = 64, kVectorBytes = static_cast<int>(kLanes * sizeof(float));
     __builtin_prefetch(ahead);
 #pragma GCC unroll 4
@@ -98,7 +98,7 @@ using HalfF32 = hn::Half<F32>;
 using HalfVec = hn::Vec<HalfF32>;
 
 // `half`: of the last of the NV vectors only the lower half counts; the upper half of the result is 0.
-template <class Word, Ahead kAhead, int MR, int NV, bool half>
+template <class Word, FetchAhead kAhead, int MR, int NV, bool half>
 void gemm_tile(const TileArgs& t) {
   constexpr int kFull = half ? NV - 1 : NV;
   Vec sum[MR][kFull + 1];
@@ -163,12 +163,12 @@ void gemm_tile(const TileArgs& t) {
 
 using TileFunction = void (*)(const TileArgs&);
 
-template <class Word, Ahead kAhead, int NV, bool half, size_t... I>
+template <class Word, FetchAhead kAhead, int NV, bool half, size_t... I>
 constexpr std::array<TileFunction, sizeof...(I)> tile_functions(std::index_sequence<I...>) {
   return {gemm_tile<Word, kAhead, static_cast<int>(I) + 1, NV, half>...};
 }
 // kTiles<Word, kAhead, NV, half>[rows - 1]
-template <class Word, Ahead kAhead, int NV, bool half>
+template <class Word, FetchAhead kAhead, int NV, bool half>
 inline constexpr auto kTiles = tile_functions<Word, kAhead, NV, half>(std::make_index_sequence<kTileRows<NV>>());
 
 // Any number of rows as tiles of equal height: 16 are 8 and 8, for 2 after 14 would not fill their loads with products.
@@ -183,7 +183,7 @@ struct TileHeights {
 
 // The tile of `rows` rows and `vectors` (1 to kTileVectors) vectors of columns; `half`: the last one is at most half
 // full.
-template <class Word, Ahead kAhead>
+template <class Word, FetchAhead kAhead>
 HWY_INLINE void run_tile(const TileArgs& t, int64_t rows, int vectors, bool half) {
   const auto index = static_cast<size_t>(rows - 1);
   if (kHalfVectors && half) {

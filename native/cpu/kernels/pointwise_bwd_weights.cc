@@ -2,9 +2,9 @@
 //
 // One operand (`wide`) runs along the vectors, the other (`tall`) gives the rows of the register tiles. Every tile of a
 // block of rows adds its sums to a partial gradient while the next block is fetched into L2. FP32 is read where it is
-// (where a vector would read on beyond the tensor its last block is packed);
-// pairs of rows of bf16 are first packed, the wide operand in panels.
-// The rows are cut into groups whose partials are added in order, the tall operand into bands; both fixed by shape.
+// (where a vector would read on beyond the tensor its last block is packed); pairs of rows of bf16 are first packed,
+// the wide operand in panels. The rows are cut into groups whose partials are added in order, the tall operand into
+// bands; both fixed by shape.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/pointwise_bwd_weights.cc"
 #include "cpu/kernels/dispatch.h"
@@ -198,8 +198,8 @@ void row_product(const RowProductArgs& args) {
         tile.out = args.sums + (args.tall_begin + tiles.begin(j)) * padded + 2 * i * lanes;
         if (args.fetch[0].begin) {
           fetch.next(tile, steps);
-          run_tile<Word, Ahead::blocks>(tile, tiles.begin(j + 1) - tiles.begin(j), panels.wide(i),
-                                        half && i + 1 == panels.count());
+          run_tile<Word, FetchAhead::blocks>(tile, tiles.begin(j + 1) - tiles.begin(j), panels.wide(i),
+                                             half && i + 1 == panels.count());
           continue;
         }
         tile.ahead = next_wide;
@@ -213,8 +213,8 @@ void row_product(const RowProductArgs& args) {
           tile.ahead2_step = both ? ahead_step : 0;
           next_wide += steps * tile.ahead2_step;
         }
-        run_tile<Word, Ahead::blocks>(tile, tiles.begin(j + 1) - tiles.begin(j), panels.wide(i),
-                                      half && i + 1 == panels.count());
+        run_tile<Word, FetchAhead::blocks>(tile, tiles.begin(j + 1) - tiles.begin(j), panels.wide(i),
+                                           half && i + 1 == panels.count());
       }
       panel += steps * width;
     }

@@ -3,9 +3,12 @@
 //   hidden = pooled * weights0^T + bias0            stored before the activation
 //   gate   = sigmoid(act(hidden) * weights1^T + bias1)
 //
-// Backward, phase 0 by images:  d = diff_gate*gate*(1-gate),  e = (d * weights1) * act'(hidden),  diff_pooled = e *
-// weights0; phase 1 by channels: the sums over images, diff_weights1 = d^T * act(hidden), diff_weights0 = e^T * pooled,
-// diff_bias.
+// Backward, phase 0 by images:
+//
+//   d = diff_gate*gate*(1-gate),  e = (d * weights1) * act'(hidden),  diff_pooled = e * weights0
+//
+// and phase 1 by channels, the sums over images: diff_weights1 = d^T * act(hidden), diff_weights0 = e^T * pooled, and
+// the biases' of d and e.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/se.cc"
 #include "cpu/kernels/dispatch.h"

@@ -1,9 +1,10 @@
 // Small FP32 matrix products for the classifier and squeeze-and-excitation, compiled per target. Every element of a
 // result is summed in an order that depends on the length of the sum alone: not on the batch, the tile or the thread.
 //
-//   dot_product   dst[i,j] = sum_k a[i,k] * b[j,k]       both run along k: vectors over k, a tree across lanes at the
-//   end outer_product dst[i,k] = sum_r a(i,r) * b[r,k]       vectors over k; a(i,r) = a[i*a_row + r*a_red], so a may be
-//   transposed
+//   dot_product     dst[i,j] = sum_k a[i,k] * b[j,k]
+//                   both run along k: vectors over k, a tree across lanes at the end
+//   outer_product   dst[i,k] = sum_r a(i,r) * b[r,k]
+//                   vectors over k; a(i,r) = a[i*a_row + r*a_red], so a may be transposed
 #if defined(EFFNET_SMALL_GEMM_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef EFFNET_SMALL_GEMM_INL_H_
 #undef EFFNET_SMALL_GEMM_INL_H_

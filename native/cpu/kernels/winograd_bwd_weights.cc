@@ -82,7 +82,7 @@ void wino_sums(const WinogradSumsArgs& args) {
             tile.out = args.sums + (p * oc + first + r) * in_row + c;
             tile.ahead = ahead_src.take(tile.steps, tile.ahead_step);
             tile.ahead2 = ahead_diff.take(tile.steps, tile.ahead2_step);
-            run_tile<F32Word, Ahead::blocks>(tile, tiles.begin(i + 1) - r, vectors, half);
+            run_tile<F32Word, FetchAhead::blocks>(tile, tiles.begin(i + 1) - r, vectors, half);
           }
           c += vectors * lanes;
         }
