@@ -52,12 +52,12 @@ async function build(folder, options, targets) {
 
 const FINDING = /ERROR: (?:Address|Leak)Sanitizer: .*|WARNING: ThreadSanitizer: .*|\S+: runtime error: .*/g
 
-/** Every test program once (twice where it has a run on the lowest instruction set): a row each, findings below. */
+/** Every test program once (and on the lower instruction sets that it has runs for): a row each, findings below. */
 async function tests(folder, options) {
   const at = await build(folder, ['-DEFFNET_TESTS=ON', ...options], names)
   const junit = path.join(cache, `logs/${folder}.xml`)
   rmSync(junit, { force: true })
-  const filter = names.length > 0 ? ['-R', `^(${names.join('|')})(_avx2)?$`] : []
+  const filter = names.length > 0 ? ['-R', `^(${names.join('|')})(_avx2|_avx3(_bf16)?)?$`] : []
   const args = ['--test-dir', at, '-j', jobs, '--timeout', '1800', '--no-tests=error', '--output-junit', junit, ...filter]
   const { status } = probe('ctest', args, { env: { ...process.env, ...env }, maxBuffer: 1 << 28 })
   if (!existsSync(junit)) throw new SetupError(`ctest ended with ${status} and wrote no report`)

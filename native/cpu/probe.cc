@@ -154,7 +154,7 @@ Peaks measure_peaks(ThreadPool& pool) {
     return [function](int64_t amount, float* sink, size_t) { return function(amount, sink); };
   };
   peaks.fp32_flops = best_flops(pool, alone(fma));
-  if (info.avx512_bf16) peaks.bf16_flops = best_flops(pool, alone(dot));
+  if (kHasBf16Convert) peaks.bf16_flops = best_flops(pool, alone(dot));
   if (info.amx_bf16) peaks.bf16_flops = std::max(peaks.bf16_flops, best_amx(pool));
   peaks.bytes = best_copy(pool);
   return peaks;

@@ -96,6 +96,8 @@ HWY_AFTER_NAMESPACE();
 #include <string>
 #include <vector>
 
+#include "tests/isa.h"
+
 namespace effnet::cpu {
 namespace {
 HWY_EXPORT(lanes);
@@ -139,10 +141,8 @@ double sigmoid_ref(double x) { return 1 / (1 + std::exp(-x)); }
 
 TEST(Simd, TargetIsTheOneAskedFor) {
   ASSERT_EQ(unsupported_cpu_reason(), nullptr);
-  const char* limit = std::getenv("EFFNET_MAX_ISA");
-  if (limit && *limit) {
-    EXPECT_STREQ(isa_name(), limit);
-  }
+  EXPECT_STREQ(isa_name(), test::supports_avx3() ? "avx3" : "avx2");
+  EXPECT_EQ(kHasBf16Convert, test::supports_bf16());
   EXPECT_EQ(EFF_DISPATCH(lanes)(), std::string(isa_name()) == "avx3" ? 16u : 8u);
 }
 

@@ -4,7 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <string_view>
 
 #include "hwy/highway.h"
 
@@ -13,6 +13,7 @@ namespace {
 
 struct Choice {
   const char* isa = "avx2";
+  bool bf16_convert = false;
   bool unsupported = false;
   char reason[256] = {};
 };
@@ -42,22 +43,24 @@ Choice choose() {
         feature);
     return choice;
   }
-  const char* limit = std::getenv("EFFNET_MAX_ISA");
-  if (limit && *limit) {
-    if (std::strcmp(limit, "avx2") == 0) {
-      hwy::DisableTargets(HWY_AVX3);
-    } else if (std::strcmp(limit, "avx3") != 0) {
-      choice.unsupported = true;
-      std::snprintf(choice.reason, sizeof choice.reason,
-                    "EFFNET_MAX_ISA is \"%.40s\", which names no instruction set; use avx2 or avx3, or unset it.",
-                    limit);
-      return choice;
-    }
+  const char* text = std::getenv("EFFNET_MAX_ISA");
+  const std::string_view limit = text ? text : "";
+  if (limit == "avx2") {
+    hwy::DisableTargets(HWY_AVX3);
+  } else if (!limit.empty() && limit != "avx3" && limit != "avx3_bf16") {
+    choice.unsupported = true;
+    std::snprintf(
+        choice.reason, sizeof choice.reason,
+        "EFFNET_MAX_ISA is \"%.40s\", which names no instruction set; use avx2, avx3 or avx3_bf16, or unset it.", text);
+    return choice;
   }
   // Highway 1.0.3: SupportedTargets() makes the unlimited set the choice as a side effect, so Update must come last.
   const int64_t targets = hwy::SupportedTargets();
   hwy::GetChosenTarget().Update(targets);
-  if (targets & HWY_AVX3) choice.isa = "avx3";
+  if (targets & HWY_AVX3) {
+    choice.isa = "avx3";
+    choice.bf16_convert = limit != "avx3" && __builtin_cpu_supports("avx512bf16");
+  }
   return choice;
 }
 
@@ -68,7 +71,7 @@ const Choice& choice() {
 
 }  // namespace
 
-const bool kHasBf16Convert = __builtin_cpu_supports("avx512bf16");
+const bool kHasBf16Convert = choice().bf16_convert;
 
 const char* unsupported_cpu_reason() { return choice().unsupported ? choice().reason : nullptr; }
 void init_dispatch() { choice(); }

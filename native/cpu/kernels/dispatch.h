@@ -1,7 +1,10 @@
 // The instruction sets of our own kernels and how one is chosen at run time.
 //
 // Kernels are compiled once for each target below (Highway's foreach_target); the best one that the CPU has is used.
-// EFFNET_MAX_ISA=avx2 (or avx3) lowers the choice for the whole process: tests run every target on one machine.
+// EFFNET_MAX_ISA lowers the choice for the whole process, oneDNN's too, so that tests run every one on one machine:
+//   avx2        the lowest that we compile for
+//   avx3        AVX-512, without its bf16 instructions
+//   avx3_bf16   with them, without AMX
 // Include this before any Highway header: it names the targets that are compiled.
 #pragma once
 
@@ -21,7 +24,8 @@ const char* unsupported_cpu_reason();
 // Reads EFFNET_MAX_ISA on the first call and lowers Highway's choice. Every dispatch must come after it.
 void init_dispatch();
 
-// Whether bf16 results are rounded by the CPU's own instruction (AVX512_BF16), which also flushes subnormals to zero.
+// Whether AVX512_BF16 is used: bf16 results are rounded by its instruction, which also flushes subnormals to zero, and
+// there are products of bf16.
 extern const bool kHasBf16Convert;
 
 // The chosen target, as it ends kernel names: "avx3" (AVX-512 F, BW, CD, DQ, VL) or "avx2".

@@ -12,8 +12,11 @@ namespace {
 // oneDNN reads its limit once, before its first use; ours (EFFNET_MAX_ISA, see cpu/kernels/dispatch.h) implies one.
 void limit_isa() {
   static const bool done = [] {
-    const char* limit = std::getenv("EFFNET_MAX_ISA");
-    if (limit && std::string_view(limit) == "avx2") dnnl_set_max_cpu_isa(dnnl_cpu_isa_avx2);
+    const char* text = std::getenv("EFFNET_MAX_ISA");
+    const std::string_view limit = text ? text : "";
+    if (limit == "avx2") dnnl_set_max_cpu_isa(dnnl_cpu_isa_avx2);
+    if (limit == "avx3") dnnl_set_max_cpu_isa(dnnl_cpu_isa_avx512_core);
+    if (limit == "avx3_bf16") dnnl_set_max_cpu_isa(dnnl_cpu_isa_avx512_core_bf16);
     return true;
   }();
   static_cast<void>(done);
