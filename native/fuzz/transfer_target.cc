@@ -5,10 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "core/caught.h"
 #include "fuzz/fuzz.h"
+#include "io/sha256.h"
 #include "io/transfer.h"
 
 namespace effnet::fuzz {
@@ -65,6 +68,50 @@ uint32_t side(uint64_t word) {
   return word >> 31 ? static_cast<uint32_t>(word << 1) : static_cast<uint32_t>(word % 41);
 }
 
+template <class T>
+T value_at(const uint8_t* p) {
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+// Whether `after` is what a file's value `before` must be when it has been through an arena's FP32.
+bool survives(io::FileDType dtype, const uint8_t* before, const uint8_t* after) {
+  const auto like = [&]<class T>(T a, T b) {
+    return std::memcmp(&a, &b, sizeof(T)) == 0 || (std::isnan(a) && std::isnan(b));
+  };
+  switch (dtype) {
+    case io::FileDType::f32:
+      return std::memcmp(before, after, 4) == 0;
+    case io::FileDType::f16:
+      return like(io::half_to_float(value_at<uint16_t>(before)), io::half_to_float(value_at<uint16_t>(after)));
+    case io::FileDType::bf16:
+      return like(std::bit_cast<float>(uint32_t{value_at<uint16_t>(before)} << 16),
+                  std::bit_cast<float>(uint32_t{value_at<uint16_t>(after)} << 16));
+    case io::FileDType::f64:
+      return like(static_cast<double>(static_cast<float>(value_at<double>(before))), value_at<double>(after));
+  }
+  return false;
+}
+
+// Tensors that were loaded and saved again; of those that share bytes with another one, the last wins.
+void check_round_trip(const std::vector<io::TensorTransfer>& tensors, const uint8_t* loaded, const uint8_t* saved) {
+  const auto apart = [](uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes) {
+    return a + a_bytes <= b || b + b_bytes <= a;
+  };
+  for (const io::TensorTransfer& t : tensors) {
+    const uint64_t elements = t.elements(), bytes = elements * io::dtype_bytes(t.dtype);
+    const bool alone = std::all_of(tensors.begin(), tensors.end(), [&](const io::TensorTransfer& other) {
+      return &other == &t ||
+             ((t.arena != other.arena || apart(t.offset, 4 * elements, other.offset, 4 * other.elements())) &&
+              apart(t.file_offset, bytes, other.file_offset, other.elements() * io::dtype_bytes(other.dtype)));
+    });
+    if (!alone) continue;
+    for (uint64_t at = t.file_offset; at < t.file_offset + bytes; at += io::dtype_bytes(t.dtype))
+      if (!survives(t.dtype, loaded + at, saved + at)) broken("a value is not what was loaded", std::to_string(at));
+  }
+}
+
 Outcome run(const uint8_t* data, size_t size) {
   static MemoryFile source, sink;
   Reader in(data, size);
@@ -104,6 +151,11 @@ Outcome run(const uint8_t* data, size_t size) {
     if (bytes.size() != 4 + claimed || std::memcmp(bytes.data(), "head", 4) != 0 ||
         (claimed && std::memcmp(bytes.data() + 4, block.data(), claimed) != 0))
       broken("a file is not what was saved", std::to_string(bytes.size()));
+    io::Sha256 hash;
+    hash.update(bytes.data(), bytes.size());
+    if (written.value()[0].bytes != bytes.size() || written.value()[0].sha256 != hash.finish())
+      broken("a file is not of the size or hash that were told", written.value()[0].sha256);
+    if (loaded.ok()) check_round_trip(tensors, in.rest() + data_start, bytes.data() + 4);
     where += " saved";
   } else if (snapshot.status().code() != Code::invalid_argument && snapshot.status().code() != Code::oom) {
     broken("code of a snapshot", snapshot.status().message());
