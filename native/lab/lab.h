@@ -65,14 +65,15 @@ class Bench {
   Bench& out(plan::DType dtype, const std::vector<int64_t>& dims) {
     return op_.outputs.push_back(tensor(dtype, dims)), *this;
   }
-
+  Bench& absent_out() { return op_.outputs.push_back(nullptr), *this; }
   Bench& update(plan::DType dtype, const std::vector<int64_t>& dims) {
     return op_.updates.push_back(tensor(dtype, dims)), *this;
   }
 
   // Prints time, rates and the share of the floor. `dense`: multiplies in the type of its source, so that bf16 has its
   // own peak. Kernels whose name has not `filter` in it are left out.
-  void run(cpu::KernelFactory factory, const std::string& label, const char* filter, bool dense) {
+  void run(cpu::KernelFactory factory, const std::string& label, const char* filter, bool dense,
+           const StepScalars& scalars = {}) {
     auto made = factory(op_);
     if (!made.ok()) {
       std::printf("%-30s %s\n", label.c_str(), made.status().message().c_str());
@@ -85,7 +86,6 @@ class Bench {
     fill(memory);
     std::byte* arenas[plan::kArenaCount];
     for (auto& arena : arenas) arena = align(memory);
-    const StepScalars scalars;
     const cpu::ExecContext ctx{arenas, &scalars, align(worker), align(shared), 0};
     kernel.prepare(ctx);
     int shards = 0;
