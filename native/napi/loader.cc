@@ -12,8 +12,17 @@ struct LoaderHandle {
   static const napi_type_tag kTag;
   static constexpr const char* kKind = "loader";
   explicit LoaderHandle(Napi::Env env) : accounted(env) {}
+  // Collected or closed.
+  ~LoaderHandle() { close(); }
+  void close() {
+    if (!loader) return;
+    loader->close();
+    loader.reset();
+    accounted.set(0);
+  }
+
   std::shared_ptr<io::Loader> loader;  // empty after close
-  ExternalBytes accounted;
+  ExternalBytes accounted;  // of the batches that wait to be taken; those handed out count by themselves
 };
 const napi_type_tag LoaderHandle::kTag = {0x6b1c2f0e94d84a55, 0x9c7d3e51a6f20b18};
 
@@ -108,10 +117,13 @@ LoaderOptions get_loader_options(Napi::Env env, const Napi::Object& object) {
 Napi::Value create_loader(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (!info[0].IsObject()) throw_status(env, error(Code::invalid_argument, "loader options must be an object"));
-  auto created = Loader::create(get_loader_options(env, info[0].As<Napi::Object>()));
+  LoaderOptions options = get_loader_options(env, info[0].As<Napi::Object>());
+  const auto kept_batches = static_cast<uint64_t>(options.prefetch) + 1;
+  auto created = Loader::create(std::move(options));
   check(env, created.status());
   auto handle = std::make_shared<LoaderHandle>(env);
   handle->loader = std::move(created.value());
+  handle->accounted.set(handle->loader->batch_bytes() * kept_batches);
   EnvState::of(env).at_teardown(handle->loader, &Loader::close);
   return make_handle(env, std::move(handle));
 }
@@ -187,12 +199,7 @@ Napi::Value read_batch(const Napi::CallbackInfo& info) {
   return Napi::Uint8Array::New(env, batch->bytes(), buffer, 0);
 }
 
-void close_loader(const Napi::CallbackInfo& info) {
-  const auto& handle = get_handle<LoaderHandle>(info, 0);
-  if (!handle->loader) return;
-  handle->loader->close();
-  handle->loader.reset();
-}
+void close_loader(const Napi::CallbackInfo& info) { get_handle<LoaderHandle>(info, 0)->close(); }
 
 }  // namespace
 

@@ -33,3 +33,20 @@ it('arenas that grew later count too', async () => {
   }
   expect(await heldAfter(grow)).toBeLessThan((COUNT * SIZE) / 2)
 })
+
+it('loaders count too, with the batches that they may come to hold', async () => {
+  const before = binding().memoryUsage().handles
+  for (let i = 0; i < COUNT; i++) {
+    // Three batches of 25 MB each, of which none is ever made.
+    binding().createLoader({
+      files: [],
+      labels: new Int32Array(0),
+      batchSize: 8,
+      decode: { mode: 'train', size: 1024 },
+      workers: 1,
+      prefetch: 2,
+    })
+    await sleep(1)
+  }
+  expect(binding().memoryUsage().handles - before).toBeLessThan(COUNT / 2)
+})
