@@ -14,20 +14,20 @@ import { CallbackList, CsvLogger, JsonlLogger } from './callbacks.js'
 import { machineState, type TrainState } from './checkpoint.js'
 import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
 import { CheckpointKeeper } from './checkpoint_keeper.js'
-import { checkClasses, Evaluator, type Watch } from './evaluate.js'
+import { checkClasses, Evaluator } from './evaluate.js'
 import type { EventHub } from './events.js'
 import { faultPoint } from './fault.js'
 import { notFinite } from './not_finite.js'
 import { Progress } from './progress.js'
 import { dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
 import { RunFolder, type RunState } from './run_folder.js'
+import { finishedResult, plainOptions, runPaths, storedDetails } from './run_result.js'
 import { emaDecay, learningRate, type ScheduleSpec } from './schedule.js'
+import { Speed } from './speed.js'
 import { readTrainingState } from './tensor_files.js'
 import type {
   Callback,
   EpochEvent,
-  EvaluateDetails,
-  EvaluateResult,
   FitOptions,
   FitResult,
   Metrics,
@@ -36,26 +36,31 @@ import type {
   StepEvent,
   TrainerContext,
   TrainerOptions,
+  ValidationEvent,
+  ValidationStepEvent,
 } from './types.js'
+import { Validation, type ValidationHost } from './validation.js'
 
 /** status.json is refreshed this often within an epoch. */
 const STATUS_EVERY_MS = 10_000
 
 type StopStatus = 'finished' | 'interrupted' | 'aborted'
 
-export class FitRun implements TrainerContext {
+export class FitRun implements TrainerContext, ValidationHost {
   options: ResolvedOptions
   stepsPerEpoch = 0
   totalSteps = 0
   /** Resolves when `fit` has settled, whatever came of it. */
   readonly settled: Promise<void>
   private settle: () => void = () => undefined
-  private readonly progress = new Progress()
+  readonly progress = new Progress()
+  private readonly speed = new Speed(this.progress)
   private readonly folder: RunFolder | undefined
   private callbacks: CallbackList
   private plan: TrainPlan | undefined
   private loader: NativeImageLoader | undefined
   private evaluator: Evaluator | undefined
+  private validation: Validation | undefined
   private keeper: CheckpointKeeper | undefined
   private schedule: ScheduleSpec | undefined
   private data: TrainState['data'] | undefined
@@ -65,15 +70,12 @@ export class FitRun implements TrainerContext {
   private stopping: { reason: string; status: StopStatus } | undefined
   /** False from the start of a step until its loss is known to be finite: such weights are not saved. */
   private weightsSound = false
-  private details: EvaluateDetails | undefined
   /** The last epoch was the best so far; its save is the one at the end of the run. */
   private bestAtEnd = false
   /** The outcome has been written; an abort is thrown after that. */
   private concluded = false
   /** Calls of `onWarning`, in order. */
   private warnings: Promise<void> = Promise.resolve()
-  private span = { images: 0, ms: 0, waitMs: 0 }
-  private firstStepDone = false
   private resumedFrom: { path: string; step: number } | undefined
   /** This run writes to the folder: before it, nothing there is touched. */
   private owned = false
@@ -116,9 +118,9 @@ export class FitRun implements TrainerContext {
     return this.progress.metrics
   }
 
-  /** The first reason counts; a callback's ends the run as finished. */
+  /** The first reason counts; a callback's ends the run as finished, and gives way to one that cuts it off. */
   stop(reason: string, status: StopStatus = 'finished'): void {
-    this.stopping ??= { reason, status }
+    if (!this.stopping || (!this.halted && status !== 'finished')) this.stopping = { reason, status }
   }
 
   /** See `Trainer.conclude`. */
@@ -142,6 +144,32 @@ export class FitRun implements TrainerContext {
     this.warnings = this.warnings.then(() => this.callbacks.call('onWarning', this, event))
     // Thrown at the next step boundary; meanwhile it is not unhandled.
     this.warnings.catch(() => undefined)
+  }
+
+  // ---- ValidationHost
+
+  get halted(): boolean {
+    return this.stopping !== undefined && this.stopping.status !== 'finished'
+  }
+
+  onValidationStart(): Promise<void> {
+    return this.callbacks.call('onValidationStart', this)
+  }
+
+  async onValidationBatch(event: ValidationStepEvent): Promise<void> {
+    this.hub.emit(event)
+    await this.callbacks.call('onValidationBatch', this, event)
+  }
+
+  async onValidationEnd(event: ValidationEvent): Promise<void> {
+    this.hub.emit(event)
+    await this.callbacks.call('onValidationEnd', this, event)
+  }
+
+  unsound(what: string, first: NonFinite | null): Promise<EffnetError> {
+    this.weightsSound = false
+    const { step } = this.progress
+    return this.notFinite(what, first, { step, lr: learningRate(this.schedule!, step - 1) })
   }
 
   // ---- the run
@@ -232,6 +260,7 @@ export class FitRun implements TrainerContext {
         interpolation: o.interpolation,
         ...common,
       })
+      this.validation = new Validation(this, this.evaluator)
     }
     this.stepsPerEpoch = this.loader.batches
     this.totalSteps = Math.min(o.maxEpochs * this.stepsPerEpoch, o.maxSteps ?? Number.POSITIVE_INFINITY)
@@ -348,7 +377,7 @@ export class FitRun implements TrainerContext {
     const { progress, options } = this
     const loader = this.loader!
     loader.load({ epoch: progress.epoch, sample: progress.sample, seed: options.seed })
-    this.span = { images: 0, ms: 0, waitMs: 0 }
+    this.speed.startEpoch()
     await this.callbacks.call('onEpochStart', this)
     let from = performance.now()
     for await (const batch of loader.epoch()) {
@@ -392,33 +421,14 @@ export class FitRun implements TrainerContext {
     progress.sample = batch.nextSample
     if (this.options.ema > 0) progress.emaUpdates++
     progress.running.add(result.loss, result.ranks)
-    this.count(batch.count, stepMs, waitMs)
+    this.speed.count(batch.count, stepMs, waitMs)
     const event = this.stepEvent(result, scalars.lr!, stepMs, waitMs)
     this.hub.emit(event)
     await this.callbacks.call('onStepEnd', this, event)
   }
 
-  /** Since the start of the epoch. */
-  private get rate(): number {
-    return this.span.ms > 0 ? (1000 * this.span.images) / this.span.ms : 0
-  }
-
-  /** Start-up (kernels' first touch of memory, an empty pipeline) is left out of the run's throughput. */
-  private count(images: number, stepMs: number, waitMs: number): void {
-    this.span.images += images
-    this.span.ms += stepMs + waitMs
-    this.span.waitMs += waitMs
-    if (!this.firstStepDone) {
-      this.firstStepDone = true
-      return
-    }
-    this.progress.trainedImages += images
-    this.progress.trainedMs += stepMs + waitMs
-    this.progress.waitMs += waitMs
-  }
-
   private stepEvent(result: StepResult, lr: number, stepMs: number, waitMs: number): StepEvent {
-    const { progress, span } = this
+    const { progress, speed } = this
     return {
       type: 'step',
       epoch: progress.epoch + 1,
@@ -431,8 +441,8 @@ export class FitRun implements TrainerContext {
       top1: progress.running.top1,
       lr,
       ...(result.gradNorm === undefined ? {} : { gradNorm: result.gradNorm }),
-      imagesPerS: this.rate,
-      dataWait: span.waitMs / span.ms,
+      imagesPerS: speed.imagesPerS,
+      dataWait: speed.dataWait,
       stepMs,
       waitMs,
       elapsedMs: progress.elapsedMs,
@@ -492,21 +502,21 @@ export class FitRun implements TrainerContext {
    * False when a stop came during validation; the epoch then ends anew when the run is resumed.
    */
   private async endOfEpoch(partial = false): Promise<boolean> {
-    const { progress, options, span } = this
+    const { progress, options, speed } = this
     const epoch = progress.epoch + 1
     const done = partial ? epoch - 1 : epoch
     const last = done >= options.maxEpochs || progress.step >= (options.maxSteps ?? Number.POSITIVE_INFINITY)
     const metrics = this.runningMetrics()
-    const due = last || (options.valEvery > 0 && done % options.valEvery === 0)
-    if (due && this.evaluator) {
-      const measured = await this.validate(epoch)
+    const due = last || partial || (options.valEvery > 0 && done % options.valEvery === 0)
+    if (due && this.validation) {
+      const measured = await this.validation.run(epoch)
       if (!measured) return false
       Object.assign(metrics, measured)
     }
     metrics['lr'] = learningRate(this.schedule!, Math.max(0, progress.step - 1))
-    metrics['images_per_s'] = this.rate
-    metrics['data_wait'] = span.ms > 0 ? span.waitMs / span.ms : 0
-    const best = this.noteBest(metrics, epoch)
+    metrics['images_per_s'] = speed.imagesPerS
+    metrics['data_wait'] = speed.dataWait
+    const best = progress.noteBest(metrics, options.checkpoint, epoch)
     progress.metrics = metrics
     if (!partial) progress.nextEpoch()
     const event: EpochEvent = { type: 'epoch', epoch, step: progress.step, metrics, best, elapsedMs: progress.elapsedMs }
@@ -524,84 +534,16 @@ export class FitRun implements TrainerContext {
     return { 'train/loss': running.loss, 'train/top1': running.top1 }
   }
 
-  /** Undefined when the run was told to stop meanwhile. */
-  private async validate(epoch: number): Promise<Metrics | undefined> {
-    const { progress, options } = this
-    await this.callbacks.call('onValidationStart', this)
-    const result = await this.measure(true, epoch)
-    if (!result) return undefined
-    const metrics: Metrics = { ...result.metrics }
-    if (options.ema > 0) {
-      const average = await this.measureAverage(epoch)
-      if (!average) return undefined
-      for (const [key, value] of Object.entries(average.metrics)) metrics[key.replace('val/', 'val_ema/')] = value
-    }
-    this.details = result.details
-    const value = metrics[options.checkpoint.monitor]
-    const best = value !== undefined && this.improves(value)
-    const event = { type: 'validation', epoch, step: progress.step, metrics, best, elapsedMs: result.elapsedMs } as const
-    this.hub.emit(event)
-    await this.callbacks.call('onValidationEnd', this, event)
-    return metrics
-  }
-
-  private async measureAverage(epoch: number): Promise<EvaluateResult | undefined> {
-    const { session, plans } = this.model
-    await plans.exclusive(() => session.useEma(true))
-    try {
-      return await this.measure(false, epoch)
-    } finally {
-      await plans.exclusive(() => session.useEma(false))
-    }
-  }
-
-  private async measure(details: boolean, epoch: number): Promise<EvaluateResult | undefined> {
-    const watch: Watch = {
-      onProgress: async (done, total) => {
-        const event = { type: 'validation-step', epoch, done, total } as const
-        this.hub.emit(event)
-        await this.callbacks.call('onValidationBatch', this, event)
-      },
-      stop: () => this.stopping !== undefined && this.stopping.status !== 'finished',
-    }
-    try {
-      return await this.evaluator!.run(details, watch)
-    } catch (cause) {
-      if (!(cause instanceof EffnetError) || cause.code !== 'EFF_NAN') throw cause
-      this.weightsSound = false
-      const { step } = this.progress
-      const first = cause.details['first'] as NonFinite | null
-      throw await this.notFinite('validation loss is not finite', first, { step, lr: learningRate(this.schedule!, step - 1) })
-    }
-  }
-
-  private improves(value: number): boolean {
-    const { best } = this.progress
-    if (!Number.isFinite(value)) return false
-    if (best === null) return true
-    return this.options.checkpoint.mode === 'max' ? value > best.value : value < best.value
-  }
-
-  private noteBest(metrics: Metrics, epoch: number): boolean {
-    const { monitor } = this.options.checkpoint
-    const value = metrics[monitor]
-    if (value === undefined || !this.improves(value)) return false
-    this.progress.best = { metric: monitor, value, epoch, step: this.progress.step }
-    return true
-  }
-
-  private async finish(reason: string): Promise<FitResult> {
+  private async finish(ended: string): Promise<FitResult> {
     const { progress, folder, keeper } = this
-    const cut = this.stopping !== undefined && this.stopping.status !== 'finished'
-    if (progress.stepInEpoch > 0) {
-      if (!cut) await this.endOfEpoch(true)
-      // What was measured at the end of an earlier epoch does not belong to these weights.
-      else progress.metrics = this.runningMetrics()
-    }
+    const whole = progress.stepInEpoch === 0 || (!this.halted && (await this.endOfEpoch(true)))
+    // What was measured at the end of an earlier epoch does not belong to these weights.
+    if (!whole) progress.metrics = this.runningMetrics()
+    await this.measureEnd()
+    // A stop that comes from here on finds the run at its end.
+    const { stopping, halted: cut } = this
+    const reason = cut ? stopping!.reason : ended
     if (cut) await this.callbacks.call('onInterrupt', this, reason)
-    // A run that had ended but for its results: what was measured then is not in its checkpoint.
-    const measured = !this.evaluator || this.details || progress.step !== this.resumedFrom?.step
-    if (!cut && !measured) await this.validate(progress.epoch)
     const result = this.result(cut ? 'interrupted' : 'finished', reason)
     if (keeper && folder) {
       // Before the checkpoint that says the run is over: a crash between the two leaves nothing out.
@@ -614,13 +556,26 @@ export class FitRun implements TrainerContext {
     await this.callbacks.call('onFitEnd', this, result)
     await this.warnings
     this.concluded = true
-    if (this.stopping?.status === 'aborted') {
+    if (stopping?.status === 'aborted') {
       throw new EffnetError('EFF_ABORTED', `training was aborted after step ${progress.step}`, {
         cause: this.given.signal?.reason,
         details: { step: progress.step, checkpoint: result.checkpoint ?? null },
       })
     }
     return result
+  }
+
+  /**
+   * Weights that no epoch's end measured: a callback ended the run after an epoch without validation, or the run had ended before
+   * but for its results, whose details are in no checkpoint.
+   */
+  private async measureEnd(): Promise<void> {
+    const { validation, progress, options } = this
+    if (!validation || this.halted || validation.step === progress.step) return
+    const measured = await validation.run(progress.epoch)
+    if (!measured) return
+    Object.assign(progress.metrics, measured)
+    if (progress.noteBest(measured, options.checkpoint, progress.epoch)) this.bestAtEnd = true
   }
 
   private result(status: FitResult['status'], reason: string): FitResult {
@@ -633,7 +588,7 @@ export class FitRun implements TrainerContext {
       metrics: { ...progress.metrics },
       ...(progress.best ? { best: progress.best } : {}),
       // A run of one step has start-up alone.
-      imagesPerS: progress.imagesPerS || this.rate,
+      imagesPerS: progress.imagesPerS || this.speed.imagesPerS,
       dataWait: progress.dataWait,
       elapsedMs: progress.elapsedMs,
       badFiles: [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])],
@@ -672,7 +627,7 @@ export class FitRun implements TrainerContext {
     try {
       await folder.settleLogs()
       await folder.writeBadFiles(result.badFiles)
-      await folder.writeResults({ result, details: storedDetails(this.details) })
+      await folder.writeResults({ result, details: storedDetails(this.validation?.details) })
       return undefined
     } catch (cause) {
       return cause
@@ -747,13 +702,6 @@ export class FitRun implements TrainerContext {
 /** A few hundred lines a run at least, so that short runs have a curve; every 50 steps at most. */
 const logInterval = (totalSteps: number): number => Math.min(50, Math.max(1, Math.floor(totalSteps / 400)))
 
-const runPaths = (folder: RunFolder, best: boolean) => ({
-  outDir: folder.dir,
-  checkpoint: folder.last,
-  ...(best ? { bestCheckpoint: folder.best } : {}),
-  report: folder.file('report.html'),
-})
-
 function trainLoader(train: ImageDataset, o: ResolvedOptions): NativeImageLoader {
   return new NativeImageLoader(train, {
     batchSize: o.batchSize,
@@ -771,29 +719,4 @@ function trainLoader(train: ImageDataset, o: ResolvedOptions): NativeImageLoader
     prefetch: o.prefetch,
     ...(o.maxBad === null ? {} : { maxBad: o.maxBad }),
   })
-}
-
-/** The stored result, unless more epochs or steps are asked for than the run had. */
-function finishedResult({ state }: ResumePoint, options: ResolvedOptions): FitResult | undefined {
-  const { result, options: then } = state
-  if (result === null || result.status !== 'finished') return undefined
-  if (result.reason === 'epochs' && options.maxEpochs > state.epoch) return undefined
-  const steps = options.maxSteps ?? Number.POSITIVE_INFINITY
-  if (result.reason === 'steps' && steps > state.step && (then.maxSteps ?? 0) < steps) return undefined
-  return result
-}
-
-/** What the user gave, without objects that are not data. */
-function plainOptions(given: TrainerOptions): Record<string, unknown> {
-  const { model, callbacks, signal, config, command, ...plain } = given
-  return { model: model.name, ...plain }
-}
-
-/** results.json keeps a confusion matrix as rows, as long as a person could read it. */
-function storedDetails(details: EvaluateDetails | undefined): unknown {
-  if (!details) return null
-  const k = details.classes.length
-  const { confusion, ...rest } = details
-  const rows = confusion && k <= 200 ? Array.from({ length: k }, (_, i) => [...confusion.subarray(i * k, (i + 1) * k)]) : null
-  return { ...rest, confusion: rows }
 }

@@ -2,7 +2,7 @@
 
 import type { TrainState } from './checkpoint.js'
 import { RunningMetrics } from './metrics.js'
-import type { Metrics } from './types.js'
+import type { CheckpointOptions, Metrics } from './types.js'
 
 export class Progress {
   /** Whole epochs done; also the number, from 0, of the epoch in work. */
@@ -38,6 +38,22 @@ export class Progress {
 
   get dataWait(): number {
     return this.trainedMs > 0 ? this.waitMs / this.trainedMs : 0
+  }
+
+  /** Whether these are better than the best before them, in what the checkpoints watch. */
+  improves(metrics: Metrics, { monitor, mode }: Required<CheckpointOptions>): boolean {
+    const value = metrics[monitor]
+    if (value === undefined || !Number.isFinite(value)) return false
+    if (this.best === null) return true
+    return mode === 'max' ? value > this.best.value : value < this.best.value
+  }
+
+  /** True where they are; `epoch` is the number of the epoch in work, from 1. */
+  noteBest(metrics: Metrics, options: Required<CheckpointOptions>, epoch: number): boolean {
+    if (!this.improves(metrics, options)) return false
+    const { monitor: metric } = options
+    this.best = { metric, value: metrics[metric]!, epoch, step: this.step }
+    return true
   }
 
   nextEpoch(): void {

@@ -1,0 +1,36 @@
+/** What a run leaves behind, as plain data. */
+import type { ResumePoint } from './resume.js'
+import type { RunFolder } from './run_folder.js'
+import type { EvaluateDetails, FitResult, ResolvedOptions, TrainerOptions } from './types.js'
+
+export const runPaths = (folder: RunFolder, best: boolean) => ({
+  outDir: folder.dir,
+  checkpoint: folder.last,
+  ...(best ? { bestCheckpoint: folder.best } : {}),
+  report: folder.file('report.html'),
+})
+
+/** The stored result, unless more epochs or steps are asked for than the run had. */
+export function finishedResult({ state }: ResumePoint, options: ResolvedOptions): FitResult | undefined {
+  const { result, options: then } = state
+  if (result === null || result.status !== 'finished') return undefined
+  if (result.reason === 'epochs' && options.maxEpochs > state.epoch) return undefined
+  const steps = options.maxSteps ?? Number.POSITIVE_INFINITY
+  if (result.reason === 'steps' && steps > state.step && (then.maxSteps ?? 0) < steps) return undefined
+  return result
+}
+
+/** What the user gave, without objects that are not data. */
+export function plainOptions(given: TrainerOptions): Record<string, unknown> {
+  const { model, callbacks, signal, config, command, ...plain } = given
+  return { model: model.name, ...plain }
+}
+
+/** results.json keeps a confusion matrix as rows, as long as a person could read it. */
+export function storedDetails(details: EvaluateDetails | undefined): unknown {
+  if (!details) return null
+  const k = details.classes.length
+  const { confusion, ...rest } = details
+  const rows = confusion && k <= 200 ? Array.from({ length: k }, (_, i) => [...confusion.subarray(i * k, (i + 1) * k)]) : null
+  return { ...rest, confusion: rows }
+}
