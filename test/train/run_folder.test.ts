@@ -1,12 +1,14 @@
-import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterAll, afterEach, describe, expect, it, vi } from 'vitest'
 import { CsvLogger, EarlyStopping, JsonlLogger } from '../../ts/train/callbacks.js'
+import { startFolder } from '../../ts/train/checkpoint_folder.js'
 import { EventHub } from '../../ts/train/events.js'
 import { logWriteCount } from '../../ts/train/fault.js'
 import { RunFolder } from '../../ts/train/run_folder.js'
 import type { EpochEvent, StepEvent, TrainerContext, TrainerEvent } from '../../ts/train/types.js'
+import { content, folderIo } from './helpers/folder_io.js'
 
 const root = mkdtempSync(path.join(os.tmpdir(), 'effnet-run-'))
 afterAll(() => rmSync(root, { recursive: true, force: true }))
@@ -30,6 +32,22 @@ describe('a run folder', () => {
     await folder.open(false)
     await expect(folder.open(false)).rejects.toThrow(expect.objectContaining({ code: 'EFF_RUN_EXISTS' }))
     await folder.open(true)
+  })
+
+  it('whose run failed before its first checkpoint is free again', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    await folder.writeConfig({}, {})
+    const status = { epoch: 0, step: 0, best: null, message: 'EFF_OOM: too large' } as const
+    await folder.writeStatus({ ...status, state: 'running' })
+    expect(await folder.isRun()).toBe(true)
+    await folder.writeStatus({ ...status, state: 'failed' })
+    expect(await folder.isRun()).toBe(false)
+    await folder.open(false)
+    await startFolder(folderIo, folder.last, content(1, 'weights')).then(({ done }) => done)
+    expect(await folder.isRun()).toBe(true)
+    rmSync(path.join(folder.last, 'manifest.json'))
+    expect(await folder.isRun()).toBe(false)
   })
 
   it('may hold files that are no run', async () => {
@@ -73,6 +91,23 @@ describe('a run folder', () => {
       'path,code,message\n"a,b.jpg",EFF_DATA_DECODE,"says ""no"""\n',
     )
   })
+
+  it('lists the unreadable files of every process of a run once, of a new run its own', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    const bad = (name: string, message = 'torn') => ({ path: name, code: 'EFF_DATA_DECODE', message }) as const
+    const listed = () => readFileSync(folder.file('bad_files.csv'), 'utf8').split('EFF_DATA_DECODE').length - 1
+    await folder.writeBadFiles([bad('a,b.jpg', 'two\nlines'), bad('c.jpg')])
+    await folder.writeBadFiles([bad('a,b.jpg'), bad('d.jpg')], true)
+    const rows = 'c.jpg,EFF_DATA_DECODE,torn\n"a,b.jpg",EFF_DATA_DECODE,torn\nd.jpg,EFF_DATA_DECODE,torn\n'
+    expect(readFileSync(folder.file('bad_files.csv'), 'utf8')).toBe(`path,code,message\n${rows}`)
+    await folder.writeBadFiles([], true)
+    expect(listed()).toBe(3)
+    await folder.writeBadFiles([bad('e.jpg')])
+    expect(listed()).toBe(1)
+    await folder.writeBadFiles([])
+    expect(existsSync(folder.file('bad_files.csv'))).toBe(false)
+  })
 })
 
 describe('logs', () => {
@@ -99,6 +134,21 @@ describe('logs', () => {
     )
     const steps = readFileSync(folder.file('steps.jsonl'), 'utf8').trim().split('\n')
     expect(steps.map((line) => JSON.parse(line).step)).toEqual([5, 10, 15, 20])
+  })
+
+  it('get the columns that a resumed run measures beside those they had', async () => {
+    const folder = fresh()
+    await folder.open(false)
+    const before = new CsvLogger(folder, ['train/loss', 'val_ema/loss', 'lr'])
+    await before.begin(undefined)
+    await before.onEpochEnd(ctx, epochEvent(1, 10, { 'train/loss': 3, 'val_ema/loss': 4, lr: 1 }))
+    await before.onEpochEnd(ctx, epochEvent(2, 20, { 'train/loss': 2, 'val_ema/loss': 3, lr: 0.5 }))
+    const after = new CsvLogger(folder, ['train/loss', 'val/loss', 'lr'])
+    await after.begin({ epoch: 1, step: 10 })
+    await after.onEpochEnd(ctx, epochEvent(2, 20, { 'train/loss': 2, 'val/loss': 5, lr: 0.5 }))
+    expect(readFileSync(folder.file('metrics.csv'), 'utf8')).toBe(
+      'epoch,step,time_s,train/loss,val_ema/loss,lr,val/loss\n1,10,1.500,3,4,1,\n2,20,1.500,2,,0.5,5\n',
+    )
   })
 
   it('that were moved away begin anew with their first line, at once when they are reopened', async () => {

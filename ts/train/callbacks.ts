@@ -101,20 +101,27 @@ export interface ResumedAt {
   step: number
 }
 
-/** metrics.csv: one row an epoch; the columns never change within a run. */
+const ROW_HEAD = ['epoch', 'step', 'time_s'] as const
+
+/** metrics.csv: one row an epoch. A resume that measures more adds columns; those of rows before them are empty. */
 export class CsvLogger implements Callback {
   readonly name = 'csv-logger'
 
   constructor(
     private readonly folder: RunFolder,
-    private readonly columns: readonly string[],
+    private columns: readonly string[],
   ) {}
 
   /** A resumed run keeps the rows of its whole epochs: one that was written before a crash and not saved comes again. */
   async begin(resume: ResumedAt | undefined): Promise<void> {
-    const { header } = this
-    if (resume === undefined) return this.folder.start('metrics.csv', header)
-    await this.folder.cut('metrics.csv', (line) => !(Number(line.split(',')[0]) > resume.epoch), header)
+    if (resume === undefined) return this.folder.start('metrics.csv', this.header)
+    const kept = (line: string): boolean => !(Number(line.split(',')[0]) > resume.epoch)
+    const before = ((await this.folder.firstLine('metrics.csv')) ?? '').split(',').slice(ROW_HEAD.length)
+    const added = this.columns.filter((column) => !before.includes(column))
+    if (before.length === 0) return this.folder.cut('metrics.csv', kept, this.header)
+    this.columns = [...before, ...added]
+    const empty = ','.repeat(added.length)
+    await this.folder.cut('metrics.csv', kept, this.header, (line, n) => (n === 0 ? this.header.trimEnd() : `${line}${empty}`))
   }
 
   /** Nothing where the file is there. */
@@ -123,7 +130,7 @@ export class CsvLogger implements Callback {
   }
 
   private get header(): string {
-    return csvLine(['epoch', 'step', 'time_s', ...this.columns])
+    return csvLine([...ROW_HEAD, ...this.columns])
   }
 
   async onEpochEnd(_ctx: TrainerContext, event: EpochEvent): Promise<void> {

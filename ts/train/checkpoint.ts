@@ -129,6 +129,11 @@ export async function readModelJson(dir: string): Promise<{ model: ModelJson; ha
   return { model, hasEma: EMA_FILE in manifest.files }
 }
 
+/** Whether the checkpoint holds a moving average. */
+export async function hasAverage(dir: string): Promise<boolean> {
+  return EMA_FILE in ((await readManifest(dir))?.files ?? {})
+}
+
 /** @throws EFF_CKPT_MISSING when the folder holds a model without training state */
 export async function readTrainState(dir: string): Promise<TrainState> {
   const manifest = await readManifest(dir)

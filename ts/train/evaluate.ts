@@ -110,6 +110,12 @@ export class Evaluator {
       done += batch.count
       await watch.onProgress?.(done, options.data.length)
     }
+    if (running.count === 0) {
+      throw new EffnetError('EFF_DATA_EMPTY', `${options.data.root}: none of its ${options.data.length} images could be read`, {
+        hint: 'replace the images, or convert them to JPEG or PNG',
+        details: { badFiles: loader.badFiles },
+      })
+    }
     const elapsedMs = performance.now() - started
     return {
       metrics: { 'val/top1': running.top1, 'val/top5': running.top5, 'val/loss': running.loss },
@@ -132,7 +138,7 @@ export class Evaluator {
 
 /**
  * Evaluates the weights as they are, with the model's own evaluation size and crop unless told otherwise.
- * @throws EFF_DATA_LABEL, EFF_DATA_DECODE (too many unreadable files), EFF_NAN (where the network first gave it), EFF_ABORTED
+ * @throws EFF_DATA_LABEL, EFF_DATA_DECODE (too many unreadable files), EFF_DATA_EMPTY (all are), EFF_NAN (where the network first gave it), EFF_ABORTED
  */
 export async function evaluateModel(model: Model, options: EvaluateModelOptions): Promise<EvaluateResult> {
   checkKeys('evaluateModel', options, EVALUATE_KEYS)

@@ -5,13 +5,13 @@
 import path from 'node:path'
 import type { NonFinite, StepInput } from '../binding.js'
 import { type NativeBatch, NativeImageLoader } from '../data/loader.js'
-import type { ImageDataset } from '../data/types.js'
+import type { BadFile, ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
 import type { StepScalars } from '../runtime/scalars.js'
 import type { StepResult, TrainPlan } from '../runtime/session.js'
 import { CallbackList, CsvLogger, JsonlLogger } from './callbacks.js'
-import { machineState, type TrainState } from './checkpoint.js'
+import { hasAverage, machineState, type TrainState } from './checkpoint.js'
 import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
 import { CheckpointKeeper } from './checkpoint_keeper.js'
 import { checkClasses, Evaluator } from './evaluate.js'
@@ -314,9 +314,12 @@ export class FitRun implements TrainerContext, ValidationHost {
         ...(frozen.size > 0 ? { frozen: (name: string) => frozen.has(name) } : {}),
       })
       await session.resetOptimizer()
-      if (resume) {
-        await readTrainingState(session, resume.dir, { optimizer: o.optimizer.name, ema: o.ema > 0 })
-      } else if (o.ema > 0) await session.resetEma()
+      const kept = resume !== undefined && o.ema > 0 && (await hasAverage(resume.dir))
+      if (resume) await readTrainingState(session, resume.dir, { optimizer: o.optimizer.name, ema: kept })
+      if (o.ema === 0 || kept) return
+      // A run that begins to average begins with the weights it has.
+      await session.resetEma()
+      this.progress.emaUpdates = 0
     })
     this.weightsSound = true
   }
@@ -578,6 +581,11 @@ export class FitRun implements TrainerContext, ValidationHost {
     if (progress.noteBest(measured, options.checkpoint, progress.epoch)) this.bestAtEnd = true
   }
 
+  /** That this process met. */
+  private get badFiles(): readonly BadFile[] {
+    return [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])]
+  }
+
   private result(status: FitResult['status'], reason: string): FitResult {
     const { progress, folder } = this
     return {
@@ -591,7 +599,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       imagesPerS: progress.imagesPerS || this.speed.imagesPerS,
       dataWait: progress.dataWait,
       elapsedMs: progress.elapsedMs,
-      badFiles: [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])],
+      badFiles: this.badFiles,
       ...(folder ? runPaths(folder, progress.best !== null) : {}),
     }
   }
@@ -626,7 +634,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     const folder = this.folder!
     try {
       await folder.settleLogs()
-      await folder.writeBadFiles(result.badFiles)
+      await folder.writeBadFiles(result.badFiles, this.continued)
       await folder.writeResults({ result, details: storedDetails(this.validation?.details) })
       return undefined
     } catch (cause) {
@@ -662,8 +670,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       }
     }
     await folder.settleLogs()
-    const bad = [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])]
-    await this.quietly('bad_files.csv', () => folder.writeBadFiles(bad))
+    await this.quietly('bad_files.csv', () => folder.writeBadFiles(this.badFiles, this.continued))
     const message = cause instanceof EffnetError ? `${cause.code}: ${cause.message}` : String(cause)
     await this.quietly('status.json', () => this.writeStatus('failed', message))
   }

@@ -4,6 +4,10 @@ import type { TrainState } from './checkpoint.js'
 import { RunningMetrics } from './metrics.js'
 import type { CheckpointOptions, Metrics } from './types.js'
 
+/** Metrics that were JSON, which has null for NaN. */
+export const numbers = (metrics: Metrics): Metrics =>
+  Object.fromEntries(Object.entries(metrics).map(([key, value]) => [key, value ?? Number.NaN]))
+
 export class Progress {
   /** Whole epochs done; also the number, from 0, of the epoch in work. */
   epoch = 0
@@ -75,8 +79,7 @@ export class Progress {
     this.stepInEpoch = state.stepInEpoch
     this.sample = state.sample
     this.emaUpdates = state.emaUpdates
-    // JSON has null for NaN.
-    this.metrics = Object.fromEntries(Object.entries(state.metrics).map(([key, value]) => [key, value ?? Number.NaN]))
+    this.metrics = numbers(state.metrics)
     this.best = state.best
     this.trainedMs = state.trainedMs
     this.trainedImages = state.trainedImages

@@ -1,6 +1,6 @@
 /** The folder of a run: what was asked, what came of it, and its checkpoints. All small files are replaced atomically. */
 import { execFile } from 'node:child_process'
-import { open, stat } from 'node:fs/promises'
+import { open, rm, stat } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -8,6 +8,7 @@ import { binding } from '../binding.js'
 import type { BadFile } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import { packageVersion } from '../version.js'
+import { findFolder } from './checkpoint_folder.js'
 import { logFault } from './fault.js'
 import { appendWhole, csvLine, ioError, json, makeFolders, readOptional, writeAll, writeAtomic } from './files.js'
 
@@ -34,6 +35,13 @@ const exists = (file: string): Promise<boolean> =>
   stat(file).then(
     () => true,
     () => false,
+  )
+
+/** A damaged one is something to keep as well. */
+const holdsCheckpoint = (dir: string): Promise<boolean> =>
+  findFolder(dir).then(
+    (found) => found !== undefined,
+    () => true,
   )
 
 /** Text of a log that could not be written is kept up to this length; what comes after that is lost. */
@@ -69,8 +77,12 @@ export class RunFolder {
     return path.join(this.dir, name)
   }
 
+  /** A run that failed before its first checkpoint is none: there is nothing to keep, and nothing to go on from. */
   async isRun(): Promise<boolean> {
-    for (const mark of MARKS) if (await exists(this.file(mark))) return true
+    const marks = await Promise.all(MARKS.map((mark) => exists(this.file(mark))))
+    if (!marks.includes(true)) return false
+    if ((await this.readStatus())?.state !== 'failed') return true
+    for (const dir of [this.last, this.best]) if (await holdsCheckpoint(dir)) return true
     return false
   }
 
@@ -213,26 +225,51 @@ export class RunFolder {
     }
   }
 
-  /** Drops lines of a resumed run that lie behind the place it continues from; `header` where a crash left none. */
-  async cut(name: string, keep: (line: string) => boolean, header = ''): Promise<void> {
+  /** Undefined where there is none that is complete. */
+  async firstLine(name: string): Promise<string | undefined> {
+    const text = (await readOptional(this.file(name))) ?? ''
+    const end = text.indexOf('\n')
+    return end < 0 ? undefined : text.slice(0, end)
+  }
+
+  /**
+   * Drops lines of a resumed run that lie behind the place it continues from; `header` where a crash left none. Those that stay
+   * become what `change` makes of them.
+   */
+  async cut(
+    name: string,
+    keep: (line: string) => boolean,
+    header = '',
+    change: (line: string, n: number) => string = (line) => line,
+  ): Promise<void> {
     const text = (await readOptional(this.file(name))) ?? ''
     // The last line may be incomplete after a crash; it has no newline then.
     const whole = text.slice(0, text.lastIndexOf('\n') + 1)
     const kept = whole.split('\n').filter((line) => line !== '' && keep(line))
     const start = whole === '' ? header : ''
-    await writeAtomic(this.file(name), start + kept.map((line) => `${line}\n`).join(''))
+    await writeAtomic(this.file(name), start + kept.map((line, n) => `${change(line, n)}\n`).join(''))
   }
 
-  async writeBadFiles(bad: readonly BadFile[]): Promise<void> {
-    if (bad.length === 0) return
+  /** `continued`: those that earlier processes of the run met stay listed. */
+  async writeBadFiles(bad: readonly BadFile[], continued = false): Promise<void> {
+    const header = csvLine(['path', 'code', 'message'])
     const lines = bad.map((b) => csvLine([b.path, b.code, b.message]))
-    await writeAtomic(this.file('bad_files.csv'), csvLine(['path', 'code', 'message']) + lines.join(''))
+    const before = continued ? ((await readOptional(this.file('bad_files.csv'))) ?? '') : ''
+    const others = records(before)
+      .slice(1)
+      .filter((r) => !bad.some((b) => r.startsWith(csvLine([b.path]).trimEnd() + ',')))
+    const file = this.file('bad_files.csv')
+    if (others.length + lines.length > 0) await writeAtomic(file, header + [...others, ...lines].join(''))
+    else await rm(file, { force: true })
   }
 
   async writeResults(results: unknown): Promise<void> {
     await writeAtomic(this.file('results.json'), json(results))
   }
 }
+
+/** Of CSV text; a quoted cell may hold a line's end. */
+const records = (text: string): string[] => text.match(/(?:"(?:[^"]|"")*"|[^"\n])*\n/g) ?? []
 
 const lines = (text: string): number => text.split('\n').length - 1
 

@@ -1,4 +1,5 @@
 /** What a run leaves behind, as plain data. */
+import { numbers } from './progress.js'
 import type { ResumePoint } from './resume.js'
 import type { RunFolder } from './run_folder.js'
 import type { EvaluateDetails, FitResult, ResolvedOptions, TrainerOptions } from './types.js'
@@ -17,7 +18,7 @@ export function finishedResult({ state }: ResumePoint, options: ResolvedOptions)
   if (result.reason === 'epochs' && options.maxEpochs > state.epoch) return undefined
   const steps = options.maxSteps ?? Number.POSITIVE_INFINITY
   if (result.reason === 'steps' && steps > state.step && (then.maxSteps ?? 0) < steps) return undefined
-  return result
+  return { ...result, metrics: numbers(result.metrics) }
 }
 
 /** What the user gave, without objects that are not data. */

@@ -125,7 +125,7 @@ export async function readWeightsFile(
   return match
 }
 
-/** The weights, moving average and optimizer state of a checkpoint; the arenas must exist: a training plan was made. */
+/** The weights, and of the moving average and optimizer state what is asked for; the arenas must exist: a training plan was made. */
 export async function readTrainingState(session: Session, dir: string, content: TensorContent): Promise<void> {
   await readWeightsFile(session, path.join(dir, MODEL_FILE))
   if (content.ema) await readWeightsFile(session, path.join(dir, EMA_FILE), { arena: ARENA.ema })

@@ -48,11 +48,11 @@ export class Trainer {
   async fit(options: FitOptions): Promise<FitResult> {
     if (this.closed) throw new EffnetError('EFF_CLOSED', 'the trainer was closed')
     if (this.run) throw new EffnetError('EFF_INVALID_ARGUMENT', 'fit is running; await it first')
-    const run = new FitRun(this.given, this.options, this.hub)
-    this.run = run
-    this.lastRun = run
-    if (this.stopBeforeStart !== undefined) run.stop(this.stopBeforeStart, 'interrupted')
     try {
+      const run = new FitRun(this.given, this.options, this.hub)
+      this.run = run
+      this.lastRun = run
+      if (this.stopBeforeStart !== undefined) run.stop(this.stopBeforeStart, 'interrupted')
       const result = await run.fit(options)
       this.hub.emit({ type: 'end', result })
       return result
@@ -69,9 +69,11 @@ export class Trainer {
     }
   }
 
-  /** Events of the run that is on, or of the next one; ends with it. */
+  /** Events of the run that is on, or of the next one; ends with it. After `close` there are none. */
   events(): AsyncIterableIterator<TrainerEvent> {
-    return this.hub.subscribe()
+    const events = this.hub.subscribe()
+    if (this.closed && !this.run) this.hub.close()
+    return events
   }
 
   /** Ends the run after the step in work: a checkpoint is written there, the result's status is 'interrupted'. */
@@ -101,9 +103,17 @@ export class Trainer {
     await this.lastRun?.conclude(exitCode, message)
   }
 
-  /** Evaluates the model as it is, or a checkpoint of the run (which the model holds afterwards). */
+  /**
+   * Evaluates the model as it is, or a checkpoint of the run (which the model holds afterwards).
+   * @throws EFF_INVALID_ARGUMENT for a checkpoint while `fit` runs, and what `evaluateModel` throws
+   */
   async evaluate(options: EvaluateOptions): Promise<EvaluateResult> {
     const { checkpoint, ...rest } = options
+    if (checkpoint !== undefined && this.run) {
+      throw new EffnetError('EFF_INVALID_ARGUMENT', `checkpoint: '${checkpoint}' would replace the weights that fit trains`, {
+        hint: 'await fit, or evaluate the checkpoint with a model of its own: loadModel(folder)',
+      })
+    }
     if (checkpoint !== undefined) await this.model.loadWeights(await this.findCheckpoint(checkpoint))
     const { batchSize, imageSize, details, signal, onProgress } = rest
     const o = this.options
