@@ -68,7 +68,7 @@ export async function mistakeSeries(work, short, report) {
   const other = superuser ? { uid: NOBODY, gid: NOBODY } : {}
   if (superuser) for (const open of [work, dir]) chmodSync(open, 0o755)
   try {
-    const rows = [...mistakes(at), ...diskMistakes(at, tmpfs)].map((row) => ({ ...row, as: {} }))
+    const rows = [...mistakes(at), ...diskMistakes(at, tmpfs)].map((row) => ({ ...row, as: row.cwd ? { cwd: row.cwd } : {} }))
     rows.push(...permissionMistakes(at).map((row) => ({ ...row, as: other })))
     const before = folderHash(dir, OUTPUTS)
     const wrong = []

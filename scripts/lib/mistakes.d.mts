@@ -5,6 +5,7 @@ export interface MistakeRow {
   code: string
   says: RegExp
   mend: RegExp
+  cwd?: string | undefined
 }
 type At = (...names: string[]) => string
 type Tmpfs = (name: string, kib: number, readOnly: boolean) => string | undefined

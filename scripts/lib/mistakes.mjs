@@ -45,6 +45,8 @@ export async function prepareMistakes(work, photos, train) {
   split('lonely', ['cat'])
   split('torn', ['cat', 'dog'])
   for (const name of ['cat/0.jpg', 'cat/1.jpg', 'dog/0.jpg']) writeFileSync(at('torn/train', name), 'no image')
+  classes('broken', ['cat', 'dog'], 1)
+  for (const name of ['cat/0.jpg', 'dog/0.jpg']) writeFileSync(at('broken', name), 'no image')
   classes('one', ['cat'], 1)
   classes('noval/train', ['cat', 'dog'], 2)
   mkdirSync(at('flat'))
@@ -75,7 +77,7 @@ export async function prepareMistakes(work, photos, train) {
 
 const data = (name, at) => ['--data', at(name)]
 
-/** Rows; `at` gives paths below the folder that was prepared. */
+/** Rows; `at` gives paths below the folder that was prepared. `cwd`: where the command is typed, where that matters. */
 export function mistakes(at) {
   const never = ['--out', at('never')]
   const train = (name, ...words) => ['train', ...data(name, at), '--model', 'efficientnet_b0', ...TRAIN, ...never, ...words]
@@ -91,6 +93,22 @@ export function mistakes(at) {
     ['one image', train('one'), 65, 'EFF_DATA_LABEL', /1 image\)/, /two at least/],
     ['other classes in val/', train('other'), 65, 'EFF_DATA_LABEL', /dog.*fox/s, /same class folders/],
     ['files that are no images', train('torn', '--max-bad', '1'), 65, 'EFF_DATA_DECODE', /2 of 8 images/, /--max-bad/],
+    [
+      'no image that can be evaluated',
+      ['eval', ...data('broken', at), '--checkpoint', at('run')],
+      66,
+      'EFF_DATA_EMPTY',
+      /none of its 2 images/,
+      /JPEG or PNG/,
+    ],
+    [
+      'no image to measure the speed with',
+      ['bench', '--mode', 'data', ...data('broken', at)],
+      66,
+      'EFF_DATA_EMPTY',
+      /no complete batch of 2/,
+      /--batch-size/,
+    ],
     [
       'no val/ to evaluate',
       ['eval', ...data('noval', at), '--checkpoint', at('run')],
@@ -115,6 +133,7 @@ export function mistakes(at) {
     ['a link that leads nowhere', predict(at('dangling.jpg')), 66, 'EFF_DATA_MISSING', /dangling\.jpg/, /check the path/],
     ['a name that is not UTF-8', predict(at('caf*')), 66, 'EFF_DATA_MISSING', /not UTF-8: rename/, /check the path/],
     ['a glob that matches nothing', predict(at('*.gif')), 66, 'EFF_DATA_EMPTY', /\*\.gif/, /glob/],
+    ['a glob that is none', predict(at('[z-a]*.jpg')), 64, 'EFF_CONFIG_VALUE', /\[z-a\]\*\.jpg/, /\[0-9\]/],
     ['a folder without images', predict(at('void')), 66, 'EFF_DATA_EMPTY', /void/, /image files/],
     // Words
     [
@@ -200,6 +219,15 @@ export function mistakes(at) {
     ['a folder that holds a run', train('good', '--out', at('run')), 73, 'EFF_RUN_EXISTS', /run: there is a run/, /--resume/],
     ['a file in the place of the run', train('good', '--out', at('text.jpg')), 73, 'EFF_RUN_EXISTS', /text\.jpg/, /folder/],
     ['a run inside the data', train('good', '--out', at('good/run')), 64, 'EFF_CONFIG_VALUE', /lies in the data/, /--out /],
+    [
+      'a run inside the data without --out',
+      ['train', '--data', '.', '--model', 'efficientnet_b0', ...TRAIN],
+      64,
+      'EFF_CONFIG_VALUE',
+      /runs\/classify\/\S+ lies in the data/,
+      /--out /,
+      at('good'),
+    ],
     ['an output that cannot be made', train('good', '--out', '/proc/effnet'), 74, 'EFF_IO', /\/proc\/effnet/, /path/],
     ['a run to resume that is not there', train('good', '--resume', at('gone')), 66, 'EFF_CKPT_MISSING', /gone/, /--resume/],
     [
@@ -244,7 +272,7 @@ export function mistakes(at) {
       /--batch-size \d/,
     ],
   ]
-  return rows.map(([name, argv, exit, code, says, mend]) => ({ name, argv, exit, code, says, mend }))
+  return rows.map(([name, argv, exit, code, says, mend, cwd]) => ({ name, argv, exit, code, says, mend, cwd }))
 }
 
 /**

@@ -59,6 +59,8 @@ describe('images that words name', () => {
     ['none', 'EFF_DATA_EMPTY'],
     ['*.gif', 'EFF_DATA_EMPTY'],
     ['gone', 'EFF_DATA_MISSING'],
+    ['[z-a]*.jpg', 'EFF_CONFIG_VALUE'],
+    ['{a,{b}.jpg', 'EFF_CONFIG_VALUE'],
   ])('%s is %s', async (word, code) => {
     await expect(expandInputs([`${root}/${word}`])).rejects.toMatchObject({ code, message: expect.stringContaining(word) })
   })

@@ -11,7 +11,7 @@ const { at } = w
 const { tmpfs, release } = mounts(w.root)
 /** May be made by a command that fails later. */
 const OUTPUTS = ['never', 'small', 'fixed']
-let before: string
+const before = { cwd: process.cwd(), hash: '' }
 const clear = (): void => {
   for (const dir of ['never', 'small/run']) rmSync(at(dir), { recursive: true, force: true })
 }
@@ -26,7 +26,7 @@ beforeAll(async () => {
       expect(code).toBe(0)
     },
   )
-  before = folderHash(w.root, OUTPUTS)
+  before.hash = folderHash(w.root, OUTPUTS)
 })
 afterAll(() => {
   release()
@@ -37,14 +37,16 @@ describe('a mistake is one message with its mend', () => {
   it.each([...mistakes(at), ...diskMistakes(at, tmpfs)].map((row) => [row.name, row] as const))('%s', async (_, row) => {
     // Under --json the answers of `predict` replace its text; elsewhere both are there.
     const perImage = row.argv[0] === 'predict'
+    if (row.cwd !== undefined) process.chdir(row.cwd)
     const run = await effnet(perImage ? row.argv : [...row.argv, '--json'])
+    process.chdir(before.cwd)
     clear()
     expect(wrongWith(row, run.code, run.stderr), run.stderr).toBeUndefined()
     if (!perImage) expect(run.json().at(-1)).toMatchObject({ error: { code: row.code, exit_code: row.exit } })
   })
 
   it('and leaves everything as it was', () => {
-    expect(folderHash(w.root, OUTPUTS)).toBe(before)
+    expect(folderHash(w.root, OUTPUTS)).toBe(before.hash)
   })
 })
 

@@ -5,6 +5,7 @@ import { build } from 'esbuild'
 import { describe, expect, it } from 'vitest'
 import { defineOptions, ENGINE, parseWords } from '../../ts/cli/options.js'
 import { validate } from '../../ts/cli/schema.js'
+import { TRAIN } from '../../ts/cli/train_options.js'
 import { nearest } from '../../ts/nearest.js'
 import { effnet } from './helpers/capture.js'
 
@@ -29,6 +30,12 @@ describe('options', () => {
 
   it('leaves out what is not given and has false flags', () => {
     expect(read([])).toMatchObject({ lr: undefined, deterministic: false, verbosity: 0, args: [] })
+  })
+
+  it('--grace is no more than a timer takes', () => {
+    const grace = (seconds: string) => validate(TRAIN, parseWords(['--grace', seconds], 'train', TRAIN, {}).raw).grace
+    expect(grace('86400')).toBe(86_400)
+    expect(() => grace('2147484')).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_VALUE' }))
   })
 
   it('--resume stands alone, before another option, and with a path', () => {

@@ -12,7 +12,7 @@ function rig(graceMs = 1000, source = new EventEmitter()) {
       now: (code) => calls.push(`exit ${code}`),
       note: () => {},
     },
-    graceMs,
+    () => graceMs,
     source as never,
   )
   return { source, calls, release }

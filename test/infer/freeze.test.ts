@@ -27,8 +27,10 @@ describe('freeze selectors', () => {
     expect(selectNames(names, selector).length).toBe(count)
   })
 
-  it('that match nothing are errors', () => {
-    expect(() => selectNames(names, 'block.1')).toThrow(expect.objectContaining({ code: 'EFF_INVALID_ARGUMENT' }))
+  it('that match nothing, or are no globs, are errors', () => {
+    for (const selector of ['block.1', 'blocks.[3-0].*', 'blocks.[0*']) {
+      expect(() => selectNames(names, selector), selector).toThrow(expect.objectContaining({ code: 'EFF_INVALID_ARGUMENT' }))
+    }
   })
 })
 

@@ -76,6 +76,16 @@ describe('predict', () => {
     expect(results.map((r) => r.path)).toEqual([png(1), png(1), undefined, undefined, undefined])
   })
 
+  it('answers for a URL that is of no file here in its place', async () => {
+    const far = new URL('https://example.org/a.jpg')
+    const [first, second] = await model.predict([far, pathToFileURL(file('0.jpg'))], OPTIONS)
+    expect(first).toMatchObject({
+      path: far.href,
+      error: { code: 'EFF_INVALID_ARGUMENT', message: expect.stringMatching(/file:/) },
+    })
+    expect(second).toMatchObject({ path: file('0.jpg'), topk: expect.anything() })
+  })
+
   it('keeps the order; an unreadable image gives its error in place', async () => {
     const missing = file('missing.jpg')
     const inputs = [png(0), missing, png(1), file('text.png'), file('empty.jpg'), png(2)]

@@ -261,10 +261,21 @@ async function benchData({ options: o, ui }: BenchCall): Promise<void> {
   })
   try {
     let batches = loader.epoch()
+    let ofEpoch = 0
     const next = async (): Promise<void> => {
       for (;;) {
         const { done } = await batches.next()
-        if (!done) return
+        if (!done) {
+          ofEpoch++
+          return
+        }
+        if (ofEpoch === 0) {
+          throw new EffnetError('EFF_DATA_EMPTY', `${data.root}: no complete batch of ${batchSize} readable images`, {
+            hint: 'replace the images, or a smaller --batch-size',
+            details: { badFiles: loader.badFiles },
+          })
+        }
+        ofEpoch = 0
         batches = loader.epoch()
       }
     }

@@ -30,8 +30,15 @@ function segmentPattern(segment: string): RegExp {
     } else if (c === ',' && depth > 0) source += '|'
     else source += c.replace(/[.+^$(){}|\\[\]]/g, '\\$&')
   }
-  // Names that begin with a dot are matched by patterns that do.
-  return new RegExp(`^${segment.startsWith('.') ? '' : '(?!\\.)'}${source}$`, 'u')
+  try {
+    // Names that begin with a dot are matched by patterns that do.
+    return new RegExp(`^${segment.startsWith('.') ? '' : '(?!\\.)'}${source}$`, 'u')
+  } catch (cause) {
+    throw new EffnetError('EFF_CONFIG_VALUE', `${segment}: not a glob that can be read`, {
+      hint: 'close every [ and {, with ranges from the lower to the higher: [0-9], {png,jpg}',
+      cause,
+    })
+  }
 }
 
 const entriesOf = async (dir: string): Promise<Dirent[]> => {

@@ -1,6 +1,6 @@
 /** Where a run goes and what it continues: `--out` and `--resume [PATH]`. */
 import { constants, existsSync, readFileSync, statSync } from 'node:fs'
-import { access, rm, symlink } from 'node:fs/promises'
+import { access, mkdir, rm, symlink } from 'node:fs/promises'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
 import { TRAIN, type TrainValues } from './train_options.js'
@@ -10,7 +10,9 @@ export interface RunTarget {
   options: TrainValues
   /** For `fit`: 'auto', a path, or undefined for a new run. */
   resume: string | undefined
-  /** The run folder; a default one is named after the model and linked as `latest`. */
+  /** Where the run folder will lie. Of a default one the name is not settled; nothing is made. */
+  planned(model: string): string
+  /** The run folder; a default one is made now, named after the model and the time, and linked as `latest`. */
   outDir(model: string): Promise<string>
 }
 
@@ -22,13 +24,37 @@ function runOf(target: string): string | undefined {
   return path.basename(parent) === 'checkpoints' ? path.dirname(parent) : undefined
 }
 
+/** The options that a run was begun with. @throws EFF_CONFIG_VALUE where they are not those of a command line */
+async function readConfig(file: string): Promise<Record<string, unknown> | undefined> {
+  const { parse } = await import('yaml')
+  let kept: unknown
+  try {
+    kept = parse(readFileSync(file, 'utf8'))
+  } catch (cause) {
+    throw new EffnetError('EFF_CONFIG_VALUE', `${file} is not YAML: ${(cause as Error).message.split('\n')[0]}`, {
+      hint: 'mend the file; its options are those of the command line that began the run',
+    })
+  }
+  if (kept === null || typeof kept !== 'object') return undefined
+  // A command line has data always; a program gives datasets, which no file holds.
+  if (!('data' in kept)) {
+    throw new EffnetError(
+      'EFF_CONFIG_VALUE',
+      `${path.dirname(file)}: this run was begun by a program, whose options are other ones`,
+      {
+        hint: "go on with it there: trainer.fit({ ..., resume: 'last' }); or begin another run from its model.safetensors with --weights",
+      },
+    )
+  }
+  return kept as Record<string, unknown>
+}
+
 /** What config.yaml of a run says for options that this command line leaves out. */
 async function fromConfig(options: TrainValues, runDir: string): Promise<TrainValues> {
   const file = path.join(runDir, 'config.yaml')
   if (!existsSync(file)) return options
-  const { parse } = await import('yaml')
-  const kept = parse(readFileSync(file, 'utf8')) as Record<string, unknown> | null
-  if (kept === null || typeof kept !== 'object') return options
+  const kept = await readConfig(file)
+  if (kept === undefined) return options
   const merged: Record<string, unknown> = { ...options }
   for (const key of Object.keys(TRAIN)) {
     if (key === 'out' || key === 'resume' || key === 'threads' || key === 'workers') continue
@@ -59,13 +85,29 @@ const stamp = (now: Date): string => {
   return `${day}-${two(now.getHours())}${two(now.getMinutes())}${two(now.getSeconds())}`
 }
 
+const planned = (model: string): string => path.resolve('runs/classify', model)
+
+/** False where there is one: two runs that begin at once must not share a folder. */
+const makeFolder = (dir: string): Promise<boolean> =>
+  mkdir(dir).then(
+    () => true,
+    (cause: NodeJS.ErrnoException) => {
+      if (cause.code === 'EEXIST') return false
+      throw cause
+    },
+  )
+
 async function newRun(model: string): Promise<string> {
-  const parent = path.resolve('runs/classify')
-  const name = `${model}-${stamp(new Date())}`
-  let dir = path.join(parent, name)
-  for (let n = 2; existsSync(dir); n++) dir = path.join(parent, `${name}-${n}`)
-  const { makeFolders } = await import('../train/files.js')
-  await makeFolders(parent)
+  const first = `${planned(model)}-${stamp(new Date())}`
+  const parent = path.dirname(first)
+  const { ioError, makeFolders } = await import('../train/files.js')
+  let dir = first
+  try {
+    await makeFolders(parent)
+    for (let n = 2; !(await makeFolder(dir)); n++) dir = `${first}-${n}`
+  } catch (cause) {
+    throw ioError(cause, dir)
+  }
   const link = path.join(parent, 'latest')
   try {
     await rm(link, { force: true })
@@ -77,6 +119,12 @@ async function newRun(model: string): Promise<string> {
   return dir
 }
 
+/** The given folder, or a default one. */
+const folder = (given: string | undefined): Pick<RunTarget, 'planned' | 'outDir'> => ({
+  planned: (model) => (given === undefined ? planned(model) : path.resolve(given)),
+  outDir: async (model) => (given === undefined ? newRun(model) : path.resolve(given)),
+})
+
 export async function runTarget(given: TrainValues): Promise<RunTarget> {
   const { out, resume } = given
   if (out !== undefined && existsSync(out) && !statSync(out).isDirectory()) {
@@ -84,16 +132,14 @@ export async function runTarget(given: TrainValues): Promise<RunTarget> {
       hint: 'give a folder, or a path that does not exist yet',
     })
   }
-  if (resume === undefined) {
-    return { options: given, resume: undefined, outDir: async (model) => (out === undefined ? newRun(model) : path.resolve(out)) }
-  }
+  if (resume === undefined) return { options: given, resume: undefined, ...folder(out) }
   if (resume === '') {
     if (out === undefined) {
       throw new EffnetError('EFF_CONFIG_VALUE', '--resume needs to know which run to go on with', {
         hint: '--resume PATH, or --out DIR --resume',
       })
     }
-    return { options: await fromConfig(given, path.resolve(out)), resume: 'auto', outDir: async () => path.resolve(out) }
+    return { options: await fromConfig(given, path.resolve(out)), resume: 'auto', ...folder(out) }
   }
   if (!existsSync(resume)) {
     throw new EffnetError('EFF_CKPT_MISSING', `--resume ${resume}: no such folder`, {
@@ -102,9 +148,5 @@ export async function runTarget(given: TrainValues): Promise<RunTarget> {
   }
   const run = runOf(resume)
   const options = run === undefined ? given : await fromConfig(given, run)
-  return {
-    options,
-    resume: path.resolve(resume),
-    outDir: async (model) => (out === undefined ? (run ?? newRun(model)) : path.resolve(out)),
-  }
+  return { options, resume: path.resolve(resume), ...folder(out ?? run) }
 }

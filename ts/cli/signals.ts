@@ -50,8 +50,8 @@ export function holdSignals(source: SignalSource = process, exit: (code: number)
 
 const SIGNALS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGHUP', 'SIGPIPE']
 
-/** Installs the handlers; the returned function takes them away. `graceMs` is how long SIGTERM gives for the checkpoint. */
-export function handleSignals(actions: SignalActions, graceMs: number, source: SignalSource = process): () => void {
+/** Installs the handlers; the returned function takes them away. `grace`: the milliseconds SIGTERM gives for the checkpoint, asked when it comes. */
+export function handleSignals(actions: SignalActions, grace: () => number, source: SignalSource = process): () => void {
   let stopping = false
   let interrupted = false
   let timer: NodeJS.Timeout | undefined
@@ -77,6 +77,7 @@ export function handleSignals(actions: SignalActions, graceMs: number, source: S
       'SIGTERM',
       () => {
         actions.note('SIGTERM: writing a checkpoint at this step')
+        const graceMs = grace()
         timer ??= setTimeout(() => {
           actions.now(EXIT.killed, `no checkpoint could be written within ${graceMs / 1e3} s; what was saved before is kept`)
         }, graceMs)

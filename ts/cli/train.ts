@@ -140,13 +140,17 @@ interface Fit {
   config: Record<string, unknown>
 }
 
+const GRACE_SECONDS = 25
+
 /** Signals from the start of the command: before there is a trainer they wait for it. */
 class Interrupts {
   readonly release: () => void
   private trainer: Trainer | undefined
   private reason: string | undefined
+  private graceMs: number
 
-  constructor(ui: Ui, graceMs: number) {
+  constructor(ui: Ui, grace: number | undefined) {
+    this.graceMs = 1e3 * (grace ?? GRACE_SECONDS)
     const stop = (signal: string) => {
       this.reason = signal
       this.trainer?.stop(signal)
@@ -160,7 +164,12 @@ class Interrupts {
     }
     const checkpoint = () => this.trainer?.requestCheckpoint()
     const reopenLogs = () => this.trainer?.reopenLogs()
-    this.release = handleSignals({ stop, checkpoint, reopenLogs, note: (text) => ui.line(text), now }, graceMs)
+    this.release = handleSignals({ stop, checkpoint, reopenLogs, note: (text) => ui.line(text), now }, () => this.graceMs)
+  }
+
+  /** Of a run that goes on it is known later than the handlers are needed. */
+  set grace(seconds: number | undefined) {
+    this.graceMs = 1e3 * (seconds ?? GRACE_SECONDS)
   }
 
   attach(trainer: Trainer): void {
@@ -208,13 +217,13 @@ async function runFit(o: TrainValues, fit: Fit, interrupts: Interrupts, ui: Ui):
 function refuseOutInData(outDir: string, dataDir: string): void {
   const inside = path.relative(path.resolve(dataDir), outDir)
   if (inside === '' || inside.startsWith('..') || path.isAbsolute(inside)) return
-  throw new EffnetError('EFF_CONFIG_VALUE', `--out ${outDir} lies in the data folder ${dataDir}, which is only read`, {
+  throw new EffnetError('EFF_CONFIG_VALUE', `the run folder ${outDir} lies in the data folder ${dataDir}, which is only read`, {
     hint: `--out ${path.join(path.dirname(path.resolve(dataDir)), 'runs', path.basename(outDir))}`,
   })
 }
 
 async function run(call: Call<typeof TRAIN>): Promise<number> {
-  const interrupts = new Interrupts(call.ui, 1e3 * (call.options.grace ?? 25))
+  const interrupts = new Interrupts(call.ui, call.options.grace)
   try {
     return await train(call, interrupts)
   } finally {
@@ -226,6 +235,7 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
   await checkDeviceOption(options.device)
   const target = await runTarget(options)
   const o = target.options
+  interrupts.grace = o.grace
   const dir = need(o.data, '--data', '--data DIR   holds train/ and val/, each with a folder a class')
   const name = need(o.model, '--model', '--model NAME   e.g. --model efficientnet_b0 (effnet models list names all)')
   if (o.maxTime !== undefined) {
@@ -237,12 +247,12 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
   ui.line(await headerLine(o, ui))
   if (o.out !== undefined) await checkOut(path.resolve(o.out), target.resume !== undefined)
   const data = await openData(o, dir, ui)
-  const outDir = await target.outDir(name)
-  refuseOutInData(outDir, dir)
+  refuseOutInData(target.planned(name), dir)
   const { peekResume } = await import('../train/resume.js')
-  const from = target.resume === 'auto' ? outDir : target.resume
+  const from = target.resume === 'auto' ? target.planned(name) : target.resume
   const model = await openModel(o, name, data, from === undefined ? undefined : await peekResume(from), ui)
   try {
+    const outDir = await target.outDir(name)
     const config = {
       ...given({ ...o, resume: undefined }),
       data: path.resolve(dir),

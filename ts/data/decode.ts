@@ -117,9 +117,18 @@ export function decodeOptions(transform: EvalTransform | TrainTransform): Decode
   return { ...common, mode: 'train', scaleMin, scaleMax, ratioMin, ratioMax, hflip: transform.hflip ?? 0.5 }
 }
 
-/** The path an input names, for results and messages. */
-export const inputPath = (input: ImageInput): string | undefined =>
-  typeof input === 'string' ? input : input instanceof URL ? fileURLToPath(input) : undefined
+/** The path an input names, for results and messages. @throws EFF_INVALID_ARGUMENT for a URL that is of no file here */
+export function inputPath(input: ImageInput): string | undefined {
+  if (!(input instanceof URL)) return typeof input === 'string' ? input : undefined
+  try {
+    return fileURLToPath(input)
+  } catch (cause) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', `${input.href}: images are read from files (file: URLs) alone`, {
+      hint: 'fetch it, and give the bytes as a Uint8Array',
+      cause,
+    })
+  }
+}
 
 /**
  * Pixels of one image after the transform, [size, size, 3].

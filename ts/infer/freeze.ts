@@ -12,6 +12,17 @@ export function selectNames(names: readonly string[], selector: FreezeSelector):
   })
 }
 
+function expression(source: string, glob: string): RegExp {
+  try {
+    return new RegExp(source)
+  } catch (cause) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', `"${glob}" is not a glob that can be read`, {
+      hint: 'close every [, with ranges from the lower to the higher: blocks.[0-3].*',
+      cause,
+    })
+  }
+}
+
 function predicate(selector: FreezeSelector): (name: string) => boolean {
   if (typeof selector === 'function') return selector
   // A global or sticky expression remembers where it stopped.
@@ -20,6 +31,6 @@ function predicate(selector: FreezeSelector): (name: string) => boolean {
   if (selector === 'backbone') return (name) => !name.startsWith('classifier.')
   if (!GLOB.test(selector)) return (name) => name === selector || name.startsWith(`${selector}.`)
   const escaped = selector.replace(/[.+^${}()|\\]/g, '\\$&')
-  const pattern = new RegExp(`^${escaped.replace(/\*/g, '.*').replace(/\?/g, '.')}$`)
+  const pattern = expression(`^${escaped.replace(/\*/g, '.*').replace(/\?/g, '.')}$`, selector)
   return (name) => pattern.test(name)
 }

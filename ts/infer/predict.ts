@@ -101,8 +101,9 @@ function evalDecode(model: Model, o: EmbedOptions): DecodeOptions {
 }
 
 async function decodeOne(input: ImageInput, options: DecodeOptions): Promise<Decoded> {
-  const path = inputPath(input)
+  let path = input instanceof URL ? input.href : undefined
   try {
+    path = inputPath(input)
     return { path, pixels: (await readImage(input, options)).data }
   } catch (cause) {
     if (cause instanceof EffnetError && OF_IMAGE.has(cause.code)) {
