@@ -323,7 +323,10 @@ export function binding(): NativeBinding {
     }
   }
   throw new EffnetError('EFF_BACKEND_MISSING', `the native addon could not be loaded; tried ${tried.join('; ')}`, {
-    hint: 'npm run setup   (builds it), or set EFFNET_ADDON to the file',
+    // An installed package has no sources to build it from.
+    hint: existsSync(path.join(root, 'native'))
+      ? 'npm run setup   (builds it), or set EFFNET_ADDON to the file'
+      : 'install the package again on Linux x64 with glibc, or set EFFNET_ADDON to an addon that was built from a checkout',
     details: { tried, platform: process.platform, arch: process.arch, node: process.versions.node },
   })
 }
