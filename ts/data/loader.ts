@@ -12,6 +12,9 @@ const MAX_WORKERS = 16
 const DEFAULT_PREFETCH = 3
 const BAD_FRACTION = 0.001
 const BAD_AT_LEAST = 10
+/** Without a batch for so long, and a second for each of its images, the disk is taken to be stuck. */
+const STALLED_MS = 300_000
+const STALLED_IMAGE_MS = 1000
 
 /** Unreadable files allowed before the loader gives up. */
 export function badLimit(files: number, maxBad?: number): number {
@@ -73,6 +76,7 @@ export class NativeImageLoader implements ImageLoader {
   constructor(
     private readonly dataset: ImageDataset,
     options: DataLoaderOptions,
+    private readonly stalledMs = STALLED_MS + STALLED_IMAGE_MS * options.batchSize,
   ) {
     if (dataset.length === 0) throw new EffnetError('EFF_DATA_EMPTY', `${dataset.root}: no images`)
     if (!(Number.isInteger(options.batchSize) && options.batchSize > 0)) {
@@ -105,7 +109,11 @@ export class NativeImageLoader implements ImageLoader {
     return [...this.bad.values()]
   }
 
-  async *epoch(): AsyncGenerator<NativeBatch, void, undefined> {
+  /**
+   * `signal` ends it even while a batch is awaited that never comes; the loader can only be closed then.
+   * @throws EFF_DATA_STALLED when none came for too long, EFF_DATA_DECODE (too many unreadable files)
+   */
+  async *epoch(signal?: AbortSignal): AsyncGenerator<NativeBatch, void, undefined> {
     if (this.running) throw new EffnetError('EFF_INVALID_ARGUMENT', 'the loader already runs an epoch')
     this.running = true
     let current: NativeBatch | undefined
@@ -116,7 +124,8 @@ export class NativeImageLoader implements ImageLoader {
       const native = binding()
       native.loaderStart(this.handle, order, this.position.sample, epoch, seed, this.dropLast)
       for (;;) {
-        const inner = await native.loaderNext(this.handle)
+        const inner = await this.next(signal)
+        if (inner === 'aborted') return
         this.open()
         if (inner === null) break
         this.note(inner)
@@ -157,6 +166,43 @@ export class NativeImageLoader implements ImageLoader {
     this.close()
   }
 
+  private next(signal: AbortSignal | undefined): Promise<LoaderBatch | null | 'aborted'> {
+    if (signal?.aborted) return Promise.resolve('aborted')
+    const native = binding()
+    const coming = native.loaderNext(this.handle)
+    return new Promise((resolve, reject) => {
+      let halves = 0
+      let settled = false
+      const settle = (): void => {
+        settled = true
+        clearInterval(timer)
+        signal?.removeEventListener('abort', onAbort)
+      }
+      const onAbort = (): void => {
+        settle()
+        resolve('aborted')
+      }
+      // In two halves: the clock of a process that was stopped for long (SIGSTOP) has run out when it goes on.
+      const timer = setInterval(() => {
+        if (++halves < 2) return
+        settle()
+        reject(stalled(this.dataset.root, this.stalledMs))
+      }, this.stalledMs / 2)
+      signal?.addEventListener('abort', onAbort)
+      coming.then(
+        (batch) => {
+          if (settled) return batch && native.releaseBatch(batch.batch)
+          settle()
+          resolve(batch)
+        },
+        (cause: unknown) => {
+          settle()
+          reject(cause)
+        },
+      )
+    })
+  }
+
   private open(): void {
     if (this.closed) throw new EffnetError('EFF_CLOSED', 'the loader was closed')
   }
@@ -179,6 +225,11 @@ export class NativeImageLoader implements ImageLoader {
     )
   }
 }
+
+const stalled = (root: string, ms: number): EffnetError =>
+  new EffnetError('EFF_DATA_STALLED', `${root}: no images arrived for ${Math.round(ms / 1000)} s`, {
+    hint: 'check the disk or the network mount, then go on: --resume',
+  })
 
 /** Where the order continues after a batch: behind its last sample. Bad files in front of it were passed over. */
 function positionAfter(order: Uint32Array, from: number, batch: LoaderBatch): number {

@@ -50,8 +50,8 @@ const EVALUATE_KEYS = {
 
 export interface Watch {
   onProgress?: (done: number, total: number) => void | Promise<void>
-  /** Asked before each batch. */
-  stop?: () => boolean
+  /** Ends it before the next batch, or while that is awaited. */
+  signal?: AbortSignal | undefined
 }
 
 /** Loader and size of a validation run; kept by the Trainer from one validation to the next. */
@@ -85,7 +85,7 @@ export class Evaluator {
     })
   }
 
-  /** One pass. `details`: per-class counts, confusion and worst errors too. Undefined when `stop` said so before its end. */
+  /** One pass. `details`: per-class counts, confusion and worst errors too. Undefined when it was aborted before its end; it is not used again then. */
   async run(details: boolean, watch: Watch = {}): Promise<EvaluateResult | undefined> {
     const { model, loader, options } = this
     const { labels, files } = options.data
@@ -94,8 +94,7 @@ export class Evaluator {
     const started = performance.now()
     let done = 0
     loader.load({ epoch: 0, sample: 0, seed: 0 })
-    for await (const batch of loader.epoch()) {
-      if (watch.stop?.()) return undefined
+    for await (const batch of loader.epoch(watch.signal)) {
       const input = { batch: batch.handle }
       const output = await model.plans.run(loader.batchSize, this.size, input)
       if (!Number.isFinite(output.loss)) {
@@ -110,6 +109,7 @@ export class Evaluator {
       done += batch.count
       await watch.onProgress?.(done, options.data.length)
     }
+    if (watch.signal?.aborted && done < options.data.length - loader.badFiles.length) return undefined
     if (running.count === 0) {
       throw new EffnetError('EFF_DATA_EMPTY', `${options.data.root}: none of its ${options.data.length} images could be read`, {
         hint: 'replace the images, or convert them to JPEG or PNG',
@@ -146,7 +146,7 @@ export async function evaluateModel(model: Model, options: EvaluateModelOptions)
   const evaluator = new Evaluator(model, options)
   try {
     const { signal, onProgress } = options
-    const watch = { stop: () => signal?.aborted ?? false, ...(onProgress ? { onProgress } : {}) }
+    const watch = { signal, ...(onProgress ? { onProgress } : {}) }
     const result = await evaluator.run(options.details ?? true, watch)
     if (result) return result
     throw new EffnetError('EFF_ABORTED', 'evaluation was aborted', { cause: signal?.reason })

@@ -67,6 +67,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   private checkpointWanted = false
   private reopenWanted = false
   private logs: readonly (CsvLogger | JsonlLogger)[] = []
+  private readonly halt = new AbortController()
   private stopping: { reason: string; status: StopStatus } | undefined
   /** False from the start of a step until its loss is known to be finite: such weights are not saved. */
   private weightsSound = false
@@ -121,6 +122,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   /** The first reason counts; a callback's ends the run as finished, and gives way to one that cuts it off. */
   stop(reason: string, status: StopStatus = 'finished'): void {
     if (!this.stopping || (!this.halted && status !== 'finished')) this.stopping = { reason, status }
+    if (this.halted) this.halt.abort()
   }
 
   /** See `Trainer.conclude`. */
@@ -148,7 +150,12 @@ export class FitRun implements TrainerContext, ValidationHost {
 
   // ---- ValidationHost
 
-  get halted(): boolean {
+  get signal(): AbortSignal {
+    return this.halt.signal
+  }
+
+  /** A stop has come that cuts the run off. */
+  private get halted(): boolean {
     return this.stopping !== undefined && this.stopping.status !== 'finished'
   }
 
@@ -383,12 +390,14 @@ export class FitRun implements TrainerContext, ValidationHost {
     this.speed.startEpoch()
     await this.callbacks.call('onEpochStart', this)
     let from = performance.now()
-    for await (const batch of loader.epoch()) {
+    for await (const batch of loader.epoch(this.signal)) {
       await this.trainStep(batch, performance.now() - from)
       await this.afterStep()
       if (this.stopping || this.over) return this.over && !this.stopping && progress.stepInEpoch >= this.stepsPerEpoch
       from = performance.now()
     }
+    // The batch that was awaited may never come.
+    if (this.halted) return false
     if (progress.stepInEpoch === 0) throw new EffnetError('EFF_DATA_EMPTY', 'an epoch had no complete batch of readable images')
     return true
   }

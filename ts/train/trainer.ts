@@ -42,8 +42,9 @@ export class Trainer {
   /**
    * Trains until `maxEpochs`, `maxSteps`, `maxTime`, a callback or `stop` ends it. The best and the last weights are in
    * `outDir/checkpoints`; the model holds the last ones.
-   * @throws EFF_RUN_EXISTS, EFF_DATA_LABEL, EFF_DATA_EMPTY, EFF_DATA_DECODE (too many unreadable files), EFF_NAN (step in
-   *   `details`), EFF_CKPT_*, EFF_OOM, EFF_ABORTED (the signal; a checkpoint was written before)
+   * @throws EFF_RUN_EXISTS, EFF_DATA_LABEL, EFF_DATA_EMPTY, EFF_DATA_DECODE (too many unreadable files), EFF_DATA_STALLED (none
+   *   for minutes; a checkpoint was written before), EFF_NAN (step in `details`), EFF_CKPT_*, EFF_OOM, EFF_ABORTED (the signal; a
+   *   checkpoint was written before)
    */
   async fit(options: FitOptions): Promise<FitResult> {
     if (this.closed) throw new EffnetError('EFF_CLOSED', 'the trainer was closed')

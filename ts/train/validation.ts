@@ -11,8 +11,8 @@ export interface ValidationHost {
   readonly model: Model
   readonly options: ResolvedOptions
   readonly progress: Progress
-  /** A stop that does not wait for the end of a validation has come. */
-  readonly halted: boolean
+  /** Aborted by a stop that does not wait for the end of a validation. */
+  readonly signal: AbortSignal
   onValidationStart(): Promise<void>
   onValidationBatch(event: ValidationStepEvent): Promise<void>
   onValidationEnd(event: ValidationEvent): Promise<void>
@@ -65,7 +65,7 @@ export class Validation {
     const { host } = this
     const watch: Watch = {
       onProgress: (done, total) => host.onValidationBatch({ type: 'validation-step', epoch, done, total }),
-      stop: () => host.halted,
+      signal: host.signal,
     }
     try {
       return await this.evaluator.run(details, watch)
