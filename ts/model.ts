@@ -1,6 +1,7 @@
 /** A classifier: configuration, class names, and weights in an engine session. Everything public about a model hangs here. */
 import { stat } from 'node:fs/promises'
 import path from 'node:path'
+import { ARENA } from './binding.js'
 import type { ImageInput } from './data/types.js'
 import { EffnetError } from './errors.js'
 import { selectNames } from './infer/freeze.js'
@@ -76,6 +77,8 @@ export class Model {
   private source: WeightsSource
   private readonly frozenNames = new Set<string>()
   private closing: Promise<void> | undefined
+  /** Where the weights are: in the average's arena while that is measured. */
+  private weightsArena: number = ARENA.weights
 
   /** Use `createModel` or `loadModel`. */
   constructor(
@@ -201,7 +204,7 @@ export class Model {
     const { session } = this
     const { naming = 'timm' } = options
     if (target.endsWith('.safetensors')) {
-      await this.plans.exclusive(() => writeWeightsFile(session, target, naming))
+      await this.plans.exclusive(() => writeWeightsFile(session, target, naming, this.weightsArena))
       return
     }
     if (naming !== 'timm') {
@@ -212,6 +215,7 @@ export class Model {
     await this.plans.exclusive(async () => {
       const { done } = await startCheckpoint(session, path.resolve(target), modelJson(this.config, this.classNames), {
         ema: false,
+        weightsArena: this.weightsArena,
       })
       await done
     })
@@ -225,6 +229,14 @@ export class Model {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
+  }
+
+  /** Called by the Trainer: predictions and evaluations use the moving average from now on, or the weights again. */
+  async useAverage(on: boolean): Promise<void> {
+    await this.plans.exclusive(async () => {
+      await this.session.useEma(on)
+      this.weightsArena = on ? ARENA.ema : ARENA.weights
+    })
   }
 
   /** Called by the Trainer: the data's class names, and how images were cropped, belong to the model from now on. */

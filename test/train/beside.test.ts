@@ -1,5 +1,5 @@
 /** What a program does with a trainer and its data beside, before and after a run. */
-import { cpSync, mkdirSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { beforeEach, describe, expect, it } from 'vitest'
 import { imageFolder } from '../../ts/data/image_folder.js'
@@ -58,6 +58,30 @@ describe('a trainer', () => {
     await trainer.close()
     expect(await collect(trainer.events())).toEqual([])
   })
+})
+
+it('a model that is saved while the average is measured is saved with its weights', async () => {
+  const saved: string[] = []
+  const saving: Callback = {
+    name: 'saving',
+    async onValidationBatch() {
+      for (const name of [`${saved.length}`, `${saved.length}.safetensors`]) await model.save(path.join(out, 'saved', name))
+      saved.push(path.join(out, 'saved', `${saved.length}.safetensors`))
+    },
+  }
+  mkdirSync(path.join(out, 'saved'))
+  await make({ ema: 0.5, evalBatchSize: 2, callbacks: [saving], outDir: path.join(out, 'run') }).fit({
+    train: data.train,
+    val: data.val!,
+  })
+  // Of the weights and of their average, two batches each.
+  expect(saved.length).toBe(4)
+  const weights = readFileSync(path.join(out, 'run/checkpoints/last/model.safetensors'))
+  for (const file of saved) {
+    expect(readFileSync(file).equals(weights), file).toBe(true)
+    const folder = file.replace('.safetensors', '/model.safetensors')
+    expect(readFileSync(folder).equals(weights), folder).toBe(true)
+  }
 })
 
 describe('an evaluation in which no image can be read', () => {

@@ -69,6 +69,8 @@ export interface TensorContent {
   ema: boolean
   /** Absent: weights only. */
   optimizer?: OptimizerName
+  /** Where the weights are; default their own arena. */
+  weightsArena?: number
 }
 
 /** What is written does not change while a session lives: laid out once, not at every save. */
@@ -77,13 +79,13 @@ const layouts = new WeakMap<Session, Map<string, readonly [name: string, spec: F
 function fileSpecs(session: Session, dir: string, content: TensorContent): [name: string, spec: FileSpec][] {
   const known = layouts.get(session) ?? new Map()
   layouts.set(session, known)
-  const key = `${content.ema} ${content.optimizer ?? ''}`
+  const key = `${content.ema} ${content.optimizer ?? ''} ${content.weightsArena ?? ''}`
   if (!known.has(key)) known.set(key, layoutFiles(session, content))
   return known.get(key)!.map(([name, spec]: [string, FileSpec]) => [name, { ...spec, path: path.join(dir, name) }])
 }
 
 function layoutFiles(session: Session, content: TensorContent): [name: string, spec: FileSpec][] {
-  const files: [string, FileSpec][] = [[MODEL_FILE, weightsFile(session, MODEL_FILE, ARENA.weights)]]
+  const files: [string, FileSpec][] = [[MODEL_FILE, weightsFile(session, MODEL_FILE, content.weightsArena ?? ARENA.weights)]]
   if (content.ema) files.push([EMA_FILE, weightsFile(session, EMA_FILE, ARENA.ema)])
   if (content.optimizer) files.push([OPTIMIZER_FILE, optimizerFile(session, OPTIMIZER_FILE, content.optimizer)])
   return files
@@ -107,9 +109,9 @@ export async function writeTensorFiles(
   return Object.fromEntries(files.map(([name], i) => [name, written[i]!]))
 }
 
-/** One safetensors file of the weights. */
-export async function writeWeightsFile(session: Session, file: string, naming: Naming): Promise<void> {
-  await binding().saveTensors(session.memory, [weightsFile(session, path.resolve(file), ARENA.weights, naming)])
+/** One safetensors file of the weights, which are in `arena`. */
+export async function writeWeightsFile(session: Session, file: string, naming: Naming, arena: number): Promise<void> {
+  await binding().saveTensors(session.memory, [weightsFile(session, path.resolve(file), arena, naming)])
 }
 
 /** Any file under timm's, torchvision's or NVIDIA's names into an arena. @throws EFF_WEIGHTS_SHAPE, EFF_WEIGHTS_CORRUPT */

@@ -68,7 +68,10 @@ export interface TrainerOptions {
   schedule?: ScheduleName | ScheduleOptions
   warmupEpochs?: number
   labelSmoothing?: number
-  /** false, a decay, or options. */
+  /**
+   * false, a decay, or options. While a validation measures the average, `model.predict` answers with it; what `model.save` writes
+   * are the weights.
+   */
   ema?: boolean | number | EmaOptions
   /** Must be the model's; there so that a configuration can state it. */
   precision?: PrecisionInput

@@ -52,12 +52,12 @@ export class Validation {
   }
 
   private async measureAverage(epoch: number): Promise<EvaluateResult | undefined> {
-    const { session, plans } = this.host.model
-    await plans.exclusive(() => session.useEma(true))
+    const { model } = this.host
+    await model.useAverage(true)
     try {
       return await this.measure(false, epoch)
     } finally {
-      await plans.exclusive(() => session.useEma(false))
+      await model.useAverage(false)
     }
   }
 
