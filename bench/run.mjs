@@ -21,7 +21,7 @@ import { GROUPS, ROWS, SHORT_GROUPS } from './cases.mjs'
 import { commandOf } from './lib/commands.mjs'
 import { Contender } from './lib/contender.mjs'
 import { commit, machine } from './lib/machine.mjs'
-import { compareRow, markdown } from './lib/table.mjs'
+import { compareRow, markdown, merged, runOf } from './lib/table.mjs'
 import { ensureOnnx, ensurePeers } from './peers.mjs'
 
 const { values } = parseArgs({
@@ -143,14 +143,6 @@ function lastResult() {
   throw new SetupError('--merge: there is no whole result in bench/results', 'npm run bench', 66)
 }
 
-/** Rows of this run over those of the last, in the order of cases.mjs. */
-function merged(report) {
-  const last = lastResult()
-  const rows = ROWS.map((r) => [...report.rows, ...last.rows].find((x) => x.id === r.id)).filter(Boolean)
-  const groups = { ...last.groups, ...report.groups }
-  return { ...last, ...report, rows, groups, versions: { ...last.versions, ...report.versions }, seconds: last.seconds }
-}
-
 function write(report) {
   const slug = report.machine.cpu
     .toLowerCase()
@@ -201,10 +193,12 @@ async function bench() {
   }
   report.rows.sort((a, b) => ROWS.findIndex((r) => r.id === a.id) - ROWS.findIndex((r) => r.id === b.id))
   report.seconds = (performance.now() - begin) / 1000
+  const parts = [...Object.keys(report.groups), ...(report.startup ? ['startup'] : [])]
+  report.runs = Object.fromEntries(parts.map((part) => [part, runOf(report)]))
   const failed = Object.values(report.groups).flatMap((g) =>
     Object.values(g).filter((c) => c.error && c.label.startsWith('effnet')),
   )
-  const shown = values.merge ? merged(report) : report
+  const shown = values.merge ? merged(lastResult(), report, ROWS) : report
   process.stdout.write(`\n${markdown(shown)}`)
   const whole = !brief && !values.case && !values['no-peers']
   if (whole || values.merge) write(shown)

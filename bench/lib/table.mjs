@@ -56,6 +56,37 @@ const contenderLine = (group, c) =>
     ? `| ${group} | ${c.label} | failed: ${c.error.slice(0, 200).replaceAll('|', '/')} | | |`
     : `| ${group} | ${c.label} | ${median(c.windows).toFixed(2)} (${Math.min(...c.windows).toFixed(2)}-${Math.max(...c.windows).toFixed(2)}) | ${c.windows.length} x ${c.steps} | ${(c.peakBytes / 2 ** 20).toFixed(0)} |`
 
+/** What a figure is of beside the machine: kept with each group, as `--merge` puts groups of several runs into one report. */
+export const runOf = ({ date, commit, command, seconds, machine }) => ({ date, commit, command, seconds, load: machine.load })
+
+/** Of each group (and `startup`) the run it was measured in. */
+function runsOf(report) {
+  const parts = [...Object.keys(report.groups), ...(report.startup ? ['startup'] : [])]
+  return Object.fromEntries(parts.map((part) => [part, report.runs?.[part] ?? runOf(report)]))
+}
+
+/** Rows of this run over those of the last, in the order of `order`; each group keeps the run it was measured in. */
+export function merged(last, report, order) {
+  const rows = order.map((r) => [...report.rows, ...last.rows].find((x) => x.id === r.id)).filter(Boolean)
+  const groups = { ...last.groups, ...report.groups }
+  const versions = { ...last.versions, ...report.versions }
+  return { ...last, ...report, rows, groups, versions, runs: { ...runsOf(last), ...runsOf(report) } }
+}
+
+const madeBy = (run) =>
+  `${run.date}, commit ${run.commit}, load average before the start ${run.load.toFixed(1)}: \`${run.command}\` in ${Math.round(run.seconds / 60)} minutes`
+
+/** The runs of a report, one line each, with their groups where there are several. */
+function runLines(report) {
+  const groups = new Map()
+  for (const [part, run] of Object.entries(runsOf(report))) {
+    const line = madeBy(run)
+    groups.set(line, [...(groups.get(line) ?? []), part])
+  }
+  if (groups.size === 1) return `${[...groups.keys()][0]}.\n`
+  return [...groups].map(([line, parts]) => `- ${parts.join(', ')}: ${line}\n`).join('')
+}
+
 /** The table of a report, as the screen, bench/results and docs/benchmarks.md show it. */
 export function markdown(report) {
   const m = report.machine
@@ -65,7 +96,6 @@ export function markdown(report) {
     (s) => `| ${s.work} | ${s.ms.toFixed(0)} ms | | | ${s.must} ms | | ${s.ms <= s.must ? 'must' : 'no'} |`,
   )
   const cores = `${m.cpus} CPUs, ${m.memoryGiB} GiB, Linux ${m.kernel}`
-  const load = `load average before the start ${m.load.toFixed(1)}`
   const part = (title, head, lines) => {
     const columns = `|${' --- |'.repeat(head.split(' | ').length)}`
     return lines.length > 0 ? `\n${title}| ${head} |\n${columns}\n${lines.join('\n')}\n` : ''
@@ -79,9 +109,8 @@ export function markdown(report) {
     'group | contender | images/s: median (slowest-fastest window) | windows x steps | peak MiB',
     contenders,
   )
-  return `${report.date}, commit ${report.commit}. ${m.cpu} (${m.family}; ${m.isa.join(', ')}), ${cores}, ${load}.
+  return `${m.cpu} (${m.family}; ${m.isa.join(', ')}), ${cores}.
 ${[`Node ${m.node}`, ...versions].join(', ')}; ${report.threads} threads each. Targets of a machine ${m.amx ? 'with' : 'without'} AMX.
 ${rows}${all}
-Made by \`${report.command}\` in ${Math.round(report.seconds / 60)} minutes.
-`
+${runLines(report)}`
 }
