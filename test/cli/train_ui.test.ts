@@ -78,7 +78,7 @@ const epoch = (n: number, top1: number, best: boolean): TrainerEvent => ({
 const events: TrainerEvent[] = [
   { type: 'start', options, stepsPerEpoch: 20, totalSteps: 80, trainImages: 640, valImages: 400, classes: ['a', 'b'] },
   ...Array.from({ length: 20 }, (_, i) => step(i + 1)),
-  { type: 'validation-step', epoch: 0, done: 32, total: 400 },
+  { type: 'validation-step', epoch: 1, done: 32, total: 400 },
   epoch(0, 80.5, true),
   { type: 'checkpoint', path: '/runs/x/checkpoints/last', kinds: ['last', 'best'], epoch: 1, step: 20, bytes: 5e7, ms: 80 },
   { type: 'warning', code: 'EFF_DATA_DECODE', message: 'a.jpg: cut', hint: 'mend it' },

@@ -21,7 +21,7 @@ export const TRAIN = defineOptions({
     shown: 'cosine',
     help: 'cosine, exponential, linear or constant',
   },
-  warmupEpochs: { kind: 'number', value: 'N', min: 0, shown: '1 with --weights', help: 'linear from 0' },
+  warmupEpochs: { kind: 'number', value: 'N', min: 0, shown: '1 with --weights', help: 'linear; from 0 without --weights' },
   weightDecay: { kind: 'number', value: 'X', min: 0, shown: '0.01 (adamw)', help: 'not on BN and biases' },
   labelSmoothing: { ...share, shown: '0.1', help: 'label smoothing' },
   cropScale: {

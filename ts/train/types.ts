@@ -43,7 +43,7 @@ export interface AugmentOptions {
 }
 
 export interface CheckpointOptions {
-  /** Default 1; 0 = only at the end. */
+  /** Default 1; 0 = at the end, and where an epoch was the best so far. */
   everyEpochs?: number
   everySteps?: number
   everyMinutes?: number
@@ -351,7 +351,7 @@ export type TrainerEvent =
 
 // ---- callbacks --------------------------------------------------------------------------------------------------
 
-/** What callbacks may read; `stop` is the one thing they may do. */
+/** What callbacks may read; to `stop` and to `warn` is what they may do. */
 export interface TrainerContext {
   readonly model: Model
   readonly options: ResolvedOptions

@@ -19,7 +19,7 @@ export interface MatchOptions {
 export interface WeightsMatch {
   readonly naming: Naming
   readonly transfers: readonly TensorTransfer[]
-  /** The file's classifier was left out: class counts of the file and of the model. Initialise it with `headRule`. */
+  /** The file's classifier was left out: class counts of the file and of the model. Initialise it with `initParams({ newHead: true })`. */
   readonly headReplaced?: { readonly from: number; readonly to: number }
   /** Tensors of the file without use here: batch counters, quantizer ranges. */
   readonly ignored: readonly string[]
