@@ -46,7 +46,7 @@ export interface Latency {
 }
 
 /** Mean and nearest-rank percentiles of durations in ms. */
-export function latencyOf(ms: readonly number[]): Latency {
+function latencyOf(ms: readonly number[]): Latency {
   const sorted = [...ms].sort((a, b) => a - b)
   const rank = (p: number): number => sorted[Math.max(0, Math.ceil((p / 100) * sorted.length) - 1)] ?? Number.NaN
   const mean = sorted.reduce((sum, x) => sum + x, 0) / sorted.length
@@ -97,7 +97,7 @@ export interface KernelRow {
 export type KernelGroup = Omit<KernelRow, 'shapes'> & { count: number }
 
 /** Time, bytes and FLOPs of ops that run the same kernel, slowest first. */
-export function groupKernels(rows: readonly KernelRow[]): KernelGroup[] {
+function groupKernels(rows: readonly KernelRow[]): KernelGroup[] {
   const groups = new Map<string, KernelGroup>()
   for (const row of rows) {
     const key = `${row.op} ${row.kernel}`

@@ -2,7 +2,7 @@
 import { philoxU32 } from '../graph/philox.js'
 
 /** Philox stream of the epoch order; ops of graphs number their streams from 0, augmentation is keyed in native/io. */
-export const ORDER_STREAM = 0xfffffff0
+const ORDER_STREAM = 0xfffffff0
 export const SPLIT_STREAM = 0xfffffff1
 
 /** Draws between two turns of the event loop: about half a millisecond. */

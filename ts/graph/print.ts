@@ -16,7 +16,7 @@ function operands(ports: readonly OpPort[], given: readonly (Tensor | null)[]): 
 const attribute = ([name, value]: [string, number]): string => `${name}=${name === 'act' ? ACTIVATIONS[value] : value}`
 
 /** `name = op(inputs) {attributes} -> outputs`, with what the node updates in place and how it is marked. */
-export function printNode(node: Node): string {
+function printNode(node: Node): string {
   const info = OP_TABLE[node.op]
   const attrs = Object.entries(node.attrs).map(attribute).join(' ')
   const marks = [node.prepare && 'prepare', node.recomputed ? 'recomputed' : node.backward && 'backward']

@@ -52,7 +52,7 @@ interface Arch {
 }
 
 /** Rounds a scaled width to a multiple of 8; with `guard`, never more than 10 % below it. */
-export function roundChannels(channels: number, guard: boolean): number {
+function roundChannels(channels: number, guard: boolean): number {
   const rounded = Math.max(8, Math.floor((channels + 4) / 8) * 8)
   return guard && rounded < 0.9 * channels ? rounded + 8 : rounded
 }

@@ -20,8 +20,8 @@ import {
 import { EMA_FILE, type TensorContent, tensorBytes, writeTensorFiles } from './tensor_files.js'
 import type { FitResult, Metrics, ResolvedOptions } from './types.js'
 
-export const MODEL_JSON = 'model.json'
-export const STATE_JSON = 'state.json'
+const MODEL_JSON = 'model.json'
+const STATE_JSON = 'state.json'
 
 /** model.json: all that prediction needs beside the weights. */
 export interface ModelJson {

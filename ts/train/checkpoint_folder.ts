@@ -14,7 +14,7 @@ import { type FaultSource, operate } from './fault.js'
 import { ioError, json, makeFolders, readOptional } from './files.js'
 
 export const MANIFEST = 'manifest.json'
-export const MANIFEST_FORMAT = 'effnet-checkpoint'
+const MANIFEST_FORMAT = 'effnet-checkpoint'
 /** Of model.json and state.json. */
 export const CHECKPOINT_VERSION = 1
 /** 2: with the manifest's own SHA-256. */

@@ -5,7 +5,7 @@ import { EffnetError } from '../errors.js'
 import { logFault } from './fault.js'
 
 /** Writes and fsyncs a new file. */
-export async function writeSynced(file: string, data: string | Uint8Array, fault: WriteFault): Promise<void> {
+async function writeSynced(file: string, data: string | Uint8Array, fault: WriteFault): Promise<void> {
   const handle = await open(file, 'w')
   try {
     await writeAll(handle, data, fault)
@@ -109,7 +109,7 @@ export function ioError(cause: unknown, file: string): EffnetError {
 }
 
 /** One cell of a CSV line (RFC 4180). */
-export const csvCell = (value: string | number | undefined): string => {
+const csvCell = (value: string | number | undefined): string => {
   if (value === undefined) return ''
   const text = String(value)
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text

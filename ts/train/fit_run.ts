@@ -4,7 +4,7 @@
  */
 import path from 'node:path'
 import type { NonFinite, StepInput } from '../binding.js'
-import { type NativeBatch, NativeImageLoader } from '../data/loader.js'
+import type { NativeBatch, NativeImageLoader } from '../data/loader.js'
 import type { BadFile, ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
@@ -14,16 +14,18 @@ import { CallbackList, CsvLogger, JsonlLogger } from './callbacks.js'
 import { hasAverage, machineState, type TrainState } from './checkpoint.js'
 import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
 import { CheckpointKeeper } from './checkpoint_keeper.js'
-import { checkClasses, Evaluator } from './evaluate.js'
+import { checkClasses, type Evaluator } from './evaluate.js'
 import type { EventHub } from './events.js'
 import { faultPoint } from './fault.js'
+import { evaluatorOf, trainLoader } from './loaders.js'
 import { notFinite } from './not_finite.js'
 import { Progress } from './progress.js'
 import { dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
 import { RunFolder, type RunState } from './run_folder.js'
 import { finishedResult, plainOptions, runPaths, storedDetails } from './run_result.js'
-import { emaDecay, learningRate, type ScheduleSpec } from './schedule.js'
+import { learningRate, type ScheduleSpec } from './schedule.js'
 import { Speed } from './speed.js'
+import { stepScalars } from './step_scalars.js'
 import { readTrainingState } from './tensor_files.js'
 import type {
   Callback,
@@ -249,24 +251,9 @@ export class FitRun implements TrainerContext, ValidationHost {
       interpolation: o.interpolation,
       exifOrientation: o.exifOrientation,
     })
-    const limits = o.maxBad === null ? {} : { maxBad: o.maxBad }
-    const common = {
-      workers: o.workers,
-      prefetch: o.prefetch,
-      exifOrientation: o.exifOrientation,
-      maxPixels: o.maxPixels,
-      ...limits,
-    }
     this.loader = trainLoader(train, o)
     if (val) {
-      this.evaluator = new Evaluator(model, {
-        data: val,
-        batchSize: o.evalBatchSize,
-        imageSize: o.evalImageSize,
-        cropPct: o.cropPct,
-        interpolation: o.interpolation,
-        ...common,
-      })
+      this.evaluator = evaluatorOf(model, val, o)
       this.validation = new Validation(this, this.evaluator)
     }
     this.stepsPerEpoch = this.loader.batches
@@ -402,27 +389,10 @@ export class FitRun implements TrainerContext, ValidationHost {
     return true
   }
 
-  private scalars(step: number): Partial<StepScalars> {
-    const { optimizer, ema, clipNorm, seed } = this.options
-    const adam = optimizer.name === 'adamw'
-    return {
-      lr: learningRate(this.schedule!, step),
-      step,
-      seed,
-      weight_decay: optimizer.weightDecay,
-      momentum: adam ? optimizer.betas[0] : optimizer.momentum,
-      alpha: adam ? optimizer.betas[1] : optimizer.alpha,
-      eps: optimizer.eps,
-      clip_norm: clipNorm,
-      ema_decay: ema > 0 ? emaDecay(ema, this.progress.emaUpdates + 1) : 0,
-      optimizer_step: step + 1,
-    }
-  }
-
   private async trainStep(batch: NativeBatch, waitMs: number): Promise<void> {
     const { progress } = this
     if (this.callbacks.has('onStepStart')) await this.callbacks.call('onStepStart', this)
-    const scalars = this.scalars(progress.step)
+    const scalars = stepScalars(this.options, this.schedule!, progress)
     const started = performance.now()
     this.weightsSound = false
     const result = await this.model.plans.exclusive(() => this.soundStep({ batch: batch.handle }, scalars))
@@ -717,22 +687,3 @@ export class FitRun implements TrainerContext, ValidationHost {
 
 /** A few hundred lines a run at least, so that short runs have a curve; every 50 steps at most. */
 const logInterval = (totalSteps: number): number => Math.min(50, Math.max(1, Math.floor(totalSteps / 400)))
-
-function trainLoader(train: ImageDataset, o: ResolvedOptions): NativeImageLoader {
-  return new NativeImageLoader(train, {
-    batchSize: o.batchSize,
-    transform: {
-      mode: 'train',
-      size: o.imageSize,
-      ...o.augment,
-      exifOrientation: o.exifOrientation,
-      maxPixels: o.maxPixels,
-    },
-    shuffle: true,
-    seed: o.seed,
-    dropLast: true,
-    workers: o.workers,
-    prefetch: o.prefetch,
-    ...(o.maxBad === null ? {} : { maxBad: o.maxBad }),
-  })
-}

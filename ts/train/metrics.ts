@@ -2,7 +2,7 @@
 import type { EvaluateDetails, WorstError } from './types.js'
 
 /** Above this many classes a confusion matrix is neither readable nor cheap. */
-export const MAX_CONFUSION_CLASSES = 1000
+const MAX_CONFUSION_CLASSES = 1000
 const WORST = 24
 const TOP5 = 5
 

@@ -3,7 +3,7 @@ import type { NonFinite } from '../binding.js'
 import { EffnetError } from '../errors.js'
 
 /** "in the output of blocks.1.0.bn1 (bn_act, forward)". */
-export function placeOf({ part, op, layer, tensor }: NonFinite): string {
+function placeOf({ part, op, layer, tensor }: NonFinite): string {
   const name = tensor.replace(/^grad:/, '')
   if (part === 'weights') return `first in the weights, before this step: ${name} (read by ${layer})`
   if (part === 'gradient') return `first in the gradient of ${name} (${layer}, ${op}, backward), which the update took`

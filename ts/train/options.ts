@@ -10,7 +10,7 @@ import { optimizerDefaults, recipeFor } from './recipes.js'
 import { SCHEDULES } from './schedule.js'
 import type { OptimizerName, ResolvedOptions, TrainerOptions } from './types.js'
 
-export const OPTIMIZERS: readonly OptimizerName[] = ['adamw', 'sgd', 'rmsprop', 'rmsprop_tf']
+const OPTIMIZERS: readonly OptimizerName[] = ['adamw', 'sgd', 'rmsprop', 'rmsprop_tf']
 const MAX_SEED = Number.MAX_SAFE_INTEGER
 
 const positive = z.number().positive()
@@ -119,7 +119,7 @@ const valueAt = (options: unknown, path: readonly PropertyKey[]): unknown =>
   path.reduce<unknown>((v, key) => (v as Record<PropertyKey, unknown> | undefined)?.[key], options)
 
 /** @throws EFF_CONFIG_KEY with the nearest key, EFF_CONFIG_VALUE with the accepted form */
-export function checkOptions(options: TrainerOptions): void {
+function checkOptions(options: TrainerOptions): void {
   const parsed = schema.safeParse(options)
   if (parsed.success) return
   const issues = parsed.error.issues.map((issue) => innermost(issue, valueAt(options, issue.path)))

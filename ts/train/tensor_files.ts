@@ -17,7 +17,7 @@ import type { OptimizerName } from './types.js'
 
 export const MODEL_FILE = 'model.safetensors'
 export const EMA_FILE = 'ema.safetensors'
-export const OPTIMIZER_FILE = 'optimizer.safetensors'
+const OPTIMIZER_FILE = 'optimizer.safetensors'
 
 /** PyTorch's names of the optimizer's state, by arena. */
 const MOMENTS: Record<OptimizerName, readonly [arena: number, name: string][]> = {

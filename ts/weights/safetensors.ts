@@ -70,7 +70,7 @@ export type SafetensorsRule =
   | 'MetadataIncompleteBuffer'
 
 /** Default limit of the header's size; a B0's is 33 KB. */
-export const MAX_HEADER_BYTES = 25_000_000
+const MAX_HEADER_BYTES = 25_000_000
 
 function corrupt(file: string, rule: SafetensorsRule, why: string, tensor?: string): EffnetError {
   const where = tensor === undefined ? '' : ` tensor "${tensor.slice(0, 200)}":`

@@ -12,17 +12,6 @@ interface Layout {
   readonly tensors: readonly { readonly param: ParamDef; readonly begin: number }[]
 }
 
-/** Checkpoints are saved between steps: a configuration's layout under timm's names is made once. */
-const layouts = new WeakMap<ModelConfig, Layout>()
-
-function timmLayout(config: ModelConfig): Layout {
-  const known = layouts.get(config)
-  if (known) return known
-  const layout = layOut(config, 'timm')
-  layouts.set(config, layout)
-  return layout
-}
-
 function layOut(config: ModelConfig, naming: Naming): Layout {
   const params = modelParams(config)
   const names = tensorNames(config, naming)
@@ -47,7 +36,7 @@ export function modelFile(
   options: { arena?: number; naming?: Naming } = {},
 ): FileSpec {
   const { arena = ARENA.weights, naming = 'timm' } = options
-  const { header, dataBytes, tensors } = naming === 'timm' ? timmLayout(config) : layOut(config, naming)
+  const { header, dataBytes, tensors } = layOut(config, naming)
   return {
     path,
     header,

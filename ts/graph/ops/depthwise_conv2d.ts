@@ -44,7 +44,7 @@ export function depthwiseReference(src: RefTensor, weights: RefTensor, attrs: At
   return dst
 }
 
-export function depthwiseBwdDataReference(diffDst: RefTensor, weights: RefTensor, attrs: Attrs, srcShape: Shape): RefTensor {
+function depthwiseBwdDataReference(diffDst: RefTensor, weights: RefTensor, attrs: Attrs, srcShape: Shape): RefTensor {
   const diffSrc = refTensor(srcShape)
   const [g, w, d, c] = [diffDst.data, weights.data, diffSrc.data, weights.shape[2]!]
   eachTap(srcShape, weights.shape, attrs, (dAt, wAt, gAt) => {
@@ -53,7 +53,7 @@ export function depthwiseBwdDataReference(diffDst: RefTensor, weights: RefTensor
   return diffSrc
 }
 
-export function depthwiseBwdWeightsReference(src: RefTensor, diffDst: RefTensor, attrs: Attrs, weightsShape: Shape): RefTensor {
+function depthwiseBwdWeightsReference(src: RefTensor, diffDst: RefTensor, attrs: Attrs, weightsShape: Shape): RefTensor {
   const diffWeights = refTensor(weightsShape)
   const [s, g, d, c] = [src.data, diffDst.data, diffWeights.data, weightsShape[2]!]
   eachTap(src.shape, weightsShape, attrs, (sAt, dAt, gAt) => {

@@ -4,7 +4,7 @@ import { at, attr, expectRank, expectType, fail, refTensor, sameAsFirst, show, s
 import type { OpDef, RefTensor } from './def.js'
 
 /** Row-wise log of the softmax. */
-export function logSoftmax(logits: RefTensor): RefTensor {
+function logSoftmax(logits: RefTensor): RefTensor {
   const [n, k] = logits.shape as [number, number]
   const dst = refTensor(logits.shape)
   for (let b = 0; b < n; b++) {

@@ -1,0 +1,25 @@
+import type { StepScalars } from '../runtime/scalars.js'
+import type { Progress } from './progress.js'
+import { emaDecay, learningRate, type ScheduleSpec } from './schedule.js'
+import type { ResolvedOptions } from './types.js'
+
+/** What the training plan is told for the next step. */
+export function stepScalars(
+  { optimizer, ema, clipNorm, seed }: ResolvedOptions,
+  schedule: ScheduleSpec,
+  { step, emaUpdates }: Progress,
+): Partial<StepScalars> {
+  const adam = optimizer.name === 'adamw'
+  return {
+    lr: learningRate(schedule, step),
+    step,
+    seed,
+    weight_decay: optimizer.weightDecay,
+    momentum: adam ? optimizer.betas[0] : optimizer.momentum,
+    alpha: adam ? optimizer.betas[1] : optimizer.alpha,
+    eps: optimizer.eps,
+    clip_norm: clipNorm,
+    ema_decay: ema > 0 ? emaDecay(ema, emaUpdates + 1) : 0,
+    optimizer_step: step + 1,
+  }
+}
