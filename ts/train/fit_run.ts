@@ -2,6 +2,7 @@
  * One run of training: data, plan and folder set up, then epoch after epoch. What a checkpoint holds lives in `progress`;
  * everything else can be made again from options and data.
  */
+import { existsSync } from 'node:fs'
 import path from 'node:path'
 import type { NonFinite, StepInput } from '../binding.js'
 import type { NativeBatch, NativeImageLoader } from '../data/loader.js'
@@ -22,6 +23,7 @@ import { notFinite } from './not_finite.js'
 import { Progress } from './progress.js'
 import { dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
 import { RunFolder, type RunState } from './run_folder.js'
+import { RunLock } from './run_lock.js'
 import { finishedResult, plainOptions, runPaths, storedDetails } from './run_result.js'
 import { learningRate, type ScheduleSpec } from './schedule.js'
 import { Speed } from './speed.js'
@@ -80,6 +82,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   /** Calls of `onWarning`, in order. */
   private warnings: Promise<void> = Promise.resolve()
   private resumedFrom: { path: string; step: number } | undefined
+  private lock: RunLock | undefined
   /** This run writes to the folder: before it, nothing there is touched. */
   private owned = false
   /** The folder holds logs of an earlier process. */
@@ -130,6 +133,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   /** See `Trainer.conclude`. */
   async conclude(exitCode: number, message?: string): Promise<void> {
     if (this.owned) await this.folder?.conclude(exitCode, message)
+    await this.lock?.release()
   }
 
   /** A checkpoint after the step in work. */
@@ -203,13 +207,15 @@ export class FitRun implements TrainerContext, ValidationHost {
   private async execute(options: FitOptions): Promise<FitResult> {
     checkClasses(this.model, options.train)
     if (options.val) checkClasses(this.model, options.val)
-    const resume = await findResume(options.resume, this.folder, (...w) => this.warn(...w))
+    const { folder } = this
+    if (folder) this.lock = await lockFolder(folder, options.resume)
+    const resume = await findResume(options.resume, folder, (...w) => this.warn(...w))
     if (resume) {
       const done = finishedResult(resume, this.options)
       if (done) return this.returnFinished(resume, done)
     }
-    const { folder } = this
     if (folder) {
+      this.lock ??= await RunLock.take(folder.dir)
       this.continued = await folder.isRun()
       await folder.open(this.mayContinue(options.resume))
     }
@@ -669,6 +675,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     this.plan?.close()
     this.plan = undefined
     await this.quietly('onTeardown', () => this.callbacks.call('onTeardown', this))
+    await this.lock?.release()
   }
 
   /** A run that has reached its end is not run again; the model gets its weights. */
@@ -683,6 +690,13 @@ export class FitRun implements TrainerContext, ValidationHost {
     }
     return { ...done, ...(own ? runPaths(this.folder!, done.best !== undefined) : { checkpoint: resume.dir }) }
   }
+}
+
+/** Before the folder is read: looking for a checkpoint there settles what a crash left. Undefined where there is none to look for. */
+async function lockFolder(folder: RunFolder, resume: FitOptions['resume']): Promise<RunLock | undefined> {
+  if (resume === undefined && (await folder.isRun())) await folder.open(false)
+  if (resume !== undefined && resume !== 'auto' && !existsSync(folder.dir)) return undefined
+  return RunLock.take(folder.dir)
 }
 
 /** A few hundred lines a run at least, so that short runs have a curve; every 50 steps at most. */
