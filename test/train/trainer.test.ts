@@ -190,6 +190,16 @@ describe('what goes wrong', () => {
     expect(model.classes?.length).toBe(3)
   })
 
+  it('two trainers that fit one model at once: the second waits for the first', async () => {
+    await using model = await make()
+    const first = new Trainer({ ...SMALL, model, maxEpochs: 1 })
+    const second = new Trainer({ ...SMALL, model, maxEpochs: 1 })
+    const run = first.fit(data)
+    await expect(second.fit(data)).rejects.toThrow(expect.objectContaining({ code: 'EFF_INVALID_ARGUMENT' }))
+    await run
+    expect(await second.fit(data)).toMatchObject({ status: 'finished' })
+  })
+
   it('unreadable files are skipped and listed up to a limit', async () => {
     const dir = await makeData(path.join(root, 'bad'), { train: 6, val: 1 })
     const broken = path.join(dir, 'train/green/000.jpg')

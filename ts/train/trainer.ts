@@ -21,6 +21,9 @@ import type {
   TrainerOptions,
 } from './types.js'
 
+/** Two runs would pull the same weights apart. */
+const inTraining = new WeakSet<Model>()
+
 export class Trainer {
   /** Every value in force. */
   readonly options: ResolvedOptions
@@ -49,6 +52,13 @@ export class Trainer {
   async fit(options: FitOptions): Promise<FitResult> {
     if (this.closed) throw new EffnetError('EFF_CLOSED', 'the trainer was closed')
     if (this.run) throw new EffnetError('EFF_INVALID_ARGUMENT', 'fit is running; await it first')
+    const { model } = this
+    if (inTraining.has(model)) {
+      throw new EffnetError('EFF_INVALID_ARGUMENT', 'another trainer is training this model', {
+        hint: 'await its fit first, or give each trainer a model of its own',
+      })
+    }
+    inTraining.add(model)
     try {
       const run = new FitRun(this.given, this.options, this.hub)
       this.run = run
@@ -65,6 +75,7 @@ export class Trainer {
       this.hub.emit({ type: 'end', error })
       throw cause
     } finally {
+      inTraining.delete(model)
       this.run = undefined
       this.stopBeforeStart = undefined
     }
