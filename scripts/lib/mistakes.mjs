@@ -228,6 +228,15 @@ export function mistakes(at) {
       /--out /,
       at('good'),
     ],
+    ['the data as the run', train('good', '--out', at('good')), 64, 'EFF_CONFIG_VALUE', /is the data folder/, /--out .*runs/],
+    [
+      'a folder of classes as the run',
+      train('good/train', '--out', at('good/train')),
+      64,
+      'EFF_CONFIG_VALUE',
+      /is the data folder/,
+      /--out .*runs/,
+    ],
     ['an output that cannot be made', train('good', '--out', '/proc/effnet'), 74, 'EFF_IO', /\/proc\/effnet/, /path/],
     ['a run to resume that is not there', train('good', '--resume', at('gone')), 66, 'EFF_CKPT_MISSING', /gone/, /--resume/],
     [

@@ -213,12 +213,14 @@ async function runFit(o: TrainValues, fit: Fit, interrupts: Interrupts, ui: Ui):
   }
 }
 
-/** The next run would take the run folder for a class. */
+/** The next run would take the run folder, or what is in it, for a class. */
 function refuseOutInData(outDir: string, dataDir: string): void {
-  const inside = path.relative(path.resolve(dataDir), outDir)
-  if (inside === '' || inside.startsWith('..') || path.isAbsolute(inside)) return
-  throw new EffnetError('EFF_CONFIG_VALUE', `the run folder ${outDir} lies in the data folder ${dataDir}, which is only read`, {
-    hint: `--out ${path.join(path.dirname(path.resolve(dataDir)), 'runs', path.basename(outDir))}`,
+  const data = path.resolve(dataDir)
+  const inside = path.relative(data, outDir)
+  if (inside === '..' || inside.startsWith(`..${path.sep}`)) return
+  const where = inside === '' ? 'is' : 'lies in'
+  throw new EffnetError('EFF_CONFIG_VALUE', `the run folder ${outDir} ${where} the data folder ${dataDir}, which is only read`, {
+    hint: `--out ${path.join(path.dirname(data), 'runs', path.basename(outDir))}`,
   })
 }
 
