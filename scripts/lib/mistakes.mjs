@@ -231,7 +231,7 @@ export function mistakes(at) {
     ['the data as the run', train('good', '--out', at('good')), 64, 'EFF_CONFIG_VALUE', /is the data folder/, /--out .*runs/],
     [
       'a folder of classes as the run',
-      train('good/train', '--out', at('good/train')),
+      train('good/train', '--val-split', '0.5', '--out', at('good/train')),
       64,
       'EFF_CONFIG_VALUE',
       /is the data folder/,
