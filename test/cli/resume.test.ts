@@ -26,8 +26,33 @@ describe('train --resume', () => {
     // One step further is another option than before; nothing else is.
     const warned = resumed.json().filter((line) => line['event'] === 'warning')
     expect(warned.map((line) => line['code'])).toEqual(['resume-option'])
+    expect(warned[0]!['message']).toBe('since the run was interrupted options changed: --max-steps was 1 and is 2')
     const [cut, whole] = ['cut', 'whole'].map((out) => readFileSync(w.at(out, 'checkpoints/last/model.safetensors')))
     expect(cut!.equals(whole!)).toBe(true)
     expect(JSON.parse(readFileSync(w.at('cut', 'status.json'), 'utf8'))).toMatchObject({ state: 'finished', exitCode: 0 })
+  })
+
+  it('with other values warns once, of each value that changed, in the words of the command line', async () => {
+    const data = w.dataset('other')
+    const words = [
+      'train',
+      '--data',
+      data,
+      '--model',
+      'efficientnet_b0',
+      '--image-size',
+      '32',
+      '--optimizer',
+      'adamw',
+      '--epochs',
+      '2',
+    ]
+    const run = (...more: string[]) => effnet([...words, '--out', w.at('changed'), '--resume', ...more])
+    expect((await run('--batch-size', '4', '--lr', '1e-3', '--max-steps', '1')).code).toBe(0)
+    const { code, stderr } = await run('--batch-size', '2', '--lr', '0.5', '--max-steps', '2')
+    expect(code, stderr).toBe(0)
+    expect(stderr).toBe(
+      'warning  since the run was interrupted options changed: --batch-size was 4 and is 2, --lr was 0.001 and is 0.5, --max-steps was 1 and is 2\n',
+    )
   })
 })

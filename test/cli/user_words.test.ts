@@ -13,6 +13,10 @@ describe('words of the library become words of the command line', () => {
     ['batchSize 4 is more than the 1 training images', '--batch-size 4 is more than the 1 training images'],
     ['maxTime: "soon" is no duration', '--max-time "soon" is no duration'],
     ['or raise maxBad', 'or raise --max-bad'],
+    [
+      'options changed: optimizer.lr was 0.001 and is 0.5, batchSize was 4 and is 8, seed was 0 and is 1',
+      'options changed: --lr was 0.001 and is 0.5, --batch-size was 4 and is 8, --seed was 0 and is 1',
+    ],
     ['createModel(name, { pretrained: file })   (--model NAME --weights FILE)', '--model NAME --weights FILE'],
     ['hold images out with valSplit (--val-split 0.1)', 'hold images out with --val-split 0.1'],
     ["optimizer: 'sgd'", '--optimizer sgd'],

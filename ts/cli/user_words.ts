@@ -52,6 +52,10 @@ const CALLS: readonly [RegExp, string][] = [
   [/\ba lower lr, longer warm-up\b/, 'a lower --lr, a longer --warmup-epochs'],
   [/\boptimizer\.lr\b/g, '--lr'],
   [/\boptimizer\.weightDecay\b/g, '--weight-decay'],
+  [/\bschedule\.warmupEpochs\b/g, '--warmup-epochs'],
+  [/\bschedule\.name\b/g, '--schedule'],
+  [/\baugment\.scale\b/g, '--crop-scale'],
+  [/(?<=[:,] )(seed|ema|precision)(?= was )/g, '--$1'],
   [/^raise maxPixels if the image is meant$/, 'make a smaller copy of the image'],
 ]
 

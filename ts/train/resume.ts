@@ -188,6 +188,23 @@ const DECISIVE = [
   'seed',
 ] as const satisfies readonly (keyof ResolvedOptions)[]
 
+/** Values by the path to them: `optimizer.lr`. A list is one value. */
+function leaves(value: unknown, name: string): [string, string][] {
+  if (value === null) return [[name, 'not set']]
+  if (typeof value !== 'object' || Array.isArray(value)) return [[name, JSON.stringify(value).replaceAll('"', '')]]
+  return Object.entries(value).flatMap(([key, inner]) => leaves(inner, `${name}.${key}`))
+}
+
+/** Of the decisive options each value that is another now, in words: `optimizer.lr was 0.001 and is 0.5`. */
+export function changedOptions(then: ResolvedOptions, now: ResolvedOptions): string[] {
+  return DECISIVE.flatMap((key) => {
+    const before = new Map(leaves(then[key], key))
+    return leaves(now[key], key)
+      .filter(([name, value]) => before.get(name) !== value)
+      .map(([name, value]) => `${name} was ${before.get(name) ?? 'not set'} and is ${value}`)
+  })
+}
+
 /**
  * What differs between the interrupted run and this one, as warnings.
  * @throws EFF_CONFIG_VALUE for another model or optimizer; EFF_DATA_LABEL for other classes
@@ -219,15 +236,13 @@ export function resumeWarnings(
     )
   }
   const warnings: { code: string; message: string; hint?: string }[] = []
-  for (const key of DECISIVE) {
-    const [then, now] = [JSON.stringify(state.options[key]), JSON.stringify(options[key])]
-    if (then !== now) {
-      warnings.push({ code: 'resume-option', message: `${key} was ${then} when the run was interrupted and is ${now} now` })
-    }
+  const changes = changedOptions(state.options, options)
+  if (changes.length > 0) {
+    warnings.push({ code: 'resume-option', message: `since the run was interrupted options changed: ${changes.join(', ')}` })
   }
   if (state.frozen.join('\n') !== frozen.join('\n')) {
     const message = `${state.frozen.length} parameters were frozen when the run was interrupted, now ${frozen.length} are (other ones)`
-    warnings.push({ code: 'resume-option', message, hint: 'model.freeze with the same selection (--freeze)' })
+    warnings.push({ code: 'resume-frozen', message, hint: 'model.freeze with the same selection (--freeze)' })
   }
   if (state.data.sha256 !== data.sha256) {
     warnings.push({
@@ -236,11 +251,12 @@ export function resumeWarnings(
     })
   }
   const machine = machineState()
-  for (const key of ['package', 'onednn', 'isa', 'onednnIsa'] as const) {
-    if (state.machine[key] === machine[key]) continue
+  const others = (['package', 'onednn', 'isa', 'onednnIsa'] as const).filter((key) => state.machine[key] !== machine[key])
+  if (others.length > 0) {
+    const list = others.map((key) => `${key} was ${state.machine[key]} and is ${machine[key]}`).join(', ')
     warnings.push({
       code: 'resume-machine',
-      message: `${key} was ${state.machine[key]} and is ${machine[key]} now; results will not be bit-identical to an uninterrupted run`,
+      message: `${list}; results will not be bit-identical to an uninterrupted run`,
     })
   }
   return warnings
