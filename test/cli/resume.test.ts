@@ -1,9 +1,10 @@
-import { cpSync, readFileSync, rmSync } from 'node:fs'
+import { cpSync, existsSync, readFileSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { packageRoot } from '../../ts/paths.js'
 import { effnet } from './helpers/capture.js'
 import { workplace } from './helpers/folders.js'
+import { expectMistake, usage } from './helpers/mistake.js'
 
 const w = workplace()
 afterAll(() => w.remove())
@@ -54,5 +55,26 @@ describe('train --resume', () => {
     expect(stderr).toBe(
       'warning  since the run was interrupted options changed: --batch-size was 4 and is 2, --lr was 0.001 and is 0.5, --max-steps was 1 and is 2\n',
     )
+  })
+
+  it('of a finished run warns of options without effect, and in another folder is an error', async () => {
+    const data = w.dataset('finished')
+    const words = ['train', '--data', data, '--model', 'efficientnet_b0', '--image-size', '32', '--batch-size', '4']
+    expect((await effnet([...words, '--out', w.at('whole-run'), '--epochs', '1'])).code).toBe(0)
+    const again = await effnet(['train', '--resume', w.at('whole-run'), '--batch-size', '8'])
+    expect(again.code).toBe(0)
+    expect(again.stderr).toBe(
+      'warning  the run is finished (epoch 1, step 2), nothing was trained; of no effect: --batch-size was 4 and is 8\n' +
+        '  Mend: --epochs 2 or more trains on\n',
+    )
+    expect((await effnet(['train', '--resume', w.at('whole-run')])).stderr).toBe('')
+    await expectMistake(
+      ['train', '--resume', w.at('whole-run'), '--out', w.at('elsewhere'), '--batch-size', '8'],
+      usage(/this run is finished \(epoch 1, step 2\): nothing is left to train in .*elsewhere/, /--epochs 2 or more/),
+    )
+    expect(existsSync(w.at('elsewhere'))).toBe(false)
+    const on = await effnet(['train', '--resume', w.at('whole-run'), '--out', w.at('elsewhere'), '--epochs', '2', '--json'])
+    expect(on.code, on.stderr).toBe(0)
+    expect(on.json().at(-1)).toMatchObject({ result: { status: 'finished', epoch: 2, out: w.at('elsewhere') } })
   })
 })

@@ -21,7 +21,7 @@ import { faultPoint } from './fault.js'
 import { evaluatorOf, trainLoader } from './loaders.js'
 import { notFinite } from './not_finite.js'
 import { Progress } from './progress.js'
-import { dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
+import { changedOptions, dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
 import { RunFolder, type RunState } from './run_folder.js'
 import { RunLock } from './run_lock.js'
 import { finishedResult, plainOptions, runPaths, storedDetails } from './run_result.js'
@@ -680,8 +680,18 @@ export class FitRun implements TrainerContext, ValidationHost {
 
   /** A run that has reached its end is not run again; the model gets its weights. */
   private async returnFinished(resume: ResumePoint, done: FitResult): Promise<FitResult> {
-    await this.model.loadWeights(resume.dir)
     const own = this.folder && path.dirname(path.dirname(resume.dir)) === this.folder.dir
+    if (this.folder && !own) throw nothingLeft(resume, done, this.folder)
+    await this.model.loadWeights(resume.dir)
+    const changes = changedOptions(resume.state.options, this.options)
+    if (changes.length > 0) {
+      const { epoch, step } = done
+      this.warn(
+        'resume-finished',
+        `the run is finished (epoch ${epoch}, step ${step}), nothing was trained; of no effect: ${changes.join(', ')}`,
+        trainsOn(done),
+      )
+    }
     if (own) {
       this.owned = true
       this.progress.load(resume.state)
@@ -691,6 +701,22 @@ export class FitRun implements TrainerContext, ValidationHost {
     return { ...done, ...(own ? runPaths(this.folder!, done.best !== undefined) : { checkpoint: resume.dir }) }
   }
 }
+
+/** What makes a finished run go on. */
+const trainsOn = ({ reason, epoch, step }: FitResult): string =>
+  reason === 'epochs'
+    ? `maxEpochs: ${epoch + 1} or more trains on`
+    : reason === 'steps'
+      ? `maxSteps: ${step + 1} or more trains on`
+      : 'a new run in another folder, with the weights of this one'
+
+/** A folder that stays empty is not what was asked for. */
+const nothingLeft = ({ dir }: ResumePoint, done: FitResult, folder: RunFolder): EffnetError =>
+  new EffnetError(
+    'EFF_CONFIG_VALUE',
+    `${dir}: this run is finished (epoch ${done.epoch}, step ${done.step}): nothing is left to train in ${folder.dir}`,
+    { hint: trainsOn(done), details: { path: dir, reason: done.reason } },
+  )
 
 /** Before the folder is read: looking for a checkpoint there settles what a crash left. Undefined where there is none to look for. */
 async function lockFolder(folder: RunFolder, resume: FitOptions['resume']): Promise<RunLock | undefined> {
