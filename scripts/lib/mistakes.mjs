@@ -169,6 +169,14 @@ export function mistakes(at) {
       /backbone/,
     ],
     [
+      'a pattern that freezes everything',
+      train('good', '--freeze', '*'),
+      64,
+      'EFF_CONFIG_VALUE',
+      /--freeze \*: every parameter is frozen: nothing is left to train/,
+      /--freeze backbone/,
+    ],
+    [
       'a device that is not here',
       train('good', '--device', 'cuda:99'),
       69,

@@ -190,6 +190,18 @@ describe('what goes wrong', () => {
     expect(model.classes?.length).toBe(3)
   })
 
+  it('a model that is frozen as a whole', async () => {
+    await using model = await make()
+    model.freeze('all')
+    const outDir = fresh()
+    const run = new Trainer({ ...SMALL, model, outDir, maxEpochs: 1 }).fit(data)
+    await expect(run).rejects.toMatchObject({
+      code: 'EFF_CONFIG_VALUE',
+      message: expect.stringMatching(/nothing is left to train/),
+    })
+    expect(existsSync(outDir)).toBe(false)
+  })
+
   it('two trainers that fit one model at once: the second waits for the first', async () => {
     await using model = await make()
     const first = new Trainer({ ...SMALL, model, maxEpochs: 1 })

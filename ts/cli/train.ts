@@ -65,7 +65,14 @@ async function openModel(
     ...engineOptions(o),
   })
   try {
-    if (o.freeze !== undefined) model.freeze(o.freeze)
+    if (o.freeze !== undefined) {
+      model.freeze(o.freeze)
+      if (model.summary().trainableParams === 0) {
+        throw new EffnetError('EFF_CONFIG_VALUE', 'every parameter is frozen: nothing is left to train', {
+          hint: '--freeze backbone',
+        })
+      }
+    }
   } catch (cause) {
     await model.close()
     const { message, hint } = cause as EffnetError

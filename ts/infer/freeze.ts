@@ -8,7 +8,7 @@ export function selectNames(names: readonly string[], selector: FreezeSelector):
   const found = names.filter(predicate(selector))
   if (found.length > 0) return found
   throw new EffnetError('EFF_INVALID_ARGUMENT', `no parameter matches ${String(selector)}`, {
-    hint: `'backbone', 'all', a glob such as 'blocks.[0-3].*', a regular expression; names look like ${names[0]} and ${names.at(-1)}`,
+    hint: `'backbone', a glob such as 'blocks.[0-3].*', a regular expression; names look like ${names[0]} and ${names.at(-1)}`,
   })
 }
 

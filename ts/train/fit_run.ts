@@ -207,6 +207,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   private async execute(options: FitOptions): Promise<FitResult> {
     checkClasses(this.model, options.train)
     if (options.val) checkClasses(this.model, options.val)
+    checkTrainable(this.model)
     const { folder } = this
     if (folder) this.lock = await lockFolder(folder, options.resume)
     const resume = await findResume(options.resume, folder, (...w) => this.warn(...w))
@@ -700,6 +701,13 @@ export class FitRun implements TrainerContext, ValidationHost {
     }
     return { ...done, ...(own ? runPaths(this.folder!, done.best !== undefined) : { checkpoint: resume.dir }) }
   }
+}
+
+function checkTrainable(model: Model): void {
+  if (model.parameters().some((p) => p.trainable)) return
+  throw new EffnetError('EFF_CONFIG_VALUE', `every parameter of ${model.name} is frozen: nothing is left to train`, {
+    hint: "model.unfreeze('classifier')   (--freeze backbone)",
+  })
 }
 
 /** What makes a finished run go on. */
