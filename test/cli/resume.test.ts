@@ -59,7 +59,19 @@ describe('train --resume', () => {
 
   it('of a finished run warns of options without effect, and in another folder is an error', async () => {
     const data = w.dataset('finished')
-    const words = ['train', '--data', data, '--model', 'efficientnet_b0', '--image-size', '32', '--batch-size', '4']
+    const words = [
+      'train',
+      '--data',
+      data,
+      '--model',
+      'efficientnet_b0',
+      '--image-size',
+      '32',
+      '--batch-size',
+      '4',
+      '--lr',
+      '1e-3',
+    ]
     expect((await effnet([...words, '--out', w.at('whole-run'), '--epochs', '1'])).code).toBe(0)
     const again = await effnet(['train', '--resume', w.at('whole-run'), '--batch-size', '8'])
     expect(again.code).toBe(0)
