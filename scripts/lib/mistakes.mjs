@@ -70,6 +70,8 @@ export async function prepareMistakes(work, photos, train) {
   flipped[flipped.indexOf('"dtype":"F32"') + 9] ^= 1
   writeFileSync(at('flipped.safetensors'), flipped)
   cpSync(at('run/checkpoints/last'), at('damaged'), { recursive: true })
+  cpSync(at('run'), at('scrawled'), { recursive: true })
+  writeFileSync(at('scrawled/config.yaml'), 'data: [photos\nmodel: }\n')
   const damaged = Buffer.from(bytes)
   damaged[damaged.length >> 1] ^= 1
   writeFileSync(at('damaged/model.safetensors'), damaged)
@@ -247,6 +249,46 @@ export function mistakes(at) {
     ],
     ['an output that cannot be made', train('good', '--out', '/proc/effnet'), 74, 'EFF_IO', /\/proc\/effnet/, /path/],
     ['a run to resume that is not there', train('good', '--resume', at('gone')), 66, 'EFF_CKPT_MISSING', /gone/, /--resume/],
+    [
+      'data in the place of the run',
+      ['train', '--resume', at('good')],
+      66,
+      'EFF_CKPT_MISSING',
+      /good: this is no run/,
+      /runs\/first/,
+    ],
+    [
+      'the checkpoints in the place of the run',
+      ['train', '--resume', at('run/checkpoints')],
+      66,
+      'EFF_CKPT_MISSING',
+      /checkpoints: this is no run/,
+      /--resume \S+\/run$/m,
+    ],
+    [
+      'a file of a checkpoint in the place of the run',
+      ['train', '--resume', at('run/checkpoints/last/state.json')],
+      66,
+      'EFF_CKPT_MISSING',
+      /state\.json: this is no run/,
+      /--resume \S+\/run\/checkpoints\/last$/m,
+    ],
+    [
+      'an empty path to resume',
+      train('good', '--resume='),
+      64,
+      'EFF_CONFIG_VALUE',
+      /--resume: the value is empty/,
+      /--resume PATH/,
+    ],
+    [
+      'a config.yaml that is no YAML',
+      ['train', '--resume', at('scrawled')],
+      65,
+      'EFF_CKPT_CORRUPT',
+      /scrawled\/config\.yaml: not YAML/,
+      /rm \S+\/config\.yaml/,
+    ],
     [
       'resuming with another model',
       ['train', '--resume', at('run'), '--model', 'efficientnet_b1'],

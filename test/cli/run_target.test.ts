@@ -81,7 +81,10 @@ describe('a run that goes on', () => {
 
   it('is refused where config.yaml is no YAML', async () => {
     const resume = run('torn', 'data: "photos\nmodel: [\n')
-    await expect(target({ resume })).rejects.toMatchObject({ code: 'EFF_CONFIG_VALUE', message: /config\.yaml is not YAML/ })
+    await expect(target({ resume })).rejects.toMatchObject({
+      code: 'EFF_CKPT_CORRUPT',
+      message: expect.stringMatching(/config\.yaml: not YAML/),
+    })
   })
 
   it('gives SIGTERM the grace it was begun with', async () => {

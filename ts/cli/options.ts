@@ -215,6 +215,9 @@ function noValue(flag: string, verb: string, table: OptionTable): EffnetError {
   })
 }
 
+const emptyValue = (flag: string, { value, help }: TextOption): EffnetError =>
+  new EffnetError('EFF_CONFIG_VALUE', `${flag}: the value is empty`, { hint: `${flag} ${value}   ${help}` })
+
 function fromCommander(error: CommanderError, argv: readonly string[], verb: string, table: OptionTable): EffnetError {
   const quoted = /'([^']+)'/.exec(error.message)?.[1] ?? ''
   if (error.code === 'commander.unknownOption') {
@@ -245,6 +248,8 @@ export function parseWords(argv: readonly string[], verb: string, table: OptionT
     if (key === 'verbose') {
       verbosity = typeof value === 'number' ? value : 0
     } else if (value !== undefined && typeof value !== 'number') {
+      // `--resume=$RUN` with RUN unset is not `--resume`.
+      if (value === '' && def.kind === 'text' && def.optional) throw emptyValue(flagOf(key), def)
       raw.set(key, { value: def.kind === 'text' && value === true ? '' : value, source: flagOf(key) })
     } else {
       const name = def.env?.find((n) => env[n] !== undefined && env[n] !== '')

@@ -24,20 +24,12 @@ function runOf(target: string): string | undefined {
   return path.basename(parent) === 'checkpoints' ? path.dirname(parent) : undefined
 }
 
-/** The options that a run was begun with. @throws EFF_CONFIG_VALUE where they are not those of a command line */
-async function readConfig(file: string): Promise<Record<string, unknown> | undefined> {
-  const { parse } = await import('yaml')
-  let kept: unknown
-  try {
-    kept = parse(readFileSync(file, 'utf8'))
-  } catch (cause) {
-    throw new EffnetError('EFF_CONFIG_VALUE', `${file} is not YAML: ${(cause as Error).message.split('\n')[0]}`, {
-      hint: 'mend the file; its options are those of the command line that began the run',
-    })
-  }
-  if (kept === null || typeof kept !== 'object') return undefined
+/** The options that a run was begun with. @throws EFF_CKPT_CORRUPT; EFF_CONFIG_VALUE where they are not those of a command line */
+async function readConfig(file: string): Promise<Record<string, unknown>> {
+  const { parseYaml } = await import('../train/yaml.js')
+  const kept = await parseYaml(file, readFileSync(file, 'utf8'))
   // A command line has data always; a program gives datasets, which no file holds.
-  if (!('data' in kept)) {
+  if (Object.keys(kept).length > 0 && !('data' in kept)) {
     throw new EffnetError(
       'EFF_CONFIG_VALUE',
       `${path.dirname(file)}: this run was begun by a program, whose options are other ones`,
@@ -46,7 +38,23 @@ async function readConfig(file: string): Promise<Record<string, unknown> | undef
       },
     )
   }
-  return kept as Record<string, unknown>
+  return kept
+}
+
+/** What `--resume PATH` may name: a run, or a checkpoint that may lie anywhere. */
+async function checkResume(given: string): Promise<void> {
+  const { MANIFEST } = await import('../train/checkpoint_folder.js')
+  const resolved = path.resolve(given)
+  const mend = 'name a run folder or one of its checkpoints, e.g. --resume runs/first/checkpoints/last'
+  if (!existsSync(resolved)) throw new EffnetError('EFF_CKPT_MISSING', `--resume ${given}: no such folder`, { hint: mend })
+  if (existsSync(path.join(resolved, 'checkpoints')) || existsSync(path.join(resolved, MANIFEST))) return
+  // A checkpoint that is not whole: what is wrong with it is said when it is read.
+  if (runOf(given) !== undefined && statSync(resolved).isDirectory()) return
+  const parent = path.dirname(resolved)
+  const near = path.basename(resolved) === 'checkpoints' || existsSync(path.join(parent, MANIFEST)) ? parent : undefined
+  throw new EffnetError('EFF_CKPT_MISSING', `--resume ${given}: this is no run and no checkpoint`, {
+    hint: near === undefined ? mend : `--resume ${path.join(path.dirname(given), '.')}`,
+  })
 }
 
 /** What config.yaml of a run says for options that this command line leaves out. */
@@ -54,7 +62,6 @@ async function fromConfig(options: TrainValues, runDir: string): Promise<TrainVa
   const file = path.join(runDir, 'config.yaml')
   if (!existsSync(file)) return options
   const kept = await readConfig(file)
-  if (kept === undefined) return options
   const merged: Record<string, unknown> = { ...options }
   for (const key of Object.keys(TRAIN)) {
     if (key === 'out' || key === 'resume' || key === 'threads' || key === 'workers') continue
@@ -141,11 +148,7 @@ export async function runTarget(given: TrainValues): Promise<RunTarget> {
     }
     return { options: await fromConfig(given, path.resolve(out)), resume: 'auto', ...folder(out) }
   }
-  if (!existsSync(resume)) {
-    throw new EffnetError('EFF_CKPT_MISSING', `--resume ${resume}: no such folder`, {
-      hint: 'name a run folder or one of its checkpoints, e.g. --resume runs/first/checkpoints/last',
-    })
-  }
+  await checkResume(resume)
   const run = runOf(resume)
   const options = run === undefined ? given : await fromConfig(given, run)
   return { options, resume: path.resolve(resume), ...folder(out ?? run) }

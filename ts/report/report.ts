@@ -3,6 +3,7 @@ import path from 'node:path'
 import { EffnetError } from '../errors.js'
 import { readOptional, writeAtomic } from '../train/files.js'
 import type { EvaluateDetails, FitResult } from '../train/types.js'
+import { parseYaml } from '../train/yaml.js'
 import { confusionSvg, escapeHtml, lineChart, type Series } from './charts.js'
 import { STYLE } from './style.js'
 import { thumbnails } from './thumbnails.js'
@@ -51,10 +52,9 @@ async function readRun(given: string): Promise<RunFiles> {
   if (results === undefined) {
     throw new EffnetError('EFF_CKPT_MISSING', `${dir}: no results of a run (results.json)`, { details: { path: dir } })
   }
-  const { parse } = await import('yaml')
   const { result, details } = JSON.parse(results) as Pick<RunFiles, 'result' | 'details'>
   const environment = JSON.parse((await read('environment.json')) ?? '{}') as Record<string, unknown>
-  const resolved = parse((await read('resolved.yaml')) ?? '{}') as Record<string, unknown>
+  const resolved = await parseYaml(path.join(dir, 'resolved.yaml'), (await read('resolved.yaml')) ?? '')
   const steps = ((await read('steps.jsonl')) ?? '').split('\n').flatMap(parseStep)
   return { dir, result, details, epochs: parseCsv((await read('metrics.csv')) ?? ''), steps, resolved, environment }
 }
