@@ -298,8 +298,14 @@ const sameConstants = (a: ModelConfig, b: ModelConfig): boolean =>
   a.bnEps === b.bnEps &&
   JSON.stringify(pixelNorm(a.preprocessing)) === JSON.stringify(pixelNorm(b.preprocessing))
 
-const asList = (images: ImageInput | readonly ImageInput[]): readonly ImageInput[] =>
-  Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
+function asList(images: ImageInput | readonly ImageInput[] | undefined): readonly ImageInput[] {
+  if (images === undefined || images === null) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', 'no images were given', {
+      hint: "model.predict('photo.jpg'), or a list of them",
+    })
+  }
+  return Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
+}
 
 export interface ListModelsOptions {
   /** Glob over names with `*` and `?`. */
@@ -363,6 +369,11 @@ export async function createModel(name: ModelName | (string & {}), options: Crea
   if (classes && options.numClasses !== undefined && classes.length !== options.numClasses) {
     throw new EffnetError('EFF_CONFIG_VALUE', `${classes.length} class names for numClasses = ${options.numClasses}`)
   }
+  if (typeof name !== 'string') {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', `createModel needs the name of a model, not ${String(name)}`, {
+      hint: 'effnet models list   names all',
+    })
+  }
   const base = getModelConfig(name).name
   const { pretrained = false } = options
   const file = pretrained === true ? bundledWeights(base) : pretrained === false ? undefined : pretrained
@@ -417,6 +428,12 @@ export async function loadModel(dir: string, options: LoadModelOptions = {}): Pr
   checkKeys('loadModel', options, LOAD_KEYS)
   const device = deviceName(options.device ?? 'auto')
   const precision = normalizePrecision(options.precision ?? 'fp32')
+  if (typeof dir !== 'string' || dir === '') {
+    throw new EffnetError(
+      'EFF_INVALID_ARGUMENT',
+      `loadModel needs the path of a checkpoint, not ${String(dir) || 'an empty one'}`,
+    )
+  }
   if (dir.endsWith('.safetensors') && (await stat(dir).catch(() => undefined))?.isFile()) {
     throw new EffnetError('EFF_CKPT_MISSING', `${dir} is a weights file, not a checkpoint folder`, {
       hint: 'createModel(name, { pretrained: file })   (--model NAME --weights FILE)',

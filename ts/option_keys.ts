@@ -6,6 +6,11 @@ import { nearest } from './nearest.js'
  * @throws EFF_CONFIG_KEY with the nearest key
  */
 export function checkKeys(call: string, options: object, known: Readonly<Record<string, true>>): void {
+  if (typeof options !== 'object' || options === null) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', `${call}: the options are ${options === null ? 'null' : typeof options}`, {
+      hint: `an object with any of ${Object.keys(known).join(', ')}`,
+    })
+  }
   for (const key of Object.keys(options)) {
     if (Object.hasOwn(known, key)) continue
     const close = nearest(key, Object.keys(known), 1)

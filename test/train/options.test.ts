@@ -12,6 +12,54 @@ const model = (kind: 'random' | 'file', name = 'tf_efficientnet_b0') => {
 const resolve = (o: Omit<TrainerOptions, 'model'>, kind: 'random' | 'file' = 'file', name?: string) =>
   resolveOptions({ model: model(kind, name), workers: 1, ...o })
 
+describe('what is no option of a training at all', () => {
+  const wrong = (o: object) => resolve(o as Omit<TrainerOptions, 'model'>)
+  it.each<[string, () => unknown, string, RegExp, RegExp?]>([
+    ['no options', () => resolveOptions(undefined as never), 'EFF_INVALID_ARGUMENT', /needs options/, /new Trainer/],
+    ['no model', () => resolveOptions({} as never), 'EFF_CONFIG_VALUE', /^model = undefined: a model that createModel/],
+    ['an empty model', () => resolveOptions({ model: {} } as never), 'EFF_CONFIG_VALUE', /^model = \{\}: a model/],
+    ['a signal', () => wrong({ signal: 5 }), 'EFF_CONFIG_VALUE', /^signal = 5: an AbortSignal/],
+    ['a callback', () => wrong({ callbacks: [null] }), 'EFF_CONFIG_VALUE', /^callbacks\[0\] is null/, /an object/],
+    ['a name', () => wrong({ callbacks: [{ onSetup() {} }] }), 'EFF_CONFIG_VALUE', /^callbacks\[0\] has no name/, /checkpoints/],
+    ['a hook', () => wrong({ callbacks: [{ name: 'a', onSetup: 1 }] }), 'EFF_CONFIG_VALUE', /"a"\): onSetup is no function/],
+    [
+      'a misspelt hook',
+      () => wrong({ callbacks: [{ name: 'a', onStepsEnd() {} }] }),
+      'EFF_CONFIG_KEY',
+      /there is no hook onStepsEnd/,
+      /did you mean onStepEnd/,
+    ],
+    [
+      'a hook of a class',
+      () =>
+        wrong({
+          callbacks: [
+            new (class {
+              name = 'b'
+              onBatchEnd() {}
+            })(),
+          ],
+        }),
+      'EFF_CONFIG_KEY',
+      /there is no hook onBatchEnd/,
+      /there are onSetup, .*onStepEnd/,
+    ],
+  ])('%s', (_, call, code, says, mend) => {
+    const error = { code, message: expect.stringMatching(says) }
+    expect(call).toThrow(expect.objectContaining(mend ? { ...error, hint: expect.stringMatching(mend) } : error))
+  })
+
+  it('callbacks may have more than hooks', () => {
+    class Mine {
+      name = 'mine'
+      once = 1
+      helper() {}
+      onStepEnd() {}
+    }
+    expect(() => resolve({ callbacks: [new Mine(), { name: 'plain', onSetup: undefined } as never] })).not.toThrow()
+  })
+})
+
 describe('defaults', () => {
   it('of fine-tuning', () => {
     expect(resolve({ maxEpochs: 4, imageSize: 64 })).toMatchObject({

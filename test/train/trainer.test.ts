@@ -202,6 +202,13 @@ describe('what goes wrong', () => {
     expect(existsSync(outDir)).toBe(false)
   })
 
+  it('no data', async () => {
+    await using model = await make()
+    const trainer = new Trainer({ ...SMALL, model, maxEpochs: 1 })
+    for (const given of [undefined, {}, { train: 'photos' }, { train: data.train, val: 5 }])
+      await expect(trainer.fit(given as never)).rejects.toThrow(code('EFF_INVALID_ARGUMENT'))
+  })
+
   it('two trainers that fit one model at once: the second waits for the first', async () => {
     await using model = await make()
     const first = new Trainer({ ...SMALL, model, maxEpochs: 1 })

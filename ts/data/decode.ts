@@ -137,6 +137,9 @@ export function inputPath(input: ImageInput): string | undefined {
 export async function readImage(input: ImageInput, options: DecodeOptions): Promise<DecodedImage> {
   const native = binding()
   const file = inputPath(input)
+  if (file === undefined && (typeof input !== 'object' || input === null)) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', `an image is a path, bytes or pixels, not ${String(input)}`)
+  }
   if (file === undefined && !(input instanceof Uint8Array)) {
     return native.transformPixels(toRgb(input as RawImage), options)
   }

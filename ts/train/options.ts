@@ -5,6 +5,7 @@ import { defaultWorkers } from '../data/loader.js'
 import { EffnetError } from '../errors.js'
 import { normalizePrecision } from '../infer/precision.js'
 import { nearest } from '../nearest.js'
+import { checkCallbacks } from './callback_check.js'
 import { durationMs } from './duration.js'
 import { optimizerDefaults, recipeFor } from './recipes.js'
 import { SCHEDULES } from './schedule.js'
@@ -24,8 +25,15 @@ const scheduleName = z.enum(SCHEDULES as ['cosine', ...typeof SCHEDULES])
 const interpolation = z.enum(['bicubic', 'bilinear'])
 const size = z.number().int().min(32).max(4096)
 
+/** By what is asked of them: `require` and `import` give classes of their own. */
+const isModel = (value: unknown): boolean => {
+  const model = value as { config?: unknown; weights?: unknown } | null
+  return typeof model === 'object' && typeof model?.config === 'object' && typeof model.weights === 'object'
+}
+const isSignal = (value: unknown): boolean => typeof (value as AbortSignal | null)?.addEventListener === 'function'
+
 const schema = z.strictObject({
-  model: z.unknown(),
+  model: z.custom(isModel, 'a model that createModel or loadModel made'),
   recipe: z.enum(['finetune', 'scratch']).optional(),
   optimizer: z
     .union([
@@ -100,7 +108,7 @@ const schema = z.strictObject({
   maxBad: notNegative.optional(),
   exifOrientation: z.boolean().optional(),
   maxPixels: countFrom1.optional(),
-  signal: z.unknown().optional(),
+  signal: z.custom(isSignal, 'an AbortSignal').optional(),
   config: z.record(z.string(), z.unknown()).optional(),
   command: z.array(z.string()).optional(),
 })
@@ -120,8 +128,11 @@ const valueAt = (options: unknown, path: readonly PropertyKey[]): unknown =>
 
 /** @throws EFF_CONFIG_KEY with the nearest key, EFF_CONFIG_VALUE with the accepted form */
 function checkOptions(options: TrainerOptions): void {
+  if (typeof options !== 'object' || options === null) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', 'new Trainer needs options', { hint: 'new Trainer({ model, outDir })' })
+  }
   const parsed = schema.safeParse(options)
-  if (parsed.success) return
+  if (parsed.success) return checkCallbacks(options.callbacks ?? [])
   const issues = parsed.error.issues.map((issue) => innermost(issue, valueAt(options, issue.path)))
   const issue = issues.find((i) => i.code === 'unrecognized_keys') ?? issues[0]!
   const where = issue.path.join('.')

@@ -1,6 +1,6 @@
 /** The training loop's public face. One `fit` at a time; what a run does step by step is fit_run.ts. */
 
-import type { ImageInput } from '../data/types.js'
+import type { ImageDataset, ImageInput } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import { predictStream } from '../infer/predict.js'
 import type { PredictionResult, PredictOptions } from '../infer/types.js'
@@ -23,6 +23,16 @@ import type {
 
 /** Two runs would pull the same weights apart. */
 const inTraining = new WeakSet<Model>()
+
+function checkData(options: FitOptions | undefined): void {
+  const isData = (d: ImageDataset | undefined) => Array.isArray(d?.classes) && Number.isInteger(d.length)
+  const given = options as Partial<FitOptions> | null | undefined
+  const wrong = !isData(given?.train) ? 'train' : given?.val !== undefined && !isData(given.val) ? 'val' : undefined
+  if (wrong === undefined) return
+  throw new EffnetError('EFF_INVALID_ARGUMENT', `fit: ${wrong} is no dataset`, {
+    hint: 'trainer.fit(await imageFolder(dir)), or trainer.fit({ train, val }) with what imageFolder gave',
+  })
+}
 
 export class Trainer {
   /** Every value in force. */
@@ -51,6 +61,7 @@ export class Trainer {
    */
   async fit(options: FitOptions): Promise<FitResult> {
     if (this.closed) throw new EffnetError('EFF_CLOSED', 'the trainer was closed')
+    checkData(options)
     if (this.run) throw new EffnetError('EFF_INVALID_ARGUMENT', 'fit is running; await it first')
     const { model } = this
     if (inTraining.has(model)) {
