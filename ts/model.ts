@@ -8,7 +8,7 @@ import { selectNames } from './infer/freeze.js'
 import { imagenetLabels } from './infer/labels.js'
 import { PlanCache } from './infer/plans.js'
 import { normalizePrecision } from './infer/precision.js'
-import { collect, embedStream, predictStream } from './infer/predict.js'
+import { asList, collect, embedStream, predictStream } from './infer/predict.js'
 import type {
   CreateModelOptions,
   EmbeddingResult,
@@ -297,15 +297,6 @@ const sameConstants = (a: ModelConfig, b: ModelConfig): boolean =>
   a.padding === b.padding &&
   a.bnEps === b.bnEps &&
   JSON.stringify(pixelNorm(a.preprocessing)) === JSON.stringify(pixelNorm(b.preprocessing))
-
-function asList(images: ImageInput | readonly ImageInput[] | undefined): readonly ImageInput[] {
-  if (images === undefined || images === null) {
-    throw new EffnetError('EFF_INVALID_ARGUMENT', 'no images were given', {
-      hint: "model.predict('photo.jpg'), or a list of them",
-    })
-  }
-  return Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
-}
 
 export interface ListModelsOptions {
   /** Glob over names with `*` and `?`. */

@@ -15,8 +15,6 @@ interface Common {
   /** Shown in `--help`; the value itself is the library's. */
   shown?: string
   short?: string
-  /** May be given more than once; the values become an array. */
-  many?: boolean
 }
 export interface FlagOption extends Common {
   kind: 'flag'
@@ -55,11 +53,7 @@ type One<D extends OptionDef> = D extends { kind: 'flag' }
 
 /** What the parser gives for a table: absent options are undefined, flags false. */
 export type Values<T extends OptionTable> = {
-  -readonly [K in keyof T]: T[K] extends { kind: 'flag' }
-    ? boolean
-    : T[K] extends { many: true }
-      ? One<T[K]>[]
-      : One<T[K]> | undefined
+  -readonly [K in keyof T]: T[K] extends { kind: 'flag' } ? boolean : One<T[K]> | undefined
 }
 
 /** Keeps the literal types of choices. */
@@ -187,7 +181,6 @@ function commandFor(name: string, table: OptionTable): Command {
     const value = def.kind === 'flag' ? '' : def.kind === 'text' && def.optional ? ` [${def.value}]` : ` <${def.value}>`
     const option = new Option(`${def.short ? `${def.short}, ` : ''}${flagOf(key)}${value}`)
     if (key === 'verbose') option.argParser((_: string, count: number | undefined) => (count ?? 0) + 1)
-    else if (def.many) option.argParser((one: string, before: string[] | undefined) => [...(before ?? []), one])
     command.addOption(option)
   }
   return command

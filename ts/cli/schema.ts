@@ -75,11 +75,10 @@ export function validate<T extends OptionTable>(table: T, raw: ReadonlyMap<strin
   for (const [key, def] of Object.entries(table)) {
     const word = raw.get(key)
     if (word === undefined) {
-      out[key] = def.kind === 'flag' ? false : def.many ? [] : undefined
+      out[key] = def.kind === 'flag' ? false : undefined
       continue
     }
-    const schema = schemaOf(def)
-    const result = (def.many ? z.array(schema) : schema).safeParse(word.value)
+    const result = schemaOf(def).safeParse(word.value)
     if (!result.success) throw invalid(key, def, word)
     out[key] = result.data
   }

@@ -1,4 +1,5 @@
 /** Orders: of names (as Python sorts them) and of samples in an epoch (Fisher-Yates on Philox, so a resume repeats it). */
+import { setImmediate } from 'node:timers/promises'
 import { philoxU32 } from '../graph/philox.js'
 
 /** Philox stream of the epoch order; ops of graphs number their streams from 0, augmentation is keyed in native/io. */
@@ -22,17 +23,20 @@ export function compareCodePoints(a: string, b: string): number {
 /** Surrogates stand for code points above every other unit. */
 const rank = (unit: number): number => (unit >= 0xe000 ? unit - 0x800 : unit >= 0xd800 ? unit + 0x2000 : unit)
 
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+/** One draw of Fisher and Yates: the place i gets one of 0..i. */
+function exchange(order: Uint32Array, i: number, seed: number, key: number, stream: number): void {
+  const j = Math.floor((philoxU32(seed, key, stream, i) * (i + 1)) / 0x100000000)
+  const t = order[i]!
+  order[i] = order[j]!
+  order[j] = t
+}
 
 /** A permutation of 0..n-1 that depends on n, seed, epoch and stream only. */
 export async function permutation(n: number, seed: number, epoch: number, stream = ORDER_STREAM): Promise<Uint32Array> {
   const order = sequence(n)
   for (let i = n - 1; i > 0; i--) {
-    const j = Math.floor((philoxU32(seed, epoch, stream, i) * (i + 1)) / 0x100000000)
-    const t = order[i]!
-    order[i] = order[j]!
-    order[j] = t
-    if (i % SLICE === 0) await turn()
+    exchange(order, i, seed, epoch, stream)
+    if (i % SLICE === 0) await setImmediate()
   }
   return order
 }
@@ -47,10 +51,7 @@ export function sequence(n: number): Uint32Array {
 export function permutationSync(n: number, seed: number, key: number, stream: number): Uint32Array {
   const order = sequence(n)
   for (let i = n - 1; i > 0; i--) {
-    const j = Math.floor((philoxU32(seed, key, stream, i) * (i + 1)) / 0x100000000)
-    const t = order[i]!
-    order[i] = order[j]!
-    order[j] = t
+    exchange(order, i, seed, key, stream)
   }
   return order
 }

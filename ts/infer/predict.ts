@@ -50,11 +50,12 @@ interface Decoded {
 
 const aligned = (bytes: number): number => Math.ceil(bytes / ALIGN) * ALIGN
 
-/** Bytes of a plan's input arena: images [batch, size, size, 3], labels int32 at the next multiple of 64, end at one. */
-export function inputBytes(batch: number, size: number): { bytes: Uint8Array; labels: Int32Array } {
+/** A plan's input arena without labels (-1): images [batch, size, size, 3], labels int32 at the next multiple of 64, end at one. */
+function inputBytes(batch: number, size: number): Uint8Array {
   const labelsAt = aligned(batch * size * size * 3)
   const bytes = new Uint8Array(aligned(labelsAt + batch * 4))
-  return { bytes, labels: new Int32Array(bytes.buffer, labelsAt, batch).fill(-1) }
+  new Int32Array(bytes.buffer, labelsAt, batch).fill(-1)
+  return bytes
 }
 
 /** The k best classes with their softmax probabilities; the smaller index wins a tie. */
@@ -152,7 +153,7 @@ class BatchRunner {
     if (good.length === 0) return undefined
     const { plans } = this.model
     const batch = plans.batchFor(good.length, size, this.limit)
-    const bytes = this.inputs.get(batch) ?? inputBytes(batch, size).bytes
+    const bytes = this.inputs.get(batch) ?? inputBytes(batch, size)
     this.inputs.set(batch, bytes)
     const imageBytes = size * size * 3
     let copied = 0
@@ -250,6 +251,16 @@ export function embedStream(
     const width = model.config.head
     return withPath(path, { features: output.features.slice(row * width, (row + 1) * width) })
   })
+}
+
+/** @throws EFF_INVALID_ARGUMENT where there is none */
+export function asList(images: ImageInput | readonly ImageInput[] | undefined): readonly ImageInput[] {
+  if (images === undefined || images === null) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', 'no images were given', {
+      hint: "model.predict('photo.jpg'), or a list of them",
+    })
+  }
+  return Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
 }
 
 export async function collect<T>(results: AsyncGenerator<T>): Promise<T[]> {

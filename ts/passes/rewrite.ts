@@ -30,15 +30,6 @@ export class Rewriter {
     return mapped
   }
 
-  has(t: Tensor): boolean {
-    return this.map.has(t)
-  }
-
-  /** Lets readers of `old` read `now` from here on. */
-  bind(old: Tensor, now: Tensor): void {
-    this.map.set(old, now)
-  }
-
   /** Makes the twin of an old tensor, to be written by a new node. */
   define(old: Tensor, changes: Partial<Pick<Tensor, 'name' | 'role'>> = {}): Tensor {
     const { id: _id, name, shape, dtype, role, of, ...more } = old

@@ -11,13 +11,12 @@ export interface ChartOptions {
   title: string
   xLabel: string
   series: readonly Series[]
-  width?: number
-  height?: number
-  log?: boolean
   /** How y ticks are written. x ticks are whole numbers: epochs or steps. */
   format?: (value: number) => string
 }
 
+const WIDTH = 460
+const HEIGHT = 240
 const MARGIN = { top: 8, right: 12, bottom: 34, left: 56 }
 
 export const escapeHtml = (text: string): string => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`)
@@ -27,21 +26,20 @@ const number = (value: number): string => Number(value.toPrecision(4)).toString(
 /** A line chart with axes, grid and legend; empty text when there is nothing to draw. */
 export async function lineChart(options: ChartOptions): Promise<string> {
   // Imported here: d3 is needed for reports only, and is ESM only.
-  const [{ scaleLinear, scaleLog }, { line }] = await Promise.all([import('d3-scale'), import('d3-shape')])
-  const { title, xLabel, series, width = 460, height = 240, format = number } = options
+  const [{ scaleLinear }, { line }] = await Promise.all([import('d3-scale'), import('d3-shape')])
+  const { title, xLabel, series, format = number } = options
   const shown = series
     .map((s) => ({
       ...s,
-      points: s.points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y) && (!options.log || y > 0)),
+      points: s.points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y)),
     }))
     .filter((s) => s.points.length > 0)
   if (shown.length === 0) return ''
   const all = shown.flatMap((s) => s.points)
   const [x0, x1] = extent(all.map((p) => p[0]))
   const [y0, y1] = extent(all.map((p) => p[1]))
-  const x = scaleLinear([x0, x1], [MARGIN.left, width - MARGIN.right])
-  const y = (options.log ? scaleLog() : scaleLinear()).domain([y0, y1]).range([height - MARGIN.bottom, MARGIN.top])
-  if (!options.log) y.nice(5)
+  const x = scaleLinear([x0, x1], [MARGIN.left, WIDTH - MARGIN.right])
+  const y = scaleLinear([y0, y1], [HEIGHT - MARGIN.bottom, MARGIN.top]).nice(5)
   const path = line<readonly [number, number]>()
     .x((p) => x(p[0]))
     .y((p) => y(p[1]))
@@ -49,7 +47,7 @@ export async function lineChart(options: ChartOptions): Promise<string> {
   const parts = [
     ...yTicks.map(
       (t) =>
-        `<line class="grid" x1="${MARGIN.left}" x2="${width - MARGIN.right}" y1="${y(t).toFixed(1)}" y2="${y(t).toFixed(1)}"/>` +
+        `<line class="grid" x1="${MARGIN.left}" x2="${WIDTH - MARGIN.right}" y1="${y(t).toFixed(1)}" y2="${y(t).toFixed(1)}"/>` +
         `<text class="tick" x="${MARGIN.left - 6}" y="${(y(t) + 4).toFixed(1)}" text-anchor="end">${format(t)}</text>`,
     ),
     ...x
@@ -57,9 +55,9 @@ export async function lineChart(options: ChartOptions): Promise<string> {
       .filter(Number.isInteger)
       .map(
         (t) =>
-          `<text class="tick" x="${x(t).toFixed(1)}" y="${height - MARGIN.bottom + 16}" text-anchor="middle">${number(t)}</text>`,
+          `<text class="tick" x="${x(t).toFixed(1)}" y="${HEIGHT - MARGIN.bottom + 16}" text-anchor="middle">${number(t)}</text>`,
       ),
-    `<text class="tick" x="${(MARGIN.left + width - MARGIN.right) / 2}" y="${height - 4}" text-anchor="middle">${escapeHtml(xLabel)}</text>`,
+    `<text class="tick" x="${(MARGIN.left + WIDTH - MARGIN.right) / 2}" y="${HEIGHT - 4}" text-anchor="middle">${escapeHtml(xLabel)}</text>`,
     ...shown.map((s) =>
       s.points.length === 1
         ? `<circle class="dot s${s.color}" cx="${x(s.points[0]![0]).toFixed(1)}" cy="${y(s.points[0]![1]).toFixed(1)}" r="3"/>`
@@ -69,7 +67,7 @@ export async function lineChart(options: ChartOptions): Promise<string> {
   const legend = shown.map((s) => `<span class="key"><i class="s${s.color}"></i>${escapeHtml(s.name)}</span>`).join('')
   return (
     `<figure><figcaption>${escapeHtml(title)}${legend}</figcaption>` +
-    `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}">${parts.join('')}</svg></figure>`
+    `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escapeHtml(title)}">${parts.join('')}</svg></figure>`
   )
 }
 

@@ -11,7 +11,7 @@ import type { WrittenFile } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { changedPart } from './damage.js'
 import { type FaultSource, operate } from './fault.js'
-import { ioError, json, makeFolders, readOptional } from './files.js'
+import { exists, ioError, json, makeFolders, readOptional } from './files.js'
 
 export const MANIFEST = 'manifest.json'
 const MANIFEST_FORMAT = 'effnet-checkpoint'
@@ -171,15 +171,6 @@ async function removeFolder(io: FolderIo, dir: string): Promise<void> {
 
 /** After a failure, whose error is the one to tell. */
 const discard = (io: FolderIo, dir: string): Promise<void> => removeFolder(io, dir).catch(() => undefined)
-
-const exists = async (file: string): Promise<boolean> => {
-  try {
-    await stat(file)
-    return true
-  } catch {
-    return false
-  }
-}
 
 /** Room for `bytes` beside what is there; the checkpoint before the last one gives way where the last one is whole. */
 async function makeSpace(io: FolderIo, target: string, bytes: number): Promise<void> {

@@ -83,6 +83,12 @@ export async function writeAtomic(file: string, data: string | Uint8Array): Prom
   }
 }
 
+export const exists = (file: string): Promise<boolean> =>
+  stat(file).then(
+    () => true,
+    () => false,
+  )
+
 export const json = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`
 
 /** The text, or undefined where there is no such file. */

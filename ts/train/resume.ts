@@ -1,6 +1,7 @@
 /** From what was asked (`resume`) and what is on disk to where a run begins. */
 import { createHash } from 'node:crypto'
 import path from 'node:path'
+import { setImmediate } from 'node:timers/promises'
 import { binding } from '../binding.js'
 import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
@@ -157,14 +158,12 @@ export async function peekResume(runOrCheckpoint: string): Promise<ModelJson | u
   return undefined
 }
 
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
-
 /** Names and labels of a dataset, in order; independent of where it lies. */
 export async function dataFingerprint(data: ImageDataset): Promise<TrainState['data']> {
   const hash = createHash('sha256')
   for (let i = 0; i < data.length; i++) {
     hash.update(`${path.relative(data.root, data.files[i]!)}\t${data.labels[i]}\n`)
-    if (i % 512 === 511) await turn()
+    if (i % 512 === 511) await setImmediate()
   }
   return { images: data.length, sha256: hash.digest('hex'), classes: data.classes }
 }

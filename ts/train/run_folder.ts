@@ -1,6 +1,6 @@
 /** The folder of a run: what was asked, what came of it, and its checkpoints. All small files are replaced atomically. */
 import { execFile } from 'node:child_process'
-import { open, rm, stat } from 'node:fs/promises'
+import { open, rm } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -10,7 +10,7 @@ import { EffnetError } from '../errors.js'
 import { packageVersion } from '../version.js'
 import { findFolder } from './checkpoint_folder.js'
 import { logFault } from './fault.js'
-import { appendWhole, csvLine, ioError, json, makeFolders, readOptional, writeAll, writeAtomic } from './files.js'
+import { appendWhole, csvLine, exists, ioError, json, makeFolders, readOptional, writeAll, writeAtomic } from './files.js'
 
 export type RunState = 'running' | 'finished' | 'interrupted' | 'failed'
 
@@ -30,12 +30,6 @@ const MARKS = ['status.json', 'checkpoints', 'resolved.yaml', 'metrics.csv']
 
 /** Environment variables that change results or speed; others may hold secrets. */
 const ENV = /^(EFFNET_(?!.*(TOKEN|KEY|SECRET))|OMP_NUM_THREADS$|NODE_OPTIONS$|UV_THREADPOOL_SIZE$|CUDA_VISIBLE_DEVICES$)/
-
-const exists = (file: string): Promise<boolean> =>
-  stat(file).then(
-    () => true,
-    () => false,
-  )
 
 /** A damaged one is something to keep as well. */
 const holdsCheckpoint = (dir: string): Promise<boolean> =>

@@ -2,7 +2,7 @@
 
 import type { ImageDataset, ImageInput } from '../data/types.js'
 import { EffnetError } from '../errors.js'
-import { predictStream } from '../infer/predict.js'
+import { asList, collect, predictStream } from '../infer/predict.js'
 import type { PredictionResult, PredictOptions } from '../infer/types.js'
 import type { Model } from '../model.js'
 import { findFolder } from './checkpoint_folder.js'
@@ -160,12 +160,7 @@ export class Trainer {
   /** As `model.predict`, with the crop of this training. */
   async predict(images: ImageInput | readonly ImageInput[], options: PredictOptions = {}): Promise<PredictionResult[]> {
     const { evalImageSize, cropPct, interpolation } = this.options
-    const list = Array.isArray(images) ? (images as readonly ImageInput[]) : [images as ImageInput]
-    const results: PredictionResult[] = []
-    for await (const r of predictStream(this.model, list, { imageSize: evalImageSize, cropPct, interpolation, ...options })) {
-      results.push(r)
-    }
-    return results
+    return collect(predictStream(this.model, asList(images), { imageSize: evalImageSize, cropPct, interpolation, ...options }))
   }
 
   /** Stops a run and waits for it. The model stays open: who made it closes it. */

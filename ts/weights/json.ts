@@ -9,7 +9,6 @@ export type JsonObject = Map<string, Json>
 /** What is wrong with a text, and where. */
 export class JsonError extends Error {
   constructor(
-    readonly kind: 'syntax' | 'duplicate' | 'number',
     message: string,
     readonly position: number,
     /** Keys and indices that lead to the place. */
@@ -41,8 +40,8 @@ class Parser {
 
   constructor(private readonly text: string) {}
 
-  private fail(message: string, kind: JsonError['kind'] = 'syntax'): never {
-    throw new JsonError(kind, message, this.at, [...this.path])
+  private fail(message: string): never {
+    throw new JsonError(message, this.at, [...this.path])
   }
 
   private space(): void {
@@ -95,7 +94,7 @@ class Parser {
       if (this.peek() !== '"') this.fail('expected a name in quotes')
       const key = this.string()
       this.path.push(key)
-      if (result.has(key)) this.fail('duplicate name', 'duplicate')
+      if (result.has(key)) this.fail('duplicate name')
       this.expect(':')
       result.set(key, this.value(depth + 1))
       this.path.pop()
@@ -175,8 +174,8 @@ class Parser {
     }
     NUMBER.lastIndex = at
     const word = NUMBER.exec(text)?.[0] ?? this.fail('bad number')
-    if (!/^(0|[1-9]\d*)$/.test(word)) this.fail(`${word.slice(0, 40)} is not a non-negative integer`, 'number')
-    if (word.length > 16 || Number(word) > Number.MAX_SAFE_INTEGER) this.fail(`${word.slice(0, 40)} is beyond 2^53 - 1`, 'number')
+    if (!/^(0|[1-9]\d*)$/.test(word)) this.fail(`${word.slice(0, 40)} is not a non-negative integer`)
+    if (word.length > 16 || Number(word) > Number.MAX_SAFE_INTEGER) this.fail(`${word.slice(0, 40)} is beyond 2^53 - 1`)
     this.at += word.length
     return Number(word)
   }
