@@ -45,4 +45,42 @@ struct ConvData {
         diff_dst(stored(dtype, random_values(static_cast<size_t>(c.n * c.oh() * c.ow() * c.oc), 3))) {}
 };
 
+enum class Direction { forward, backward_data, backward_weights };
+
+struct ConvResult {
+  Values got, want;
+  std::string kernel;
+};
+
+// Runs the op that `factory` makes of a direction, beside the loops. Weights' gradients are FP32 in every type.
+inline ConvResult run_conv(Direction direction, const ConvCase& c, const ConvData& d, DType dtype,
+                           backend::KernelFactory factory) {
+  Rig rig(factory, c.attrs());
+  const std::vector<int64_t> src = {c.n, c.h, c.w, c.ic}, dst = {c.n, c.oh(), c.ow(), c.oc};
+  const std::vector<int64_t> weights = {c.oc, c.k, c.k, c.ic};
+  if (direction == Direction::backward_data)
+    rig.in(dtype, dst, d.diff_dst);
+  else
+    rig.in(dtype, src, d.src);
+  if (direction == Direction::backward_weights)
+    rig.in(dtype, dst, d.diff_dst);
+  else
+    rig.add_in(rig.tensor(Arena::weights, DType::f32, weights, d.weights));
+  const Tensor* out = direction == Direction::forward         ? rig.out(dtype, dst)
+                      : direction == Direction::backward_data ? rig.out(dtype, src)
+                                                              : rig.out(DType::f32, weights);
+  rig.run();
+  ConvResult result{{}, Values(static_cast<size_t>(out->elements())), ""};
+  if (testing::Test::HasFatalFailure()) return result;
+  result.got = rig.get(out);
+  result.kernel = rig.name();
+  const Values w = stored(dtype, d.weights);
+  for_each_product(c, [&](size_t s, size_t k, size_t t) {
+    if (direction == Direction::forward) result.want[t] += d.src[s] * w[k];
+    if (direction == Direction::backward_data) result.want[s] += d.diff_dst[t] * w[k];
+    if (direction == Direction::backward_weights) result.want[k] += d.src[s] * d.diff_dst[t];
+  });
+  return result;
+}
+
 }  // namespace effnet::test

@@ -62,18 +62,10 @@ class ConvTest : public testing::TestWithParam<DType> {
 
 TEST_P(ConvTest, Forward) {
   for (const Case& c : cases()) {
-    const Data d(c, dtype());
-    Rig rig(backend::make_conv2d, c.attrs());
-    rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
-    rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
-    const Tensor* dst = rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc});
-    rig.run();
+    const ConvResult r = run_conv(Direction::forward, c, Data(c, dtype()), dtype(), backend::make_conv2d);
     if (HasFatalFailure()) FAIL() << c.name();
-    Values want(static_cast<size_t>(dst->elements()));
-    const Values w = rounded_weights(d);
-    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += d.src[s] * w[k]; });
-    expect_near(rig.get(dst), want, tolerance(), scale(c.k * c.k * c.ic), c.name());
-    EXPECT_EQ(rig.name().find("ref"), std::string::npos) << rig.name();
+    expect_near(r.got, r.want, tolerance(), scale(c.k * c.k * c.ic), c.name());
+    EXPECT_EQ(r.kernel.find("ref"), std::string::npos) << r.kernel;
   }
 }
 
@@ -143,33 +135,20 @@ TEST_P(ConvTest, ForwardWithStatistics) {
 TEST_P(ConvTest, BackwardData) {
   for (const Case& c : cases()) {
     if (c.ic == 3) continue;  // the stem needs no gradient of the images
-    const Data d(c, dtype());
-    Rig rig(backend::make_conv2d_bwd_data, c.attrs());
-    rig.in(dtype(), {c.n, c.oh(), c.ow(), c.oc}, d.diff_dst);
-    rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
-    const Tensor* diff_src = rig.out(dtype(), {c.n, c.h, c.w, c.ic});
-    rig.run();
+    const ConvResult r =
+        run_conv(Direction::backward_data, c, Data(c, dtype()), dtype(), backend::make_conv2d_bwd_data);
     if (HasFatalFailure()) FAIL() << c.name();
-    Values want(static_cast<size_t>(diff_src->elements()));
-    const Values w = rounded_weights(d);
-    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[s] += d.diff_dst[t] * w[k]; });
-    expect_near(rig.get(diff_src), want, tolerance(), scale(c.k * c.k * c.oc), c.name());
+    expect_near(r.got, r.want, tolerance(), scale(c.k * c.k * c.oc), c.name());
   }
 }
 
 TEST_P(ConvTest, BackwardWeights) {
   for (const Case& c : cases()) {
-    const Data d(c, dtype());
-    Rig rig(backend::make_conv2d_bwd_weights, c.attrs());
-    rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
-    rig.in(dtype(), {c.n, c.oh(), c.ow(), c.oc}, d.diff_dst);
-    const Tensor* diff_weights = rig.out(DType::f32, {c.oc, c.k, c.k, c.ic});
-    rig.run();
+    const ConvResult r =
+        run_conv(Direction::backward_weights, c, Data(c, dtype()), dtype(), backend::make_conv2d_bwd_weights);
     if (HasFatalFailure()) FAIL() << c.name();
-    Values want(static_cast<size_t>(diff_weights->elements()));
-    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[k] += d.src[s] * d.diff_dst[t]; });
     // The gradient is FP32 in both types: products of bf16 values are exact.
-    expect_near(rig.get(diff_weights), want, 3e-6, scale(c.n * c.oh() * c.ow()) * 10, c.name());
+    expect_near(r.got, r.want, 3e-6, scale(c.n * c.oh() * c.ow()) * 10, c.name());
   }
 }
 

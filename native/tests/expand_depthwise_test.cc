@@ -1,20 +1,12 @@
 // The expansion and its depthwise convolution as one op, against both definitions in double precision.
+#include "conv_reference.h"
 #include "isa.h"
 #include "kernel_rig.h"
 
 namespace effnet::test {
 namespace {
 
-struct Case {
-  int64_t n, h, w, ic, oc, k, stride, pad_t, pad_l, pad_b, pad_r;
-  int64_t oh() const { return (h + pad_t + pad_b - k) / stride + 1; }
-  int64_t ow() const { return (w + pad_l + pad_r - k) / stride + 1; }
-  std::string text() const {
-    std::string s;
-    for (int64_t v : {n, h, w, ic, oc, k, stride, pad_t, pad_l, pad_b, pad_r}) s += std::to_string(v) + " ";
-    return s;
-  }
-};
+using Case = ConvCase;
 
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
@@ -39,7 +31,7 @@ class ExpandDepthwise : public testing::TestWithParam<DType> {
 TEST_P(ExpandDepthwise, EqualsTheTwoConvolutions) {
   const DType dtype = GetParam();
   for (const Case& c : cases()) {
-    SCOPED_TRACE(c.text());
+    SCOPED_TRACE(c.name());
     const auto size = [](int64_t count) { return static_cast<size_t>(count); };
     const Values src = stored(dtype, random_values(size(c.n * c.h * c.w * c.ic), 1));
     const Values weights = stored(DType::f32, random_values(size(c.oc * c.ic), 2));
@@ -47,7 +39,7 @@ TEST_P(ExpandDepthwise, EqualsTheTwoConvolutions) {
     const Values taps = stored(DType::f32, random_values(size(c.k * c.k * c.oc), 4));
     const Values taps_bias = stored(DType::f32, random_values(size(c.oc), 5));
     std::vector<double> attrs = {static_cast<double>(plan::Act::silu)};
-    for (int64_t v : {c.stride, c.pad_t, c.pad_l, c.pad_b, c.pad_r}) attrs.push_back(static_cast<double>(v));
+    for (int64_t v : {c.stride, c.top, c.left, c.bottom, c.right}) attrs.push_back(static_cast<double>(v));
     attrs.push_back(static_cast<double>(plan::Act::silu));
     Rig rig(backend::make_expand_depthwise_bias_act, attrs);
     rig.in(dtype, {c.n, c.h, c.w, c.ic}, src);
@@ -77,7 +69,7 @@ TEST_P(ExpandDepthwise, EqualsTheTwoConvolutions) {
             double sum = taps_bias[size(o)];
             for (int64_t i = 0; i < c.k; ++i)
               for (int64_t j = 0; j < c.k; ++j) {
-                const int64_t sy = y * c.stride + i - c.pad_t, sx = x * c.stride + j - c.pad_l;
+                const int64_t sy = y * c.stride + i - c.top, sx = x * c.stride + j - c.left;
                 if (sy < 0 || sx < 0 || sy >= c.h || sx >= c.w) continue;
                 const double term =
                     wide[size(((n * c.h + sy) * c.w + sx) * c.oc + o)] * used_taps[size((i * c.k + j) * c.oc + o)];

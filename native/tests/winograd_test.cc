@@ -67,37 +67,6 @@ Errors errors_of(const Values& got, const Values& want) {
   return {std::sqrt(error2 / want2), error_max / want_max};
 }
 
-enum class Direction { forward, backward_data, backward_weights };
-
-struct Result {
-  Values got, want;
-};
-
-Result run(Direction direction, const ConvCase& c, const ConvData& d, cpu::KernelFactory factory) {
-  Rig rig(factory, c.attrs());
-  const std::vector<int64_t> src = {c.n, c.h, c.w, c.ic}, dst = {c.n, c.oh(), c.ow(), c.oc};
-  const std::vector<int64_t> weights = {c.oc, 3, 3, c.ic};
-  if (direction == Direction::backward_data)
-    rig.in(DType::f32, dst, d.diff_dst);
-  else
-    rig.in(DType::f32, src, d.src);
-  if (direction == Direction::backward_weights)
-    rig.in(DType::f32, dst, d.diff_dst);
-  else
-    rig.add_in(rig.tensor(Arena::weights, DType::f32, weights, d.weights));
-  const Tensor* out = rig.out(DType::f32, direction == Direction::forward         ? dst
-                                          : direction == Direction::backward_data ? src
-                                                                                  : weights);
-  rig.run();
-  Result result{rig.get(out), Values(static_cast<size_t>(out->elements()))};
-  for_each_product(c, [&](size_t s, size_t k, size_t t) {
-    if (direction == Direction::forward) result.want[t] += d.src[s] * d.weights[k];
-    if (direction == Direction::backward_data) result.want[s] += d.diff_dst[t] * d.weights[k];
-    if (direction == Direction::backward_weights) result.want[k] += d.src[s] * d.diff_dst[t];
-  });
-  return result;
-}
-
 double terms(Direction direction, const ConvCase& c) {
   const int64_t count = direction == Direction::forward         ? 9 * c.ic
                         : direction == Direction::backward_data ? 9 * c.oc
@@ -112,7 +81,7 @@ TEST(Winograd, EveryGeometry) {
   for (const ConvCase& c : kCases) {
     const ConvData d(c, DType::f32);
     for (const auto& [direction, factory] : directions) {
-      const Result r = run(direction, c, d, factory);
+      const ConvResult r = run_conv(direction, c, d, DType::f32, factory);
       ASSERT_FALSE(HasFatalFailure()) << c.name();
       // Sums of one product have errors of four operands' size.
       expect_near(r.got, r.want, 5e-6, std::sqrt(terms(direction, c)) + 2,
@@ -126,7 +95,7 @@ TEST(Winograd, ErrorsAreOfTheSizeOfADirectConvolutions) {
   for (const ConvCase& c : {same(2, 40, 40, 24, 24), same(1, 24, 24, 48, 192), same(1, 16, 16, 256, 64)}) {
     const ConvData d(c, DType::f32);
     const auto check = [&](Direction direction, cpu::KernelFactory factory) {
-      const Result r = run(direction, c, d, factory);
+      const ConvResult r = run_conv(direction, c, d, DType::f32, factory);
       const Errors e = errors_of(r.got, r.want);
       const std::string what = c.name() + " direction " + std::to_string(static_cast<int>(direction));
       EXPECT_LT(e.norm, 7e-7) << what;
@@ -178,7 +147,7 @@ TEST(Winograd, ValuesThatAreNotFiniteReachEveryResultThatReadsThem) {
                                                                      {Direction::backward_data, backward_data},
                                                                      {Direction::backward_weights, backward_weights}};
       for (const auto& [direction, factory] : directions) {
-        const Result r = run(direction, c, d, factory);
+        const ConvResult r = run_conv(direction, c, d, DType::f32, factory);
         size_t bad_results = 0;
         for (size_t i = 0; i < r.want.size(); ++i) {
           if (std::isfinite(r.want[i])) continue;
