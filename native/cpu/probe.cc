@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/math.h"
 #include "cpu/caches.h"
 #include "cpu/cpu_info.h"
 #include "cpu/onednn/adapter.h"
@@ -129,7 +130,7 @@ double best_amx(ThreadPool& pool) {
   if (!made.ok()) return 0;
   const onednn::Conv& conv = *made.value();
   const size_t pixels = 16 * 16 * 512 * 2;
-  const auto aligned = [](size_t bytes) { return (bytes + 127) / 64 * 64; };
+  const auto aligned = [](size_t bytes) { return align64(bytes + 64); };
   const size_t each = 2 * aligned(pixels) + aligned(conv.weights_bytes()) + aligned(conv.scratch_bytes());
   std::vector<char> memory(each * static_cast<size_t>(pool.threads()) + 64);
   char* const base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);

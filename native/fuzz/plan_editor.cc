@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 
+#include "core/math.h"
 #include "plan/format.h"
 #include "plan/plan.h"
 
@@ -27,8 +28,6 @@ constexpr uint16_t kOps = 1
 #include "plan/op_table.inc"
 #undef EFF_OP
     ;
-
-constexpr uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
 struct Draft {
   Header header = {};

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <thread>
 
+#include "core/math.h"
 #include "io/transfer.h"
 
 namespace effnet::io {
@@ -87,10 +88,9 @@ class Loader::Core : public std::enable_shared_from_this<Loader::Core> {
         image_bytes_(static_cast<size_t>(options_.transform.size) * options_.transform.size * 3),
         batch_size_(static_cast<size_t>(options_.batch_size)),
         window_(std::max(kLeastInFlight, static_cast<size_t>(options_.workers) * kSamplesPerWorker)) {
-    const auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
-    const size_t labels_offset = aligned(image_bytes_ * batch_size_);
+    const size_t labels_offset = align64(image_bytes_ * batch_size_);
     // As long as a plan's input arena, whose end is aligned too.
-    ring_ = std::make_shared<Ring>(aligned(labels_offset + batch_size_ * sizeof(int32_t)), labels_offset,
+    ring_ = std::make_shared<Ring>(align64(labels_offset + batch_size_ * sizeof(int32_t)), labels_offset,
                                    static_cast<size_t>(options_.prefetch) + 1);
   }
 

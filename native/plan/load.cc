@@ -6,6 +6,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "core/math.h"
 #include "plan/op_ports.h"
 #include "plan/plan.h"
 #include "plan/shapes.h"
@@ -264,7 +265,7 @@ class Loader {
       uint64_t end = 0;
       for (const Tensor& tensor : tensors)
         if (tensor.arena == arena) end = std::max(end, end_of(tensor));
-      if (header_.arena_bytes[static_cast<int>(arena)] > (end + kAlignment - 1) / kAlignment * kAlignment)
+      if (header_.arena_bytes[static_cast<int>(arena)] > round_up(end, kAlignment))
         return bad("arena", static_cast<uint64_t>(arena), "is larger than its tensors");
     }
     return ok_status();

@@ -62,10 +62,8 @@ HWY_INLINE void bn_act_rows(const T* src, const T* residual, T* dst, int64_t row
 template <class T, plan::Act act>
 void bn_act_range(const BnActArgs& k) {
   const int64_t C = k.channels, pack = pack_factor(C), capacity = packed_capacity(C);
-  float *mean = k.scratch, *a = mean + capacity, *shift = a + capacity, *factor = shift + capacity;
-  fill_packed(mean, C, pack, [&](int64_t c) { return k.mean[c]; });
-  fill_packed(a, C, pack, [&](int64_t c) { return k.scale[c] * k.inv_std[c]; });
-  fill_packed(shift, C, pack, [&](int64_t c) { return k.shift[c]; });
+  const auto [mean, a, shift] = fill_norm(k.scratch, capacity, C, pack, k.mean, k.inv_std, k.scale, k.shift);
+  float* factor = shift + capacity;
   const T* src = static_cast<const T*>(k.src);
   const T* residual = static_cast<const T*>(k.residual);
   T* dst = static_cast<T*>(k.dst);

@@ -6,7 +6,7 @@
 //   statistics)
 //
 // z is computed again from src: nothing but src is saved for the backward pass. Each op reads src and diff_dst once.
-// Sums: groups in registers, kTileRows rows in a tile, tiles in a shard, all FP32; shards in double, in order.
+// Sums: groups in registers, kSumTileRows rows in a tile, tiles in a shard, all FP32; shards in double, in order.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/bn_act_bwd.cc"
 #include "cpu/kernels/dispatch.h"
@@ -17,10 +17,9 @@
 #define EFFNET_BN_ACT_BWD_ARGS_
 #include "cpu/kernels/common.h"
 #include "cpu/kernels/drop.h"
+#include "cpu/kernels/stats.h"
 
 namespace effnet::cpu {
-
-inline constexpr int64_t kMergeChannels = 256;  // channels of a shard of the merge
 
 struct BnActBwdArgs {
   plan::DType dtype;
@@ -41,21 +40,13 @@ struct BnActBwdArgs {
 };
 inline constexpr int kBnActBwdArrays = 9;
 
-struct BnMergeArgs {
-  const float* partials;  // [shards][2][C]
-  int shards;
-  int64_t channels, begin, end;
-  const float* inv_std;
-  float *diff_scale, *diff_shift;
-};
 }  // namespace effnet::cpu
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
 
-struct BwdCoefs {
-  float *mean, *a, *shift;
+struct BwdCoefs : NormCoefs {
   float *factor, *pooled;  // of the image at hand
   float *p, *q;            // apply
   bool has_factor, has_pooled;
@@ -82,20 +73,14 @@ struct BwdVectors {
 
 BwdCoefs make_coefs(const BnActBwdArgs& k, int64_t pack) {
   const int64_t C = k.channels, capacity = packed_capacity(C);
-  float* s = k.scratch;
-  BwdCoefs coefs{s,
-                 s + capacity,
-                 s + 2 * capacity,
-                 s + 3 * capacity,
-                 s + 4 * capacity,
-                 s + 5 * capacity,
-                 s + 6 * capacity,
-                 k.gate || k.drop.rate > 0,
-                 k.diff_pooled != nullptr};
-  fill_packed(coefs.mean, C, pack, [&](int64_t c) { return k.mean[c]; });
-  fill_packed(coefs.a, C, pack, [&](int64_t c) { return k.scale ? k.scale[c] * k.inv_std[c] : 0.0f; });
-  fill_packed(coefs.shift, C, pack, [&](int64_t c) { return k.shift ? k.shift[c] : 0.0f; });
-  return coefs;
+  float* s = k.scratch + 3 * capacity;
+  return {fill_norm(k.scratch, capacity, C, pack, k.mean, k.inv_std, k.scale, k.shift),
+          s,
+          s + capacity,
+          s + 2 * capacity,
+          s + 3 * capacity,
+          k.gate || k.drop.rate > 0,
+          k.diff_pooled != nullptr};
 }
 
 // Calls f(row, rows) for the runs of rows of one image, with the image's coefficients in place.
@@ -119,7 +104,6 @@ HWY_INLINE void for_each_image(const BnActBwdArgs& k, const BwdCoefs& coefs, int
 
 template <class T, plan::Act act, bool plain>
 void reduce_range(const BnActBwdArgs& k) {
-  constexpr int64_t kTileRows = 64;
   const int64_t C = k.channels, pack = pack_factor(C), capacity = packed_capacity(C), width = pack * C;
   const BwdCoefs coefs = make_coefs(k, pack);
   float *tile_g = coefs.p, *tile_gx = coefs.q;
@@ -138,7 +122,7 @@ void reduce_range(const BnActBwdArgs& k) {
 
   const T* src = static_cast<const T*>(k.src);
   const T* diff_dst = static_cast<const T*>(k.diff_dst);
-  const int64_t tile_rows = kTileRows * pack;
+  const int64_t tile_rows = kSumTileRows * pack;
   for_each_image(k, coefs, pack, [&](int64_t first, int64_t count) HWY_ATTR {
     for (int64_t row = first; row < first + count; row += tile_rows) {
       const int64_t rows = std::min(tile_rows, first + count - row);
@@ -179,29 +163,12 @@ void reduce_range(const BnActBwdArgs& k) {
   }
 }
 
-void merge_sums(const BnMergeArgs& k) {
-  double gx[kMergeChannels] = {}, g[kMergeChannels] = {};
-  const int64_t count = k.end - k.begin;
-  for (int s = 0; s < k.shards; ++s) {
-    const float* partial = k.partials + 2 * s * k.channels + k.begin;
-    for (int64_t c = 0; c < count; ++c) gx[c] += static_cast<double>(partial[c]);
-    for (int64_t c = 0; c < count; ++c) g[c] += static_cast<double>(partial[k.channels + c]);
-  }
-  for (int64_t c = 0; c < count; ++c) {
-    k.diff_scale[k.begin + c] = static_cast<float>(gx[c] * static_cast<double>(k.inv_std[k.begin + c]));
-    k.diff_shift[k.begin + c] = static_cast<float>(g[c]);
-  }
-}
-
 template <class T, plan::Act act, bool batch_stats, bool plain>
 void apply_range(const BnActBwdArgs& k) {
   const int64_t C = k.channels, pack = pack_factor(C);
   const BwdCoefs coefs = make_coefs(k, pack);
-  if constexpr (batch_stats) {
-    const float inv_m = 1.0f / static_cast<float>(k.total_rows);
-    fill_packed(coefs.p, C, pack, [&](int64_t c) { return -coefs.a[c] * k.inv_std[c] * (k.diff_scale[c] * inv_m); });
-    fill_packed(coefs.q, C, pack, [&](int64_t c) { return -coefs.a[c] * (k.diff_shift[c] * inv_m); });
-  }
+  if constexpr (batch_stats)
+    fill_grad(coefs, coefs.p, coefs.q, C, pack, k.total_rows, k.inv_std, k.diff_scale, k.diff_shift);
   const T* src = static_cast<const T*>(k.src);
   const T* diff_dst = static_cast<const T*>(k.diff_dst);
   T* diff_src = static_cast<T*>(k.diff_src);
@@ -283,7 +250,6 @@ namespace {
 
 HWY_EXPORT(bn_act_bwd_reduce);
 HWY_EXPORT(bn_act_bwd_apply);
-HWY_EXPORT(merge_sums);
 
 struct BwdPorts {
   const plan::Tensor *diff_dst, *src, *mean, *inv_std, *scale, *shift, *gate, *diff_pooled;
@@ -344,7 +310,7 @@ class BnBwdReduce : public BnBwdBase {
       : BnBwdBase(base, ports, 32),
         diff_scale_(diff_scale),
         diff_shift_(diff_shift),
-        merge_{channels_, kMergeChannels} {}
+        merge_{channels_, kStatsMergeChannels} {}
   int phases() const override { return 2; }
   int shards(int phase) const override { return phase == 0 ? split_.count() : merge_.count(); }
   size_t shared_scratch_bytes() const override {
@@ -357,9 +323,8 @@ class BnBwdReduce : public BnBwdBase {
       k.partial = partials + 2 * shard * channels_;
       EFF_DISPATCH(bn_act_bwd_reduce)(k);
     } else {
-      EFF_DISPATCH(merge_sums)
-      ({partials, split_.count(), channels_, merge_.begin(shard), merge_.end(shard), ctx.ptr<const float>(p_.inv_std),
-        ctx.ptr<float>(diff_scale_), ctx.ptr<float>(diff_shift_)});
+      merge_bn_sums({partials, split_.count(), channels_, merge_.begin(shard), merge_.end(shard),
+                     ctx.ptr<const float>(p_.inv_std), ctx.ptr<float>(diff_scale_), ctx.ptr<float>(diff_shift_)});
     }
   }
 

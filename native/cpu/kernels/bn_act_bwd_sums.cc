@@ -113,13 +113,9 @@ HWY_INLINE void add_sums(const BnActBwdSumsArgs& k, const T* x, const T* d, T* y
 
 template <class T, plan::Act act, bool remake>
 void sums_band(const BnActBwdSumsArgs& k) {
-  constexpr int64_t kTileRows = 64;
   const int64_t C = k.channels, pack = pack_factor(C), capacity = packed_capacity(C), width = pack * C;
-  float *mean = k.scratch, *a = mean + capacity, *shift = a + capacity, *factor = shift + capacity,
-        *tile = factor + capacity, *total = tile + kSumCount * capacity;
-  fill_packed(mean, C, pack, [&](int64_t c) { return k.mean[c]; });
-  fill_packed(a, C, pack, [&](int64_t c) { return k.scale[c] * k.inv_std[c]; });
-  fill_packed(shift, C, pack, [&](int64_t c) { return k.shift[c]; });
+  const auto [mean, a, shift] = fill_norm(k.scratch, capacity, C, pack, k.mean, k.inv_std, k.scale, k.shift);
+  float *factor = shift + capacity, *tile = factor + capacity, *total = tile + kSumCount * capacity;
   if constexpr (remake) fill_packed(factor, C, pack, [&](int64_t c) { return k.gate[k.image * C + c] * k.drop; });
   std::memset(tile, 0, static_cast<size_t>(2 * kSumCount * capacity) * sizeof(float));
   const auto flush = [&]() HWY_ATTR {
@@ -132,7 +128,7 @@ void sums_band(const BnActBwdSumsArgs& k) {
   const T* diff_dst = static_cast<const T*>(k.diff_dst);
   T* dst = static_cast<T*>(k.dst);
   const int64_t first = k.image * k.image_rows + k.row_begin;
-  const int64_t count = k.row_end - k.row_begin, tile_rows = kTileRows * pack;
+  const int64_t count = k.row_end - k.row_begin, tile_rows = kSumTileRows * pack;
   for (int64_t row = 0; row < count; row += tile_rows) {
     const int64_t at = (first + row) * C;
     add_sums<T, act, remake>(k, src + at, diff_dst + at, remake ? dst + at : nullptr, std::min(tile_rows, count - row),
@@ -216,9 +212,9 @@ class BnActBwdSums : public Kernel {
     bands_ = {rows_, rows_};
     if (src.n() < kFewImages) {
       // Whole tiles of packed rows in every band but the last.
-      const int64_t tile = channels_ < kPackBelow ? 64 * kMaxLanes : 64;
-      const int64_t wanted = std::max((rows_ * src.n() + kFewImages - 1) / kFewImages, kShardElements / channels_);
-      bands_.step = std::min(rows_, (wanted + tile - 1) / tile * tile);
+      const int64_t tile = channels_ < kPackBelow ? kSumTileRows * kMaxLanes : kSumTileRows;
+      const int64_t wanted = std::max(ceil_div(rows_ * src.n(), kFewImages), kShardElements / channels_);
+      bands_.step = std::min(rows_, round_up(wanted, tile));
       if (bands_.count() > 1) images_.step = 1;
     }
   }

@@ -1,20 +1,12 @@
 #include "cpu/kernels/bn_grad_rows.h"
 
+#include <algorithm>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/bn_grad_rows.cc"
 #include "cpu/kernels/dispatch.h"
 #include "hwy/foreach_target.h"
 #include "cpu/kernels/bn_pack-inl.h"
-
-#ifndef EFFNET_BN_GRAD_ROWS_
-#define EFFNET_BN_GRAD_ROWS_
-#include <algorithm>
-
-namespace effnet::cpu {
-// Whole vectors on every target.
-inline int64_t bn_grad_capacity(int64_t channels) { return (channels + 15) / 16 * 16; }
-}  // namespace effnet::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
@@ -22,7 +14,7 @@ namespace effnet::cpu::HWY_NAMESPACE {
 // diff_src = a*g + p*xm + q with g = diff_dst * drop * act'(xm*a + shift), xm = src - mean: see bn_act_bwd.cc.
 template <plan::Act act>
 void grad_rows(const BnGradRowsArgs& k) {
-  const int64_t capacity = bn_grad_capacity(k.channels);
+  const int64_t capacity = whole_max_vectors(k.channels);
   const float *mean = k.coefs, *a = mean + capacity, *shift = a + capacity, *p = shift + capacity, *q = p + capacity;
   float* to = k.diff_src;
   for (int64_t row = k.row_begin; row < k.row_end; ++row, to += k.channels) {
@@ -43,6 +35,15 @@ void bn_grad_rows_target(const BnGradRowsArgs& args) {
   with_act(args.act, [&](auto act) HWY_ATTR { grad_rows<act()>(args); });
 }
 
+void bn_grad_coefs_target(const BnGradRowsArgs& k) {
+  const int64_t capacity = whole_max_vectors(k.channels);
+  std::fill_n(k.coefs, bn_grad_coef_floats(k.channels), 0.0f);
+  const NormCoefs coefs = fill_norm(k.coefs, capacity, k.channels, 1, k.mean, k.inv_std, k.scale, k.shift);
+  if (!k.diff_scale) return;
+  float* p = coefs.shift + capacity;
+  fill_grad(coefs, p, p + capacity, k.channels, 1, k.total_rows, k.inv_std, k.diff_scale, k.diff_shift);
+}
+
 }  // namespace effnet::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -50,24 +51,11 @@ HWY_AFTER_NAMESPACE();
 namespace effnet::cpu {
 
 HWY_EXPORT(bn_grad_rows_target);
+HWY_EXPORT(bn_grad_coefs_target);
 
-size_t bn_grad_coef_floats(int64_t channels) { return static_cast<size_t>(5 * bn_grad_capacity(channels)); }
+size_t bn_grad_coef_floats(int64_t channels) { return static_cast<size_t>(5 * whole_max_vectors(channels)); }
 
-void bn_grad_coefs(const BnGradRowsArgs& k) {
-  const int64_t capacity = bn_grad_capacity(k.channels);
-  float *mean = k.coefs, *a = mean + capacity, *shift = a + capacity, *p = shift + capacity, *q = p + capacity;
-  std::fill_n(k.coefs, bn_grad_coef_floats(k.channels), 0.0f);
-  const float inv_m = 1.0f / static_cast<float>(k.total_rows);
-  for (int64_t c = 0; c < k.channels; ++c) {
-    mean[c] = k.mean[c];
-    a[c] = k.scale[c] * k.inv_std[c];
-    if (k.shift) shift[c] = k.shift[c];
-    if (!k.diff_scale) continue;
-    p[c] = -a[c] * k.inv_std[c] * (k.diff_scale[c] * inv_m);
-    q[c] = -a[c] * (k.diff_shift[c] * inv_m);
-  }
-}
-
+void bn_grad_coefs(const BnGradRowsArgs& args) { EFF_DISPATCH(bn_grad_coefs_target)(args); }
 void bn_grad_rows(const BnGradRowsArgs& args) { EFF_DISPATCH(bn_grad_rows_target)(args); }
 
 }  // namespace effnet::cpu

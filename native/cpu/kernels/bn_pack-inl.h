@@ -31,6 +31,29 @@ HWY_INLINE void fill_packed(float* HWY_RESTRICT dst, int64_t channels, int64_t p
   for (int64_t i = channels; i < pack * channels; ++i) dst[i] = dst[i - channels];
 }
 
+// Per-channel coefficients of (src - mean) * a + shift, a = scale * inv_std.
+struct NormCoefs {
+  float *mean, *a, *shift;
+};
+
+// Into three arrays of `capacity` floats one behind another. Absent scale or shift: zero.
+HWY_INLINE NormCoefs fill_norm(float* memory, int64_t capacity, int64_t channels, int64_t pack, const float* mean,
+                               const float* inv_std, const float* scale, const float* shift) {
+  const NormCoefs k{memory, memory + capacity, memory + 2 * capacity};
+  fill_packed(k.mean, channels, pack, [&](int64_t c) { return mean[c]; });
+  fill_packed(k.a, channels, pack, [&](int64_t c) { return scale ? scale[c] * inv_std[c] : 0.0f; });
+  fill_packed(k.shift, channels, pack, [&](int64_t c) { return shift ? shift[c] : 0.0f; });
+  return k;
+}
+
+// The gradient's part that comes by way of the batch's statistics, p * (src - mean) + q, of `rows` rows in all.
+HWY_INLINE void fill_grad(const NormCoefs& k, float* p, float* q, int64_t channels, int64_t pack, int64_t rows,
+                          const float* inv_std, const float* diff_scale, const float* diff_shift) {
+  const float inv_m = 1.0f / static_cast<float>(rows);
+  fill_packed(p, channels, pack, [&](int64_t c) { return -k.a[c] * inv_std[c] * (diff_scale[c] * inv_m); });
+  fill_packed(q, channels, pack, [&](int64_t c) { return -k.a[c] * (diff_shift[c] * inv_m); });
+}
+
 // Calls f(offset, lanes, full) for the vectors of a row of `width` values; `full` is a compile-time flag.
 template <class F>
 HWY_INLINE void for_each_vector(int64_t width, F&& f) {

@@ -105,13 +105,7 @@ class BnStatsShard {
       store(zero(), s2_ + c);
       if (!first) return;
       const auto row = [&](int64_t r) HWY_ATTR { return load_part(x + r * width + c, n, full); };
-      if (count < 8) {
-        store(row(0), shift_ + c);
-        return;
-      }
-      const Vec low = hn::Add(hn::Add(row(0), row(1)), hn::Add(row(2), row(3)));
-      const Vec high = hn::Add(hn::Add(row(4), row(5)), hn::Add(row(6), row(7)));
-      store(hn::Mul(hn::Add(low, high), splat(0.125f)), shift_ + c);
+      store(count < 8 ? row(0) : mean_of_8(row), shift_ + c);
     });
   }
 
@@ -161,7 +155,7 @@ class BnStats : public Kernel {
     momentum_ = op.attr(attr_momentum);
     channels_ = src_->c();
     // Whole tiles of packed rows in every shard but the last.
-    const int64_t tile = channels_ < kPackBelow ? 64 * kMaxLanes : 64;
+    const int64_t tile = channels_ < kPackBelow ? kStatsTileRows * kMaxLanes : kStatsTileRows;
     rows_ = split_rows(src_->elements() / channels_, channels_, 128, tile);
     for (int i = 0; i < rows_.count(); ++i) shard_rows_.push_back(rows_.end(i) - rows_.begin(i));
     merge_ = {channels_, kStatsMergeChannels};

@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "core/math.h"
 #include "cpu/caches.h"
 #include "cpu/kernel.h"
 #include "plan/op_ports.h"
@@ -63,7 +64,7 @@ class OpCheck {
 // [0, total) in `count` contiguous pieces of `step`, the last one shorter.
 struct Split {
   int64_t total = 0, step = 1;
-  int count() const { return static_cast<int>((total + step - 1) / step); }
+  int count() const { return static_cast<int>(ceil_div(total, step)); }
   int64_t begin(int i) const { return i * step; }
   int64_t end(int i) const { return std::min(total, (i + 1) * step); }
 };
@@ -74,9 +75,8 @@ inline constexpr int64_t kShardElements = 32768;
 
 // `total` rows of `width` elements in at most kMaxShards pieces of at least `min_rows` rows, a multiple of `multiple`.
 inline Split split_rows(int64_t total, int64_t width, int64_t min_rows = 1, int64_t multiple = 1) {
-  int64_t step =
-      std::max({int64_t{1}, min_rows, (kShardElements + width - 1) / width, (total + kMaxShards - 1) / kMaxShards});
-  step = (step + multiple - 1) / multiple * multiple;
+  int64_t step = std::max({int64_t{1}, min_rows, ceil_div(kShardElements, width), ceil_div(total, kMaxShards)});
+  step = round_up(step, multiple);
   return {total, std::min(step, std::max<int64_t>(total, 1))};
 }
 
@@ -85,7 +85,5 @@ std::string kernel_name(const char* base, plan::DType dtype);
 
 // Whether a tensor is better written past the caches.
 inline bool exceeds_caches(const plan::Tensor* t) { return t->bytes > past_caches_bytes; }
-
-inline size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace effnet::cpu

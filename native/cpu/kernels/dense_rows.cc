@@ -6,6 +6,7 @@
 #include "hwy/foreach_target.h"
 #include "cpu/kernels/bn_pack-inl.h"
 #include "cpu/kernels/gemm_tile-inl.h"
+#include "cpu/kernels/panels.h"
 #include "cpu/kernels/stats-inl.h"
 
 #ifndef EFFNET_DENSE_PANELS_
@@ -18,13 +19,6 @@
 
 namespace effnet::cpu {
 
-// Panels are 2 vectors wide (the tile with the fewest loads for its products that still has many rows); the last is 1
-// or 3 wide where the number of vectors is odd.
-inline int64_t vectors_of(int64_t channels, int64_t lanes) { return (channels + lanes - 1) / lanes; }
-inline int64_t panel_count(int64_t vectors) { return std::max<int64_t>(vectors / 2, 1); }
-inline int panel_vectors(int64_t vectors, int64_t index) {
-  return static_cast<int>(index + 1 < panel_count(vectors) ? 2 : vectors - 2 * index);
-}
 inline int64_t steps_of(plan::DType dtype, int64_t terms) { return dtype == plan::DType::bf16 ? terms / 2 : terms; }
 
 }  // namespace effnet::cpu
@@ -70,13 +64,7 @@ class RowStats {
     for_each_vector(width, [&](int64_t c, size_t n, auto full) HWY_ATTR {
       const auto stored = [&](int64_t r) HWY_ATTR { return round_to<T>(load(sum + r * sum_row + c)); };
       if (total_ + in_tile_ == 0) {
-        Vec first_shift = stored(0);
-        if (rows >= 8) {
-          const auto two = [&](int64_t r) HWY_ATTR { return hn::Add(stored(r), stored(r + 1)); };
-          const Vec all = hn::Add(hn::Add(two(0), two(2)), hn::Add(two(4), two(6)));
-          first_shift = hn::Mul(all, splat(0.125f));
-        }
-        store(first_shift, shifts + c);
+        store(rows < 8 ? stored(0) : mean_of_8(stored), shifts + c);
       }
       const Vec shift = load(shifts + c);
       // Two sums of each, for one would wait for itself.
@@ -142,7 +130,7 @@ void panels_of(const DenseRowsArgs& args) {
   // The next panel, too, where this one leaves it room near the core; larger ones would drive each other out.
   constexpr int64_t kNextPanelBytes = 48 << 10;
   const DenseWeights& w = args.weights;
-  const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
+  const int64_t vectors = whole_vectors(w.channels) / static_cast<int64_t>(kLanes), steps = steps_of(w.dtype, w.terms);
   auto* sums = static_cast<float*>(args.scratch);
   const int64_t all_rows = args.row_end - args.row_begin;
   const T* src = static_cast<const T*>(args.src) + args.row_begin * w.terms;
@@ -152,7 +140,7 @@ void panels_of(const DenseRowsArgs& args) {
     src = gated;
   }
   for (int64_t index = args.panel_begin; index < args.panel_end; ++index) {
-    const int wide = panel_vectors(vectors, index);
+    const int wide = Panels(vectors).wide(index);
     const int64_t first = 2 * index * lanes, width = std::min<int64_t>(wide * lanes, w.channels - first);
     const TileHeights tiles(all_rows, wide);
     const bool half = 2 * (wide * lanes - width) >= lanes;
@@ -173,7 +161,7 @@ void panels_of(const DenseRowsArgs& args) {
       // Rows stay for the next panel. The first tile fetches its own weights, the others a part each of the next panel,
       // so that memory is asked for evenly; after a shard's last panel that often is the thread's next shard.
       tile.ahead = tile.a + rows * tile.a_row;
-      tile.ahead_step = index == args.panel_begin ? (rows * tile.a_row + steps - 1) / steps : 0;
+      tile.ahead_step = index == args.panel_begin ? ceil_div(rows * tile.a_row, steps) : 0;
       if (i == 0) {
         tile.ahead2 = tile.b + kStepsAhead * tile.b_step;
         tile.ahead2_step = tile.b_step;
@@ -201,13 +189,13 @@ void rows_of(const DenseRowsArgs& args) {
   if (args.by_panels) return panels_of<T, Word>(args);
   constexpr int64_t lanes = kLanes;
   const DenseWeights& w = args.weights;
-  const int64_t vectors = vectors_of(w.channels, kLanes), steps = steps_of(w.dtype, w.terms);
+  const int64_t vectors = whole_vectors(w.channels) / static_cast<int64_t>(kLanes), steps = steps_of(w.dtype, w.terms);
   const int64_t vector_bytes = steps * lanes * 4;
   auto* sums = static_cast<float*>(args.scratch);
   float* scratch = sums + kRowBlock * kTileVectors * lanes;
   std::optional<RowStats> stats;
   if (args.stats) {
-    const int64_t end = args.panel_end == panel_count(vectors) ? vectors * lanes : 2 * args.panel_end * lanes;
+    const int64_t end = args.panel_end == Panels(vectors).count() ? vectors * lanes : 2 * args.panel_end * lanes;
     stats.emplace(args.stats, scratch, vectors * lanes, 2 * args.panel_begin * lanes, end);
     scratch += 3 * vectors * lanes;
   }
@@ -217,13 +205,13 @@ void rows_of(const DenseRowsArgs& args) {
   // The steps of a block fetch what the next one reads, and the lines it writes to unless they go past the caches.
   int64_t block_steps = 0;
   for (int64_t index = args.panel_begin; index < args.panel_end; ++index)
-    block_steps += TileHeights(kRowBlock, panel_vectors(vectors, index)).count * steps;
+    block_steps += TileHeights(kRowBlock, Panels(vectors).wide(index)).count * steps;
   const auto spread = [&](int64_t width) {
-    return (kRowBlock * width * static_cast<int64_t>(sizeof(T)) + block_steps - 1) / block_steps;
+    return ceil_div(kRowBlock * width * static_cast<int64_t>(sizeof(T)), block_steps);
   };
   const int64_t src_step = spread(w.terms), dst_step = spread(args.dst_row);
   // A line that is fetched to be written is taken away from the other cores: only what this shard will write, whole.
-  const bool own_rows = !args.past_caches && args.panel_begin == 0 && args.panel_end == panel_count(vectors);
+  const bool own_rows = !args.past_caches && args.panel_begin == 0 && args.panel_end == Panels(vectors).count();
   for (int64_t row = args.row_begin; row < args.row_end; row += kRowBlock) {
     const int64_t rows = std::min<int64_t>(kRowBlock, args.row_end - row);
     const T* src = static_cast<const T*>(args.src) + row * w.terms;
@@ -238,7 +226,7 @@ void rows_of(const DenseRowsArgs& args) {
                                                 (row + rows) * args.dst_row * static_cast<int64_t>(sizeof(T))
                                           : reinterpret_cast<const std::byte*>(sums);
     for (int64_t index = args.panel_begin; index < args.panel_end; ++index) {
-      const int wide = panel_vectors(vectors, index);
+      const int wide = Panels(vectors).wide(index);
       const int64_t first = 2 * index * lanes;
       const int64_t width = std::min<int64_t>(wide * lanes, w.channels - first);
       const int64_t at = row * args.dst_row + first - 2 * args.panel_begin * lanes;
@@ -304,18 +292,18 @@ HWY_EXPORT(rows_bf16);
 
 size_t DenseWeights::bytes() const {
   const int64_t lanes = EFF_DISPATCH(lane_count)();
-  return static_cast<size_t>(vectors_of(channels, lanes) * steps_of(dtype, terms) * lanes * 4);
+  return static_cast<size_t>(ceil_div(channels, lanes) * steps_of(dtype, terms) * lanes * 4);
 }
 
 int64_t DenseWeights::padded_channels() const {
   const int64_t lanes = EFF_DISPATCH(lane_count)();
-  return vectors_of(channels, lanes) * lanes;
+  return ceil_div(channels, lanes) * lanes;
 }
 
-int64_t DenseWeights::panels() const { return panel_count(vectors_of(channels, EFF_DISPATCH(lane_count)())); }
+int64_t DenseWeights::panels() const { return Panels(ceil_div(channels, EFF_DISPATCH(lane_count)())).count(); }
 
 void DenseWeights::pack(const float* weights, bool transposed, void* packed) const {
-  const int64_t lanes = EFF_DISPATCH(lane_count)(), vectors = vectors_of(channels, lanes);
+  const int64_t lanes = EFF_DISPATCH(lane_count)(), vectors = ceil_div(channels, lanes);
   const int64_t pair = dtype == plan::DType::bf16 ? 2 : 1;
   const int64_t channel_stride = transposed ? 1 : terms, term_stride = transposed ? channels : 1;
   const auto put = [&](int64_t at, float value) {
@@ -328,8 +316,8 @@ void DenseWeights::pack(const float* weights, bool transposed, void* packed) con
   // Blocks of terms keep both sides of the transposition in L1.
   constexpr int64_t kBlock = 64;
   int64_t panel_at = 0;
-  for (int64_t index = 0; index < panel_count(vectors); ++index) {
-    const int64_t columns = panel_vectors(vectors, index) * lanes, first = 2 * index * lanes;
+  for (int64_t index = 0; index < Panels(vectors).count(); ++index) {
+    const int64_t columns = Panels(vectors).wide(index) * lanes, first = 2 * index * lanes;
     for (int64_t begin = 0; begin < terms; begin += kBlock) {
       const int64_t end = std::min(terms, begin + kBlock);
       for (int64_t j = 0; j < columns; ++j) {

@@ -15,15 +15,12 @@
 namespace effnet::cpu {
 
 namespace {
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Channel blocks that a ring holds side by side. Wide images come from memory: then whole pixels are read, in order,
 // and the ring lives in L2. Small ones are in the caches, and the ring is kept within L1.
 int64_t ring_blocks(int64_t src_w, int64_t block_vectors, int64_t c) {
   constexpr int64_t kWideColumns = 48, kWideBytes = 192 << 10, kSmallBytes = 24 << 10;
-  const int64_t bytes = block_vectors * kDepthwiseLanes * static_cast<int64_t>(sizeof(float));
-  return std::clamp<int64_t>((src_w < kWideColumns ? kSmallBytes : kWideBytes) / bytes, 1,
-                             ceil_div(c, kDepthwiseLanes));
+  const int64_t bytes = block_vectors * kMaxLanes * static_cast<int64_t>(sizeof(float));
+  return std::clamp<int64_t>((src_w < kWideColumns ? kSmallBytes : kWideBytes) / bytes, 1, ceil_div(c, kMaxLanes));
 }
 }  // namespace
 
@@ -35,20 +32,20 @@ int64_t DepthwisePass::out_cols() const {
 
 int64_t DepthwisePass::ring_cols() const {
   if (!transposed) return (dst_w - 1) * stride + kw;
-  return out_cols() / stride + (kw + stride - 1) / stride - 1;
+  return out_cols() / stride + ceil_div(kw, stride) - 1;
 }
 
 int64_t DepthwisePass::blocks_at_once() const { return ring_blocks(src_w, ring_rows() * ring_cols(), c); }
 
 int64_t DepthwisePass::scratch_floats() const {
   int64_t vectors = blocks_at_once() * (kh * kw + 1 + ring_rows() * ring_cols()) + out_cols();
-  if (has_tiles()) vectors = std::max(vectors, (ceil_div(c, kDepthwiseLanes) + 1) * (kh * kw + 1));
-  return vectors * kDepthwiseLanes + 4 * kh;  // 2 * kh pointers
+  if (has_tiles()) vectors = std::max(vectors, (ceil_div(c, kMaxLanes) + 1) * (kh * kw + 1));
+  return vectors * kMaxLanes + 4 * kh;  // 2 * kh pointers
 }
 
 int64_t DepthwiseGrad::rows_at_once() const {
   constexpr int64_t kRingFloats = 6144;  // 24 KB: the ring and the rows of diff_dst stay in a 48 KB L1
-  const int64_t rows = kRingFloats / (ring_cols() * kDepthwiseLanes);
+  const int64_t rows = kRingFloats / (ring_cols() * kMaxLanes);
   return std::clamp<int64_t>((rows - kh) / stride + 1, 1, std::min<int64_t>(out_h, 8));
 }
 
@@ -57,7 +54,7 @@ int64_t DepthwiseGrad::blocks_at_once() const { return ring_blocks(w, ring_rows(
 int64_t DepthwiseGrad::scratch_floats() const {
   const int64_t vectors =
       blocks_at_once() * (kh * kw + ring_rows() * ring_cols()) + ring_cols() + rows_at_once() * out_w;
-  return vectors * kDepthwiseLanes + 2 * ring_rows();
+  return vectors * kMaxLanes + 2 * ring_rows();
 }
 
 namespace {
@@ -81,12 +78,12 @@ int64_t balanced_step(int64_t units, int64_t most, double extra) {
   return best;
 }
 
-// Channels in groups of kDepthwiseLanes at least.
+// Channels in groups of kMaxLanes at least.
 struct ChannelSplit {
   int64_t c = 0, step = 0, groups = 1;
   ChannelSplit() = default;
   ChannelSplit(int64_t channels, int64_t most) : c(channels) {
-    constexpr int64_t unit = kDepthwiseLanes;
+    constexpr int64_t unit = kMaxLanes;
     const int64_t units = std::max<int64_t>(1, c / unit);
     step = balanced_step(units, std::max<int64_t>(most, 1), 0) * unit;
     groups = ceil_div(units * unit, step);
@@ -144,7 +141,7 @@ std::string variant_name(const char* base, int64_t kh, int64_t kw, int64_t strid
 // ---- forward, with and without an epilogue, and backward data ---------------------------------------------------
 
 void run_pass(const DepthwiseConvArgs& args, const DepthwiseShard& shard) {
-  if (args.pass->has_tiles() && shard.c1 - shard.c0 >= kDepthwiseLanes) {
+  if (args.pass->has_tiles() && shard.c1 - shard.c0 >= kMaxLanes) {
     conv_depthwise_tiles(args, shard);
   } else {
     conv_depthwise(args, shard);
@@ -218,7 +215,7 @@ struct GradSplit {
     const double us = estimate_us(2 * static_cast<double>(g.kh * g.kw) * pixels * c, bytes);
     constexpr double kShardUs = 20;
     const int64_t pieces = std::clamp<int64_t>(std::lround(us / kShardUs), 1, kGradShards);
-    channels = ChannelSplit(g.c, g.out_w > 32 ? 1 : std::min(pieces, ceil_div(g.c, 4 * kDepthwiseLanes)));
+    channels = ChannelSplit(g.c, g.out_w > 32 ? 1 : std::min(pieces, ceil_div(g.c, 4 * kMaxLanes)));
     const int64_t positions = std::max<int64_t>(1, pieces / channels.count());
     const int64_t groups = std::min(positions, images);
     group_images = ceil_div(images, groups);

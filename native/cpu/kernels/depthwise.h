@@ -13,12 +13,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/math.h"
+#include "cpu/kernels/lanes.h"
 #include "plan/format.h"
 
 namespace effnet::cpu {
-
-// Floats of a channel block in scratch memory; the widest vector of any target.
-inline constexpr int64_t kDepthwiseLanes = 16;
 
 // A sliding-window pass from `src` to `dst`. Backward data is one too: with diff_dst as the source, at stride 1 with
 // the weights mirrored, at larger strides as `transposed`.
@@ -30,15 +29,15 @@ struct DepthwisePass {
   bool transposed;       // dst[y] takes src[(y + pad_t - i) / stride] where that is integral
   bool bf16;             // storage of src and dst; the weights are then rounded to bf16
 
-  int64_t ring_rows() const { return transposed ? (kh + stride - 1) / stride : kh; }
+  int64_t ring_rows() const { return transposed ? ceil_div(kh, stride) : kh; }
   int64_t ring_cols() const;       // columns of a ring row, with padding
   int64_t out_cols() const;        // columns of the row buffer
-  int64_t blocks_at_once() const;  // channel blocks (of kDepthwiseLanes) in the ring
+  int64_t blocks_at_once() const;  // channel blocks (of kMaxLanes) in the ring
   int64_t scratch_floats() const;  // of conv_depthwise()
   bool has_tiles() const { return !transposed && kh == kw && (kw == 3 || kw == 5) && (stride == 1 || stride == 2); }
 };
 
-// One shard: rows [row0, row1) of image `image`, channels [c0, c1); c0 is a multiple of kDepthwiseLanes.
+// One shard: rows [row0, row1) of image `image`, channels [c0, c1); c0 is a multiple of kMaxLanes.
 struct DepthwiseShard {
   int64_t image, row0, row1, c0, c1;
 };

@@ -19,6 +19,7 @@
 #include "hwy/foreach_target.h"
 #include "cpu/kernels/depthwise_rows-inl.h"
 #include "cpu/kernels/depthwise.h"
+#include "cpu/kernels/stats.h"
 
 #ifndef EFFNET_DEPTHWISE_BWD_ARGS_
 #define EFFNET_DEPTHWISE_BWD_ARGS_
@@ -33,7 +34,7 @@ struct DepthwiseBwdShape {
   bool bf16;
 
   int64_t taps() const { return k * k; }
-  int64_t reach() const { return (k + stride - 1) / stride; }  // rows of diff_dst that a source row has a part in
+  int64_t reach() const { return ceil_div(k, stride); }  // rows of diff_dst that a source row has a part in
   int64_t first_group() const { return pad_l / stride; }
   int64_t skip() const { return pad_l - first_group() * stride; }  // columns before the first source column
   int64_t cols() const { return skip() + src_w; }
@@ -47,7 +48,7 @@ struct DepthwiseBwdShape {
   // Of one channel: sums of the taps, of g and of g * (src - mean).
   int64_t sums() const { return taps() + 2; }
   // Floats beside the ring for `width` channels.
-  int64_t scratch_floats(int64_t width) const { return width * (2 * sums() + taps() + 3) + 3 * kMostChunk * kRowLanes; }
+  int64_t scratch_floats(int64_t width) const { return width * (2 * sums() + taps() + 3) + 3 * kMostChunk * kMaxLanes; }
 };
 
 struct DepthwiseBwdArgs {
@@ -62,13 +63,6 @@ struct DepthwiseBwdArgs {
   float* diff_weights;  // [k, k, C]: the shard's sums
   float* norm_sums;     // with norm: [2][C], sum(g * (src - mean)) and sum(g) of the shard
   float* scratch;
-};
-
-struct DepthwiseNormMerge {
-  const float* partials;  // [positions][2][C]
-  int64_t positions, c;
-  const float* inv_std;
-  float *diff_scale, *diff_shift;
 };
 
 }  // namespace effnet::cpu
@@ -95,7 +89,7 @@ struct BwdTile {
 // W columns, the first of which is of phase 0: column t takes taps t mod S + m * S.
 template <int K, int S, int W>
 HWY_NOINLINE void bwd_tile(const BwdTile& tile) {
-  constexpr int M = (K + S - 1) / S, kCols = W / S + M - 1;
+  constexpr int M = ceil_div(K, S), kCols = W / S + M - 1;
   Vec value[W], diff[W];
   EFF_UNROLL for (int t = 0; t < W; ++t) {
     value[t] = load(tile.values + t * kLanes);
@@ -127,7 +121,6 @@ HWY_NOINLINE void bwd_tile(const BwdTile& tile) {
 
 // Widths of tiles, whole groups of S columns; columns beyond the source have value 0 and their results are dropped.
 // AVX2 has half the registers.
-constexpr bool kManyRegisters = HWY_TARGET == HWY_AVX3;
 using BwdFunction = void (*)(const BwdTile&);
 struct BwdFunctions {
   int64_t width;
@@ -136,14 +129,14 @@ struct BwdFunctions {
 
 template <int K, int S, int W>
 void narrower(int64_t cols, BwdFunctions& best) {
-  const auto covered = [&](int64_t width) { return (cols + width - 1) / width * width; };
+  const auto covered = [&](int64_t width) { return round_up(cols, width); };
   if (!best.tile || covered(W) < covered(best.width)) best = {W, bwd_tile<K, S, W>};
 }
 
 template <int K, int S>
 BwdFunctions bwd_functions(int64_t cols) {
   BwdFunctions best{0, nullptr};
-  if constexpr (kManyRegisters) {
+  if constexpr (kAvx512) {
     narrower<K, S, 8>(cols, best);
     if constexpr (S == 1) narrower<K, S, 7>(cols, best);
   } else {
@@ -171,14 +164,9 @@ struct PixelRow {
 };
 
 template <class T, class Full>
-HWY_INLINE Vec load_lanes(const T* p, size_t lanes, Full) {
-  return Full::value ? load(p) : load_n(p, lanes);
-}
-
-template <class T, class Full>
 void copy_values(const PixelRow<T>& row, Full full) {
   for (int64_t x = 0; x < row.count; ++x) {
-    store(load_lanes(row.src + x * row.c, row.lanes, full), row.values + x * kLanes);
+    store(load_part(row.src + x * row.c, row.lanes, full), row.values + x * kLanes);
   }
 }
 
@@ -204,7 +192,7 @@ template <class T, plan::Act act, class Full>
 void activate_values(const PixelRow<T>& row, Full full) {
   const Vec mean = load(row.coefs.mean), a = load(row.coefs.a), shift = load(row.coefs.shift);
   for (int64_t x = 0; x < row.count; ++x) {
-    const Vec raw = load_lanes(row.src + x * row.c, row.lanes, full);
+    const Vec raw = load_part(row.src + x * row.c, row.lanes, full);
     Vec value, slope;
     activate_both<act, T>(hn::MulAdd(hn::Sub(raw, mean), a, shift), value, slope);
     store(round_to<T>(value), row.values + x * kLanes);
@@ -217,7 +205,7 @@ void store_normalised_diffs(const PixelRow<T>& row, Full full) {
   const Vec mean = load(row.coefs.mean);
   Vec sum_g = zero(), sum_gx = zero();
   for (int64_t x = 0; x < row.count; ++x) {
-    const Vec xm = hn::Sub(load_lanes(row.src + x * row.c, row.lanes, full), mean);
+    const Vec xm = hn::Sub(load_part(row.src + x * row.c, row.lanes, full), mean);
     const Vec g = round_to<T>(hn::Mul(load(row.diffs + x * kLanes), load(row.slopes + x * kLanes)));
     sum_g = hn::Add(sum_g, g);
     sum_gx = hn::MulAdd(g, xm, sum_gx);
@@ -269,7 +257,7 @@ class BwdShard {
  public:
   explicit BwdShard(const DepthwiseBwdArgs& args)
       : args_(args), s_(*args.shape), functions_(bwd_functions(s_)), pixels_(pixel_functions<T>(args.norm)) {
-    const int64_t width = args.ring.blocks * kRowLanes, row = kMostChunk * kRowLanes;
+    const int64_t width = args.ring.blocks * kMaxLanes, row = kMostChunk * kMaxLanes;
     total_ = args.scratch;
     sums_ = total_ + s_.sums() * width;
     packed_ = sums_ + s_.sums() * width;
@@ -279,13 +267,13 @@ class BwdShard {
     diffs_ = slopes_ + row;
     ring_ = diffs_ + row;
     stream_ =
-        kWholeLines<T> && args.stream && s_.c % kRowLanes == 0 && reinterpret_cast<uintptr_t>(args.diff_src) % 64 == 0;
+        kWholeLines<T> && args.stream && s_.c % kMaxLanes == 0 && reinterpret_cast<uintptr_t>(args.diff_src) % 64 == 0;
   }
 
   void run() {
     const DepthwiseRowsShard& shard = args_.shard;
     const RowRing ring(args_.ring, s_.reach() - 1 - s_.first_group(), s_.dst_w, ring_);
-    const int64_t step = args_.ring.blocks * kRowLanes;
+    const int64_t step = args_.ring.blocks * kMaxLanes;
     for (int64_t c0 = shard.c0; c0 < shard.c1; c0 += step) {
       const Blocks blocks(c0, std::min(shard.c1, c0 + step));
       pack_tap_weights<T>(blocks, args_.weights, s_.taps(), s_.c, packed_);
@@ -370,11 +358,11 @@ class BwdShard {
     int64_t tap_row_count[kStepRows];
     for (int64_t y = y0; y < y1; ++y) tap_row_count[y - y0] = tap_rows(ring, y, tap_rows_of[y - y0]);
     const int64_t c = s_.c, skip = s_.skip(), taps = s_.taps(), pieces = blocks.count * (y1 - y0);
-    const int64_t tiles = (s_.cols() + functions_.width - 1) / functions_.width;
+    const int64_t tiles = ceil_div(s_.cols(), functions_.width);
     const int64_t chunk = kChunkTiles * functions_.width;
-    const int64_t src_lines = (ahead_src.lines() + pieces * tiles - 1) / (pieces * tiles);
-    const int64_t diff_lines = (ahead_diff.lines() + pieces * tiles - 1) / (pieces * tiles);
-    const int64_t result_lines = (ahead_results.lines() + pieces * tiles - 1) / (pieces * tiles);
+    const int64_t src_lines = ceil_div(ahead_src.lines(), pieces * tiles);
+    const int64_t diff_lines = ceil_div(ahead_diff.lines(), pieces * tiles);
+    const int64_t result_lines = ceil_div(ahead_results.lines(), pieces * tiles);
     // Chunk by chunk, so that a line that two blocks share (bf16) or that is read twice is still in L1.
     for (int64_t x0 = 0; x0 < s_.cols(); x0 += chunk) {
       // Columns of the chunk, and those of them that are pixels.
@@ -443,18 +431,6 @@ void depthwise_bwd(const DepthwiseBwdArgs& args) {
   }
 }
 
-void merge_norm_sums(const DepthwiseNormMerge& k) {
-  for (int64_t c = 0; c < k.c; ++c) {
-    double gx = 0, g = 0;
-    for (int64_t p = 0; p < k.positions; ++p) {
-      gx += static_cast<double>(k.partials[2 * p * k.c + c]);
-      g += static_cast<double>(k.partials[(2 * p + 1) * k.c + c]);
-    }
-    k.diff_scale[c] = static_cast<float>(gx * static_cast<double>(k.inv_std[c]));
-    k.diff_shift[c] = static_cast<float>(g);
-  }
-}
-
 }  // namespace effnet::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -465,7 +441,6 @@ namespace effnet::cpu {
 namespace {
 
 HWY_EXPORT(depthwise_bwd);
-HWY_EXPORT(merge_norm_sums);
 
 class DepthwiseBwd : public Kernel {
  public:
@@ -481,16 +456,17 @@ class DepthwiseBwd : public Kernel {
         shape_{conv.src->h(), conv.src->w(), conv.dst->h(), conv.dst->w(), conv.src->c(),
                conv.kw(),     conv.stride,   conv.pad_t,    conv.pad_l,    conv.bf16()},
         split_(conv.src->n(), conv.src->h(), conv.src->w(), conv.src->c(), kShards),
-        ring_(shape_.ring(split_.group_channels)) {}
+        ring_(shape_.ring(split_.group_channels)),
+        merge_{shape_.c, kStatsMergeChannels} {}
 
   const char* name() const override { return name_.c_str(); }
   int phases() const override { return 2; }
-  // The second phase adds the sums of all positions: a tap row of weights a shard, and those of the BN.
+  // The second phase adds the sums of all positions: a tap row of weights a shard, then those of the BN.
   int shards(int phase) const override {
-    return static_cast<int>(phase == 0 ? split_.count() : shape_.k + (diff_scale_ ? 1 : 0));
+    return static_cast<int>(phase == 0 ? split_.count() : shape_.k + (diff_scale_ ? merge_.count() : 0));
   }
   size_t worker_scratch_bytes() const override {
-    return static_cast<size_t>(shape_.scratch_floats(ring_.blocks * kRowLanes) + ring_.floats()) * sizeof(float);
+    return static_cast<size_t>(shape_.scratch_floats(ring_.blocks * kMaxLanes) + ring_.floats()) * sizeof(float);
   }
   size_t shared_scratch_bytes() const override {
     return static_cast<size_t>(split_.positions() * shape_.sums() * shape_.c) * sizeof(float);
@@ -501,10 +477,10 @@ class DepthwiseBwd : public Kernel {
     const int64_t c = shape_.c, weights = shape_.taps() * c;
     float* partial = reinterpret_cast<float*>(ctx.shared_scratch);
     float* norm_partial = partial + split_.positions() * weights;
-    if (phase == 1 && shard == shape_.k) {
-      EFF_DISPATCH(merge_norm_sums)
-      ({norm_partial, split_.positions(), c, ctx.ptr<const float>(norm_.inv_std), ctx.ptr<float>(diff_scale_),
-        ctx.ptr<float>(diff_shift_)});
+    const int k = static_cast<int>(shape_.k);
+    if (phase == 1 && shard >= k) {
+      merge_bn_sums({norm_partial, split_.positions(), c, merge_.begin(shard - k), merge_.end(shard - k),
+                     ctx.ptr<const float>(norm_.inv_std), ctx.ptr<float>(diff_scale_), ctx.ptr<float>(diff_shift_)});
       return;
     }
     if (phase == 1) {
@@ -539,6 +515,7 @@ class DepthwiseBwd : public Kernel {
   DepthwiseBwdShape shape_;
   DepthwiseRowsSplit split_;
   DepthwiseRing ring_;
+  Split merge_;
 };
 
 }  // namespace

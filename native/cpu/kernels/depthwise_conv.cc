@@ -50,9 +50,9 @@ HWY_INLINE void down_tile(const Taps& taps, int64_t x, Vec start, RowOut out) {
 template <int K, int S>
 void down_row(const DepthwisePass&, const Taps& taps, int64_t cols, Vec start, RowOut out) {
   constexpr int64_t kTile = 8;
-  int64_t tiles = (cols + kTile - 1) / kTile;
+  int64_t tiles = ceil_div(cols, kTile);
   for (int64_t x = 0; x < cols; --tiles) {
-    const int64_t width = (cols - x + tiles - 1) / tiles;
+    const int64_t width = ceil_div(cols - x, tiles);
     switch (width) {
       case 8:
         down_tile<K, S, 8>(taps, x, start, out);
@@ -113,7 +113,7 @@ void down_row_any(const DepthwisePass& pass, const Taps& taps, int64_t cols, Vec
 
 template <int K, int S, int T>
 HWY_INLINE void up_tile(const Taps& taps, int64_t group, RowOut out) {
-  constexpr int M = (K + S - 1) / S;
+  constexpr int M = ceil_div(K, S);
   Vec acc[T * S];
   EFF_UNROLL for (int t = 0; t < T * S; ++t) acc[t] = zero();
   for (int64_t r = 0; r < taps.count; ++r) {
@@ -135,9 +135,9 @@ HWY_INLINE void up_tile(const Taps& taps, int64_t group, RowOut out) {
 template <int K, int S>
 void up_row(const DepthwisePass&, const Taps& taps, int64_t groups, Vec, RowOut out) {
   constexpr int64_t kTile = 4;
-  int64_t tiles = (groups + kTile - 1) / kTile;
+  int64_t tiles = ceil_div(groups, kTile);
   for (int64_t g = 0; g < groups; --tiles) {
-    const int64_t width = (groups - g + tiles - 1) / tiles;
+    const int64_t width = ceil_div(groups - g, tiles);
     switch (width) {
       case 4:
         up_tile<K, S, 4>(taps, g, out);
@@ -158,7 +158,7 @@ void up_row(const DepthwisePass&, const Taps& taps, int64_t groups, Vec, RowOut 
 
 template <int T>
 HWY_INLINE void up_tile_any(const DepthwisePass& pass, const Taps& taps, int64_t group, int64_t p, RowOut out) {
-  const int64_t last = (pass.kw + pass.stride - 1) / pass.stride - 1;
+  const int64_t last = ceil_div(pass.kw, pass.stride) - 1;
   Vec acc[T];
   EFF_UNROLL for (int t = 0; t < T; ++t) { acc[t] = zero(); }
   for (int64_t r = 0; r < taps.count; ++r) {
@@ -249,7 +249,7 @@ RowRange source_rows(const DepthwisePass& pass, int64_t y) {
   // Taps a % S + m * S meet rows a / S - m; counted downwards so that rows ascend.
   const int64_t a = y + pass.pad_t, q = a / pass.stride, p = a % pass.stride;
   if (p >= pass.kh) return {0, 1, 0, 1, 0};
-  const int64_t m1 = std::min((pass.kh - p + pass.stride - 1) / pass.stride, q + 1);
+  const int64_t m1 = std::min(ceil_div(pass.kh - p, pass.stride), q + 1);
   const int64_t m0 = std::max<int64_t>(0, q - pass.src_h + 1);
   if (m1 <= m0) return {0, 1, 0, 1, 0};
   return {q - (m1 - 1), 1, p + (m1 - 1) * pass.stride, -pass.stride, m1 - m0};
@@ -260,9 +260,9 @@ void conv_shard(const DepthwiseConvArgs& args, const DepthwiseShard& shard) {
   const DepthwisePass& pass = *args.pass;
   constexpr int64_t kWidth = kLanes;
   const int64_t c = pass.c, taps = pass.kh * pass.kw, ring_rows = pass.ring_rows(), ring_cols = pass.ring_cols();
-  const int64_t most_blocks = pass.blocks_at_once() * (kDepthwiseLanes / kWidth);
+  const int64_t most_blocks = pass.blocks_at_once() * (kMaxLanes / kWidth);
   const int64_t q0 = pass.pad_l / pass.stride;  // transposed: the group of output column 0
-  const int64_t left = pass.transposed ? (pass.kw + pass.stride - 1) / pass.stride - 1 - q0 : pass.pad_l;
+  const int64_t left = pass.transposed ? ceil_div(pass.kw, pass.stride) - 1 - q0 : pass.pad_l;
   const int64_t skip = pass.transposed ? pass.pad_l - q0 * pass.stride : 0;  // columns before output column 0
   const int64_t cols = pass.transposed ? pass.out_cols() / pass.stride : pass.dst_w;
   float* packed = args.scratch;
@@ -278,7 +278,7 @@ void conv_shard(const DepthwiseConvArgs& args, const DepthwiseShard& shard) {
 
   for (int64_t c0 = shard.c0; c0 < shard.c1; c0 += most_blocks * kWidth) {
     const int64_t channels = std::min(most_blocks * kWidth, shard.c1 - c0);
-    const int64_t blocks = (channels + kWidth - 1) / kWidth;
+    const int64_t blocks = ceil_div(channels, kWidth);
     const auto lanes = [&](int64_t b) { return static_cast<size_t>(std::min(kWidth, channels - b * kWidth)); };
     const SourceImage<T> src{static_cast<const T*>(args.src) + shard.image * pass.src_h * pass.src_w * c + c0,
                              pass.src_h,

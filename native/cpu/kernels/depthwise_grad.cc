@@ -26,9 +26,8 @@ struct Sweep {
 };
 
 // Registers decide: sums + pixels + 1.
-constexpr bool kWide = HWY_TARGET == HWY_AVX3;
-constexpr int tap_rows_at_once(int k) { return kWide ? k : k == 3 ? 3 : 2; }
-constexpr int pixels_at_once(int k) { return kWide && k == 3 ? 8 : 4; }
+constexpr int tap_rows_at_once(int k) { return kAvx512 ? k : k == 3 ? 3 : 2; }
+constexpr int pixels_at_once(int k) { return kAvx512 && k == 3 ? 8 : 4; }
 
 template <int K, int S, int G, int P, class D>
 HWY_INLINE void grad_tile(const Sweep<D>& sweep, int64_t r, int tap_row, int64_t x, Vec (&acc)[G * K]) {
@@ -134,7 +133,7 @@ void grad_shard(const DepthwiseGradArgs& args, const DepthwiseGradShard& shard) 
   constexpr int64_t kWidth = kLanes;
   const int64_t c = grad.c, taps = grad.kh * grad.kw, step = grad.rows_at_once();
   const int64_t ring_rows = grad.ring_rows(), ring_cols = grad.ring_cols();
-  const int64_t most_blocks = grad.blocks_at_once() * (kDepthwiseLanes / kWidth);
+  const int64_t most_blocks = grad.blocks_at_once() * (kMaxLanes / kWidth);
   float* sums = args.scratch;
   float* zero_row = sums + most_blocks * taps * kWidth;
   float* diff_block = zero_row + ring_cols * kWidth;
@@ -147,7 +146,7 @@ void grad_shard(const DepthwiseGradArgs& args, const DepthwiseGradShard& shard) 
 
   for (int64_t c0 = shard.c0; c0 < shard.c1; c0 += most_blocks * kWidth) {
     const int64_t channels = std::min(most_blocks * kWidth, shard.c1 - c0);
-    const int64_t blocks = (channels + kWidth - 1) / kWidth;
+    const int64_t blocks = ceil_div(channels, kWidth);
     const auto lanes = [&](int64_t b) { return static_cast<size_t>(std::min(kWidth, channels - b * kWidth)); };
     for (int64_t i = 0; i < blocks * taps; ++i) store(zero(), sums + i * kWidth);
     for (int64_t n = shard.n0; n < shard.n1; ++n) {

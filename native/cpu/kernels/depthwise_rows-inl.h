@@ -10,15 +10,12 @@
 
 #include <algorithm>
 
+#include "cpu/kernels/bn_pack-inl.h"
 #include "cpu/kernels/depthwise_ring-inl.h"
 #include "cpu/kernels/depthwise_rows.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
-
-// A vector is a whole cache line.
-template <class T>
-constexpr bool kWholeLines = std::is_same_v<T, float>&& HWY_TARGET == HWY_AVX3;
 
 // Some neighbouring channel blocks (a vector wide each) of an image.
 struct Blocks {
@@ -27,22 +24,14 @@ struct Blocks {
   size_t last_lanes;  // channels of the last one
 
   Blocks(int64_t c0, int64_t c1)
-      : first(c0),
-        count((c1 - c0 + kWidth - 1) / kWidth),
-        last_lanes(static_cast<size_t>(c1 - c0 - (count - 1) * kWidth)) {}
+      : first(c0), count(ceil_div(c1 - c0, kWidth)), last_lanes(static_cast<size_t>(c1 - c0 - (count - 1) * kWidth)) {}
   int64_t width() const { return (count - 1) * kWidth + static_cast<int64_t>(last_lanes); }
   size_t lanes(int64_t b) const { return b + 1 < count ? kLanes : last_lanes; }
   int64_t channel(int64_t b) const { return first + b * kWidth; }
   static constexpr int64_t kWidth = kLanes;
 };
 
-// Per-channel coefficients of act((src - mean) * a + shift), a = scale * inv_std; whole blocks, zero beyond the last
-// channel.
-struct NormCoefs {
-  float *mean, *a, *shift;
-};
-
-// `memory` holds 3 * C floats rounded up to blocks.
+// Of whole blocks, zero beyond the last channel. `memory` holds 3 * C floats rounded up to blocks.
 HWY_INLINE NormCoefs make_norm(const DepthwiseNormArgs& norm, const Blocks& blocks, float* memory) {
   const int64_t width = blocks.count * Blocks::kWidth;
   const NormCoefs k{memory, memory + width, memory + 2 * width};
@@ -85,7 +74,7 @@ class PixelsAhead {
     if (count <= 0) return;
     const int64_t pitch = c * static_cast<int64_t>(sizeof(T)), bytes = run * static_cast<int64_t>(sizeof(T));
     at_ = reinterpret_cast<const char*>(first);
-    lines_ = ((run == c ? bytes * count : bytes) + kLine - 1) / kLine;
+    lines_ = ceil_div(run == c ? bytes * count : bytes, kLine);
     left_ = lines_;
     runs_ = run == c ? 1 : count;
     skip_ = pitch - lines_ * kLine;
@@ -122,7 +111,7 @@ class RowRing {
       : memory_(memory),
         rows_(shape.rows),
         row_(shape.cols * Blocks::kWidth),
-        plane_(shape.plane() * Blocks::kWidth / kRowLanes),
+        plane_(shape.plane() * Blocks::kWidth / kMaxLanes),
         left_(left) {
     lo_ = std::clamp<int64_t>(-left, 0, width);
     hi_ = std::clamp<int64_t>(shape.cols - left, lo_, width);
@@ -131,7 +120,7 @@ class RowRing {
     const auto clear = [&](float* row, int64_t from, int64_t to) {
       for (int64_t x = from; x < to; ++x) store(zero(), row + x * Blocks::kWidth);
     };
-    for (int64_t b = 0; b < shape.blocks * (kRowLanes / Blocks::kWidth); ++b) {
+    for (int64_t b = 0; b < shape.blocks * (kMaxLanes / Blocks::kWidth); ++b) {
       float* plane = memory_ + b * plane_;
       for (int64_t r = 0; r < rows_; ++r) {
         clear(plane + r * row_, 0, begin);

@@ -11,7 +11,9 @@
 #include <cstdint>
 #include <string>
 
+#include "core/math.h"
 #include "cpu/kernel.h"
+#include "cpu/kernels/lanes.h"
 #include "plan/format.h"
 #include "plan/op_ports.h"
 
@@ -20,12 +22,9 @@ namespace effnet::cpu {
 // Rows of a step: those of a tile of the forward pass.
 inline constexpr int64_t kStepRows = 2;
 
-// Floats of a channel block in scratch memory; the widest vector of any target.
-inline constexpr int64_t kRowLanes = 16;
-
 // Columns that tiles of the better of two widths cover, `cols` or a few more.
 inline int64_t covered_cols(int64_t cols, int64_t width, int64_t other) {
-  const auto covered = [&](int64_t w) { return (cols + w - 1) / w * w; };
+  const auto covered = [&](int64_t w) { return round_up(cols, w); };
   return std::min(covered(width), covered(other));
 }
 // On either target, whose tiles differ: 8 or 7, and 4 or 3 columns.
@@ -60,7 +59,7 @@ struct DepthwiseNormArgs {
   plan::Act act;
 };
 
-// One shard: images [n0, n1), rows [row0, row1) of each, channels [c0, c1); c0 is a multiple of kRowLanes.
+// One shard: images [n0, n1), rows [row0, row1) of each, channels [c0, c1); c0 is a multiple of kMaxLanes.
 struct DepthwiseRowsShard {
   int64_t n0, n1, row0, row1, c0, c1;
 };
@@ -71,18 +70,17 @@ struct DepthwiseRowsSplit {
   DepthwiseRowsSplit() = default;
   DepthwiseRowsSplit(int64_t images_, int64_t rows_, int64_t cols, int64_t channels_, int64_t pieces)
       : images(images_), rows(rows_), channels(channels_) {
-    const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-    group_images = up(images, std::min(images, pieces));
-    const int64_t rest = up(pieces, up(images, group_images));
+    group_images = ceil_div(images, std::min(images, pieces));
+    const int64_t rest = ceil_div(pieces, ceil_div(images, group_images));
     constexpr int64_t kLeastRows = 8, kLeastChannels = 64, kSmallCols = 32;
     int64_t bands = cols > kSmallCols ? std::clamp<int64_t>(rows / kLeastRows, 1, rest) : 1;
-    band_rows = up(up(rows, bands), 2) * 2;
+    band_rows = round_up(ceil_div(rows, bands), 2);
     const int64_t groups = std::clamp<int64_t>(channels / kLeastChannels, 1, std::max<int64_t>(1, rest / bands));
-    group_channels = up(up(channels, groups), kRowLanes) * kRowLanes;
+    group_channels = round_up(ceil_div(channels, groups), kMaxLanes);
   }
-  int64_t image_groups() const { return (images + group_images - 1) / group_images; }
-  int64_t bands() const { return (rows + band_rows - 1) / band_rows; }
-  int64_t channel_groups() const { return (channels + group_channels - 1) / group_channels; }
+  int64_t image_groups() const { return ceil_div(images, group_images); }
+  int64_t bands() const { return ceil_div(rows, band_rows); }
+  int64_t channel_groups() const { return ceil_div(channels, group_channels); }
   int64_t positions() const { return image_groups() * bands(); }
   int64_t count() const { return positions() * channel_groups(); }
   int64_t position(int64_t shard) const { return shard / channel_groups(); }
@@ -95,7 +93,7 @@ struct DepthwiseRowsSplit {
   int64_t images = 0, rows = 0, channels = 0, group_images = 1, band_rows = 1, group_channels = 1;
 };
 
-// A ring of rows for some channel blocks (of kRowLanes): a plane of `rows` + 1 rows of `cols` for each block, the last
+// A ring of rows for some channel blocks (of kMaxLanes): a plane of `rows` + 1 rows of `cols` for each block, the last
 // row all zero.
 struct DepthwiseRing {
   int64_t rows, cols, blocks;
@@ -104,7 +102,7 @@ struct DepthwiseRing {
   // channels go to would share their place in the cache.
   int64_t plane() const {
     constexpr int64_t kPage = 1024;
-    return ((rows + 1) * cols * kRowLanes + kPage - 1) / kPage * kPage + 3 * kRowLanes;
+    return round_up((rows + 1) * cols * kMaxLanes, kPage) + 3 * kMaxLanes;
   }
   int64_t floats() const { return blocks * plane(); }
   // As many of `channels` at once as keep the ring within half of an L2 cache. All of them are best: then pixels are
@@ -112,10 +110,10 @@ struct DepthwiseRing {
   static DepthwiseRing make(int64_t rows, int64_t cols, int64_t channels) {
     constexpr int64_t kBytes = 512 << 10;
     DepthwiseRing ring{rows, cols, 1};
-    const int64_t all = (channels + kRowLanes - 1) / kRowLanes;
+    const int64_t all = ceil_div(channels, kMaxLanes);
     const int64_t most = std::max<int64_t>(1, kBytes / (ring.plane() * static_cast<int64_t>(sizeof(float))));
-    const int64_t groups = (all + most - 1) / most;
-    ring.blocks = (all + groups - 1) / groups;
+    const int64_t groups = ceil_div(all, most);
+    ring.blocks = ceil_div(all, groups);
     return ring;
   }
 };

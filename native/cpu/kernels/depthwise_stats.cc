@@ -91,10 +91,7 @@ HWY_INLINE void finish_stats_tile(const StatsTile<T>& tile, Vec (&acc)[R * W]) {
   Vec shift, s1 = zero(), s2 = zero();
   if (tile.first) {
     shift = acc[0];
-    if constexpr (kWhole && R * W >= 8) {
-      const auto pair = [&](int i) HWY_ATTR { return hn::Add(acc[i], acc[i + 1]); };
-      shift = hn::Mul(hn::Add(hn::Add(pair(0), pair(2)), hn::Add(pair(4), pair(6))), splat(0.125f));
-    }
+    if constexpr (kWhole && R * W >= 8) shift = mean_of_8([&](int i) HWY_ATTR { return acc[i]; });
     store(shift, shifts);
   } else {
     shift = load(shifts);
@@ -184,19 +181,19 @@ class DepthwiseStatsShard {
         s_(*args.shape),
         width_index_(stats_width(s_.dst_w)),
         functions_(stats_functions<T>(s_, width_index_)) {
-    const int64_t width = args.ring.blocks * kRowLanes;
+    const int64_t width = args.ring.blocks * kMaxLanes;
     sums_ = args.scratch;
     moments_ = reinterpret_cast<double*>(sums_ + 3 * width);
     coefs_ = reinterpret_cast<float*>(moments_ + 2 * width);
     packed_ = coefs_ + 3 * width;
     ring_ = packed_ + s_.k * s_.k * width;
-    stream_ = kWholeLines<T> && args.stream && s_.c % kRowLanes == 0 && reinterpret_cast<uintptr_t>(args.dst) % 64 == 0;
+    stream_ = kWholeLines<T> && args.stream && s_.c % kMaxLanes == 0 && reinterpret_cast<uintptr_t>(args.dst) % 64 == 0;
   }
 
   void run() {
     const DepthwiseRowsShard& shard = args_.shard;
     const RowRing ring(args_.ring, s_.pad_l, s_.src_w, ring_);
-    const int64_t step = args_.ring.blocks * kRowLanes;
+    const int64_t step = args_.ring.blocks * kMaxLanes;
     for (int64_t c0 = shard.c0; c0 < shard.c1; c0 += step) {
       const Blocks blocks(c0, std::min(shard.c1, c0 + step));
       pack_tap_weights<T>(blocks, args_.weights, s_.k * s_.k, s_.c, packed_);
@@ -239,7 +236,7 @@ class DepthwiseStatsShard {
 
   // What the next step copies to the ring, or the first step of the next image.
   PixelsAhead rows_ahead(const T* image, int64_t n, int64_t filled, int64_t y) const {
-    const int64_t run = std::min(args_.ring.blocks * kRowLanes, args_.shard.c1 - args_.shard.c0);
+    const int64_t run = std::min(args_.ring.blocks * kMaxLanes, args_.shard.c1 - args_.shard.c0);
     const auto rows = [&](const T* base, int64_t from, int64_t to) {
       from = std::clamp<int64_t>(from, 0, s_.src_h), to = std::clamp<int64_t>(to, from, s_.src_h);
       return PixelsAhead(base + from * s_.src_w * s_.c, (to - from) * s_.src_w, run, s_.c);
@@ -272,8 +269,8 @@ class DepthwiseStatsShard {
     int64_t offsets[kMostWindow];
     const int64_t height = y1 - y0, window = s_.window(height), width = kStatsWidths[width_index_];
     for (int64_t i = 0; i < window; ++i) offsets[i] = ring.offset(y0 * s_.stride - s_.pad_t + i, s_.src_h);
-    const int64_t tiles = blocks.count * ((s_.dst_w + width - 1) / width);
-    const int64_t lines = (ahead.lines() + tiles - 1) / tiles, result_lines = (results.lines() + tiles - 1) / tiles;
+    const int64_t tiles = blocks.count * ceil_div(s_.dst_w, width);
+    const int64_t lines = ceil_div(ahead.lines(), tiles), result_lines = ceil_div(results.lines(), tiles);
     StatsRows rows;
     for (int64_t b = 0; b < blocks.count; ++b) {
       rows = start;
@@ -377,10 +374,10 @@ class DepthwiseStats : public Kernel {
   const char* name() const override { return name_.c_str(); }
   int phases() const override { return 2; }
   int shards(int phase) const override {
-    return static_cast<int>(phase == 0 ? split_.count() : (shape_.c + kStatsMergeChannels - 1) / kStatsMergeChannels);
+    return static_cast<int>(phase == 0 ? split_.count() : ceil_div(shape_.c, kStatsMergeChannels));
   }
   size_t worker_scratch_bytes() const override {
-    const int64_t width = ring_.blocks * kRowLanes;
+    const int64_t width = ring_.blocks * kMaxLanes;
     return static_cast<size_t>(depthwise_stats_floats(width, conv_.taps()) + ring_.floats()) * sizeof(float);
   }
   size_t shared_scratch_bytes() const override {

@@ -18,10 +18,6 @@ namespace effnet::cpu::HWY_NAMESPACE {
 // What follows the sum.
 enum class Finish { silu, any };
 
-// A vector is a whole cache line.
-template <class T>
-constexpr bool kCanStream = std::is_same_v<T, float>&& HWY_TARGET == HWY_AVX3;
-
 template <class T>
 struct Tile {
   const T* src;        // channel block of pixel (0, 0)
@@ -61,7 +57,7 @@ HWY_INLINE void finish_tile(const Tile<T>& tile, Vec (&acc)[R * W]) {
   }
   const auto at = [&](int t) HWY_ATTR { return tile.dst + (t / W) * tile.dst_row + (t % W) * tile.dst_pixel; };
   bool stored = false;
-  if constexpr (kCanStream<T>) {
+  if constexpr (kWholeLines<T>) {
     if (tile.stream) {
       EFF_UNROLL for (int t = 0; t < R * W; ++t) hn::Stream(acc[t], F32(), at(t));
       stored = true;
@@ -111,8 +107,7 @@ HWY_NOINLINE void conv_tile(const Tile<T>& tile) {
 
 // The widths of tiles: two that cover every row of 42 pixels and more, and all that EfficientNet has at 224 px, and two
 // for what is left. AVX2 has half the registers.
-constexpr bool kManyRegisters = HWY_TARGET == HWY_AVX3;
-constexpr int kWidths[] = {kManyRegisters ? 8 : 4, kManyRegisters ? 7 : 3, kManyRegisters ? 4 : 2, 1};
+constexpr int kWidths[] = {kAvx512 ? 8 : 4, kAvx512 ? 7 : 3, kAvx512 ? 4 : 2, 1};
 
 template <class T>
 struct TileFunctions {
@@ -166,7 +161,7 @@ class TileShard {
  public:
   TileShard(const DepthwiseConvArgs& args, const DepthwiseShard& shard)
       : args_(args), pass_(*args.pass), shard_(shard), functions_(tile_functions<T, F>(pass_)), split_(pass_.dst_w) {
-    blocks_ = (shard.c1 - shard.c0 + kWidth - 1) / kWidth;
+    blocks_ = ceil_div(shard.c1 - shard.c0, kWidth);
     sums_ = args.scratch;
     packed_ = sums_ + blocks_ * kWidth;
     stream_ = args.stream && pass_.c % kWidth == 0 && reinterpret_cast<uintptr_t>(args.dst) % 64 == 0;

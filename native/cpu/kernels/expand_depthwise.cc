@@ -49,7 +49,7 @@ class ExpandDepthwise final : public Kernel {
     check.activation(src_, "src")
         .that(has_dense_rows(packing_.dtype, packing_.terms), "src: no 1x1 convolution of this type on this CPU")
         .that(pass_.has_tiles(), "depthwise_weights: neither 3x3 nor 5x5, stride 1 nor 2")
-        .that(packing_.channels >= kDepthwiseLanes, "weights: too few channels");
+        .that(packing_.channels >= kMaxLanes, "weights: too few channels");
     EFF_RETURN_IF_ERROR(check.status());
     split();
     auto packed = Block::allocate(packing_.bytes(), Block::Kind::kernel);
@@ -125,7 +125,7 @@ class ExpandDepthwise final : public Kernel {
       while (end < packing_.panels() && packing_.first_channel(end) - packing_.first_channel(panel) < kGroupChannels)
         ++end;
       // No group of less than a vector at the end.
-      if (packing_.channels - packing_.first_channel(end) < kDepthwiseLanes) end = packing_.panels();
+      if (packing_.channels - packing_.first_channel(end) < kMaxLanes) end = packing_.panels();
       groups_.push_back({panel, end, packing_.first_channel(panel), packing_.first_channel(end)});
       panel = end;
     }
@@ -135,11 +135,11 @@ class ExpandDepthwise final : public Kernel {
     const int64_t src_rows = std::max(kBandBytes / row_bytes, pass_.kh + pass_.stride);
     const int64_t most_rows = std::max<int64_t>((src_rows - pass_.kh) / pass_.stride + 1, 2);
     const int64_t pairs = (pass_.dst_h + 1) / 2;
-    int64_t bands = (pass_.dst_h + most_rows - 1) / most_rows;
+    int64_t bands = ceil_div(pass_.dst_h, most_rows);
     // An even number of shards of an image, so that two threads end together.
     if (bands * static_cast<int64_t>(groups_.size()) % 2 && bands < pairs) ++bands;
-    band_rows_ = 2 * ((pairs + bands - 1) / bands);
-    bands_ = (pass_.dst_h + band_rows_ - 1) / band_rows_;
+    band_rows_ = 2 * ceil_div(pairs, bands);
+    bands_ = ceil_div(pass_.dst_h, band_rows_);
     band_bytes_ = align64(static_cast<size_t>(((band_rows_ - 1) * pass_.stride + pass_.kh) * row_bytes));
     pointwise_bytes_ = dense_scratch_bytes(packing_, 0);
   }

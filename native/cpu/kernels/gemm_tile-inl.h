@@ -94,9 +94,6 @@ HWY_INLINE Vec spread_word(const std::byte* a) {
   return splat(word);
 }
 
-using HalfF32 = hn::Half<F32>;
-using HalfVec = hn::Vec<HalfF32>;
-
 // `half`: of the last of the NV vectors only the lower half counts; the upper half of the result is 0.
 template <class Word, FetchAhead kAhead, int MR, int NV, bool half>
 void gemm_tile(const TileArgs& t) {
@@ -173,7 +170,7 @@ inline constexpr auto kTiles = tile_functions<Word, kAhead, NV, half>(std::make_
 
 // Any number of rows as tiles of equal height: 16 are 8 and 8, for 2 after 14 would not fill their loads with products.
 struct TileHeights {
-  TileHeights(int64_t rows, int vectors) : rows(rows), count((rows + most(vectors) - 1) / most(vectors)) {}
+  TileHeights(int64_t rows, int vectors) : rows(rows), count(ceil_div(rows, most(vectors))) {}
   int64_t begin(int64_t i) const { return rows * i / count; }
   static constexpr int64_t most(int vectors) {
     return vectors == 1 ? kTileRows<1> : vectors == 2 ? kTileRows<2> : kTileRows<3>;

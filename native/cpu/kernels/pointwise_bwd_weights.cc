@@ -11,6 +11,7 @@
 #include "hwy/foreach_target.h"
 #include "cpu/kernels/bn_pack-inl.h"
 #include "cpu/kernels/gemm_tile-inl.h"
+#include "cpu/kernels/panels.h"
 
 #ifndef EFFNET_POINTWISE_BWD_WEIGHTS_ARGS_
 #define EFFNET_POINTWISE_BWD_WEIGHTS_ARGS_
@@ -48,11 +49,6 @@ struct RowProductArgs {
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
 
-inline int64_t pad_lanes(int64_t channels) {
-  constexpr int64_t lanes = kLanes;
-  return (channels + lanes - 1) / lanes * lanes;
-}
-
 // Columns [first, first + lanes) of the rows that make one step, as the words of a vector; zeros beyond the end.
 HWY_INLINE Vec step_words(const float* row, int64_t, bool, int64_t left) {
   constexpr int64_t lanes = kLanes;
@@ -78,19 +74,11 @@ HWY_INLINE void pack_steps(const T* src, int64_t channels, int64_t rows, int64_t
   }
 }
 
-// The panels of a block: 2 vectors wide, the last one 1 or 3.
-struct Panels {
-  explicit Panels(int64_t padded) : vectors(padded / static_cast<int64_t>(kLanes)) {}
-  int64_t count() const { return std::max<int64_t>(vectors / 2, 1); }
-  int wide(int64_t i) const { return static_cast<int>(i + 1 < count() ? 2 : vectors - 2 * i); }
-  int64_t vectors;
-};
-
 // All rows of the wide operand into panels [step][panel width], one behind another; reads memory in order.
 template <class T>
 HWY_INLINE void pack_panels(const T* wide, int64_t channels, int64_t rows, const Panels& panels, float* dst) {
   constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes;
-  const int64_t steps = (rows + per_step - 1) / per_step;
+  const int64_t steps = ceil_div(rows, per_step);
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t r = step * per_step;
     const T* row = wide + r * channels;
@@ -109,7 +97,7 @@ HWY_INLINE void pack_panels(const T* wide, int64_t channels, int64_t rows, const
 // How many cycles a row takes where a vector is multiplied, and one loaded, in one.
 double row_cycles(int64_t tall, int64_t wide) {
   constexpr int64_t lanes = kLanes;
-  const Panels panels(pad_lanes(wide));
+  const Panels panels(whole_vectors(wide) / lanes);
   double cycles = 0;
   for (int64_t i = 0; i < panels.count(); ++i) {
     const int64_t vectors = panels.wide(i);
@@ -126,7 +114,7 @@ double row_cycles(int64_t tall, int64_t wide) {
 class FetchRegions {
  public:
   FetchRegions(const RowProductArgs& args, int64_t steps) : regions_(args.fetch) {
-    const auto spread = [&](int64_t bytes) { return std::min<int64_t>((bytes + steps - 1) / steps, 64); };
+    const auto spread = [&](int64_t bytes) { return std::min<int64_t>(ceil_div(bytes, steps), 64); };
     step_ = spread(regions_[0].bytes);
     step2_ = spread(regions_[1].bytes + regions_[2].bytes);
   }
@@ -148,10 +136,10 @@ class FetchRegions {
 template <class T, class Word>
 void row_product(const RowProductArgs& args) {
   constexpr int64_t per_step = std::is_same_v<T, BFloat16> ? 2 : 1, lanes = kLanes;
-  const int64_t padded = pad_lanes(args.wide_channels), band = args.tall_end - args.tall_begin;
+  const int64_t padded = whole_vectors(args.wide_channels), band = args.tall_end - args.tall_begin;
   const int64_t tall_row = args.tall_channels * static_cast<int64_t>(sizeof(T));
   const int64_t wide_row = args.wide_channels * static_cast<int64_t>(sizeof(T));
-  const Panels panels(padded);
+  const Panels panels(padded / lanes);
   const bool half = kHalfVectors && 2 * (padded - args.wide_channels) >= lanes;
   // The last vector of a row reads on into the rows behind it, of which the tensor's last ones have too few.
   const int64_t beyond = padded - (half ? lanes / 2 : 0) - args.wide_channels;
@@ -164,9 +152,9 @@ void row_product(const RowProductArgs& args) {
   }
   const bool both = per_step * wide_row > 64 * passes;
   const int64_t slots = both ? passes + wide_passes : passes;
-  const int64_t ahead_step = std::min<int64_t>((per_step * wide_row + slots - 1) / slots, 64);
+  const int64_t ahead_step = std::min<int64_t>(ceil_div(per_step * wide_row, slots), 64);
   for (int64_t row = args.row_begin; row < args.row_end; row += args.block_rows) {
-    const int64_t rows = std::min(args.block_rows, args.row_end - row), steps = (rows + per_step - 1) / per_step;
+    const int64_t rows = std::min(args.block_rows, args.row_end - row), steps = ceil_div(rows, per_step);
     const T* tall = static_cast<const T*>(args.tall) + row * args.tall_channels + args.tall_begin;
     const T* wide = static_cast<const T*>(args.wide) + row * args.wide_channels;
     const bool in_place = per_step == 1 && (args.rows - row - rows) * args.wide_channels >= beyond;
@@ -179,9 +167,9 @@ void row_product(const RowProductArgs& args) {
     tile.out_row = padded;
     tile.accumulate = args.accumulate || row != args.row_begin;
     if constexpr (per_step == 2) {
-      pack_steps(tall, args.tall_channels, rows, band, tall_steps, pad_lanes(band));
+      pack_steps(tall, args.tall_channels, rows, band, tall_steps, whole_vectors(band));
       a = reinterpret_cast<const std::byte*>(tall_steps);
-      tile.a_step = pad_lanes(band) * 4;
+      tile.a_step = whole_vectors(band) * 4;
     }
     const std::byte* next_wide = reinterpret_cast<const std::byte*>(wide) + rows * wide_row;
     const std::byte* next_tall = reinterpret_cast<const std::byte*>(tall) + rows * tall_row;
@@ -224,7 +212,7 @@ void row_product(const RowProductArgs& args) {
 void row_product_f32(const RowProductArgs& args) { row_product<float, F32Word>(args); }
 void row_product_bf16(const RowProductArgs& args) { row_product<BFloat16, Bf16Pair>(args); }
 
-int64_t padded_width(int64_t channels) { return pad_lanes(channels); }
+int64_t padded_width(int64_t channels) { return whole_vectors(channels); }
 
 void add_row_products(const float* HWY_RESTRICT parts, int64_t part, int64_t count, int64_t width,
                       float* HWY_RESTRICT dst) {
@@ -270,15 +258,15 @@ class PointwiseWeightsGradient : public Kernel {
     // the partial gradients.
     const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / 64e6), 8, 32);
     groups_ = std::clamp<int64_t>(operand_bytes / (2 * part_floats() * 4), 1, wanted);
-    groups_ = std::min(groups_, (rows_ + block_rows_ - 1) / block_rows_);
-    bands_ = std::min((wanted + groups_ - 1) / groups_, (tall() + kBandTile - 1) / kBandTile);
+    groups_ = std::min(groups_, ceil_div(rows_, block_rows_));
+    bands_ = std::min(ceil_div(wanted, groups_), ceil_div(tall(), kBandTile));
     name_ = kernel_name("pointwise_bwd_weights", src->dtype);
   }
 
   const char* name() const override { return name_.c_str(); }
   int phases() const override { return 2; }
   int shards(int phase) const override {
-    return static_cast<int>(phase == 0 ? groups_ * bands_ : (tall() + kSumRows - 1) / kSumRows);
+    return static_cast<int>(phase == 0 ? groups_ * bands_ : ceil_div(tall(), kSumRows));
   }
   size_t worker_scratch_bytes() const override {
     return static_cast<size_t>(4 * block_rows_ * (padded_ + EFF_DISPATCH(padded_width)(tall())));
@@ -290,7 +278,7 @@ class PointwiseWeightsGradient : public Kernel {
     float* parts = reinterpret_cast<float*>(ctx.shared_scratch);
     if (phase == 1)
       return add_parts_of(parts, shard * kSumRows, std::min<int64_t>((shard + 1) * kSumRows, tall()), ctx);
-    const int64_t group = shard / bands_, band = shard % bands_, tiles = (tall() + kBandTile - 1) / kBandTile;
+    const int64_t group = shard / bands_, band = shard % bands_, tiles = ceil_div(tall(), kBandTile);
     RowProductArgs args{};
     args.tall = ctx.ptr<std::byte>(tall_);
     args.wide = ctx.ptr<std::byte>(wide_);
@@ -342,7 +330,7 @@ class PointwiseBackward final : public PointwiseWeightsGradient {
     const int64_t block = dense_row_block();
     block_rows_ = std::max<int64_t>(kRowBytes / (4 * (ic() + oc())) / block, 2) * block;
     groups_ = std::clamp<int64_t>(4 * rows_ * (ic() + oc()) / (2 * part_floats() * 4), 1, 32);
-    groups_ = std::min(groups_, (rows_ + block_rows_ - 1) / block_rows_);
+    groups_ = std::min(groups_, ceil_div(rows_, block_rows_));
     bands_ = 1;
     name_ = kernel_name("pointwise_bwd", plan::DType::f32);
     dy_bytes_ = align64(static_cast<size_t>(block_rows_ * oc() + 16) * 4);  // the last vector of a row may read on

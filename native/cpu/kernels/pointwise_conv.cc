@@ -32,8 +32,7 @@ constexpr int64_t kDepthwiseByChannels = 32;
 int64_t even_parts(int64_t total, int64_t wanted, int64_t most) {
   if (wanted >= total) return total;
   for (const int64_t multiple : {4, 2, 1}) {
-    for (int64_t parts = (wanted + multiple - 1) / multiple * multiple; parts <= std::min(total, most);
-         parts += multiple)
+    for (int64_t parts = round_up(wanted, multiple); parts <= std::min(total, most); parts += multiple)
       if (total % parts == 0) return parts;
   }
   return wanted;
@@ -51,7 +50,7 @@ class PointwiseConv final : public Kernel {
     image_rows_ = operands.src->dims[1] * operands.src->dims[2];
     rows_ = operands.src->dims[0] * image_rows_;
     merge_ = {weights_.channels, kStatsMergeChannels};
-    const int64_t blocks = (rows_ + dense_row_block() - 1) / dense_row_block();
+    const int64_t blocks = ceil_div(rows_, dense_row_block());
     const double shard_flops = operands.mean || operands.transposed ? kShardFlops : kInferenceShardFlops;
     const auto wanted = std::clamp<int64_t>(static_cast<int64_t>(flops() / shard_flops), 1, kMostShards);
     const bool widens = !operands.transposed && !operands.mean && !operands.gate && weights_.channels > weights_.terms;
@@ -61,7 +60,7 @@ class PointwiseConv final : public Kernel {
       by_panels_ = !operands.mean &&
                    rows_ * weights_.terms * static_cast<int64_t>(plan::dtype_bytes(weights_.dtype)) <= kKeptBytes;
     } else if (widens && operands.src->dims[2] <= kDepthwiseByChannels && blocks <= kPanelBlocks * 8) {
-      row_parts_ = even_parts(blocks, (blocks + kPanelBlocks - 1) / kPanelBlocks, blocks);
+      row_parts_ = even_parts(blocks, ceil_div(blocks, kPanelBlocks), blocks);
       const int64_t columns = std::max<int64_t>(2, wanted / row_parts_);
       column_parts_ = even_parts(weights_.panels(), columns, 3 * columns);
       by_panels_ = true;
@@ -69,7 +68,7 @@ class PointwiseConv final : public Kernel {
       // The parts' statistics are merged: what they are changes their last bits.
       const auto finest = operands.mean ? 0 : static_cast<int64_t>(flops() / kLeastShardFlops);
       row_parts_ = even_parts(blocks, wanted, std::max(2 * wanted, std::min(finest, kMostShards)));
-      by_panels_ = !operands.mean && (blocks + row_parts_ - 1) / row_parts_ <= kPanelBlocks;
+      by_panels_ = !operands.mean && ceil_div(blocks, row_parts_) <= kPanelBlocks;
     }
     for (int64_t part = 0; part < row_parts_; ++part) part_rows_.push_back(row_begin(part + 1) - row_begin(part));
     name_ = kernel_name(name, weights_.dtype);
@@ -138,7 +137,7 @@ class PointwiseConv final : public Kernel {
 
  private:
   int64_t row_begin(int64_t part) const {
-    const int64_t block = dense_row_block(), blocks = (rows_ + block - 1) / block;
+    const int64_t block = dense_row_block(), blocks = ceil_div(rows_, block);
     return std::min(part_begin(blocks, row_parts_, part) * block, rows_);
   }
   int64_t part_stats() const { return 2 * weights_.padded_channels(); }

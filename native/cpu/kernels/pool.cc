@@ -5,7 +5,7 @@
 //   channel_scale_bwd_gate   sum(diff_dst * src)
 //   bn_act_bwd_gate          sum(diff_dst * act(bn(src)))
 //
-// Sums: groups in registers, kTileRows rows in a tile, then the tiles in order, all FP32. A shard is some images, or
+// Sums: groups in registers, kSumTileRows rows in a tile, then the tiles in order, all FP32. A shard is some images, or
 // some channels of one image where there are few images; the order of a sum does not depend on it.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/pool.cc"
@@ -40,7 +40,6 @@ namespace effnet::cpu::HWY_NAMESPACE {
 
 template <class T, plan::Act act, bool bn, bool product>
 void pool_range(const PoolArgs& k) {
-  constexpr int64_t kTileRows = 64;
   constexpr bool wide = !product && std::is_same_v<T, BFloat16>;  // f32 waits for memory
   const int64_t C = k.channels, first = k.channel_begin, count = k.channel_end - first;
   const bool whole = count == C;
@@ -48,9 +47,7 @@ void pool_range(const PoolArgs& k) {
   float *mean = k.scratch, *a = mean + capacity, *shift = a + capacity, *tile = shift + capacity,
         *sum = tile + capacity;
   if constexpr (bn) {
-    fill_packed(mean, count, pack, [&](int64_t c) { return k.mean[first + c]; });
-    fill_packed(a, count, pack, [&](int64_t c) { return k.scale[first + c] * k.inv_std[first + c]; });
-    fill_packed(shift, count, pack, [&](int64_t c) { return k.shift[first + c]; });
+    fill_norm(mean, capacity, count, pack, k.mean + first, k.inv_std + first, k.scale + first, k.shift + first);
   }
   const auto flush = [&]() HWY_ATTR {
     for (int64_t c = 0; c < width; c += kLanes) {
@@ -64,7 +61,7 @@ void pool_range(const PoolArgs& k) {
     const T* diff = product ? static_cast<const T*>(k.diff_dst) + image * k.rows * C + first : nullptr;
     std::memset(tile, 0, static_cast<size_t>(capacity) * sizeof(float));
     std::memset(sum, 0, static_cast<size_t>(capacity) * sizeof(float));
-    const int64_t tile_rows = kTileRows * pack;
+    const int64_t tile_rows = kSumTileRows * pack;
     for (int64_t row = 0; row < k.rows; row += tile_rows) {
       const auto add = [&](int64_t at, int64_t c, size_t n, auto full, auto group) HWY_ATTR {
         constexpr int N = decltype(group)::kCount, U = decltype(group)::kColumns;

@@ -30,6 +30,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/math.h"
 #include "cpu/kernels/bf16.h"
 #include "cpu/kernels/dispatch.h"
 #include "hwy/highway.h"
@@ -46,6 +47,18 @@ using U32 = hn::RebindToUnsigned<F32>;
 using U16 = hn::Rebind<uint16_t, F32>;
 using Vec = hn::Vec<F32>;
 inline constexpr size_t kLanes = HWY_MAX_BYTES / sizeof(float);
+using HalfF32 = hn::Half<F32>;
+using HalfVec = hn::Vec<HalfF32>;
+
+// Twice the registers of AVX2, and vectors that are whole cache lines.
+inline constexpr bool kAvx512 = HWY_TARGET == HWY_AVX3;
+template <class T>
+inline constexpr bool kWholeLines = std::is_same_v<T, float>&& kAvx512;
+
+// Filled up to whole vectors.
+HWY_INLINE constexpr int64_t whole_vectors(int64_t channels) {
+  return round_up(channels, static_cast<int64_t>(kLanes));
+}
 
 HWY_INLINE Vec zero() { return hn::Zero(F32()); }
 HWY_INLINE Vec splat(float v) { return hn::Set(F32(), v); }

@@ -25,6 +25,13 @@ HWY_INLINE void chan_merge(double total, double count, double group_mean, double
   m2 += group_m2 + delta * delta * total * share;
 }
 
+// The mean of get(0) to get(7), in a tree: exact where they are equal.
+template <class F>
+HWY_INLINE Vec mean_of_8(F&& get) {
+  const auto pair = [&](int i) HWY_ATTR { return hn::Add(get(i), get(i + 1)); };
+  return hn::Mul(hn::Add(hn::Add(pair(0), pair(2)), hn::Add(pair(4), pair(6))), splat(0.125f));
+}
+
 // Adds a tile of `count` rows to the `total` rows whose mean and squared deviations are in `mean` and `m2`. Arrays are
 // whole vectors.
 HWY_INLINE void stats_merge_tile(double total, double count, int64_t width, const float* HWY_RESTRICT shift,

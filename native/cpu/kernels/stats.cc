@@ -31,12 +31,28 @@ void merge_stats_target(const StatsMergeArgs& k) {
   }
 }
 
+void merge_bn_sums_target(const BnSumsMergeArgs& k) {
+  double gx[kStatsMergeChannels] = {}, g[kStatsMergeChannels] = {};
+  const int64_t count = k.end - k.begin;
+  for (int64_t s = 0; s < k.shards; ++s) {
+    const float* partial = k.partials + 2 * s * k.channels + k.begin;
+    for (int64_t c = 0; c < count; ++c) gx[c] += static_cast<double>(partial[c]);
+    for (int64_t c = 0; c < count; ++c) g[c] += static_cast<double>(partial[k.channels + c]);
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    k.diff_scale[k.begin + c] = static_cast<float>(gx[c] * static_cast<double>(k.inv_std[k.begin + c]));
+    k.diff_shift[k.begin + c] = static_cast<float>(g[c]);
+  }
+}
+
 }  // namespace effnet::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace effnet::cpu {
 HWY_EXPORT(merge_stats_target);
+HWY_EXPORT(merge_bn_sums_target);
 void merge_stats(const StatsMergeArgs& args) { EFF_DISPATCH(merge_stats_target)(args); }
+void merge_bn_sums(const BnSumsMergeArgs& args) { EFF_DISPATCH(merge_bn_sums_target)(args); }
 }  // namespace effnet::cpu
 #endif

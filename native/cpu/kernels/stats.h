@@ -1,4 +1,5 @@
-// What kernels that collect BN statistics of their results share: the merge of what their shards have found.
+// What kernels that collect BN statistics of their results, or sums of BN's gradient, share: the merge of what their
+// shards have found.
 //
 // A shard keeps, by channel, the mean and the sum of squared deviations of its rows, in double. Inside it goes by tiles
 // of at most kStatsTileRows rows (stats-inl.h), in FP32.
@@ -27,5 +28,15 @@ struct StatsMergeArgs {
 };
 // Merges the shards in order; mean, 1/sqrt(variance + eps), and the running averages with the unbiased variance.
 void merge_stats(const StatsMergeArgs& args);
+
+struct BnSumsMergeArgs {
+  const float* partials;  // [shards][2][channels]: sums of g * (src - mean), of g
+  int64_t shards;
+  int64_t channels, begin, end;  // at most kStatsMergeChannels of the channels
+  const float* inv_std;
+  float *diff_scale, *diff_shift;
+};
+// Adds the shards in order, in double: diff_scale = inv_std * sum(g * (src - mean)), diff_shift = sum(g).
+void merge_bn_sums(const BnSumsMergeArgs& args);
 
 }  // namespace effnet::cpu

@@ -40,19 +40,18 @@ struct WinogradMergeArgs {
 HWY_BEFORE_NAMESPACE();
 namespace effnet::cpu::HWY_NAMESPACE {
 
-int64_t wino_whole_vectors(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
+int64_t wino_row(int64_t channels) { return whole_vectors(channels); }
 
 // Floats of scratch for blocks of `block` tiles.
 int64_t wino_sums_scratch(int64_t ic, int64_t band, int64_t block) {
-  return kWinoPoints *
-         (wino_point_stride(block * wino_whole_vectors(ic)) + wino_point_stride(block * wino_whole_vectors(band)));
+  return kWinoPoints * (wino_point_stride(block * whole_vectors(ic)) + wino_point_stride(block * whole_vectors(band)));
 }
 
 void wino_sums(const WinogradSumsArgs& args) {
   constexpr int64_t lanes = kLanes;
   const int64_t ic = args.in.channels, oc = args.out.channels;
-  const int64_t in_row = wino_whole_vectors(ic), in_point = wino_point_stride(args.block * in_row);
-  const int64_t diff_row = wino_whole_vectors(args.band), diff_point = wino_point_stride(args.block * diff_row);
+  const int64_t in_row = whole_vectors(ic), in_point = wino_point_stride(args.block * in_row);
+  const int64_t diff_row = whole_vectors(args.band), diff_point = wino_point_stride(args.block * diff_row);
   float* inputs = args.scratch;
   float* diffs = inputs + kWinoPoints * in_point;
   for (int64_t begin = args.begin; begin < args.end; begin += args.block) {
@@ -92,7 +91,7 @@ void wino_sums(const WinogradSumsArgs& args) {
 }
 
 void wino_merge(const WinogradMergeArgs& args) {
-  const int64_t row = wino_whole_vectors(args.ic);
+  const int64_t row = whole_vectors(args.ic);
   for (int64_t o = args.begin; o < args.end; ++o) {
     float* dst = args.diff_weights + o * 9 * args.ic;
     for_each_vector(args.ic, [&](int64_t c, size_t n, auto full) HWY_ATTR {
@@ -115,7 +114,7 @@ HWY_AFTER_NAMESPACE();
 namespace effnet::cpu {
 namespace {
 
-HWY_EXPORT(wino_whole_vectors);
+HWY_EXPORT(wino_row);
 HWY_EXPORT(wino_sums_scratch);
 HWY_EXPORT(wino_sums);
 HWY_EXPORT(wino_merge);
@@ -135,15 +134,14 @@ class WinogradWeightsGradient final : public Kernel {
                           int64_t pad_t, int64_t pad_l)
       : src_(src), diff_dst_(diff_dst), diff_weights_(diff_weights) {
     out_ = {diff_dst->dims[1], diff_dst->dims[2], diff_dst->dims[3], 0, 0, 0, 0};
-    out_.tiles_y = (out_.height + kWinoTile - 1) / kWinoTile;
-    out_.tiles_x = (out_.width + kWinoTile - 1) / kWinoTile;
+    out_.tiles_y = ceil_div(out_.height, kWinoTile);
+    out_.tiles_x = ceil_div(out_.width, kWinoTile);
     in_ = {src->dims[1], src->dims[2], src->dims[3], out_.tiles_y, out_.tiles_x, pad_t, pad_l};
     tiles_ = src->dims[0] * out_.tiles_y * out_.tiles_x;
-    part_ = kWinoPoints * out_.channels * EFF_DISPATCH(wino_whole_vectors)(in_.channels);
+    part_ = kWinoPoints * out_.channels * EFF_DISPATCH(wino_row)(in_.channels);
     // Wide sources leave room for fewer tiles at a time.
-    block_ = 4 * kWinoPoints * kBlockTiles * EFF_DISPATCH(wino_whole_vectors)(in_.channels) <= kInputBytes
-                 ? kBlockTiles
-                 : kBlockTiles / 2;
+    block_ = 4 * kWinoPoints * kBlockTiles * EFF_DISPATCH(wino_row)(in_.channels) <= kInputBytes ? kBlockTiles
+                                                                                                 : kBlockTiles / 2;
     band_ = std::min(out_.channels, kBandProducts / block_);
     groups_ = std::clamp<int64_t>(kSumsBytes / (4 * part_), 1, kMostGroups);
     groups_ = std::min(groups_, (tiles_ + 2 * block_ - 1) / (2 * block_));
@@ -153,7 +151,7 @@ class WinogradWeightsGradient final : public Kernel {
   const char* name() const override { return name_.c_str(); }
   int phases() const override { return 2; }
   int shards(int phase) const override {
-    return static_cast<int>(phase == 0 ? groups_ : (out_.channels + kMergeChannels - 1) / kMergeChannels);
+    return static_cast<int>(phase == 0 ? groups_ : ceil_div(out_.channels, kMergeChannels));
   }
   size_t worker_scratch_bytes() const override {
     return static_cast<size_t>(4 * EFF_DISPATCH(wino_sums_scratch)(in_.channels, band_, block_));

@@ -60,9 +60,6 @@ struct WinoTileArgs {
   int64_t ahead_step;
 };
 
-using HalfF32 = hn::Half<F32>;
-using HalfVec = hn::Vec<HalfF32>;
-
 // out[i][j] = sum over steps of a[i][step] * b[step][j] for MR rows and NV vectors. Unlike gemm_tile() it sums even and
 // odd steps apart, and long sums in blocks: the rounding of the sums is most of the algorithm's error, and grows with
 // the root of their length. Half as many rows per vector of b cost no time: loads are not what the core runs out of.
@@ -78,7 +75,7 @@ void wino_tile(const WinoTileArgs& t) {
   int64_t row3 = 3 * row, row5 = 5 * row;
   const float* a7 = a + 7 * row;
   asm("" : "+r"(row3), "+r"(row5), "+r"(a7));
-  const int64_t blocks = (t.steps + kWinoSteps - 1) / kWinoSteps, block = (t.steps + 2 * blocks - 1) / (2 * blocks) * 2;
+  const int64_t blocks = ceil_div(t.steps, kWinoSteps), block = (t.steps + 2 * blocks - 1) / (2 * blocks) * 2;
   for (int64_t first = 0; first < t.steps; first += block) {
     Vec sum[2][MR][full + 1];
     HalfVec half_sum[2][MR];
@@ -260,18 +257,16 @@ HWY_INLINE void wino_outputs(const WinogradArgs& args, const float* HWY_RESTRICT
 
 int64_t wino_lanes() { return kLanes; }
 int64_t wino_row_block() { return kWinoRowBlock; }
-inline int64_t wino_padded(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
-
 // Floats of scratch for groups of `group` tiles.
 int64_t wino_scratch(int64_t terms, int64_t group) {
   const int64_t width = 2 * kLanes;
-  return kWinoPoints * (wino_point_stride(group * wino_padded(terms)) + wino_point_stride(group * width));
+  return kWinoPoints * (wino_point_stride(group * whole_vectors(terms)) + wino_point_stride(group * width));
 }
 
 void wino_conv(const WinogradArgs& args) {
   constexpr int64_t lanes = kLanes;
   const int64_t terms = args.in.channels, channels = args.out.channels;
-  const int64_t in_row = wino_padded(terms), in_point = wino_point_stride(args.group * in_row);
+  const int64_t in_row = whole_vectors(terms), in_point = wino_point_stride(args.group * in_row);
   float* inputs = args.scratch;
   float* products = inputs + kWinoPoints * in_point;
   for (int64_t begin = args.begin; begin < args.end; begin += args.group) {
@@ -327,20 +322,20 @@ class WinogradConv final : public Kernel {
     in_ = {src.dims[1], src.dims[2], src.dims[3], 0, 0, operands.pad_t, operands.pad_l};
     // Turned filters read as many pixels before as the op's read behind.
     if (operands.backward) in_.pad_t = 2 - operands.pad_t, in_.pad_l = 2 - operands.pad_l;
-    in_.tiles_y = (dst.dims[1] + kWinoTile - 1) / kWinoTile;
-    in_.tiles_x = (dst.dims[2] + kWinoTile - 1) / kWinoTile;
+    in_.tiles_y = ceil_div(dst.dims[1], kWinoTile);
+    in_.tiles_x = ceil_div(dst.dims[2], kWinoTile);
     out_ = {dst.dims[1], dst.dims[2], dst.dims[3], in_.tiles_y, in_.tiles_x, 0, 0};
     tiles_ = dst.dims[0] * in_.tiles_y * in_.tiles_x;
     const int64_t block = EFF_DISPATCH(wino_row_block)();
     const auto fits = [&](int64_t group) { return 4 * EFF_DISPATCH(wino_scratch)(in_.channels, group) <= kGroupBytes; };
     group_ = fits(2 * block) ? 2 * block : block;
-    const int64_t groups = (tiles_ + group_ - 1) / group_;
+    const int64_t groups = ceil_div(tiles_, group_);
     const int64_t products = kWinoPoints * group_ * in_.channels * out_.channels;
     shard_tiles_ = group_ * std::clamp<int64_t>(kShardProducts / products, 1, std::max<int64_t>(groups / 4, 1));
     name_ = kernel_name(name, src.dtype);
   }
   Status allocate() {
-    const int64_t lanes = EFF_DISPATCH(wino_lanes)(), padded = (out_.channels + lanes - 1) / lanes * lanes;
+    const int64_t lanes = EFF_DISPATCH(wino_lanes)(), padded = round_up(out_.channels, lanes);
     auto filters = Block::allocate(static_cast<uint64_t>(4 * kWinoPoints * in_.channels * padded), Block::Kind::kernel);
     if (!filters.ok()) return filters.status();
     filters_ = std::move(filters.value());
@@ -348,7 +343,7 @@ class WinogradConv final : public Kernel {
   }
 
   const char* name() const override { return name_.c_str(); }
-  int shards(int) const override { return static_cast<int>((tiles_ + shard_tiles_ - 1) / shard_tiles_); }
+  int shards(int) const override { return static_cast<int>(ceil_div(tiles_, shard_tiles_)); }
   size_t worker_scratch_bytes() const override {
     return static_cast<size_t>(4 * EFF_DISPATCH(wino_scratch)(in_.channels, group_));
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <tuple>
 
+#include "core/math.h"
 #include "core/memory.h"
 #include "cpu/kernel.h"
 #include "cpu/kernels/epilogue.h"
@@ -27,8 +28,6 @@ using onednn::Pass;
 using onednn::Reorder;
 using onednn::Tile;
 using plan::Tensor;
-
-constexpr size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // All ops of the family begin with these attributes, in this order.
 using Geometry = op::conv2d::Attr;
@@ -203,7 +202,7 @@ class WeightsGradient final : public Kernel {
   int phases() const override { return 3; }
   int shards(int phase) const override {
     if (phase == 0) return static_cast<int>(tiles_.size());
-    if (phase == 1) return tiles_.size() == 1 ? 0 : static_cast<int>((part_floats() + kAddChunk - 1) / kAddChunk);
+    if (phase == 1) return tiles_.size() == 1 ? 0 : static_cast<int>(ceil_div(part_floats(), kAddChunk));
     return 1;
   }
   size_t worker_scratch_bytes() const override {

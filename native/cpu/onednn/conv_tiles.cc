@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/math.h"
+
 namespace effnet::onednn {
 namespace {
 
@@ -13,8 +15,6 @@ constexpr int64_t kMinRows = 128;
 constexpr int64_t kTileBytes = 1 << 20;
 // Partial weight gradients of one op.
 constexpr int64_t kPartialBytes = int64_t{8} << 20;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Splits [0, total) into `count` contiguous ranges that differ by at most one.
 struct Range {
@@ -37,7 +37,7 @@ std::vector<Range> even_ranges(int64_t total, int64_t count) {
 int64_t even_count(int64_t total, int64_t wanted, int64_t most) {
   if (wanted <= 1) return 1;
   const int64_t multiple = wanted >= 16 ? 1 : wanted >= 3 ? 4 : 2;
-  const int64_t least = (wanted + multiple - 1) / multiple * multiple;
+  const int64_t least = round_up(wanted, multiple);
   for (int64_t count = least; count <= most; count += multiple)
     if (total % count == 0) return count;
   return std::min({least, total, std::max(wanted, most)});
