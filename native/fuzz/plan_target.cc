@@ -53,21 +53,23 @@ void fill(std::byte* data, uint64_t bytes, uint64_t seed) {
 // oneDNN's.
 class Gaps {
  public:
-  // `data` holds the tensors of these arenas (moments lie as their parameters do).
-  void guard(const plan::Plan& plan, std::initializer_list<Arena> arenas, std::byte* data, uint64_t bytes) {
+  // `data` holds the tensors of these arenas (moments lie as their parameters do). Its gaps are overwritten.
+  // Not `poisoned`: memory that is copied as a whole; only writes are seen.
+  void guard(const plan::Plan& plan, std::initializer_list<Arena> arenas, std::byte* data, uint64_t bytes,
+             bool poisoned = true) {
     if (bytes == 0) return;
-    Region region{data, std::vector<bool>(bytes, true)};
+    Region region{data, std::vector<bool>(bytes, true), poisoned};
     for (const plan::Tensor& t : plan.tensors())
       if (std::find(arenas.begin(), arenas.end(), t.arena) != arenas.end() && t.offset + extent(plan, t) <= bytes)
         std::fill_n(region.gap.begin() + static_cast<ptrdiff_t>(t.offset), extent(plan, t), false);
     for (uint64_t i = 0; i < bytes; ++i)
       if (region.gap[i]) data[i] = kPattern;
-    poison(region, true);
+    if (poisoned) poison(region, true);
     regions_.push_back(std::move(region));
   }
   void check() {
     for (const Region& region : regions_) {
-      poison(region, false);
+      if (region.poisoned) poison(region, false);
       for (uint64_t i = 0; i < region.gap.size(); ++i)
         if (region.gap[i] && region.data[i] != kPattern) broken("a write between tensors", std::to_string(i));
     }
@@ -79,6 +81,7 @@ class Gaps {
   struct Region {
     std::byte* data;
     std::vector<bool> gap;
+    bool poisoned;
   };
 
   // Of all images, for a slice.
@@ -116,6 +119,14 @@ Outcome run_step(cpu::Executable& executable, uint64_t seed) {
     const auto arena = static_cast<Arena>(a);
     const bool mirror = arena == Arena::moment0 || arena == Arena::moment1 || arena == Arena::ema;
     gaps.guard(plan, {arena, mirror ? Arena::weights : arena}, memory.arena(arena), plan.arena_bytes(arena));
+  }
+  // What the executable has to itself, found by one of the tensors.
+  for (const Arena arena : {Arena::prepared, Arena::output, Arena::image}) {
+    const auto tensor = std::find_if(plan.tensors().begin(), plan.tensors().end(),
+                                     [arena](const plan::Tensor& t) { return t.arena == arena; });
+    if (tensor == plan.tensors().end()) continue;
+    auto* data = const_cast<std::byte*>(executable.data(*tensor)) - tensor->offset;
+    gaps.guard(plan, {arena}, data, plan.arena_bytes(arena), arena != Arena::output);
   }
 
   StepScalars scalars{.lr = 0.01, .step = 3, .seed = 7, .weight_decay = 1e-4, .momentum = 0.9, .alpha = 0.9};
