@@ -18,7 +18,7 @@ namespace effnet {
 namespace {
 
 using plan::Arena;
-using ArenaMemory = Memory;
+using ArenaMemory = HostMemory;
 
 constexpr int kMostThreads = 3;
 
