@@ -1,4 +1,5 @@
 /** A classifier: configuration, class names, and weights in an engine session. Everything public about a model hangs here. */
+import { constants } from 'node:buffer'
 import { stat } from 'node:fs/promises'
 import path from 'node:path'
 import { ARENA } from './binding.js'
@@ -336,6 +337,18 @@ async function describeFile(file: string): Promise<{ classes?: number | undefine
   return { classes: bias?.shape[0], naming: detectNaming(byName) }
 }
 
+/** A tensor is made and read as one array: what is longer than this Node's arrays is said before minutes are spent on the others. */
+export function checkTensorSizes(config: ModelConfig, most = constants.MAX_LENGTH): void {
+  const bytes = 4 * config.head * config.numClasses
+  if (bytes <= most) return
+  const gib = (n: number) => `${(n / 2 ** 30).toFixed(1)} GiB`
+  throw new EffnetError(
+    'EFF_CONFIG_VALUE',
+    `numClasses = ${config.numClasses}: the classifier is an array of ${gib(bytes)}, Node ${process.versions.node} has none above ${gib(most)}`,
+    { hint: `numClasses: ${Math.floor(most / 4 / config.head)} or fewer`, details: { bytes, most } },
+  )
+}
+
 /** The session is closed again when what follows its creation fails. */
 async function withSession<T>(session: Session, work: (session: Session) => Promise<T>): Promise<T> {
   try {
@@ -377,6 +390,7 @@ export async function createModel(name: ModelName | (string & {}), options: Crea
     ...(numClasses === undefined ? {} : { numClasses }),
     ...(imageSize === undefined ? {} : { imageSize }),
   })
+  checkTensorSizes(config)
   const session = await Session.create({ config, precision, threads: options.threads, device })
   return withSession(session, async () => {
     const source = await fillWeights(session, config, file, options.seed ?? 0)

@@ -15,7 +15,7 @@ import {
   loadModel,
   type Prediction,
 } from '../../ts/index.js'
-import { Model } from '../../ts/model.js'
+import { checkTensorSizes, Model } from '../../ts/model.js'
 import { getModelConfig } from '../../ts/nn/index.js'
 import { initParams } from '../../ts/runtime/init.js'
 import { Session } from '../../ts/runtime/session.js'
@@ -274,6 +274,18 @@ describe('models', () => {
     await expect(createModel('efficientnet_b0', { classes: ['a'], numClasses: 2 })).rejects.toThrow(code('EFF_CONFIG_VALUE'))
     await expect(loadModel(root)).rejects.toThrow(code('EFF_CKPT_MISSING'))
     await expect(loadModel(file('0.jpg'))).rejects.toThrow(code('EFF_CKPT_MISSING'))
+  })
+
+  it('too large for an array of Node are refused before anything is made', () => {
+    const config = getModelConfig('tf_efficientnet_b0', { numClasses: 1e6 })
+    expect(() => checkTensorSizes(config, 2 ** 32)).toThrow(
+      expect.objectContaining({
+        code: 'EFF_CONFIG_VALUE',
+        message: expect.stringMatching(/^numClasses = 1000000: .* 4\.8 GiB/),
+        hint: 'numClasses: 838860 or fewer',
+      }),
+    )
+    expect(() => checkTensorSizes(getModelConfig('tf_efficientnet_b0', { numClasses: 838860 }), 2 ** 32)).not.toThrow()
   })
 
   it('are listed by glob, with those whose weights are at hand', () => {
