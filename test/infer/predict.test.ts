@@ -269,6 +269,8 @@ describe('models', () => {
     await expect(loadModel(undefined as never)).rejects.toThrow(wrong)
     await expect(model.predict(undefined as never)).rejects.toThrow(wrong)
     await expect(model.predict('x.jpg', 5 as never)).rejects.toThrow(wrong)
+    for (const imageSize of [31, 4097, 64.5]) await expect(model.predict(png(0), { imageSize })).rejects.toThrow(wrong)
+    await expect(model.embed(png(0), { imageSize: 31 })).rejects.toThrow(wrong)
     const [none, number] = await model.predict([null, 5] as never)
     for (const result of [none, number]) expect(result).toMatchObject({ error: { code: 'EFF_INVALID_ARGUMENT' } })
     await expect(createModel('efficientnet_b0', { classes: ['a'], numClasses: 2 })).rejects.toThrow(code('EFF_CONFIG_VALUE'))

@@ -91,6 +91,10 @@ export function topClasses(
 function evalDecode(model: Model, o: EmbedOptions): DecodeOptions {
   const { config } = model
   const size = o.imageSize ?? config.evalSize
+  // As for models and training: below, blocks have no pixels left.
+  if (!(Number.isInteger(size) && size >= 32 && size <= 4096)) {
+    throw new EffnetError('EFF_INVALID_ARGUMENT', `imageSize must be a whole number from 32 to 4096, not ${size}`)
+  }
   return {
     mode: 'eval',
     size,
