@@ -91,7 +91,7 @@ describe('predict', () => {
     const inputs = [png(0), missing, png(1), file('text.png'), file('empty.jpg'), png(2)]
     const results = await model.predict(inputs, { ...OPTIONS, batchSize: 2 })
     expect(results.map((r) => r.path)).toEqual(inputs)
-    expect(results.map((r) => ('error' in r ? r.error.code : 'ok'))).toEqual([
+    expect(results.map((r) => r.error?.code ?? 'ok')).toEqual([
       'ok',
       'EFF_DATA_MISSING',
       'ok',
@@ -109,11 +109,7 @@ describe('predict', () => {
       ...OPTIONS,
       maxPixels: SIDE * SIDE - 1,
     })
-    expect(results.map((r) => ('error' in r ? r.error.code : 'ok'))).toEqual([
-      'EFF_INVALID_ARGUMENT',
-      'EFF_DATA_LIMIT',
-      'EFF_DATA_LIMIT',
-    ])
+    expect(results.map((r) => r.error?.code ?? 'ok')).toEqual(['EFF_INVALID_ARGUMENT', 'EFF_DATA_LIMIT', 'EFF_DATA_LIMIT'])
   })
 
   it('opens few files at once, however large the batch', async () => {

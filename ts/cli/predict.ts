@@ -17,7 +17,7 @@ const options = defineOptions({
 /** One image: a JSON object, or its classes under its name. */
 function print(ui: Ui, result: PredictionResult): void {
   const path = result.path ?? ''
-  if ('error' in result) {
+  if (result.error) {
     ui.object({ path, error: { code: result.error.code, message: result.error.message } })
     const { code, message } = result.error
     // Messages of files begin with their path.
@@ -87,7 +87,7 @@ export const verb = defineVerb(
         ...(o.exif === undefined ? {} : { exifOrientation: o.exif === 'on' }),
       })
       for await (const result of results) {
-        if ('error' in result) failed.push(result.error)
+        if (result.error) failed.push(result.error)
         print(ui, result)
         // Whoever read has what it wanted (`| head -1`).
         if (ui.outputClosed) return EXIT.ok

@@ -122,12 +122,16 @@ export interface Prediction {
   path?: string
   topk: ClassScore[]
   logits?: Float32Array
+  error?: undefined
 }
 
-/** An image that could not be read; in its place in the output. */
+/** An image that could not be read; in its place in the output. `error` tells it from a result. */
 export interface PredictionError {
   path?: string
   error: { code: ErrorCode; message: string }
+  topk?: undefined
+  logits?: undefined
+  features?: undefined
 }
 
 export type PredictionResult = Prediction | PredictionError
@@ -136,6 +140,7 @@ export interface Embedding {
   path?: string
   /** [C]: pooled features before the classifier. */
   features: Float32Array
+  error?: undefined
 }
 
 export type EmbeddingResult = Embedding | PredictionError
