@@ -40,18 +40,17 @@ function namesOf(value: object): Set<string> {
  */
 export function checkCallbacks(callbacks: readonly unknown[]): void {
   for (const [i, given] of callbacks.entries()) {
-    const fail = (why: string, hint: string): never => {
-      throw new EffnetError('EFF_CONFIG_VALUE', `callbacks[${i}] ${why}`, { hint, details: { index: i } })
-    }
+    const wrong = (why: string, hint: string): EffnetError =>
+      new EffnetError('EFF_CONFIG_VALUE', `callbacks[${i}] ${why}`, { hint, details: { index: i } })
     if (typeof given !== 'object' || given === null)
-      return fail(`is ${given === null ? 'null' : typeof given}`, 'an object with a name and hooks')
+      throw wrong(`is ${given === null ? 'null' : typeof given}`, 'an object with a name and hooks')
     const callback = given as Record<string, unknown>
     const { name } = callback
     if (typeof name !== 'string' || name === '')
-      return fail('has no name', 'give it one: its state is kept in checkpoints under it')
+      throw wrong('has no name', 'give it one: its state is kept in checkpoints under it')
     for (const key of FUNCTIONS) {
       if (callback[key] !== undefined && typeof callback[key] !== 'function')
-        fail(`("${name}"): ${key} is no function`, `${key}(ctx) { ... }`)
+        throw wrong(`("${name}"): ${key} is no function`, `${key}(ctx) { ... }`)
     }
     const unknown = [...namesOf(given)].find(
       (key) => /^on[A-Z]/.test(key) && typeof callback[key] === 'function' && !Object.hasOwn(MEMBERS, key),
