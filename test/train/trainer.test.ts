@@ -209,6 +209,29 @@ describe('what goes wrong', () => {
       await expect(trainer.fit(given as never)).rejects.toThrow(code('EFF_INVALID_ARGUMENT'))
   })
 
+  it('a metric that nobody measures: before the first step, or where a callback may add it after the first validation', async () => {
+    const seen: string[] = []
+    const watch: Callback = { name: 'watch', onStepEnd: () => void seen.push('step') }
+    const checkpoint = { monitor: 'val/top3' }
+    const wrong = expect.objectContaining({
+      code: 'EFF_CONFIG_VALUE',
+      hint: expect.stringMatching(/did you mean val\/top[15]\?.*train\/loss/),
+    })
+    await expect(train({ checkpoint, callbacks: [watch] })).rejects.toThrow(wrong)
+    expect(seen).toEqual([])
+    const adds = (name: string): Callback => ({
+      name: 'adds',
+      onValidationEnd: (_, e) => void Object.assign(e.metrics, { [name]: 1 }),
+    })
+    await expect(train({ maxEpochs: 1, checkpoint, callbacks: [adds('val/top4')] })).rejects.toThrow(wrong)
+    expect((await train({ maxEpochs: 1, checkpoint, callbacks: [adds('val/top3')] })).best).toMatchObject({ value: 1 })
+    const early = (monitor: string) => train({ maxEpochs: 2, callbacks: [new EarlyStopping({ monitor })] })
+    await expect(early('val/f1')).rejects.toThrow(code('EFF_CONFIG_VALUE'))
+    const unmeasured = train({ maxEpochs: 2, callbacks: [watch, new EarlyStopping()] }, { train: data.train })
+    await expect(unmeasured).rejects.toThrow(/monitor = "val\/top1": no such metric/)
+    expect(seen).toEqual([])
+  })
+
   it('two trainers that fit one model at once: the second waits for the first', async () => {
     await using model = await make()
     const first = new Trainer({ ...SMALL, model, maxEpochs: 1 })

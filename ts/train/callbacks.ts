@@ -1,8 +1,9 @@
 /** Calls callbacks in order, and the built-in ones. */
 import { EffnetError } from '../errors.js'
 import { csvLine } from './files.js'
+import { metricNames, noSuchMetric } from './metric_names.js'
 import type { RunFolder } from './run_folder.js'
-import type { Callback, EpochEvent, StepEvent, TrainerContext } from './types.js'
+import type { Callback, EpochEvent, StartEvent, StepEvent, TrainerContext } from './types.js'
 
 type Hook = Exclude<keyof Callback, 'name' | 'state' | 'load'>
 type HookArgs<H extends Hook> = Required<Callback>[H] extends (ctx: TrainerContext, ...args: infer A) => void | Promise<void>
@@ -72,8 +73,17 @@ export class EarlyStopping implements Callback {
     this.minDelta = options.minDelta ?? 0
   }
 
+  onFitStart({ options }: TrainerContext, { valImages }: StartEvent): void {
+    if (valImages > 0 || !this.monitor.startsWith('val')) return
+    throw noSuchMetric('EarlyStopping: monitor', this.monitor, metricNames(false, options.ema > 0))
+  }
+
   onEpochEnd(ctx: TrainerContext, event: EpochEvent): void {
     const value = event.metrics[this.monitor]
+    // An epoch without validation has none of its metrics.
+    const measured = 'val/loss' in event.metrics || !this.monitor.startsWith('val')
+    if (value === undefined && this.best === null && measured)
+      throw noSuchMetric('EarlyStopping: monitor', this.monitor, Object.keys(event.metrics))
     if (value === undefined || Number.isNaN(value)) return
     if (this.best === null || this.sign * (value - this.best) > this.minDelta) {
       this.best = value

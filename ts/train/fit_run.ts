@@ -19,6 +19,7 @@ import { checkClasses, type Evaluator } from './evaluate.js'
 import type { EventHub } from './events.js'
 import { faultPoint } from './fault.js'
 import { evaluatorOf, trainLoader } from './loaders.js'
+import { metricNames, noSuchMetric } from './metric_names.js'
 import { notFinite } from './not_finite.js'
 import { Progress } from './progress.js'
 import { changedOptions, dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
@@ -273,6 +274,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       stepsPerEpoch: this.stepsPerEpoch,
       totalSteps: this.horizon(),
     }
+    this.checkMonitor(metricNames(val !== undefined, o.ema > 0), true)
     await this.bind(resume)
     await this.openLogs(resume, val !== undefined)
     await this.callbacks.call('onSetup', this)
@@ -280,6 +282,13 @@ export class FitRun implements TrainerContext, ValidationHost {
       this.callbacks.load(resume.state.callbacks)
       await this.callbacks.call('onCheckpointLoad', this, resume.dir)
     }
+  }
+
+  /** One that was asked for; a callback that hears of validations may add its own to them. */
+  private checkMonitor(names: readonly string[], ahead: boolean): void {
+    const monitor = this.given.checkpoint?.monitor
+    if (monitor === undefined || names.includes(monitor) || (ahead && this.callbacks.has('onValidationEnd'))) return
+    throw noSuchMetric('checkpoint.monitor', monitor, names)
   }
 
   /** The schedule spans the epochs asked for; where only steps were, those. */
@@ -329,9 +338,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     const { folder } = this
     if (!folder) return
     const o = this.options
-    const val = validates ? ['val/loss', 'val/top1', 'val/top5'] : []
-    const ema = validates && o.ema > 0 ? ['val_ema/loss', 'val_ema/top1', 'val_ema/top5'] : []
-    const csv = new CsvLogger(folder, ['train/loss', 'train/top1', ...val, ...ema, 'lr', 'images_per_s', 'data_wait'])
+    const csv = new CsvLogger(folder, metricNames(validates, o.ema > 0))
     const jsonl = new JsonlLogger(folder, o.logEvery)
     const from = this.continued ? resume?.state : undefined
     await csv.begin(from)
@@ -505,6 +512,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     metrics['lr'] = learningRate(this.schedule!, Math.max(0, progress.step - 1))
     metrics['images_per_s'] = speed.imagesPerS
     metrics['data_wait'] = speed.dataWait
+    if (due) this.checkMonitor(Object.keys(metrics), false)
     const best = progress.noteBest(metrics, options.checkpoint, epoch)
     progress.metrics = metrics
     if (!partial) progress.nextEpoch()
