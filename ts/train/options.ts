@@ -132,7 +132,10 @@ function checkOptions(options: TrainerOptions): void {
     throw new EffnetError('EFF_INVALID_ARGUMENT', 'new Trainer needs options', { hint: 'new Trainer({ model, outDir })' })
   }
   const parsed = schema.safeParse(options)
-  if (parsed.success) return checkCallbacks(options.callbacks ?? [])
+  if (parsed.success) {
+    checkCallbacks(options.callbacks ?? [])
+    return
+  }
   const issues = parsed.error.issues.map((issue) => innermost(issue, valueAt(options, issue.path)))
   const issue = issues.find((i) => i.code === 'unrecognized_keys') ?? issues[0]!
   const where = issue.path.join('.')
