@@ -179,6 +179,14 @@ export function mistakes(at) {
       /--freeze backbone/,
     ],
     [
+      'more threads than there can be',
+      ['predict', '--threads', '257', at('flat/photo.jpg')],
+      64,
+      'EFF_CONFIG_VALUE',
+      /--threads: '257'/,
+      /from 1 to 256/,
+    ],
+    [
       'a device that is not here',
       train('good', '--device', 'cuda:99'),
       69,

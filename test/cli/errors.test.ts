@@ -72,6 +72,9 @@ describe('the text', () => {
   })
 
   it('has a stack only when asked', () => {
+    const general = new EffnetError('EFF_INVALID_ARGUMENT', 'x')
+    expect(describeError(general, 'effnet', 'train').mend).toBe('effnet train --help tells what is accepted')
+    expect(describeError(general).mend).toBe('effnet --help tells what is accepted')
     const described = describeError(new TypeError('x is not a function'))
     expect(described).toMatchObject({ code: 'EFF_INTERNAL', exitCode: 1 })
     expect(formatError(described, plain, false)).not.toContain('errors.test.ts')

@@ -48,8 +48,8 @@ function reason(error: Error): string | undefined {
   return undefined
 }
 
-/** `program`: how commands in the mend are to be typed (`npx effnet`). */
-export function describeError(thrown: unknown, program = 'effnet'): DescribedError {
+/** `program`: how commands in the mend are to be typed (`npx effnet`); `verb`: of the command that failed. */
+export function describeError(thrown: unknown, program = 'effnet', verb?: string): DescribedError {
   const error = thrown instanceof Error ? thrown : new Error(String(thrown))
   const code = 'code' in error && typeof error.code === 'string' ? error.code : 'EFF_INTERNAL'
   const why = reason(error)
@@ -59,7 +59,8 @@ export function describeError(thrown: unknown, program = 'effnet'): DescribedErr
   const errno = error instanceof EffnetError && code === 'EFF_IO' ? String(error.details['errno']) : undefined
   const known = errno !== undefined && ['EACCES', 'EPERM', 'EROFS'].includes(errno) ? errno : code
   const hint = error instanceof EffnetError ? error.hint : undefined
-  const mend = hint || (ERRNO_MEND[errno ?? code] ?? (bug ? REPORT : MEND[code]))
+  const general = (bug ? REPORT : MEND[code])?.replace(' VERB', verb === undefined ? '' : ` ${verb}`)
+  const mend = hint || (ERRNO_MEND[errno ?? code] ?? general)
   return {
     code,
     message: userWords(error.message),

@@ -107,7 +107,7 @@ export async function main(argv: readonly string[], io: Io = processIo()): Promi
     return code
   } catch (thrown) {
     const ui = early(argv, io)
-    const described = describeError(thrown, programName(io.env))
+    const described = describeError(thrown, programName(io.env), Object.hasOwn(VERBS, first ?? '') ? first : undefined)
     ui.error(formatError(described, ui.paint, ui.verbosity > 0))
     ui.object({ error: errorObject(described) })
     return described.exitCode

@@ -105,7 +105,7 @@ export const ENGINE = defineOptions({
     kind: 'int',
     value: 'N',
     min: 1,
-    max: 1024,
+    max: 256,
     env: ['EFFNET_NUM_THREADS', 'OMP_NUM_THREADS'],
     shown: 'what this container may use',
     help: 'worker threads',
