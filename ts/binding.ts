@@ -302,11 +302,11 @@ export function binding(): NativeBinding {
   if (loaded) return loaded
   const require = createRequire(import.meta.url)
   const root = packageRoot()
-  const candidates = [
-    process.env['EFFNET_ADDON'],
-    path.join(root, 'build/Release/effnet.node'),
-    path.join(root, `prebuilds/${process.platform}-${process.arch}/effnet.node`),
-  ].filter((p): p is string => Boolean(p))
+  const asked = process.env['EFFNET_ADDON']
+  // What was asked for and nothing else: another build would give results that are taken for its.
+  const candidates = asked
+    ? [asked]
+    : [path.join(root, 'build/Release/effnet.node'), path.join(root, `prebuilds/${process.platform}-${process.arch}/effnet.node`)]
   const tried: string[] = []
   for (const file of candidates) {
     if (!existsSync(file)) {
@@ -321,6 +321,12 @@ export function binding(): NativeBinding {
     } catch (cause) {
       tried.push(`${file} (${(cause as Error).message})`)
     }
+  }
+  if (asked) {
+    throw new EffnetError('EFF_BACKEND_MISSING', `EFFNET_ADDON: ${tried[0]}`, {
+      hint: 'unset EFFNET_ADDON, or name the file of an addon that was built for this package',
+      details: { tried },
+    })
   }
   throw new EffnetError('EFF_BACKEND_MISSING', `the native addon could not be loaded; tried ${tried.join('; ')}`, {
     // An installed package has no sources to build it from.
