@@ -205,3 +205,25 @@ describe('help', () => {
     expect([...reached].filter((file) => /ts\/(binding|model|runtime|train|data|infer|nn\/index)/.test(file))).toEqual([])
   })
 })
+
+describe('variables', () => {
+  it('OMP_NUM_THREADS may have a number for each level', () => {
+    expect(read([], { OMP_NUM_THREADS: '2,4' }).threads).toBe(2)
+    expect(read([], { OMP_NUM_THREADS: '3' }).threads).toBe(3)
+    expect(() => read([], { EFFNET_NUM_THREADS: '2,4' })).toThrow(/EFFNET_NUM_THREADS: '2,4'/)
+  })
+
+  it.each([
+    [
+      'EFFNET_DEVICE',
+      'tpu',
+      64,
+      /^EFF_CONFIG_VALUE {2}EFFNET_DEVICE=tpu: no device "tpu"\n {2}Mend: EFFNET_DEVICE=cpu, or --device cpu$/m,
+    ],
+    ['EFFNET_BACKEND', 'cuda', 69, /^EFF_BACKEND_MISSING {2}EFFNET_BACKEND=cuda: .*\n {2}Mend: EFFNET_BACKEND=cpu/m],
+  ])('a wrong %s is named', async (name, value, exit, says) => {
+    const { code, stderr } = await effnet(['predict', 'x.jpg'], { env: { [name]: value } })
+    expect(stderr).toMatch(says)
+    expect(code).toBe(exit)
+  })
+})

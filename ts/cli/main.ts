@@ -9,6 +9,7 @@ import { describeError, errorObject, formatError } from './errors_ui.js'
 import { EXIT } from './exit.js'
 import { mainHelp, verbHelp } from './help.js'
 import { type Io, processIo } from './io.js'
+import type { RawValue } from './options.js'
 import { programName } from './program.js'
 import { Ui } from './ui.js'
 
@@ -40,6 +41,21 @@ const early = (argv: readonly string[], io: Io): Ui =>
     verbosity: argv.includes('-vv') ? 2 : argv.includes('-v') || argv.includes('--verbose') ? 1 : 0,
   })
 
+/** Who set a variable once is told which one it was. */
+async function checkDeviceOf({ value, source }: RawValue): Promise<void> {
+  const { checkDeviceOption } = await import('./model_source.js')
+  try {
+    await checkDeviceOption(String(value))
+  } catch (cause) {
+    if (!(cause instanceof EffnetError)) throw cause
+    throw new EffnetError(cause.code, `${source}=${value}: ${cause.message}`, {
+      hint: `${source}=cpu, or --device cpu`,
+      details: cause.details,
+      cause,
+    })
+  }
+}
+
 async function runVerb(name: string, argv: readonly string[], io: Io): Promise<number> {
   const entry = Object.hasOwn(VERBS, name) ? VERBS[name] : undefined
   if (!entry) throw unknownVerb(name)
@@ -65,6 +81,8 @@ async function runVerb(name: string, argv: readonly string[], io: Io): Promise<n
       hint: `every setting is an option: ${def.examples[0]}`,
     })
   }
+  const device = parsed.raw.get('device')
+  if (device && device.source !== '--device') await checkDeviceOf(device)
   const ui = new Ui(io, { json: common.json, quiet: common.quiet, verbosity: parsed.verbosity })
   try {
     return await verb.run({ options, args: parsed.positional, io, ui })

@@ -220,6 +220,9 @@ function fromCommander(error: CommanderError, argv: readonly string[], verb: str
   return new EffnetError('EFF_CONFIG_KEY', error.message.replace(/^error: /, ''), { hint: `effnet ${verb} --help` })
 }
 
+/** OpenMP's variable may have a number for each level of nesting; threads here are one level. */
+const fromEnv = (name: string, value: string): string => (name === 'OMP_NUM_THREADS' ? value.replace(/,.*$/s, '') : value)
+
 /** Splits the words of a command line by a table of options, and adds what the environment says. Values are still text. */
 export function parseWords(argv: readonly string[], verb: string, table: OptionTable, env: Io['env']): Parsed {
   const all: OptionTable = { ...table, ...GLOBAL }
@@ -246,7 +249,7 @@ export function parseWords(argv: readonly string[], verb: string, table: OptionT
       raw.set(key, { value: def.kind === 'text' && value === true ? '' : value, source: flagOf(key) })
     } else {
       const name = def.env?.find((n) => env[n] !== undefined && env[n] !== '')
-      if (name !== undefined) raw.set(key, { value: env[name]!, source: name })
+      if (name !== undefined) raw.set(key, { value: fromEnv(name, env[name]!), source: name })
     }
   }
   return { raw, positional: command.args, verbosity }
