@@ -158,6 +158,7 @@ export function mistakes(at) {
     ['a typo in a choice', train('good', '--optimizer', 'admw'), 64, 'EFF_CONFIG_VALUE', /'admw'/, /--optimizer adamw/],
     ['a negative learning rate', train('good', '--lr=-0.1'), 64, 'EFF_CONFIG_VALUE', /--lr: '-0\.1'/, /above 0/],
     ['a learning rate that is no number', train('good', '--lr', 'NaN'), 64, 'EFF_CONFIG_VALUE', /--lr: 'NaN'/, /above 0/],
+    ['a learning rate beyond fp32', train('good', '--lr', '1e300'), 64, 'EFF_CONFIG_VALUE', /--lr: '1e300'/, /at most 3e\+38/],
     ['zero epochs', train('good', '--epochs', '0'), 64, 'EFF_CONFIG_VALUE', /--epochs: '0'/, /at least 1/],
     ['half an image', train('good', '--batch-size', '1.5'), 64, 'EFF_CONFIG_VALUE', /--batch-size: '1\.5'/, /whole number/],
     ['a time that is none', train('good', '--max-time', 'soon'), 64, 'EFF_CONFIG_VALUE', /--max-time: "soon"/, /12h/],

@@ -146,6 +146,8 @@ describe('mistakes', () => {
     [{ seed: 1.5 }],
     [{ maxTime: 'soon' }],
     [{ imageSize: 16 }],
+    [{ lr: 1e39 }],
+    [{ optimizer: { name: 'sgd', lr: 1e300 } }],
     [{ precision: 'bf16-mixed' }],
   ])('%j is refused', (o) => {
     expect(bad(o)).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_VALUE' }))

@@ -13,7 +13,7 @@ export const TRAIN = defineOptions({
   batchSize: { kind: 'int', value: 'N', min: 1, max: 65_536, shown: '32', help: 'images a step' },
   imageSize: { kind: 'int', value: 'N', min: 32, max: 4096, shown: 'the model’s', help: 'side in pixels' },
   optimizer: { ...OPTIMIZER, shown: 'adamw with --weights' },
-  lr: { kind: 'number', value: 'X', min: 0, above: true, shown: '1e-3 with --weights', help: 'peak learning rate' },
+  lr: { kind: 'number', value: 'X', min: 0, above: true, max: 3e38, shown: '1e-3 with --weights', help: 'peak learning rate' },
   schedule: {
     kind: 'choice',
     value: 'S',

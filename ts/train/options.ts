@@ -15,6 +15,8 @@ const OPTIMIZERS: readonly OptimizerName[] = ['adamw', 'sgd', 'rmsprop', 'rmspro
 const MAX_SEED = Number.MAX_SAFE_INTEGER
 
 const positive = z.number().positive()
+/** The engine counts in fp32: beyond it a rate is infinite. */
+const rate = positive.max(3e38)
 const notNegative = z.number().nonnegative()
 const count = z.number().int().nonnegative()
 const countFrom1 = z.number().int().positive()
@@ -40,7 +42,7 @@ const schema = z.strictObject({
       optimizerName,
       z.strictObject({
         name: optimizerName,
-        lr: positive.optional(),
+        lr: rate.optional(),
         weightDecay: notNegative.optional(),
         momentum: share.optional(),
         nesterov: z.boolean().optional(),
@@ -50,7 +52,7 @@ const schema = z.strictObject({
       }),
     ])
     .optional(),
-  lr: positive.optional(),
+  lr: rate.optional(),
   weightDecay: notNegative.optional(),
   schedule: z
     .union([
