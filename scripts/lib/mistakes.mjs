@@ -162,6 +162,14 @@ export function mistakes(at) {
     ['zero epochs', train('good', '--epochs', '0'), 64, 'EFF_CONFIG_VALUE', /--epochs: '0'/, /at least 1/],
     ['half an image', train('good', '--batch-size', '1.5'), 64, 'EFF_CONFIG_VALUE', /--batch-size: '1\.5'/, /whole number/],
     ['a time that is none', train('good', '--max-time', 'soon'), 64, 'EFF_CONFIG_VALUE', /--max-time: "soon"/, /12h/],
+    [
+      'a time without a unit',
+      train('good', '--max-time', '5'),
+      64,
+      'EFF_CONFIG_VALUE',
+      /--max-time: "5"/,
+      /^90s, 30m, 12h or DD:HH:MM:SS$/m,
+    ],
     ['a value that is missing', ['train', '--data'], 64, 'EFF_CONFIG_VALUE', /--data needs a value/, /--data DIR/],
     [
       'a pattern that freezes nothing',

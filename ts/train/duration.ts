@@ -6,7 +6,8 @@ const UNIT_MS: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_00
 export function durationMs(value: number | string, key: string): number {
   const fail = (): never => {
     throw new EffnetError('EFF_CONFIG_VALUE', `${key}: "${value}" is no duration`, {
-      hint: "milliseconds, '90s', '30m', '12h', or 'DD:HH:MM:SS'",
+      // A command line has words alone, and there a number without a unit is none.
+      hint: `${typeof value === 'number' ? 'milliseconds above 0, ' : ''}90s, 30m, 12h or DD:HH:MM:SS`,
       details: { key, value },
     })
   }
