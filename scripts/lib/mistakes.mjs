@@ -210,6 +210,22 @@ export function mistakes(at) {
     ['weights with a flipped bit', weights('flipped.safetensors'), 65, 'EFF_WEIGHTS_CORRUPT', /flipped\.safetensors/, /again/],
     ['a text as weights', weights('text.jpg'), 65, 'EFF_WEIGHTS_CORRUPT', /text\.jpg/, /not safetensors/],
     [
+      'two sources of weights to start from',
+      train('good', '--pretrained', '--weights', at('b0.safetensors')),
+      64,
+      'EFF_CONFIG_VALUE',
+      /--pretrained and --weights both/,
+      /--pretrained alone/,
+    ],
+    [
+      'weights that do not come with the package',
+      train('good', '--pretrained', '--model', 'efficientnet_b1'),
+      66,
+      'EFF_WEIGHTS_MISSING',
+      /no weights of efficientnet_b1/,
+      /--weights FILE/,
+    ],
+    [
       'weights of another model',
       predict('--model', 'efficientnet_b2', '--weights', at('b0.safetensors'), at('flat/photo.jpg')),
       65,

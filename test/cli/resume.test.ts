@@ -89,4 +89,29 @@ describe('train --resume', () => {
     expect(on.code, on.stderr).toBe(0)
     expect(on.json().at(-1)).toMatchObject({ result: { status: 'finished', epoch: 2, out: w.at('elsewhere') } })
   })
+
+  it('of a run that began with --pretrained takes the rest of its options too', async () => {
+    const data = w.dataset('bundled')
+    const words = [
+      'train',
+      '--data',
+      data,
+      '--model',
+      'tf_efficientnet_b0',
+      '--pretrained',
+      '--image-size',
+      '32',
+      '--batch-size',
+      '4',
+    ]
+    const first = await effnet([...words, '--out', w.at('bundled-run'), '--epochs', '2', '--max-steps', '1'])
+    expect(first.code, first.stderr).toBe(0)
+    expect(first.stdout).toMatch(
+      /tf_efficientnet_b0\.safetensors \(\d+ of \d+ tensors\) · classifier replaced: 1000 -> 2 classes/,
+    )
+    expect(first.stdout).toMatch(/plan .*adamw lr 0\.001 /)
+    const on = await effnet(['train', '--resume', w.at('bundled-run'), '--max-steps', '2'])
+    expect(on.code, on.stderr).toBe(0)
+    expect(on.stderr).toBe('warning  since the run was interrupted options changed: --max-steps was 1 and is 2\n')
+  })
 })

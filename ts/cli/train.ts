@@ -49,6 +49,9 @@ async function openData(o: TrainValues, dir: string, ui: Ui): Promise<ImageFolde
   return data
 }
 
+/** The weights to fine-tune, as `createModel` takes them; undefined from scratch. */
+const startOf = (o: TrainValues): string | true | undefined => o.weights ?? (o.pretrained ? true : undefined)
+
 /** A run that goes on takes its weights and whose conventions they follow from the checkpoint: the file it began with may be gone. */
 async function openModel(
   o: TrainValues,
@@ -61,7 +64,7 @@ async function openModel(
   const dialect = resumed && resumed.config.dialect !== 'timm' ? resumed.config.dialect : undefined
   const model = await createModel(name, {
     classes: data.classes,
-    ...given({ pretrained: resumed ? undefined : o.weights, compat: o.compat ?? dialect, imageSize: o.imageSize, seed: o.seed }),
+    ...given({ pretrained: resumed ? undefined : startOf(o), compat: o.compat ?? dialect, imageSize: o.imageSize, seed: o.seed }),
     ...engineOptions(o),
   })
   try {
@@ -92,7 +95,7 @@ function trainerOptions(o: TrainValues, model: Model, outDir: string, config: Re
     outDir,
     config,
     command: ['effnet', ...process.argv.slice(2)],
-    recipe: o.weights === undefined ? 'scratch' : 'finetune',
+    recipe: startOf(o) === undefined ? 'scratch' : 'finetune',
     ...given({
       optimizer: o.optimizer,
       lr: o.lr,
@@ -242,6 +245,11 @@ async function run(call: Call<typeof TRAIN>): Promise<number> {
 
 async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interrupts): Promise<number> {
   await checkDeviceOption(options.device)
+  if (options.pretrained && options.weights !== undefined) {
+    throw new EffnetError('EFF_CONFIG_VALUE', '--pretrained and --weights both say what to start from', {
+      hint: `--weights ${options.weights} alone, or --pretrained alone`,
+    })
+  }
   const target = await runTarget(options)
   const o = target.options
   interrupts.grace = o.grace
@@ -285,9 +293,9 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
 export const verb = defineVerb(
   {
     name: 'train',
-    summary: 'train, or fine-tune with --weights, on a folder of images',
+    summary: 'train, or fine-tune from weights, on a folder of images',
     examples: [
-      'effnet train --data photos --model tf_efficientnet_b0 --weights b0.safetensors --epochs 4 --out runs/first',
+      'effnet train --data photos --model tf_efficientnet_b0 --pretrained --epochs 4 --out runs/first',
       'effnet train --resume runs/first',
     ],
     options: TRAIN,
