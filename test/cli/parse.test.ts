@@ -145,11 +145,12 @@ describe('help', () => {
 
   it.each(verbs)('%s fits a screen and begins with two examples', async (verb) => {
     const { code, stdout, stderr } = await effnet([verb, '--help'])
+    // A line of 100 may have been cut there.
+    for (const line of stdout.split('\n')) expect([...line].length, line).toBeLessThan(100)
     const lines = stdout.trimEnd().split('\n')
     expect(code).toBe(0)
     expect(stderr).toBe('')
     expect(lines.length).toBeLessThanOrEqual(45)
-    expect(Math.max(...lines.map((l) => l.length))).toBeLessThanOrEqual(120)
     expect(lines[0]).toMatch(new RegExp(`^ {2}effnet ${verb}`))
     expect(lines[1]).toMatch(new RegExp(`^ {2}effnet ${verb}`))
   })

@@ -126,7 +126,7 @@ export const COMPAT = defineOptions({
     value: 'D',
     choices: ['timm', 'torchvision', 'nvidia-tf2', 'nvidia-pytorch'],
     shown: 'as the weights’ names',
-    help: 'whose padding, BN constants, crop and EXIF rule',
+    help: 'whose padding, BN, crop and EXIF rule',
   },
 })
 

@@ -68,7 +68,8 @@ export const verb = defineVerb(
       help: 'name image files, a folder of them, or a quoted glob: effnet predict photo.jpg',
     },
     notes: [
-      "Without --model and --checkpoint: tf_efficientnet_b0 with the package's ImageNet weights. Exit 65: some unreadable.",
+      "Without --model and --checkpoint: tf_efficientnet_b0 with the package's ImageNet weights.",
+      'Exit 65: some unreadable.',
     ],
   },
   async ({ options: o, args, ui }) => {
