@@ -126,6 +126,21 @@ describe('fit', () => {
     expect(metrics['val/loss']).toBe(result.metrics['val/loss'])
   })
 
+  it('warns of a warm-up that does not end', async () => {
+    const warned = async (options: Partial<TrainerOptions>): Promise<string[]> => {
+      await using model = await make()
+      const trainer = new Trainer({ ...SMALL, model, maxEpochs: 1, ...options })
+      const events = collect(trainer)
+      await trainer.fit(data)
+      return (await events).filter((e) => e.type === 'warning').map((e) => `${e.code}: ${e.message}; ${e.hint}`)
+    }
+    expect(await warned({ warmupEpochs: 1e9 })).toEqual([
+      'warmup: the warm-up of 1000000000 epochs does not end within the run: the learning rate rises to 2.00e-12, not to 0.002; warmupEpochs: 0.5 is half of the run',
+    ])
+    expect(await warned({ schedule: { name: 'cosine', warmupEpochs: 0.5 }, maxSteps: 1 })).toEqual([])
+    expect(await warned({ maxSteps: 1 })).toEqual([])
+  })
+
   it('makes the batch smaller than a small dataset, and says so', async () => {
     await using model = await make()
     const trainer = new Trainer({ ...SMALL, model, batchSize: 64, maxEpochs: 1 })

@@ -274,6 +274,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       stepsPerEpoch: this.stepsPerEpoch,
       totalSteps: this.horizon(),
     }
+    this.checkWarmup()
     this.checkMonitor(metricNames(val !== undefined, o.ema > 0), true)
     await this.bind(resume)
     await this.openLogs(resume, val !== undefined)
@@ -282,6 +283,20 @@ export class FitRun implements TrainerContext, ValidationHost {
       this.callbacks.load(resume.state.callbacks)
       await this.callbacks.call('onCheckpointLoad', this, resume.dir)
     }
+  }
+
+  /** A recipe's own is made to fit. */
+  private checkWarmup(): void {
+    const { warmupEpochs, schedule } = this.given
+    const asked = warmupEpochs ?? (typeof schedule === 'object' ? schedule.warmupEpochs : undefined)
+    const { lr, totalSteps, stepsPerEpoch } = this.schedule!
+    if (asked === undefined || asked === 0 || Math.round(asked * stepsPerEpoch) < totalSteps) return
+    const highest = learningRate(this.schedule!, totalSteps - 1)
+    this.warn(
+      'warmup',
+      `the warm-up of ${asked} epochs does not end within the run: the learning rate rises to ${highest.toPrecision(3)}, not to ${lr}`,
+      `warmupEpochs: ${halfOf(totalSteps / stepsPerEpoch)} is half of the run`,
+    )
   }
 
   /** One that was asked for; a callback that hears of validations may add its own to them. */
@@ -717,6 +732,8 @@ function checkTrainable(model: Model): void {
     hint: "model.unfreeze('classifier')   (--freeze backbone)",
   })
 }
+
+const halfOf = (epochs: number): number => Number((epochs / 2).toPrecision(2))
 
 /** What makes a finished run go on. */
 const trainsOn = ({ reason, epoch, step }: FitResult): string =>
