@@ -382,8 +382,8 @@ export function diskMistakes(at, tmpfs) {
       argv: train(path.join(small, 'run')),
       exit: 74,
       code: 'EFF_CKPT_NO_SPACE',
-      says: /needs \d+ bytes, \d+ are free/,
-      mend: /free some space/,
+      says: /needs \d+\.\d MiB, \d+\.\d MiB are free/,
+      mend: /^free some space and run it again, or write elsewhere: --out DIR$/m,
     },
     {
       name: 'a read-only output',

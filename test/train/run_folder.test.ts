@@ -215,6 +215,20 @@ describe('what cannot be written', () => {
     expect(told).toEqual([1, 2].map(() => expect.stringMatching(`^${code} .*metrics.csv: .*the run goes on`)))
   })
 
+  it('of the status is no news where the disk is known to be full', async () => {
+    const status = { state: 'running', epoch: 0, step: 1, best: null, message: null } as const
+    for (const known of [false, true]) {
+      const { folder, told } = watched()
+      await folder.open(false)
+      await folder.writeStatus(status)
+      at('enospc', 1, '+')
+      if (known) folder.noteFull()
+      await folder.writeStatus({ ...status, state: 'failed' })
+      vi.unstubAllEnvs()
+      expect(told).toHaveLength(known ? 0 : 1)
+    }
+  })
+
   it('of a log is told as lost at the end, with how much', async () => {
     const { folder, told } = watched()
     await folder.open(false)

@@ -183,8 +183,10 @@ async function makeSpace(io: FolderIo, target: string, bytes: number): Promise<v
   if (await readManifest(target).catch(() => undefined)) await removeFolder(io, previousOf(target))
   const left = await free()
   if (left >= bytes) return
-  throw new EffnetError('EFF_CKPT_NO_SPACE', `${dir}: a checkpoint needs ${bytes} bytes, ${left} are free`, {
-    hint: 'free some space, then --resume',
+  const mebibytes = (n: number): string => `${(n / 2 ** 20).toFixed(1)} MiB`
+  const begun = await findFolder(target).catch(unlessCorrupt)
+  throw new EffnetError('EFF_CKPT_NO_SPACE', `${dir}: a checkpoint needs ${mebibytes(bytes)}, ${mebibytes(left)} are free`, {
+    hint: begun ? 'free some space, then --resume' : 'free some space and run it again, or write elsewhere: --out DIR',
     details: { needed: bytes, free: left },
   })
 }

@@ -681,6 +681,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     await folder.settleLogs()
     await this.quietly('bad_files.csv', () => folder.writeBadFiles(this.badFiles, this.continued))
     const message = cause instanceof EffnetError ? `${cause.code}: ${cause.message}` : String(cause)
+    if (cause instanceof EffnetError && cause.code === 'EFF_CKPT_NO_SPACE') folder.noteFull()
     await this.quietly('status.json', () => this.writeStatus('failed', message))
   }
 

@@ -125,6 +125,11 @@ export class RunFolder {
     )
   }
 
+  /** The error that ends the run says that the disk is full: a status that does not fit either is no news. */
+  noteFull(): void {
+    this.statusLate = true
+  }
+
   /** @throws EFF_IO, EFF_CKPT_NO_SPACE of the first one alone: a run is not lost for its status */
   async writeStatus(status: Omit<RunStatus, 'updated' | 'exitCode'>): Promise<void> {
     if (!this.concluded) await this.replaceStatus({ ...status, exitCode: null })
