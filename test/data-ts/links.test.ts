@@ -17,6 +17,7 @@ it('links that lead back are entered once, pipes are no images, links to images 
     copyFileSync(photo, path.join(dir, name, '1.jpg'))
     symlinkSync(photo, path.join(dir, name, '2.jpg'))
     symlinkSync('.', path.join(dir, name, 'loop'))
+    symlinkSync('..', path.join(dir, name, 'up'))
     execFileSync('mkfifo', [path.join(dir, name, 'pipe.jpg')])
   }
   const { train } = await imageFolder(dir, { valSplit: 0.5 })
@@ -24,4 +25,8 @@ it('links that lead back are entered once, pipes are no images, links to images 
   const inputs = await expandInputs([path.join(dir, 'a')])
   expect(inputs.filter((f) => f.endsWith('1.jpg'))).toHaveLength(1)
   expect(train!.length).toBe(2)
+  expect(inputs.every((f) => f.startsWith(path.join(dir, 'a/')))).toBe(true)
+  // A folder elsewhere is followed.
+  symlinkSync('../b', path.join(dir, 'a', 'other'))
+  expect((await expandInputs([path.join(dir, 'a')])).filter((f) => f.endsWith('/other/1.jpg'))).toHaveLength(1)
 })

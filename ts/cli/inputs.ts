@@ -3,6 +3,7 @@ import { type Dirent, existsSync, realpathSync, statSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { isImagePath } from '../data/image_folder.js'
+import { holds } from '../data/links.js'
 import { compareCodePoints } from '../data/order.js'
 import { EffnetError } from '../errors.js'
 
@@ -98,16 +99,16 @@ async function glob(pattern: string): Promise<string[]> {
 }
 
 /** Image files below a folder, hidden names left out, sorted by path. */
-async function imagesBelow(dir: string, entered = new Set<string>()): Promise<string[]> {
+async function imagesBelow(dir: string, entered = new Set<string>(), root = realpathSync(dir)): Promise<string[]> {
   const found: string[] = []
-  // Links may lead back: every folder is entered once.
+  // Links may lead back or up: every folder is entered once, none above the first.
   const real = realpathSync(dir)
-  if (entered.has(real)) return found
+  if (entered.has(real) || holds(real, root)) return found
   entered.add(real)
   for (const entry of await entriesOf(dir)) {
     if (entry.name.startsWith('.')) continue
     const full = path.join(dir, entry.name)
-    if (isFolder(full)) found.push(...(await imagesBelow(full, entered)))
+    if (isFolder(full)) found.push(...(await imagesBelow(full, entered, root)))
     else if (isImagePath(entry.name)) found.push(full)
   }
   return found

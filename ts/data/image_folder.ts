@@ -4,6 +4,7 @@ import path from 'node:path'
 import { EffnetError } from '../errors.js'
 import { checkKeys } from '../option_keys.js'
 import { FileDataset } from './dataset.js'
+import { holds } from './links.js'
 import { compareCodePoints } from './order.js'
 import type { ImageDataset, ImageFolder, ImageFolderOptions, ImageSplitOptions } from './types.js'
 
@@ -109,11 +110,12 @@ async function subfolders(dir: string): Promise<string[]> {
 /** Image files below `dir`: folders in order of their path, files in order of their name. */
 async function imagesBelow(dir: string): Promise<string[]> {
   const found: { dir: string; names: string[] }[] = []
-  // Links may lead back: every folder is entered once.
+  // Links may lead back or up: every folder is entered once, none above the first.
   const entered = new Set<string>()
+  const root = await realpath(dir)
   const visit = async (folder: string): Promise<void> => {
     const real = await realpath(folder)
-    if (entered.has(real)) return
+    if (entered.has(real) || holds(real, root)) return
     entered.add(real)
     const entries = await readdir(folder, { withFileTypes: true })
     const names: string[] = []
