@@ -1,5 +1,5 @@
 /** What people get wrong: each mistake gives one message with the mend, the right exit code and no stack, and changes nothing. */
-import { rmSync } from 'node:fs'
+import { cpSync, rmSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { diskMistakes, folderHash, mistakes, mounts, prepareMistakes, wrongWith } from '../../scripts/lib/mistakes.mjs'
 import { effnet } from './helpers/capture.js'
@@ -84,6 +84,18 @@ it('unreadable images have their own answer, the others are predicted', async ()
   expect(human.code).toBe(65)
   // A mend for each kind of failure.
   expect(human.stderr.match(/Mend:/g)).toHaveLength(2)
+})
+
+it('names with control characters do not reach the terminal as they are', async () => {
+  const name = at('odd\n\u001b[31mred.jpg')
+  cpSync(photo(), name)
+  const argv = ['predict', '--checkpoint', at('run'), '--threads', '1', '--image-size', '32', name, at('gone\u001bc.jpg')]
+  const { stdout, stderr } = await effnet(argv)
+  rmSync(name)
+  expect(stdout).toContain('odd\\n\\u001b[31mred.jpg\n')
+  expect(stderr).toContain('gone\\u001bc.jpg')
+  expect((await effnet(['predict', at('gone\u001bc')])).stderr).toContain('gone\\u001bc')
+  expect(stdout + stderr).not.toContain('\u001b')
 })
 
 describe('weights', () => {

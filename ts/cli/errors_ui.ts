@@ -1,6 +1,7 @@
 /** Errors as a person reads them (code, what, why, mend) and as a script does (one JSON object). */
 import { EffnetError } from '../errors.js'
 import { exitCodeOf } from './exit.js'
+import { printable } from './paths_ui.js'
 import type { Paint } from './ui.js'
 import { asTyped, userWords } from './user_words.js'
 
@@ -80,7 +81,7 @@ const indent = (text: string): string =>
 
 /** Code and what on the first line, then the rest of the message, why and the mend, each indented; the stack only when asked. */
 export function formatError(error: DescribedError, paint: Paint, verbose: boolean): string {
-  const [what = '', ...rest] = error.message.trimEnd().split('\n')
+  const [what = '', ...rest] = error.message.trimEnd().split('\n').map(printable)
   const lines = [`${paint.red(paint.bold(error.code))}  ${what}`]
   if (rest.length > 0) lines.push(...rest.map((line) => (line.startsWith('  ') ? line : `  ${line}`)))
   if (error.why) lines.push(indent(error.why))

@@ -10,3 +10,11 @@ const quoted = (word: string): string => (/^[\w@%+=:,./-]+$/.test(word) ? word :
 
 /** Words as a command line that a shell reads back. */
 export const commandLine = (words: readonly string[]): string => words.map(quoted).join(' ')
+
+const CONTROL = /[\p{Cc}\p{Zl}\p{Zp}]/gu
+
+/** A name for a terminal: what would move the cursor, break the line or colour it, as an escape. */
+export const printable = (name: string): string =>
+  name.replace(CONTROL, (c) =>
+    c === '\n' ? '\\n' : c === '\t' ? '\\t' : `\\u${c.codePointAt(0)!.toString(16).padStart(4, '0')}`,
+  )

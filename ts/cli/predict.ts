@@ -3,6 +3,7 @@ import { defineVerb } from './call.js'
 import { EXIT, exitCodeOf } from './exit.js'
 import { checkDeviceOption, openModel } from './model_source.js'
 import { CROPS, defineOptions, ENGINE, EXIF, WEIGHTS } from './options.js'
+import { printable } from './paths_ui.js'
 import type { Ui } from './ui.js'
 
 const options = defineOptions({
@@ -21,17 +22,18 @@ function print(ui: Ui, result: PredictionResult): void {
     ui.object({ path, error: { code: result.error.code, message: result.error.message } })
     const { code, message } = result.error
     // Messages of files begin with their path.
-    if (!ui.json) ui.error(`${ui.paint.red(code)}  ${message.includes(path) ? message : `${path}: ${message}`}\n`)
+    const whole = message.includes(path) ? message : `${path}: ${message}`
+    if (!ui.json) ui.error(`${ui.paint.red(code)}  ${printable(whole)}\n`)
     return
   }
   if (ui.json) {
     ui.object({ path, topk: result.topk, ...(result.logits ? { logits: Array.from(result.logits) } : {}) })
     return
   }
-  ui.answer(ui.paint.bold(path))
+  ui.answer(ui.paint.bold(printable(path)))
   for (const { index, label, score } of result.topk) {
     ui.answer(
-      `  ${(100 * score).toFixed(2).padStart(6)} %  ${label ?? `class ${index}`}${label ? ui.paint.dim(`  ${index}`) : ''}`,
+      `  ${(100 * score).toFixed(2).padStart(6)} %  ${label === undefined ? `class ${index}` : printable(label)}${label ? ui.paint.dim(`  ${index}`) : ''}`,
     )
   }
 }
