@@ -1,4 +1,7 @@
 /** The public surface of effnet-native. */
+
+import { packageVersion } from './version.js'
+
 export { imageFolder, isImagePath } from './data/image_folder.js'
 export type {
   BadFile,
@@ -75,5 +78,7 @@ export type {
   WarningEvent,
   WorstError,
 } from './train/types.js'
-export { packageVersion as version } from './version.js'
 export type { Naming } from './weights/index.js'
+
+/** Of the package, as package.json has it. */
+export const version: string = packageVersion()
