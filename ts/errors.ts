@@ -39,6 +39,9 @@ export interface EffnetErrorOptions {
   cause?: unknown
 }
 
+/** `import` and `require` in one process make a class each: what either makes is an EffnetError to both. */
+const MARK = Symbol.for('effnet-native.EffnetError')
+
 export class EffnetError extends Error {
   readonly code: ErrorCode
   readonly hint: string | undefined
@@ -52,3 +55,11 @@ export class EffnetError extends Error {
     this.details = options.details ?? {}
   }
 }
+
+Object.defineProperty(EffnetError.prototype, MARK, { value: true })
+Object.defineProperty(EffnetError, Symbol.hasInstance, {
+  value(this: unknown, error: unknown): boolean {
+    if (this !== EffnetError) return Function.prototype[Symbol.hasInstance].call(this, error)
+    return typeof error === 'object' && error !== null && MARK in error
+  },
+})
