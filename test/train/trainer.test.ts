@@ -268,6 +268,18 @@ describe('what goes wrong', () => {
     await expect(train({ maxEpochs: 1, maxBad: 0 }, await imageFolder(dir))).rejects.toThrow(code('EFF_DATA_DECODE'))
   })
 
+  it('a callback that throws at the very end: a warning before the end, the result stays', async () => {
+    await using model = await make()
+    const broken: Callback = { name: 'broken', onTeardown: () => Promise.reject(new Error('from onTeardown')) }
+    const trainer = new Trainer({ ...SMALL, model, maxSteps: 1, callbacks: [broken] })
+    const events = collect(trainer)
+    expect(await trainer.fit(data)).toMatchObject({ status: 'finished' })
+    expect((await events).slice(-2)).toMatchObject([
+      { type: 'warning', code: 'after-error', message: 'onTeardown: from onTeardown' },
+      { type: 'end' },
+    ])
+  })
+
   it('a callback that throws: checkpoint first', async () => {
     const outDir = fresh()
     const broken: Callback = {

@@ -366,7 +366,10 @@ export interface TrainerContext {
   warn(code: string, message: string, hint?: string): void
 }
 
-/** All optional, awaited, called in the order of registration. One that throws ends the run after a checkpoint. */
+/**
+ * All optional, awaited, called in the order of registration. One that throws ends the run after a checkpoint; in `onTeardown`,
+ * when all is saved, and in `onException` it is a warning ('after-error'). What begins with `on` and is no hook is an error.
+ */
 export interface Callback {
   readonly name: string
   onSetup?(ctx: TrainerContext): void | Promise<void>
