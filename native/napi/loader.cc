@@ -22,7 +22,7 @@ struct LoaderHandle {
   }
 
   std::shared_ptr<io::Loader> loader;  // empty after close
-  ExternalBytes accounted;  // of the batches that wait to be taken; those handed out count by themselves
+  ExternalBytes accounted;             // of the batches that wait to be taken; those handed out count by themselves
 };
 const napi_type_tag LoaderHandle::kTag = {0x6b1c2f0e94d84a55, 0x9c7d3e51a6f20b18};
 

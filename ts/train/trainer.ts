@@ -134,7 +134,7 @@ export class Trainer {
     const { checkpoint, ...rest } = options
     if (checkpoint !== undefined && this.run) {
       throw new EffnetError('EFF_INVALID_ARGUMENT', `checkpoint: '${checkpoint}' would replace the weights that fit trains`, {
-        hint: 'await fit, or evaluate the checkpoint with a model of its own: loadModel(folder)',
+        hint: 'await fit, or evaluate the checkpoint with a model of its own',
       })
     }
     if (checkpoint !== undefined) await this.model.loadWeights(await this.findCheckpoint(checkpoint))
