@@ -86,7 +86,7 @@ const PHOTOS = 'models/demo/val'
 const photos = readdirSync(PHOTOS).flatMap((kind) => readdirSync(path.join(PHOTOS, kind)).map((f) => path.join(PHOTOS, kind, f)))
 const predictions = async (device, precision) => {
   const model = await createModel(MODEL, { pretrained: true, device, precision })
-  const found = await model.predict(photos, { topk: 5 })
+  const found = await model.predict(photos, { topK: 5 })
   await model.close()
   return found
 }

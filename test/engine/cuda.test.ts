@@ -2,13 +2,15 @@
  * The CUDA backend behind the public API, on a driver without a GPU (native/cuda/fake): its kernels run in emulation. Beside the CPU
  * backend, which is another code for the same plans.
  */
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
+import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ARENA, binding } from '../../ts/binding.js'
 import { createModel, imageFolder, loadModel, type Model, Trainer } from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
+import { relativeError } from './harness.js'
 
 const driver = path.join(packageRoot(), 'build/fake_cuda')
 const missing = [path.join(driver, 'libcuda.so.1'), path.join(packageRoot(), 'build/Release/effnet_cuda.so')].find(
@@ -33,6 +35,7 @@ const options = {
   clip: true,
 }
 const scalars = { lr: 0.01, momentum: 0.9, weight_decay: 1e-5, clip_norm: 1, ema_decay: 0.9, seed: 5, step: 0, optimizer_step: 1 }
+const data = process.env['EFFNET_TEST_DATA']
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-cuda-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
@@ -137,6 +140,37 @@ describe.skipIf(missing !== undefined)(`device "cuda"${missing ? ` (no ${missing
     expect(second.result).toMatchObject({ status: 'finished', step: 2 })
     expect(second.weights).not.toEqual(first.weights)
   }, 300_000)
+
+  it.skipIf(!data)(
+    'gives the logits that timm gave for real photos at 224 px (EFFNET_TEST_DATA)',
+    async () => {
+      const { images: photos } = JSON.parse(readFileSync(path.join(data!, 'reference/b0-imagenet.json'), 'utf8')) as {
+        images: { file: string; input_png: string; logits: number[]; top5: number[] }[]
+      }
+      const pretrained = path.join(data!, 'weights/tf_efficientnet_b0.tfhub-v1.safetensors')
+      for (const [precision, count, tolerance] of [
+        ['fp32', 3, 1e-5],
+        ['bf16-mixed', 1, 2.5e-2],
+      ] as const) {
+        const model = await createModel('tf_efficientnet_b0', { pretrained, device: 'cuda', precision })
+        const plan = await model.session.evalPlan({ batchSize: 1, imageSize: 224 })
+        for (const photo of photos.slice(0, count)) {
+          const input = await sharp(path.join(data!, 'reference', photo.input_png))
+            .removeAlpha()
+            .toColourspace('srgb')
+            .raw()
+            .toBuffer()
+          const { logits } = await plan.run(plan.packInput(new Uint8Array(input)))
+          expect(relativeError(logits, photo.logits), `${photo.file} ${precision}`).toBeLessThan(tolerance)
+          if (precision !== 'fp32') continue
+          const best = [...logits.keys()].sort((a, b) => logits[b]! - logits[a]!).slice(0, 5)
+          expect(best, photo.file).toEqual(photo.top5)
+        }
+        await model.close()
+      }
+    },
+    300_000,
+  )
 
   it('gives back every native byte', async () => {
     const before = binding().memoryUsage()

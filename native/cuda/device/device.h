@@ -16,6 +16,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define EFF_DEVICE __device__ __forceinline__
+#define EFF_UNROLL _Pragma("unroll")
 #define EFF_KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args a)
 #define EFF_SYNC_BLOCK() __syncthreads()
 #define EFF_SHUFFLE_XOR(value, mask) __shfl_xor_sync(~0u, value, mask)
@@ -24,6 +25,7 @@
 
 #include "cuda/device/emulation.h"
 #define EFF_DEVICE inline
+#define EFF_UNROLL
 #define EFF_KERNEL(name, Args, threads)                                                        \
   static void name(const Args a);                                                              \
   static const effnet::cuda::emulation::Registration name##_registration(                      \

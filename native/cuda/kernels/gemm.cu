@@ -26,14 +26,18 @@ EFF_DEVICE void gemm(const Policy& p, int64_t m_count, int64_t n_count, int64_t 
     }
     EFF_SYNC_BLOCK();
     for (int k = 0; k < kGemmDepth; ++k) {
+      EFF_UNROLL
       for (int i = 0; i < 4; ++i)
+        EFF_UNROLL
         for (int j = 0; j < 4; ++j)
           part[i][j] = fma(tile_a[k * kGemmPitch + row + i], tile_b[k * kGemmPitch + column + j], part[i][j]);
     }
     EFF_SYNC_BLOCK();
     if (++filled == kGemmFlush) {
       filled = 0;
+      EFF_UNROLL
       for (int i = 0; i < 4; ++i) {
+        EFF_UNROLL
         for (int j = 0; j < 4; ++j) {
           total[i][j] += part[i][j];
           part[i][j] = 0.0f;
@@ -41,7 +45,9 @@ EFF_DEVICE void gemm(const Policy& p, int64_t m_count, int64_t n_count, int64_t 
       }
     }
   }
+  EFF_UNROLL
   for (int i = 0; i < 4; ++i)
+    EFF_UNROLL
     for (int j = 0; j < 4; ++j)
       if (m0 + row + i < m_count && n0 + column + j < n_count)
         p.result(m0 + row + i, n0 + column + j, total[i][j] + part[i][j]);
