@@ -264,6 +264,8 @@ function transfers() {
   }))
   put('many', request(800, 1400, many))
   put('no-elements', request(0, 0, [{ dtype: 0, permute: 0, offset: 0, fileOffset: 0, shape: [0, 1, 1, 1] }]))
+  // Nothing, but not a loop over its long side; a word with the highest bit is twice its value.
+  put('endless-side', request(512, 400, [{ dtype: 3, permute: 1, offset: 128, fileOffset: 40, shape: [4, 0xfffffff0, 0, 1] }]))
 }
 
 // ---- images ------------------------------------------------------------------------------------------------------
