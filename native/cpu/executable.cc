@@ -107,6 +107,7 @@ Status Executable::bind_ops() {
   bound_.reserve(plan_->ops().size());
   for (const plan::Op& op : plan_->ops()) {
     if (pool_->stopping()) return error(Code::aborted, "closed while a plan was being bound");
+    if (op.allows_tf32()) return error(Code::plan_invalid, "op %s: TF32 is for GPUs", std::string(op.name).c_str());
     auto kernel = factory_of(op.id)(op);
     if (!kernel.ok())
       return Status(kernel.status().code(),

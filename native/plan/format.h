@@ -34,6 +34,7 @@ enum class Act : uint8_t { identity = 0, silu = 1, relu = 2, relu6 = 3, sigmoid 
 enum OpFlags : uint16_t {
   kOpPrepare = 1,     // belongs to the prepare program: runs when weights changed, before the next step
   kOpRecomputed = 2,  // a forward op repeated in the backward part to save memory (shown by dump)
+  kOpTf32 = 4,        // FP32 operands may go through tensor cores, rounded to TF32; for GPUs
 };
 
 // Consecutive ops of the step that are run for one image after another (or for several at once), all of them before the

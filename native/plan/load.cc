@@ -199,7 +199,7 @@ class Loader {
       const OpRule* rule = rule_of(record.op);
       if (!rule) return bad("op", i, "unknown op");
       if (!name_ok(record.name_offset, record.name_bytes)) return bad("op", i, "name outside the name pool");
-      if (record.flags & ~(kOpPrepare | kOpRecomputed)) return bad("op", i, "unknown flag");
+      if (record.flags & ~(kOpPrepare | kOpRecomputed | kOpTf32)) return bad("op", i, "unknown flag");
       Op op;
       op.id = rule->id;
       op.flags = record.flags;

@@ -67,6 +67,7 @@ struct Op {
   int64_t attr_int(int i) const { return static_cast<int64_t>(attr(i)); }
   Act act(int i) const { return static_cast<Act>(attr_int(i)); }
   bool is_prepare() const { return flags & kOpPrepare; }
+  bool allows_tf32() const { return flags & kOpTf32; }
 };
 
 class Plan {
