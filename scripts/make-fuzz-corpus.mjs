@@ -38,6 +38,7 @@ const tiny = {
 const one = { ...tiny, stages: [stage({})], head: 16 }
 const layouts = new Map([tiny, one].map((config) => [config, weightsLayout(modelParams(config))]))
 const target = { device: 'cpu', isa: 'avx2' }
+const gpu = { target: { device: 'cuda' } }
 const optimizers = [{ name: 'sgd', nesterov: true }, { name: 'rmsprop_tf' }, { name: 'rmsprop' }, { name: 'adamw' }]
 
 function train(config, dtype, optimizer, more = {}) {
@@ -71,7 +72,14 @@ function rest(dtype) {
   graph.node('bn_act_bwd_gate', { diff_dst: diff, src: wide, ...norm(9) }, { act }, { name: 'gate', role: 'output' })
   if (dtype === 'f32') {
     const sums = { diff_scale: channel('diff_scale', 9), diff_shift: channel('diff_shift', 9) }
-    const attrs = { ...window, act: actCode('identity'), drop_rate: 0, rng_stream: 0, batch_stats: 1 }
+    const attrs = {
+      ...window,
+      act: actCode('identity'),
+      drop_rate: 0,
+      rng_stream: 0,
+      batch_stats: 1,
+      src_act: actCode('identity'),
+    }
     const operands = { src: x, weights, diff_dst: diff, dst: wide, ...norm(9), ...sums }
     graph.node('conv2d_bwd', operands, attrs, { name: 'conv_bwd', role: 'output' })
   }
@@ -201,21 +209,24 @@ function plans() {
       evaluate(tiny, dtype, { fuse: false }),
       rest(dtype),
     ].map(parse)
+    // Forms that CPUs refuse: for the verifier alone, and for the GPU backend's tests.
+    const forGpus = parse(train(tiny, dtype, optimizers[0], gpu))
     const done = new Set()
-    for (const plan of programs) {
+    for (const plan of [...programs, forGpus]) {
       plan.ops.forEach(({ op, words }, index) => {
         const present = plan.refs.slice(words[0], words[0] + words[1]).map((r) => (r === 0xffffffff ? '.' : 'x'))
-        const kind = `${names[op]}-${present.length > 10 ? 'n' : present.join('')}`
+        const kind = `${names[op]}-${present.length > 16 ? 'n' : present.join('')}`
         if (done.has(kind)) return
         done.add(kind)
         missing.delete(names[op])
         const bytes = extract(plan, [index])
-        if (bytes.length <= 6000) put(`${kind.replaceAll('.', '_')}.${dtype}`, bytes)
+        if (bytes.length <= 6000) put(`${plan === forGpus ? 'gpu-' : ''}${kind.replaceAll('.', '_')}.${dtype}`, bytes)
       })
     }
     put(`step.${dtype}`, extract(programs[0], [12, 13, 14, 15, 16, 17]))
     put(`eval.${dtype}`, evaluate(one, dtype))
     put(`train.${dtype}`, train(one, dtype, optimizers[3]))
+    put(`gpu-train.${dtype}`, train(one, dtype, optimizers[3], gpu))
   }
   if (missing.size > 0) process.stderr.write(`no seed for ${[...missing].join(', ')}\n`)
 }

@@ -67,6 +67,9 @@ using KernelPtr = std::unique_ptr<Kernel>;
 // Every op has a factory `make_<op>`; it refuses dtypes and shapes it has no code for with Code::plan_invalid.
 using KernelFactory = StatusOr<KernelPtr> (*)(const plan::Op& op);
 
+// The answer to an op in a form that only passes for GPUs make.
+inline Status for_gpus(const char* what) { return error(Code::plan_invalid, "it %s: that is for GPUs", what); }
+
 #define EFF_OP(id, name, ...) StatusOr<KernelPtr> make_##name(const plan::Op& op);
 #include "plan/op_table.inc"
 #undef EFF_OP

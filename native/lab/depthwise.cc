@@ -64,8 +64,8 @@ void layer_passes(const Layer& l, int64_t batch, DType dtype, const char* filter
             .update(f, channels)
             .update(f, channels),
         cpu::make_depthwise_conv2d_stats);
-    Bench bwd(attrs_and({act}));
-    with_norm(bwd.in(dtype, src).in(dtype, dst).in(f, weights)).out(dtype, src).out(f, weights);
+    Bench bwd(attrs_and({act, identity}));
+    with_norm(bwd.in(dtype, src).in(dtype, dst).in(f, weights)).absent(9).out(dtype, src).out(f, weights);
     for (int i = 0; i < 2; ++i) norm ? bwd.out(f, channels) : bwd.absent_out();
     run(bwd, cpu::make_depthwise_conv2d_bwd);
   }

@@ -61,11 +61,11 @@ class Bench {
   Bench& in(plan::DType dtype, const std::vector<int64_t>& dims) {
     return op_.inputs.push_back(tensor(dtype, dims)), *this;
   }
-  Bench& absent() { return op_.inputs.push_back(nullptr), *this; }
+  Bench& absent(size_t count = 1) { return op_.inputs.insert(op_.inputs.end(), count, nullptr), *this; }
   Bench& out(plan::DType dtype, const std::vector<int64_t>& dims) {
     return op_.outputs.push_back(tensor(dtype, dims)), *this;
   }
-  Bench& absent_out() { return op_.outputs.push_back(nullptr), *this; }
+  Bench& absent_out(size_t count = 1) { return op_.outputs.insert(op_.outputs.end(), count, nullptr), *this; }
   Bench& update(plan::DType dtype, const std::vector<int64_t>& dims) {
     return op_.updates.push_back(tensor(dtype, dims)), *this;
   }

@@ -99,6 +99,9 @@ class Checker {
     channels(src, parts);
     act(act_attr);
   }
+  void all_or_none(bool all, std::initializer_list<const Tensor*> parts) {
+    for (const Tensor* part : parts) expect(!part == !all, "operands that belong together are given in part");
+  }
   void per_image(const Tensor* image, const Tensor* t) { shape(t, {image->dims[0], image->dims[3]}); }
 
  private:
@@ -127,6 +130,19 @@ void check_dense(Checker& c, const Op& op) {
                "batch statistics need both sums");
       c.act(bwd::attr_act);
       c.same(src, op.out(bwd::out_diff_src));
+      const Tensor* gate = op.in(bwd::in_gate);
+      c.per_image(src, gate);
+      c.source_norm(
+          src,
+          {op.in(bwd::in_src_mean), op.in(bwd::in_src_inv_std), op.in(bwd::in_src_scale), op.in(bwd::in_src_shift)},
+          bwd::attr_src_act);
+      c.expect(!gate || op.in(bwd::in_src_mean), "a gate without the normalisation of its source");
+      const bool sums_by_channel = op.in(bwd::in_src_mean) && !gate;
+      c.all_or_none(sums_by_channel, {op.out(bwd::out_src_diff_scale), op.out(bwd::out_src_diff_shift)});
+      c.channels(src, {op.out(bwd::out_src_diff_scale), op.out(bwd::out_src_diff_shift)});
+      c.all_or_none(gate, {op.out(bwd::out_diff_gate), op.out(bwd::out_sums)});
+      c.per_image(src, op.out(bwd::out_diff_gate));
+      c.shape(op.out(bwd::out_sums), {src->dims[0], 4, src->dims[3]});
       return c.same(weights, op.out(bwd::out_diff_weights));
     }
     case OpId::conv2d_stats: {
@@ -134,6 +150,10 @@ void check_dense(Checker& c, const Op& op) {
       c.convolution(src, dst, weights->dims[1], weights->dims[2], stats::attr_stride);
       c.dense_weights(weights, src, dst);
       c.per_image(src, op.in(stats::in_gate));
+      c.source_norm(src,
+                    {op.in(stats::in_src_mean), op.in(stats::in_src_inv_std), op.in(stats::in_src_scale),
+                     op.in(stats::in_src_shift)},
+                    stats::attr_src_act);
       c.channels(dst, {op.out(stats::out_mean), op.out(stats::out_inv_std), op.upd(stats::upd_running_mean),
                        op.upd(stats::upd_running_var)});
       c.eps(stats::attr_eps);
@@ -198,6 +218,19 @@ void check_depthwise(Checker& c, const Op& op) {
                     {op.in(bwd::in_src_mean), op.in(bwd::in_src_inv_std), op.in(bwd::in_src_scale),
                      op.in(bwd::in_src_shift), op.out(bwd::out_src_diff_scale), op.out(bwd::out_src_diff_shift)},
                     bwd::attr_src_act);
+      const Tensor* behind = op.in(bwd::in_dst);
+      c.all_or_none(behind, {op.in(bwd::in_mean), op.in(bwd::in_inv_std), op.in(bwd::in_scale),
+                             op.in(bwd::in_diff_scale), op.in(bwd::in_diff_shift)});
+      c.expect(op.in(bwd::in_shift) || op.attr(bwd::attr_act) == 0, "an activation without the shift in front of it");
+      c.expect(behind || (!op.in(bwd::in_shift) && !op.in(bwd::in_gate) && !op.in(bwd::in_diff_pooled) &&
+                          op.attr(bwd::attr_act) == 0),
+               "operands of the normalisation behind without its tensor");
+      c.same(dst, behind);
+      c.channels(dst, {op.in(bwd::in_mean), op.in(bwd::in_inv_std), op.in(bwd::in_scale), op.in(bwd::in_shift),
+                       op.in(bwd::in_diff_scale), op.in(bwd::in_diff_shift)});
+      c.per_image(dst, op.in(bwd::in_gate));
+      c.per_image(dst, op.in(bwd::in_diff_pooled));
+      c.act(bwd::attr_act);
       return c.same(weights, op.out(bwd::out_diff_weights));
     }
     case OpId::depthwise_conv2d: {

@@ -82,7 +82,7 @@ TEST_P(ConvTest, ForwardWithStatistics) {
       const Values rm = stored(DType::f32, random_values(channels, 5)),
                    rv = stored(DType::f32, random_values(channels, 6));
       std::vector<double> attrs = c.attrs();
-      attrs.insert(attrs.end(), {1e-3, 0.1});
+      attrs.insert(attrs.end(), {1e-3, 0.1, 0});
       Rig rig(backend::make_conv2d_stats, attrs);
       rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
       rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
@@ -96,6 +96,7 @@ TEST_P(ConvTest, ForwardWithStatistics) {
       } else {
         rig.add_in(nullptr);
       }
+      rig.absent_inputs(4);
       const Tensor* dst = rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc});
       const Tensor *mean = rig.out(DType::f32, {c.oc}), *inv_std = rig.out(DType::f32, {c.oc});
       const Tensor* running_mean = rig.tensor(Arena::weights, DType::f32, {c.oc}, rm);
@@ -181,7 +182,7 @@ TEST(ConvBackward, BothGradientsBehindNormalisation) {
       Values inv_std = vector(6);
       for (double& v : inv_std) v = std::abs(v) + 0.5;
       std::vector<double> attrs = c.attrs();
-      attrs.insert(attrs.end(), {static_cast<double>(act), drop_rate, kStream, batch_stats ? 1.0 : 0.0});
+      attrs.insert(attrs.end(), {static_cast<double>(act), drop_rate, kStream, batch_stats ? 1.0 : 0.0, 0});
       Rig rig(backend::make_conv2d_bwd, attrs);
       rig.scalars().seed = static_cast<double>(kSeed);
       rig.scalars().step = static_cast<double>(kStep);
@@ -192,8 +193,10 @@ TEST(ConvBackward, BothGradientsBehindNormalisation) {
       for (const Values* v :
            std::initializer_list<const Values*>{&mean, &inv_std, &scale, &shift, &diff_scale, &diff_shift})
         rig.in(DType::f32, {c.oc}, *v);
+      rig.absent_inputs(5);
       const Tensor* diff_src = rig.out(DType::f32, {c.n, c.h, c.w, c.ic});
       const Tensor* diff_weights = rig.out(DType::f32, {c.oc, 1, 1, c.ic});
+      rig.absent_outputs(4);
       rig.run();
       if (HasFatalFailure()) FAIL() << c.name();
       Values dy(dst.size());

@@ -256,6 +256,27 @@ TEST_F(CudaRuntime, PlansGiveWhatTheCpuGives) {
   EXPECT_GT(regions, 0);
 }
 
+// The passes for GPUs make another plan of the same model; its parameters and inputs lie where the CPU's do.
+TEST_F(CudaRuntime, AStepAsFusedForGpusGivesWhatTheCpuGives) {
+  for (const std::string dtype : {"f32", "bf16"}) {
+    SCOPED_TRACE(dtype);
+    const Named fused = corpus_plan("gpu-train." + dtype), plain = corpus_plan("train." + dtype);
+    const auto fused_plan = plan::Plan::load(fused.span()), plain_plan = plan::Plan::load(plain.span());
+    ASSERT_TRUE(fused_plan.ok() && plain_plan.ok());
+    const Start start(*plain_plan.value());
+    const auto want = on_cpu(plain, start);
+    if (!want.ok()) continue;  // bf16 where the CPU has none
+    Start same = start;
+    for (const Arena own : {Arena::activations, Arena::prepared, Arena::output, Arena::image})
+      same.arenas[static_cast<int>(own)].resize(fused_plan.value()->arena_bytes(own));
+    for (const Arena shared : {Arena::weights, Arena::grads, Arena::moment0, Arena::ema, Arena::input})
+      ASSERT_EQ(fused_plan.value()->arena_bytes(shared), plain_plan.value()->arena_bytes(shared));
+    const auto got = on_cuda(fused, same);
+    ASSERT_TRUE(got.ok()) << got.status().message();
+    expect_alike(*fused_plan.value(), got.value(), want.value(), dtype == "f32" ? 1e-3 : 0.1);
+  }
+}
+
 TEST_F(CudaRuntime, EveryLegalOrderGivesTheSameBits) {
   for (const Named& named : corpus()) {
     auto plan = plan::Plan::load(named.span());

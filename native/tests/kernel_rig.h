@@ -120,6 +120,8 @@ class Rig {
   }
   void add_in(const Tensor* t) { op_.inputs.push_back(t); }
   void add_out(const Tensor* t) { op_.outputs.push_back(t); }
+  void absent_inputs(size_t count) { op_.inputs.insert(op_.inputs.end(), count, nullptr); }
+  void absent_outputs(size_t count) { op_.outputs.insert(op_.outputs.end(), count, nullptr); }
   void add_update(const Tensor* t) { op_.updates.push_back(t); }
 
   void set(const Tensor* t, const Values& values) {

@@ -84,7 +84,7 @@ const convStatsCase: Case = {
   build: (b) => {
     const updates = [b.graph.buffer('rm', [4], anyParam([4])), b.graph.buffer('rv', [4], anyParam([4]))]
     const inputs = { src: b.param('src', [2, 3, 4, 3]), weights: b.param('w', [4, 1, 1, 3]) }
-    return b.node('conv2d_stats', inputs, { ...conv(1, [0, 0, 0, 0]), eps: 1e-3, momentum: 0.1 }, { updates })['dst']!
+    return b.node('conv2d_stats', inputs, { ...conv(1, [0, 0, 0, 0]), eps: 1e-3, momentum: 0.1, src_act: 0 }, { updates })['dst']!
   },
 }
 

@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0x1a6f24ac
+export const OP_TABLE_HASH = 0x7d5f0e2e
 
 export const OP_NAMES = [
   'input_normalize',
@@ -541,10 +541,10 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
   depthwise_conv2d_bwd: {
     id: 47,
     name: 'depthwise_conv2d_bwd',
-    inputs: [port('src'), port('diff_dst'), port('weights'), port('src_mean', true), port('src_inv_std', true), port('src_scale', true), port('src_shift', true)],
+    inputs: [port('src'), port('diff_dst'), port('weights'), port('src_mean', true), port('src_inv_std', true), port('src_scale', true), port('src_shift', true), port('dst', true), port('mean', true), port('inv_std', true), port('scale', true), port('shift', true), port('diff_scale', true), port('diff_shift', true), port('gate', true), port('diff_pooled', true)],
     outputs: [port('diff_src'), port('diff_weights'), port('src_diff_scale', true), port('src_diff_shift', true)],
     updates: [],
-    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'src_act'],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'src_act', 'act'],
     fused: true,
     imageWise: false,
   },
@@ -561,20 +561,20 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
   conv2d_stats: {
     id: 49,
     name: 'conv2d_stats',
-    inputs: [port('src'), port('weights'), port('gate', true)],
+    inputs: [port('src'), port('weights'), port('gate', true), port('src_mean', true), port('src_inv_std', true), port('src_scale', true), port('src_shift', true)],
     outputs: [port('dst'), port('mean'), port('inv_std')],
     updates: [port('running_mean'), port('running_var')],
-    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum'],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum', 'src_act'],
     fused: true,
     imageWise: false,
   },
   conv2d_bwd: {
     id: 50,
     name: 'conv2d_bwd',
-    inputs: [port('src'), port('weights'), port('diff_dst'), port('dst'), port('mean'), port('inv_std'), port('scale'), port('shift', true), port('diff_scale', true), port('diff_shift', true)],
-    outputs: [port('diff_src'), port('diff_weights')],
+    inputs: [port('src'), port('weights'), port('diff_dst'), port('dst'), port('mean'), port('inv_std'), port('scale'), port('shift', true), port('diff_scale', true), port('diff_shift', true), port('gate', true), port('src_mean', true), port('src_inv_std', true), port('src_scale', true), port('src_shift', true)],
+    outputs: [port('diff_src'), port('diff_weights'), port('src_diff_scale', true), port('src_diff_shift', true), port('diff_gate', true), port('sums', true)],
     updates: [],
-    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act', 'drop_rate', 'rng_stream', 'batch_stats'],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act', 'drop_rate', 'rng_stream', 'batch_stats', 'src_act'],
     fused: true,
     imageWise: false,
   },

@@ -8,6 +8,7 @@ import { convStatsPattern } from './fuse_patterns/conv_stats.js'
 import { depthwiseStatsPattern } from './fuse_patterns/depthwise_stats.js'
 import { type Emission, GraphView, type Pattern, type Target } from './fuse_patterns/pattern.js'
 import { seGatePattern } from './fuse_patterns/se_gate.js'
+import { depthwiseBehindNorm, sourceNormBackward, sourceNormForward } from './fuse_patterns/source_norm.js'
 import { Rewriter } from './rewrite.js'
 
 export type { Target } from './fuse_patterns/pattern.js'
@@ -22,7 +23,7 @@ export const applyPatterns = parted(function* (graph: Graph, patterns: readonly 
     yield
     for (const pattern of usable) {
       if (!view.isFree(node)) break
-      const rewrite = pattern.match(node, view)
+      const rewrite = pattern.match(node, view, target)
       if (!rewrite) continue
       view.claim(rewrite.removes)
       for (const each of rewrite.removes) removed.add(each)
@@ -51,4 +52,11 @@ export const fuseTraining = parted((graph: Graph, target: Target) =>
 )
 
 /** Fuses what `autodiff` has made of a graph for training. */
-export const fuseBackward = parted((graph: Graph, target: Target) => applyPatterns.parts(graph, [convBwd()], target))
+export const fuseBackward = parted(function* (graph: Graph, target: Target) {
+  if (target.device === 'cpu') return yield* applyPatterns.parts(graph, [convBwd()], target)
+  // Each pattern looks for what the one before has left.
+  const joined = yield* applyPatterns.parts(graph, [convBwd('always')], target)
+  const backward = yield* applyPatterns.parts(joined, [sourceNormBackward, depthwiseBehindNorm], target)
+  const linear = yield* applyPatterns.parts(backward, [depthwiseBehindNorm], target)
+  return yield* applyPatterns.parts(linear, [sourceNormForward], target)
+})

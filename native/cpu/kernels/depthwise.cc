@@ -431,6 +431,7 @@ StatusOr<KernelPtr> make_depthwise_conv2d_bwd_weights(const plan::Op& op) {
 
 StatusOr<KernelPtr> make_depthwise_conv2d_bwd(const plan::Op& op) {
   using namespace op::depthwise_conv2d_bwd;
+  if (op.in(in_dst)) return for_gpus("has the gradient of the normalisation behind a convolution in it");
   auto conv = read_conv(op, op.in(in_src), op.in(in_diff_dst), op.out(out_diff_weights));
   if (!conv.ok()) return conv.status();
   const Conv& c = conv.value();

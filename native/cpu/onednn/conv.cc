@@ -327,6 +327,7 @@ StatusOr<KernelPtr> make_conv2d_stats(const plan::Op& op) {
   using namespace op::conv2d_stats;
   const Tensor &src = *op.in(in_src), &weights = *op.in(in_weights), &dst = *op.out(out_dst);
   EFF_RETURN_IF_ERROR(check_dtype(op, src));
+  if (op.in(in_src_mean)) return for_gpus("normalises the source of a dense convolution");
   const ConvShape shape = shape_of(op, Pass::forward, src, weights, dst);
   plan::Op statistics{};
   statistics.id = plan::OpId::bn_stats;
@@ -390,6 +391,7 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const plan::Op& op) {
 
 StatusOr<KernelPtr> make_conv2d_bwd(const plan::Op& op) {
   using namespace op::conv2d_bwd;
+  if (op.in(in_src_mean)) return for_gpus("normalises the source of a dense convolution");
   PointwiseBwdOperands o{};
   o.src = op.in(in_src);
   o.weights = op.in(in_weights);

@@ -2,6 +2,7 @@
 // becomes of a sum, is a policy: convolution forward, gradient of its source, gradient of its weights.
 #include "cuda/kernels/activation.cuh"
 #include "cuda/kernels/gemm.h"
+#include "cuda/kernels/reduce.cuh"
 
 namespace effnet::cuda {
 
@@ -27,10 +28,9 @@ EFF_DEVICE void gemm(const Policy& p, int64_t m_count, int64_t n_count, int64_t 
     EFF_SYNC_BLOCK();
     for (int k = 0; k < kGemmDepth; ++k) {
       EFF_UNROLL
-      for (int i = 0; i < 4; ++i)
-        EFF_UNROLL
-        for (int j = 0; j < 4; ++j)
-          part[i][j] = fma(tile_a[k * kGemmPitch + row + i], tile_b[k * kGemmPitch + column + j], part[i][j]);
+      for (int i = 0; i < 4; ++i) EFF_UNROLL
+      for (int j = 0; j < 4; ++j)
+        part[i][j] = fma(tile_a[k * kGemmPitch + row + i], tile_b[k * kGemmPitch + column + j], part[i][j]);
     }
     EFF_SYNC_BLOCK();
     if (++filled == kGemmFlush) {
@@ -46,11 +46,10 @@ EFF_DEVICE void gemm(const Policy& p, int64_t m_count, int64_t n_count, int64_t 
     }
   }
   EFF_UNROLL
-  for (int i = 0; i < 4; ++i)
-    EFF_UNROLL
-    for (int j = 0; j < 4; ++j)
-      if (m0 + row + i < m_count && n0 + column + j < n_count)
-        p.result(m0 + row + i, n0 + column + j, total[i][j] + part[i][j]);
+  for (int i = 0; i < 4; ++i) EFF_UNROLL
+  for (int j = 0; j < 4; ++j)
+    if (m0 + row + i < m_count && n0 + column + j < n_count)
+      p.result(m0 + row + i, n0 + column + j, total[i][j] + part[i][j]);
 }
 
 // m: destination pixels, n: output channels, k: taps x input channels.
@@ -98,7 +97,10 @@ struct BackwardDataPolicy {
   }
   EFF_DEVICE void result(int64_t m, int64_t c, float sum) const {
     const int64_t at = m * args.g.ic + c;
-    if (args.slope_of) sum *= activation_slope(args.act, to_float(static_cast<const T*>(args.slope_of)[at]));
+    if (args.slope_of) {
+      const float x = to_float(static_cast<const T*>(args.slope_of)[at]);
+      sum *= activation_slope(args.act, args.slope_norm.mean ? normalised(args.slope_norm, x, c) : x);
+    }
     static_cast<T*>(args.diff_src)[at] = from_float<T>(sum);
   }
 };

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/kernels/batch_norm.h"
 #include "plan/format.h"
 
 namespace effnet::cuda {
@@ -42,9 +43,10 @@ struct ConvBwdDataArgs {
   ConvGeometry g;
   const void* diff_dst;
   const float* weights;
-  const void* slope_of;  // diff_src is multiplied by act'(slope_of), of the type of diff_src; or nullptr
+  const void* slope_of;  // diff_src is multiplied by act'(bn(slope_of)), of the type of diff_src; or nullptr
   plan::Act act;
   void* diff_src;
+  Norm slope_norm = {};  // mean nullptr: slope_of as it is
 };
 
 // Block z sums destination pixels [z, z + 1) * split_pixels.

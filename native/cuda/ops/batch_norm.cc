@@ -139,17 +139,30 @@ void BnBackward::record_apply(const Addresses& at, const Tensor* diff_scale, con
   launches.push_back(by_element("bn_act_bwd_apply" + suffix(src->dtype), args.count, args));
 }
 
-void record_bn_act(const Addresses& at, const Tensor* src, const Tensor* mean, const Tensor* inv_std,
-                   const Tensor* scale, const Tensor* shift, plan::Act act, void* dst, std::vector<Launch>& launches) {
+Norm SourceNorm::norm(const Addresses& at) const { return norm_of(at, mean, inv_std, scale, shift); }
+
+void SourceNorm::record_apply(const Addresses& at, void* dst, std::vector<Launch>& launches) const {
   BnActArgs args{};
   args.src = at.ptr(src);
-  args.norm = norm_of(at, mean, inv_std, scale, shift);
+  args.norm = norm(at);
   args.act = act;
+  args.gate = at.ptr<const float>(gate);
   args.dst = dst;
   args.count = src->elements();
   args.pixels = pixels_of(src);
   args.c = src->c();
   launches.push_back(by_element("bn_act" + suffix(src->dtype), args.count, args));
+}
+
+void SourceNorm::record_sums(const Addresses& at, const void* diff, const Tensor* diff_gate, const Tensor* sums,
+                             std::vector<Launch>& launches) const {
+  ImageSumsArgs args = image_sums(at, src);
+  args.norm = norm(at);
+  args.act = act;
+  args.diff = diff;
+  args.value = at.ptr<float>(diff_gate);
+  args.sums = at.ptr<float>(sums);
+  launches.push_back(by_image(args, src->dtype));
 }
 
 void record_pool(const Addresses& at, const Tensor* src, const Tensor* pooled, std::vector<Launch>& launches) {

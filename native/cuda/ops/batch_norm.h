@@ -34,10 +34,19 @@ struct BnBackward {
                     std::vector<Launch>& launches) const;
 };
 
-// dst = act(bn(src)) into a device address.
-void record_bn_act(const Addresses& at, const plan::Tensor* src, const plan::Tensor* mean, const plan::Tensor* inv_std,
-                   const plan::Tensor* scale, const plan::Tensor* shift, plan::Act act, void* dst,
-                   std::vector<Launch>& launches);
+// A source that a convolution reads through act(bn(src)), times a gate. `mean` nullptr: no normalisation.
+struct SourceNorm {
+  const plan::Tensor *src, *mean, *inv_std, *scale, *shift, *gate;
+  plan::Act act;
+
+  explicit operator bool() const { return mean; }
+  Norm norm(const Addresses& at) const;
+  // act(bn(src)) * gate into a device address.
+  void record_apply(const Addresses& at, void* dst, std::vector<Launch>& launches) const;
+  // As of bn_act_bwd_sums: sums by image of `diff`, the gradient of act(bn(src)) * gate.
+  void record_sums(const Addresses& at, const void* diff, const plan::Tensor* diff_gate, const plan::Tensor* sums,
+                   std::vector<Launch>& launches) const;
+};
 
 // Mean over the pixels of each image and channel of `src`.
 void record_pool(const Addresses& at, const plan::Tensor* src, const plan::Tensor* pooled,

@@ -105,6 +105,8 @@ StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) {
 StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
   using namespace op::conv2d_stats;
   const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *gate = op.in(in_gate), *dst = op.out(out_dst);
+  const SourceNorm source{src,  op.in(in_src_mean),  op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift),
+                          gate, op.act(attr_src_act)};
   const BnStats stats{dst,
                       op.out(out_mean),
                       op.out(out_inv_std),
@@ -113,22 +115,26 @@ StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
                       op.attr(attr_eps),
                       op.attr(attr_momentum)};
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
+  ScratchLayout layout;
+  const size_t value_at = layout.add(source ? src->bytes : 0), stats_at = layout.add(stats.scratch_bytes());
   return make_kernel(
       "conv2d_stats", dst->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
+        void* value = source ? at.scratch + value_at : at.ptr(src);
+        if (source) source.record_apply(at, value, launches);
         launches.push_back(conv_launch({g,
-                                        at.ptr(src),
+                                        value,
                                         {},
-                                        at.ptr<const float>(gate),
+                                        source ? nullptr : at.ptr<const float>(gate),
                                         at.ptr<const float>(weights),
                                         nullptr,
                                         {},
                                         nullptr,
                                         at.ptr(dst)},
                                        dst->dtype));
-        stats.record(at, at.scratch, launches);
+        stats.record(at, at.scratch + stats_at, launches);
       },
-      stats.scratch_bytes(), conv_flops(g));
+      layout.bytes(), conv_flops(g));
 }
 
 StatusOr<KernelPtr> make_conv2d_bwd_data(const Op& op) {
@@ -175,18 +181,37 @@ StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
   const bool batch = op.attr(attr_batch_stats) == 1;
   const Tensor *diff_scale = batch ? op.in(in_diff_scale) : nullptr,
                *diff_shift = batch ? op.in(in_diff_shift) : nullptr;
+  const SourceNorm source{src,
+                          op.in(in_src_mean),
+                          op.in(in_src_inv_std),
+                          op.in(in_src_scale),
+                          op.in(in_src_shift),
+                          op.in(in_gate),
+                          op.act(attr_src_act)};
+  const Tensor *src_diff_scale = op.out(out_src_diff_scale), *src_diff_shift = op.out(out_src_diff_shift),
+               *diff_gate = op.out(out_diff_gate), *sums = op.out(out_sums);
+  // What is stored without a gate is the gradient of bn(src) already, so its sums need no activation.
+  const BnBackward linear{diff_src, src, source.mean, source.inv_std, nullptr, nullptr, nullptr, nullptr, {}, 0, 0};
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   ScratchLayout layout;
   const size_t diff_at = layout.add(dst->bytes), parts_at = layout.add(conv_bwd_weights_scratch(g));
+  const size_t value_at = layout.add(source ? src->bytes : 0);
+  const size_t sums_at = layout.add(src_diff_scale ? linear.reduce_scratch_bytes() : 0);
   return make_kernel(
       "conv2d_bwd", src->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
         void* diff = at.scratch + diff_at;
         back.record_apply(at, diff_scale, diff_shift, diff, launches);
-        record_conv_bwd_weights({g, at.ptr(src), {}, diff, 0, reinterpret_cast<float*>(at.scratch + parts_at)},
-                                src->dtype, at.ptr<float>(diff_weights), launches);
-        launches.push_back(
-            conv_bwd_data_launch({g, diff, at.ptr<const float>(weights), nullptr, {}, at.ptr(diff_src)}, src->dtype));
+        void* value = source ? at.scratch + value_at : at.ptr(src);
+        if (source) source.record_apply(at, value, launches);
+        record_conv_bwd_weights({g, value, {}, diff, 0, reinterpret_cast<float*>(at.scratch + parts_at)}, src->dtype,
+                                at.ptr<float>(diff_weights), launches);
+        const bool to_bn = src_diff_scale;
+        launches.push_back(conv_bwd_data_launch({g, diff, at.ptr<const float>(weights), to_bn ? at.ptr(src) : nullptr,
+                                                 source.act, at.ptr(diff_src), source.norm(at)},
+                                                src->dtype));
+        if (to_bn) linear.record_reduce(at, at.scratch + sums_at, src_diff_scale, src_diff_shift, launches);
+        if (sums) source.record_sums(at, at.ptr(diff_src), diff_gate, sums, launches);
       },
       layout.bytes(), 2 * conv_flops(g));
 }

@@ -113,9 +113,9 @@ StatusOr<KernelPtr> make_depthwise_conv2d_bwd_weights(const Op& op) {
 
 StatusOr<KernelPtr> make_depthwise_conv2d_stats(const Op& op) {
   using namespace op::depthwise_conv2d_stats;
-  const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *mean = op.in(in_src_mean),
-               *inv_std = op.in(in_src_inv_std), *scale = op.in(in_src_scale), *shift = op.in(in_src_shift),
-               *dst = op.out(out_dst);
+  const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
+  const SourceNorm source{src,     op.in(in_src_mean),  op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift),
+                          nullptr, op.act(attr_src_act)};
   const BnStats stats{dst,
                       op.out(out_mean),
                       op.out(out_inv_std),
@@ -124,14 +124,13 @@ StatusOr<KernelPtr> make_depthwise_conv2d_stats(const Op& op) {
                       op.attr(attr_eps),
                       op.attr(attr_momentum)};
   const DepthwiseGeometry g = geometry(op, attr_stride, src, dst, weights);
-  const plan::Act act = op.act(attr_src_act);
   ScratchLayout layout;
-  const size_t value_at = layout.add(mean ? src->bytes : 0), stats_at = layout.add(stats.scratch_bytes());
+  const size_t value_at = layout.add(source ? src->bytes : 0), stats_at = layout.add(stats.scratch_bytes());
   return make_kernel(
       "depthwise_conv2d_stats", dst->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        void* value = mean ? at.scratch + value_at : at.ptr(src);
-        if (mean) record_bn_act(at, src, mean, inv_std, scale, shift, act, value, launches);
+        void* value = source ? at.scratch + value_at : at.ptr(src);
+        if (source) source.record_apply(at, value, launches);
         launches.push_back(forward({g, value, at.ptr<const float>(weights), nullptr, {}, at.ptr(dst)}, dst->dtype));
         stats.record(at, at.scratch + stats_at, launches);
       },
@@ -140,29 +139,42 @@ StatusOr<KernelPtr> make_depthwise_conv2d_stats(const Op& op) {
 
 StatusOr<KernelPtr> make_depthwise_conv2d_bwd(const Op& op) {
   using namespace op::depthwise_conv2d_bwd;
-  const Tensor *src = op.in(in_src), *diff_dst = op.in(in_diff_dst), *weights = op.in(in_weights),
-               *mean = op.in(in_src_mean), *inv_std = op.in(in_src_inv_std), *scale = op.in(in_src_scale),
-               *shift = op.in(in_src_shift);
+  const Tensor *src = op.in(in_src), *diff_dst = op.in(in_diff_dst), *weights = op.in(in_weights), *dst = op.in(in_dst);
+  const SourceNorm source{src,     op.in(in_src_mean),  op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift),
+                          nullptr, op.act(attr_src_act)};
+  // Of the normalisation behind, where diff_dst is the gradient of what follows that.
+  const BnBackward behind{diff_dst,
+                          dst,
+                          op.in(in_mean),
+                          op.in(in_inv_std),
+                          op.in(in_scale),
+                          op.in(in_shift),
+                          op.in(in_gate),
+                          op.in(in_diff_pooled),
+                          op.act(attr_act),
+                          0,
+                          0};
+  const Tensor *behind_scale = op.in(in_diff_scale), *behind_shift = op.in(in_diff_shift);
   const Tensor *diff_src = op.out(out_diff_src), *diff_weights = op.out(out_diff_weights),
                *diff_scale = op.out(out_src_diff_scale), *diff_shift = op.out(out_src_diff_shift);
-  const plan::Act act = op.act(attr_src_act);
   const DepthwiseGeometry g = geometry(op, attr_stride, src, diff_dst, weights);
   // What is stored is the gradient of bn(src) already, so its sums need no activation.
-  const BnBackward back{diff_src, src, mean, inv_std, nullptr, nullptr, nullptr, nullptr, {}, 0, 0};
+  const BnBackward back{diff_src, src, source.mean, source.inv_std, nullptr, nullptr, nullptr, nullptr, {}, 0, 0};
   ScratchLayout layout;
-  const size_t value_at = layout.add(mean ? src->bytes : 0), parts_at = layout.add(weights_scratch(g));
+  const size_t value_at = layout.add(source ? src->bytes : 0), parts_at = layout.add(weights_scratch(g));
+  const size_t diff_at = layout.add(dst ? dst->bytes : 0);
   const size_t sums_at = layout.add(diff_scale ? back.reduce_scratch_bytes() : 0);
   return make_kernel(
       "depthwise_conv2d_bwd", src->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        void* value = mean ? at.scratch + value_at : at.ptr(src);
-        if (mean) record_bn_act(at, src, mean, inv_std, scale, shift, act, value, launches);
-        backward_weights(g, value, at.ptr(diff_dst), src->dtype, at.scratch + parts_at, at.ptr<float>(diff_weights),
-                         launches);
-        const Norm norm{at.ptr<const float>(mean), at.ptr<const float>(inv_std), at.ptr<const float>(scale),
-                        at.ptr<const float>(shift)};
+        void* value = source ? at.scratch + value_at : at.ptr(src);
+        if (source) source.record_apply(at, value, launches);
+        void* diff = dst ? at.scratch + diff_at : at.ptr(diff_dst);
+        if (dst) behind.record_apply(at, behind_scale, behind_shift, diff, launches);
+        backward_weights(g, value, diff, src->dtype, at.scratch + parts_at, at.ptr<float>(diff_weights), launches);
         launches.push_back(backward_data(
-            {g, at.ptr(diff_dst), at.ptr<const float>(weights), at.ptr(src), norm, act, at.ptr(diff_src)}, src->dtype));
+            {g, diff, at.ptr<const float>(weights), at.ptr(src), source.norm(at), source.act, at.ptr(diff_src)},
+            src->dtype));
         if (diff_scale) back.record_reduce(at, at.scratch + sums_at, diff_scale, diff_shift, launches);
       },
       layout.bytes(), 2 * flops(g));

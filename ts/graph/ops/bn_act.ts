@@ -224,6 +224,17 @@ export const bnActBwdApply: OpDef = {
   },
 }
 
+/**
+ * What bn_act_bwd_apply makes of diff_dst, as it would be stored: for ops that do it on the way in. `operands` as its inputs from
+ * src on; without an activation the shift may be missing.
+ */
+export function bnActBwdApplied(diffDst: RefTensor, operands: Refs, attrs: Attrs, ctx: RefContext): RefTensor {
+  const [src, mean, invStd, scale, shift, ...more] = operands
+  const norm = [src!, mean!, invStd!, scale!, shift ?? filled(mean!.shape, 0)]
+  const [diff] = bnActBwdApply.reference([diffDst, ...norm, ...more], attrs, [], ctx)
+  return ctx.round(diff!, at(ctx.node.inputs, 0).dtype)
+}
+
 export const bnActBwdGate: OpDef = {
   name: 'bn_act_bwd_gate',
   infer(inputs, attrs) {

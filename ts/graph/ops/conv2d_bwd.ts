@@ -1,19 +1,28 @@
 /**
  * Both gradients of a 1x1 convolution whose result `dst` is normalised: bn_act_bwd_apply, then conv2d_bwd_data and
  * conv2d_bwd_weights of what it makes, which is never stored. `diff_dst` is the gradient of the normalised and activated value.
+ *
+ * Given the operands of a BN with batch statistics of src, the convolution was of src_act(bn(src)), times gate [N, I] where there
+ * is one, and what that needs of diff_src is made in passing:
+ * - without a gate, diff_src is the gradient of bn(src); src_diff_scale and src_diff_shift are its sums, as of bn_bwd_reduce
+ * - with a gate, diff_src is the gradient of the gated value; diff_gate and sums are as of bn_act_bwd_sums
  */
-import { expectSums } from './batch_norm.js'
-import { bnActBwdApply } from './bn_act.js'
-import { at, expectImages, expectRate, expectSame, expectType, fail, show, spec } from './check.js'
+import { activationBwdReference } from './activation.js'
+import { bnApplyReference, bnBwdReduceReference, expectSums, normOf } from './batch_norm.js'
+import { bnActBwdApplied, bnActBwdSums } from './bn_act.js'
+import { at, attr, expectImages, expectPerSample, expectRate, expectSame, expectType, fail, show, spec } from './check.js'
 import { conv2dBwdDataReference, conv2dBwdWeightsReference, conv2dFlops, conv2dShape } from './conv2d.js'
 import type { OpDef } from './def.js'
+import { expectSourceNorm, sourceReference } from './source_norm.js'
+
+const GATE = 10
+const SRC_NORM = 11
 
 export const conv2dBwd: OpDef = {
   name: 'conv2d_bwd',
   infer(inputs, attrs) {
     const [src, weights, dst] = [at(inputs, 0), at(inputs, 1), at(inputs, 3)]
     expectImages('src', src)
-    expectType('src', src, 'f32')
     expectType('weights', weights, 'f32')
     expectType('dst', dst, src.dtype)
     expectSame('diff_dst', at(inputs, 2), 'dst', dst)
@@ -25,15 +34,35 @@ export const conv2dBwd: OpDef = {
       fail(`dst ${show(dst)} is not of a 1x1 convolution of src ${show(src)}`)
     expectRate(attrs)
     expectSums(attrs, dst, inputs[8], inputs[9])
-    return [spec(src.shape, src.dtype), spec(weights.shape, 'f32')]
+    const gate = inputs[GATE]
+    expectPerSample('gate', gate, 'src', src)
+    const normalised = expectSourceNorm(inputs, attrs, SRC_NORM)
+    if (gate && !normalised) fail('a gate needs the BN of src')
+    const [n, , , c] = src.shape as [number, number, number, number]
+    const sums = normalised && !gate ? spec([c], 'f32') : null
+    const byImage = gate ? [spec([n, c], 'f32'), spec([n, 4, c], 'f32')] : [null, null]
+    return [spec(src.shape, src.dtype), spec(weights.shape, 'f32'), sums, sums, ...byImage]
   },
   reference(inputs, attrs, outputs, ctx) {
-    const [src, weights, diffDst, ...norm] = inputs
-    const [diff] = bnActBwdApply.reference([diffDst!, ...norm, null, null], attrs, [], ctx)
-    return [
-      conv2dBwdDataReference(diff!, weights!, attrs, at(outputs, 0).shape),
-      conv2dBwdWeightsReference(src!, diff!, attrs, at(outputs, 1).shape),
-    ]
+    const [src, weights, diffDst] = [at(inputs, 0), at(inputs, 1), at(inputs, 2)]
+    const dtype = at(outputs, 0).dtype
+    const dy = bnActBwdApplied(diffDst, [...inputs.slice(3, GATE), null, null], attrs, ctx)
+    const gate = inputs[GATE]
+    const convolved = sourceReference(inputs, attrs, SRC_NORM, ctx, gate)
+    const diffWeights = conv2dBwdWeightsReference(convolved, dy, attrs, at(outputs, 1).shape)
+    const diffSrc = conv2dBwdDataReference(dy, weights, attrs, at(outputs, 0).shape)
+    if (!inputs[SRC_NORM]) return [diffSrc, diffWeights, null, null, null, null]
+    const act = attr(attrs, 'src_act')
+    if (gate) {
+      const stored = ctx.round(diffSrc, dtype)
+      const operands = [stored, src, ...inputs.slice(SRC_NORM, SRC_NORM + 4), gate]
+      const [diffGate, sums] = bnActBwdSums.reference(operands, { act, drop_rate: 0, rng_stream: 0 }, [], ctx)
+      return [stored, diffWeights, null, null, diffGate!, sums!]
+    }
+    const norm = normOf(inputs, SRC_NORM)
+    const stored = ctx.round(activationBwdReference(diffSrc, bnApplyReference(src, norm), act), dtype)
+    const { diffScale, diffShift } = bnBwdReduceReference(stored, src, norm.mean, norm.invStd)
+    return [stored, diffWeights, diffScale, diffShift, null, null]
   },
   flops: (node) => 2 * conv2dFlops(at(node.inputs, 3).shape, at(node.inputs, 1).shape),
 }

@@ -1,10 +1,26 @@
 /** Depthwise convolution: src [N, H, W, C], weights HWC [kh, kw, C], dst [N, H', W', C]. */
 import { actCode, elements, type Shape, type Tensor } from '../types.js'
-import { activationBwdReference, activationReference } from './activation.js'
-import { bnApplyReference, bnBwdReduceReference, bnStatsReference, expectNorm, expectRunning, normOf } from './batch_norm.js'
-import { at, attr, expectAct, expectImages, expectType, fail, hintedShape, refTensor, show, spec } from './check.js'
+import { activationBwdReference } from './activation.js'
+import { bnApplyReference, bnBwdReduceReference, bnStatsReference, expectRunning, expectSums, normOf } from './batch_norm.js'
+import { bnActBwdApplied } from './bn_act.js'
+import {
+  at,
+  attr,
+  expectAct,
+  expectChannels,
+  expectImages,
+  expectPerSample,
+  expectSame,
+  expectType,
+  fail,
+  hintedShape,
+  refTensor,
+  show,
+  spec,
+} from './check.js'
 import { convAttrs, firstTap, lastTap, windowOf } from './conv_geometry.js'
-import type { Attrs, GradContext, Inputs, OpDef, RefContext, RefTensor } from './def.js'
+import type { Attrs, GradContext, Inputs, OpDef, RefTensor } from './def.js'
+import { expectSourceNorm, sourceReference } from './source_norm.js'
 
 export function depthwiseShape(src: Shape, weights: Shape, attrs: Attrs): Shape {
   const [kh, kw, c] = weights
@@ -128,27 +144,6 @@ export const depthwiseConv2dBwdWeights: OpDef = {
   flops: (node) => depthwiseFlops(at(node.inputs, 1).shape, at(node.outputs, 0).shape),
 }
 
-type Refs = readonly (RefTensor | null)[]
-
-/** src_mean, src_inv_std, src_scale, src_shift from input `first` on: all of them, or none. */
-function expectSourceNorm(inputs: Inputs, attrs: Attrs, first: number): boolean {
-  const operands = inputs.slice(first, first + 4)
-  const count = operands.filter(Boolean).length
-  if (count !== 0 && count !== 4) fail('src_mean, src_inv_std, src_scale and src_shift must be given together')
-  expectAct({ act: attr(attrs, 'src_act') })
-  if (count === 0 && attr(attrs, 'src_act') !== actCode('identity')) fail('src_act needs the BN of src')
-  if (count === 4) expectNorm(at(inputs, 0), inputs, first, ['src_mean', 'src_inv_std', 'src_scale', 'src_shift'])
-  return count === 4
-}
-
-/** What the window slides over: src, or act(bn(src)) as it would be stored. */
-function sourceReference(inputs: Refs, attrs: Attrs, first: number, ctx: RefContext): RefTensor {
-  const src = at(inputs, 0)
-  if (!inputs[first]) return src
-  const activated = activationReference(bnApplyReference(src, normOf(inputs, first)), attr(attrs, 'src_act'))
-  return ctx.round(activated, at(ctx.node.inputs, 0).dtype)
-}
-
 /**
  * With statistics of dst: depthwise_conv2d and bn_stats in one. Statistics are of the stored values. Given the operands of a BN
  * with batch statistics of src, it convolves src_act(bn(src)), which is never stored: bn_act, too, in one.
@@ -183,7 +178,11 @@ export const depthwiseConv2dStats: OpDef = {
   flops: (node) => depthwiseFlops(at(node.outputs, 0).shape, at(node.inputs, 1).shape),
 }
 
-const bwdAttrs = (attrs: Attrs): Attrs => ({ ...convAttrs(attrs), src_act: attr(attrs, 'src_act') })
+const bwdAttrs = (attrs: Attrs): Attrs => ({
+  ...convAttrs(attrs),
+  src_act: attr(attrs, 'src_act'),
+  act: actCode('identity'),
+})
 
 /** The activated source is made again in passing; what is left of the BN's gradient is linear. */
 function normalisedGrad(ctx: GradContext): (Tensor | null)[] {
@@ -207,9 +206,29 @@ function normalisedGrad(ctx: GradContext): (Tensor | null)[] {
   return [diffSrc, diff_weights!, null, null, src_diff_scale!, src_diff_shift!]
 }
 
+/** Of a BN behind the convolution: all that bn_act_bwd_apply takes, or nothing. Without activation there is no need of the shift. */
+function expectDstNorm(inputs: Inputs, attrs: Attrs): void {
+  const [dst, mean, invStd, scale, shift, diffScale, diffShift, gate, diffPooled] = inputs.slice(7)
+  expectAct(attrs)
+  const activated = attr(attrs, 'act') !== actCode('identity')
+  if (!dst) {
+    if (inputs.slice(8).some(Boolean) || activated) fail('operands of the BN behind the convolution need dst')
+    return
+  }
+  if (!mean || !invStd || !scale || (activated && !shift)) fail('dst needs mean, inv_std, scale and, activated, shift')
+  expectSame('dst', dst, 'diff_dst', at(inputs, 1))
+  for (const [port, t] of Object.entries({ mean, inv_std: invStd, scale, shift })) expectChannels(port, t, 'dst', dst)
+  expectSums({ batch_stats: 1 }, dst, diffScale, diffShift)
+  expectPerSample('gate', gate, 'dst', dst)
+  expectPerSample('diff_pooled', diffPooled, 'dst', dst)
+}
+
 /**
  * Both gradients, src and diff_dst read once. With the operands of a BN, as depthwise_conv2d_stats: diff_src is then the gradient
  * of bn(src), and src_diff_scale and src_diff_shift are its sums, as those of bn_bwd_reduce.
+ *
+ * With those of the BN behind it (batch statistics, as in bn_act_bwd_apply), diff_dst is the gradient of what follows that BN and
+ * bn_act_bwd_apply is done on the way in; only passes behind autodiff ask for it.
  */
 export const depthwiseConv2dBwd: OpDef = {
   name: 'depthwise_conv2d_bwd',
@@ -219,6 +238,7 @@ export const depthwiseConv2dBwd: OpDef = {
     expectType('weights', weights, 'f32')
     expectType('diff_dst', diffDst, src.dtype)
     const normalised = expectSourceNorm(inputs, attrs, 3)
+    expectDstNorm(inputs, attrs)
     const dst = depthwiseShape(src.shape, weights.shape, attrs)
     if (dst.join() !== diffDst.shape.join())
       fail(`diff_dst ${show(diffDst)} is not [${dst.join(', ')}], which src ${show(src)} needs`)
@@ -226,7 +246,9 @@ export const depthwiseConv2dBwd: OpDef = {
     return [spec(src.shape, src.dtype), spec(weights.shape, 'f32'), sums, sums]
   },
   reference(inputs, attrs, outputs, ctx) {
-    const [src, diffDst, weights] = [at(inputs, 0), at(inputs, 1), at(inputs, 2)]
+    const [src, weights] = [at(inputs, 0), at(inputs, 2)]
+    const behind = { act: attr(attrs, 'act'), drop_rate: 0, rng_stream: 0, batch_stats: 1 }
+    const diffDst = inputs[7] ? bnActBwdApplied(at(inputs, 1), inputs.slice(7), behind, ctx) : at(inputs, 1)
     const diff = depthwiseBwdDataReference(diffDst, weights, attrs, at(outputs, 0).shape)
     const convolved = sourceReference(inputs, attrs, 3, ctx)
     const diffWeights = depthwiseBwdWeightsReference(convolved, diffDst, attrs, at(outputs, 1).shape)

@@ -11,8 +11,8 @@ import type { Pattern } from './pattern.js'
  */
 const MANY_BYTES = 32 << 20
 
-/** Where the gradient in the middle has more bytes than `manyBytes`. */
-export const convBwd = (manyBytes = MANY_BYTES): Pattern => ({
+/** Where the gradient in the middle has more bytes than `where` and the CPU's kernel is made for it, or always. */
+export const convBwd = (where: number | 'always' = MANY_BYTES): Pattern => ({
   name: 'conv_bwd',
   applies: () => true,
   match(apply, view) {
@@ -25,7 +25,7 @@ export const convBwd = (manyBytes = MANY_BYTES): Pattern => ({
     // The fused op stands where the later of the two did: nobody may read the earlier one's result before.
     const results = [weights.outputs[0]!, data.outputs[0]!]
     if (results.some((t) => view.readers(t).some((n) => n.id < last(weights, data).id))) return null
-    if (!view.isFree(weights) || !view.isFree(data) || !pays(weights, data, manyBytes)) return null
+    if (!view.isFree(weights) || !view.isFree(data) || !pays(weights, data, where)) return null
     return {
       removes: [apply, weights, data],
       emits: [
@@ -38,7 +38,7 @@ export const convBwd = (manyBytes = MANY_BYTES): Pattern => ({
               diff_weights: rewriter.define(weights.outputs[0]!),
             }
             const [src, matrix] = [rewriter.to(weights.inputs[0]!), rewriter.to(data.inputs[1]!)]
-            const attrs = { act: 0, drop_rate: 0, rng_stream: 0, ...apply.attrs, ...data.attrs }
+            const attrs = { act: 0, drop_rate: 0, rng_stream: 0, src_act: 0, ...apply.attrs, ...data.attrs }
             const inputs = { src, weights: matrix, diff_dst: diff_dst!, dst: dst!, ...norm }
             rewriter.graph.node('conv2d_bwd', inputs, attrs, { name: `${data.name}_weights`, backward: true, into })
           },
@@ -55,9 +55,9 @@ function isPlain({ op, inputs }: Node): boolean {
   return op === 'bn_bwd_apply' || (op === 'bn_act_bwd_apply' && !inputs[8] && !inputs[9])
 }
 
-function pays(weights: Node, data: Node, manyBytes: number): boolean {
+function pays(weights: Node, data: Node, where: number | 'always'): boolean {
   const [o, kh, kw, i] = weights.outputs[0]!.shape as readonly [number, number, number, number]
   const diff = data.inputs[0]!
-  const pointwise = kh === 1 && kw === 1 && data.attrs['stride'] === 1
-  return pointwise && diff.dtype === 'f32' && o > i && 4 * elements(diff.shape) > manyBytes
+  if (kh !== 1 || kw !== 1 || data.attrs['stride'] !== 1) return false
+  return where === 'always' || (diff.dtype === 'f32' && o > i && 4 * elements(diff.shape) > where)
 }

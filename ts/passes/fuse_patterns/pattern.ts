@@ -29,7 +29,7 @@ export interface Pattern {
   /** Whether the fused op pays off on the target. */
   applies(target: Target): boolean
   /** The rewrite that starts at `node`, or null. */
-  match(node: Node, view: GraphView): Rewrite | null
+  match(node: Node, view: GraphView, target: Target): Rewrite | null
 }
 
 export class GraphView {

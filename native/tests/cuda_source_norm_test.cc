@@ -1,0 +1,281 @@
+// Convolutions that read their source, or the gradient of their result, through a normalisation: forms of ops that only
+// passes for GPUs make. Against plain loops in double precision.
+#include "conv_reference.h"
+#include "kernel_rig.h"
+#include "reference.h"
+
+namespace effnet::test {
+namespace {
+
+using plan::Act;
+
+// The vectors of a BN, and gates by image.
+struct Bn {
+  Values mean, inv_std, scale, shift;
+
+  Bn(int64_t channels, uint32_t seed) {
+    const auto c = static_cast<size_t>(channels);
+    const auto vector = [&](uint32_t k, double mean) {
+      return stored(DType::f32, random_values(c, seed + k, mean, 0.3));
+    };
+    mean = vector(0, 0);
+    inv_std = vector(1, 1);
+    scale = vector(2, 1);
+    shift = vector(3, 0);
+  }
+  void add_to(Rig& rig) const {
+    for (const Values* v : {&mean, &inv_std, &scale, &shift}) rig.in(DType::f32, {static_cast<int64_t>(v->size())}, *v);
+  }
+  double hat(double x, size_t c) const { return (x - mean[c]) * inv_std[c]; }
+  double z(double x, size_t c) const { return hat(x, c) * scale[c] + shift[c]; }
+};
+
+Values gates(int64_t images, int64_t channels) {
+  return stored(DType::f32, random_values(static_cast<size_t>(images * channels), 31, 0.6, 0.2));
+}
+
+// act(bn(src)) * gate, as it would be stored.
+Values activated(const Values& src, const Bn& bn, Act act, const Values* gate, size_t image, DType dtype) {
+  Values values(src.size());
+  const size_t channels = bn.mean.size();
+  for (size_t i = 0; i < src.size(); ++i) {
+    const size_t c = i % channels;
+    const double g = gate ? (*gate)[i / image * channels + c] : 1;
+    values[i] = round_to(dtype, act_value(act, bn.z(src[i], c)) * g);
+  }
+  return values;
+}
+
+// The gradient of what a BN with batch statistics normalises, from that of what follows it, as it would be stored.
+struct Behind {
+  Bn bn;
+  Act act;
+  Values diff_scale, diff_shift, dst;
+
+  Behind(int64_t channels, size_t elements, Act act, DType dtype)
+      : bn(channels, 40),
+        act(act),
+        diff_scale(stored(DType::f32, random_values(static_cast<size_t>(channels), 51))),
+        diff_shift(stored(DType::f32, random_values(static_cast<size_t>(channels), 52))),
+        dst(stored(dtype, random_values(elements, 53))) {}
+  Values diff(const Values& diff_dst, const Values* gate, const Values* diff_pooled, size_t image, DType dtype) const {
+    const size_t channels = bn.mean.size();
+    const double rows = static_cast<double>(dst.size() / channels), pixels = static_cast<double>(image / channels);
+    Values dy(dst.size());
+    for (size_t i = 0; i < dy.size(); ++i) {
+      const size_t c = i % channels, by_image = i / image * channels + c;
+      double g = diff_dst[i] * (gate ? (*gate)[by_image] : 1) + (diff_pooled ? (*diff_pooled)[by_image] / pixels : 0);
+      g *= act_slope(act, bn.z(dst[i], c));
+      const double centred = g - (diff_shift[c] + bn.hat(dst[i], c) * diff_scale[c]) / rows;
+      dy[i] = round_to(dtype, bn.scale[c] * bn.inv_std[c] * centred);
+    }
+    return dy;
+  }
+};
+
+// Of a 16-bit result: its rounding, and that of what it is made from.
+double tolerance(DType dtype) { return dtype == DType::f32 ? 3e-6 : 0x1p-7; }
+
+const ConvCase kCases[] = {
+    {2, 7, 7, 24, 40, 1, 1, 0, 0, 0, 0}, {3, 14, 14, 96, 16, 1, 1, 0, 0, 0, 0}, {5, 7, 5, 112, 20, 1, 1, 0, 0, 0, 0},
+    {1, 1, 7, 3, 1, 1, 1, 0, 0, 0, 0},   {2, 28, 28, 32, 16, 1, 1, 0, 0, 0, 0},
+};
+
+class SourceNorm : public testing::TestWithParam<DType> {
+ protected:
+  DType dtype() const { return GetParam(); }
+};
+
+TEST_P(SourceNorm, ForwardWithStatistics) {
+  std::vector<ConvCase> all(std::begin(kCases), std::end(kCases));
+  all.push_back({2, 9, 8, 16, 24, 3, 1, 1, 1, 1, 1});  // what the window sees beyond the border is 0, not act(bn(0))
+  for (const ConvCase& c : all) {
+    for (const bool gated : {false, true}) {
+      if (gated && c.k > 1) continue;
+      const ConvData d(c, dtype());
+      const Bn bn(c.ic, 20);
+      const Values gate = gates(c.n, c.ic);
+      auto attrs = c.attrs();
+      attrs.insert(attrs.end(), {1e-3, 0.1, static_cast<double>(Act::silu)});
+      Rig rig(backend::make_conv2d_stats, attrs);
+      rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
+      rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+      gated ? void(rig.in(DType::f32, {c.n, c.ic}, gate)) : rig.absent_inputs(1);
+      bn.add_to(rig);
+      const Tensor* dst = rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc});
+      const Tensor *mean = rig.out(DType::f32, {c.oc}), *inv_std = rig.out(DType::f32, {c.oc});
+      const Values ones(static_cast<size_t>(c.oc), 1);
+      for (int i = 0; i < 2; ++i) rig.add_update(rig.tensor(Arena::weights, DType::f32, {c.oc}, ones));
+      rig.run();
+      if (HasFatalFailure()) FAIL() << c.name();
+      const Values value =
+          activated(d.src, bn, Act::silu, gated ? &gate : nullptr, static_cast<size_t>(c.h * c.w * c.ic), dtype());
+      const Values w = stored(dtype(), d.weights), got = rig.get(dst);
+      Values want(got.size()), want_mean(ones.size()), var(ones.size()), want_inv_std(ones.size());
+      for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += value[s] * w[k]; });
+      const double terms = std::sqrt(static_cast<double>(c.k * c.k * c.ic));
+      expect_near(got, want, tolerance(dtype()), terms, c.name());
+      const double rows = static_cast<double>(got.size() / ones.size());
+      for (size_t i = 0; i < got.size(); ++i) want_mean[i % ones.size()] += got[i] / rows;
+      for (size_t i = 0; i < got.size(); ++i)
+        var[i % ones.size()] += std::pow(got[i] - want_mean[i % ones.size()], 2) / rows;
+      for (size_t i = 0; i < ones.size(); ++i) want_inv_std[i] = 1 / std::sqrt(var[i] + 1e-3);
+      expect_near(rig.get(mean), want_mean, 3e-7, terms, c.name() + " mean");
+      expect_near(rig.get(inv_std), want_inv_std, 1e-6, 0, c.name() + " inv_std");
+    }
+  }
+}
+
+// Without a gate diff_src is the gradient of bn(src) and has its sums; with one the gradient of the gated value.
+TEST_P(SourceNorm, BothGradientsOfPointwise) {
+  for (const ConvCase& c : kCases) {
+    for (const bool gated : {false, true}) {
+      const ConvData d(c, dtype());
+      const Bn bn(c.ic, 20);
+      const Values gate = gates(c.n, c.ic);
+      const Behind behind(c.oc, d.diff_dst.size(), Act::identity, dtype());
+      auto attrs = c.attrs();
+      attrs.insert(attrs.end(), {0, 0, 0, 1, static_cast<double>(Act::silu)});
+      Rig rig(backend::make_conv2d_bwd, attrs);
+      rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
+      rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, 1, 1, c.ic}, d.weights));
+      rig.in(dtype(), {c.n, c.h, c.w, c.oc}, d.diff_dst);
+      rig.in(dtype(), {c.n, c.h, c.w, c.oc}, behind.dst);
+      behind.bn.add_to(rig);
+      rig.in(DType::f32, {c.oc}, behind.diff_scale);
+      rig.in(DType::f32, {c.oc}, behind.diff_shift);
+      gated ? void(rig.in(DType::f32, {c.n, c.ic}, gate)) : rig.absent_inputs(1);
+      bn.add_to(rig);
+      const Tensor* diff_src = rig.out(dtype(), {c.n, c.h, c.w, c.ic});
+      const Tensor* diff_weights = rig.out(DType::f32, {c.oc, 1, 1, c.ic});
+      const Tensor *diff_scale = nullptr, *diff_shift = nullptr, *diff_gate = nullptr, *sums = nullptr;
+      if (gated) {
+        rig.absent_outputs(2);
+        diff_gate = rig.out(DType::f32, {c.n, c.ic});
+        sums = rig.out(DType::f32, {c.n, 4, c.ic});
+      } else {
+        diff_scale = rig.out(DType::f32, {c.ic});
+        diff_shift = rig.out(DType::f32, {c.ic});
+        rig.absent_outputs(2);
+      }
+      rig.run();
+      if (HasFatalFailure()) FAIL() << c.name();
+
+      const auto channels = static_cast<size_t>(c.ic), image = static_cast<size_t>(c.h * c.w) * channels;
+      const Values dy = behind.diff(d.diff_dst, nullptr, nullptr, static_cast<size_t>(c.h * c.w * c.oc), dtype());
+      const Values value = activated(d.src, bn, Act::silu, gated ? &gate : nullptr, image, dtype());
+      const Values w = stored(dtype(), d.weights), got = rig.get(diff_src);
+      Values want(got.size()), want_weights(w.size());
+      for_each_product(c, [&](size_t s, size_t k, size_t t) {
+        want[s] += dy[t] * w[k];
+        want_weights[k] += value[s] * dy[t];
+      });
+      if (!gated)
+        for (size_t i = 0; i < want.size(); ++i) want[i] *= act_slope(Act::silu, bn.z(d.src[i], i % channels));
+      const double terms = std::sqrt(static_cast<double>(c.oc)), pixels = static_cast<double>(c.n * c.h * c.w);
+      expect_near(got, want, tolerance(dtype()), terms, c.name() + " diff_src");
+      // dy may be the neighbouring 16-bit value where it lies between two.
+      expect_near(rig.get(diff_weights), want_weights, dtype() == DType::f32 ? 3e-6 : 0x1p-10, std::sqrt(pixels) * 3,
+                  c.name() + " diff_weights");
+      if (!gated) {
+        Values want_scale(channels), want_shift(channels);
+        for (size_t i = 0; i < got.size(); ++i) {
+          want_shift[i % channels] += got[i];
+          want_scale[i % channels] += got[i] * bn.hat(d.src[i], i % channels);
+        }
+        expect_near(rig.get(diff_scale), want_scale, 1e-6, std::sqrt(pixels) * terms, c.name() + " src_diff_scale");
+        expect_near(rig.get(diff_shift), want_shift, 1e-6, std::sqrt(pixels) * terms, c.name() + " src_diff_shift");
+        continue;
+      }
+      const auto images = static_cast<size_t>(c.n);
+      Values want_gate(images * channels), want_sums(images * 4 * channels);
+      for (size_t i = 0; i < got.size(); ++i) {
+        const size_t n = i / image, k = i % channels;
+        const double z = bn.z(d.src[i], k), slope = act_slope(Act::silu, z), hat = bn.hat(d.src[i], k);
+        want_gate[n * channels + k] += got[i] * act_value(Act::silu, z);
+        const double terms_of[] = {got[i] * slope, slope, got[i] * slope * hat, slope * hat};
+        for (size_t j = 0; j < 4; ++j) want_sums[(n * 4 + j) * channels + k] += terms_of[j];
+      }
+      const double size = std::sqrt(static_cast<double>(c.h * c.w)) * terms;
+      const double exact = dtype() == DType::f32 ? 1e-6 : kBf16Activation;
+      expect_near(rig.get(diff_gate), want_gate, exact, size, c.name() + " diff_gate");
+      expect_near(rig.get(sums), want_sums, exact, size, c.name() + " sums");
+    }
+  }
+}
+
+// diff_dst is the gradient of what follows the BN behind the convolution: both gradients see that of its result.
+TEST_P(SourceNorm, BothGradientsOfDepthwise) {
+  struct Case {
+    int64_t n, h, w, c, k, stride;
+  };
+  for (const Case& s : {Case{2, 9, 8, 16, 3, 1}, Case{2, 11, 10, 24, 5, 1}, Case{2, 12, 13, 40, 3, 2},
+                        Case{1, 14, 14, 32, 5, 2}, Case{3, 7, 7, 17, 5, 1}}) {
+    for (const bool gated : {false, true}) {
+      const int64_t pad = s.k / 2;
+      const ConvCase one{s.n, s.h, s.w, 1, 1, s.k, s.stride, pad, pad, pad, pad};
+      const std::string name = one.name() + " c" + std::to_string(s.c) + (gated ? " gated" : "");
+      const auto channels = static_cast<size_t>(s.c);
+      const size_t wide = static_cast<size_t>(s.n * s.h * s.w) * channels,
+                   narrow = static_cast<size_t>(s.n * one.oh() * one.ow()) * channels,
+                   image = static_cast<size_t>(one.oh() * one.ow()) * channels;
+      const Values src = stored(dtype(), random_values(wide, 1)), diff_dst = stored(dtype(), random_values(narrow, 2)),
+                   weights = stored(DType::f32, random_values(static_cast<size_t>(s.k * s.k) * channels, 3)),
+                   gate = gates(s.n, s.c),
+                   diff_pooled = stored(DType::f32, random_values(static_cast<size_t>(s.n) * channels, 4));
+      const Bn bn(s.c, 20);
+      const Behind behind(s.c, narrow, Act::silu, dtype());
+      auto attrs = one.attrs();
+      attrs.insert(attrs.end(), {static_cast<double>(Act::silu), static_cast<double>(Act::silu)});
+      Rig rig(backend::make_depthwise_conv2d_bwd, attrs);
+      rig.in(dtype(), {s.n, s.h, s.w, s.c}, src);
+      rig.in(dtype(), {s.n, one.oh(), one.ow(), s.c}, diff_dst);
+      rig.in(DType::f32, {s.k, s.k, s.c}, weights);
+      bn.add_to(rig);
+      rig.in(dtype(), {s.n, one.oh(), one.ow(), s.c}, behind.dst);
+      behind.bn.add_to(rig);
+      rig.in(DType::f32, {s.c}, behind.diff_scale);
+      rig.in(DType::f32, {s.c}, behind.diff_shift);
+      if (gated) {
+        rig.in(DType::f32, {s.n, s.c}, gate);
+        rig.in(DType::f32, {s.n, s.c}, diff_pooled);
+      } else {
+        rig.absent_inputs(2);
+      }
+      const Tensor* diff_src = rig.out(dtype(), {s.n, s.h, s.w, s.c});
+      const Tensor* diff_weights = rig.out(DType::f32, {s.k, s.k, s.c});
+      const Tensor *diff_scale = rig.out(DType::f32, {s.c}), *diff_shift = rig.out(DType::f32, {s.c});
+      rig.run();
+      if (HasFatalFailure()) FAIL() << name;
+
+      const Values dy = behind.diff(diff_dst, gated ? &gate : nullptr, gated ? &diff_pooled : nullptr, image, dtype());
+      const Values value = activated(src, bn, Act::silu, nullptr, static_cast<size_t>(s.h * s.w) * channels, dtype());
+      const Values w = stored(dtype(), weights), got = rig.get(diff_src);
+      Values want(wide), want_weights(w.size()), want_scale(channels), want_shift(channels);
+      for_each_product(one, [&](size_t i, size_t k, size_t o) {
+        for (size_t c = 0; c < channels; ++c) {
+          want[i * channels + c] += dy[o * channels + c] * w[k * channels + c];
+          want_weights[k * channels + c] += value[i * channels + c] * dy[o * channels + c];
+        }
+      });
+      for (size_t i = 0; i < wide; ++i) want[i] *= act_slope(Act::silu, bn.z(src[i], i % channels));
+      expect_near(got, want, tolerance(dtype()), static_cast<double>(s.k), name + " diff_src");
+      const double outputs = std::sqrt(static_cast<double>(narrow / channels));
+      expect_near(rig.get(diff_weights), want_weights, dtype() == DType::f32 ? 3e-6 : 0x1p-10, outputs * 3,
+                  name + " diff_weights");
+      for (size_t i = 0; i < wide; ++i) {
+        want_shift[i % channels] += got[i];
+        want_scale[i % channels] += got[i] * bn.hat(src[i], i % channels);
+      }
+      const double size = std::sqrt(static_cast<double>(wide / channels)) * static_cast<double>(s.k);
+      expect_near(rig.get(diff_scale), want_scale, 1e-6, size, name + " src_diff_scale");
+      expect_near(rig.get(diff_shift), want_shift, 1e-6, size, name + " src_diff_shift");
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, SourceNorm, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& info) { return info.param == DType::bf16 ? "bf16" : "f32"; });
+
+}  // namespace
+}  // namespace effnet::test
