@@ -79,6 +79,17 @@ EFF_KERNEL(last_block_without_a_fence, TicketArgs, 32) {
   *a.dst = sum;
 }
 
+// The same as kernels do it: all threads write, the last block reads.
+EFF_KERNEL(last_block, TicketArgs, kThreads) {
+  cuda::Shared shared;
+  uint32_t* flag = shared.take<uint32_t>(1);
+  a.parts[cuda::block_x() * kThreads + cuda::thread_id()] = static_cast<float>(cuda::block_x());
+  if (!cuda::comes_last(a.tickets, cuda::grid_x(), flag) || cuda::thread_id() > 0) return;
+  float sum = 0;
+  for (uint32_t i = 0; i < cuda::grid_x() * kThreads; ++i) sum += cuda::load_shared_by_blocks(a.parts + i);
+  *a.dst = sum;
+}
+
 constexpr size_t kShared = kThreads * 4 + 16;
 
 std::array<float, kBlocks> run(Mistake mistake, unsigned schedule, size_t shared = kShared) {
@@ -154,6 +165,20 @@ TEST(CudaEmulation, AddressSanitizerSeesWhatLiesOutside) {
   EXPECT_DEATH(run(Mistake::shared_write_past_the_tile, 0), "use-after-poison");
 }
 #endif
+
+TEST(CudaEmulation, OneBlockComesLast) {
+  for (unsigned schedule = 0; schedule < 8; ++schedule) {
+    float parts[kBlocks * kThreads] = {}, dst = 0;
+    uint32_t tickets = 0;
+    const TicketArgs args{parts, &dst, &tickets};
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_EQ(cuda::emulation::run(cuda::make_launch("last_block", {kBlocks, 1, 1}, kThreads, 16, args), schedule),
+                nullptr);
+      EXPECT_EQ(dst, kThreads * (0 + 1 + 2));
+      EXPECT_EQ(tickets, 0u);
+    }
+  }
+}
 
 #if defined(__SANITIZE_THREAD__)
 // The child's report goes to stderr; its exit code is the one that ThreadSanitizer ends with after a report.

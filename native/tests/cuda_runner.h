@@ -37,6 +37,7 @@ class Runner : public Binding {
     for (const cuda::Launch& launch : launches) {
       const char* problem = cuda::emulation::run(launch, kSchedules[order]);
       ASSERT_EQ(problem, nullptr) << launch.kernel << ": " << problem;
+      for (const uint32_t counter : state.block_counters) ASSERT_EQ(counter, 0u) << launch.kernel;
     }
   }
 };

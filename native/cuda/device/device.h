@@ -17,6 +17,8 @@
 #include <cuda_fp16.h>
 #define EFF_DEVICE __device__ __forceinline__
 #define EFF_UNROLL _Pragma("unroll")
+#define EFF_UNROLL_BY(n) EFF_PRAGMA(unroll n)
+#define EFF_PRAGMA(text) _Pragma(#text)
 #define EFF_KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args a)
 #define EFF_SYNC_BLOCK() __syncthreads()
 #define EFF_SHUFFLE_XOR(value, mask) __shfl_xor_sync(~0u, value, mask)
@@ -26,6 +28,7 @@
 #include "cuda/device/emulation.h"
 #define EFF_DEVICE inline
 #define EFF_UNROLL
+#define EFF_UNROLL_BY(n)
 #define EFF_KERNEL(name, Args, threads)                                                        \
   static void name(const Args a);                                                              \
   static const effnet::cuda::emulation::Registration name##_registration(                      \
@@ -165,6 +168,7 @@ class Shared {
 
 #ifdef __CUDACC__
 EFF_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+EFF_DEVICE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
 EFF_DEVICE float exp_of(float x) { return expf(x); }
 EFF_DEVICE double log_of(double x) { return log(x); }
 EFF_DEVICE float sqrt_of(float x) { return __fsqrt_rn(x); }
@@ -174,6 +178,7 @@ EFF_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
 EFF_DEVICE float min_of(float a, float b) { return fminf(a, b); }
 #else
 EFF_DEVICE float fma(float a, float b, float c) { return std::fma(a, b, c); }
+EFF_DEVICE double fma(double a, double b, double c) { return std::fma(a, b, c); }
 EFF_DEVICE float exp_of(float x) { return std::exp(x); }
 EFF_DEVICE double log_of(double x) { return std::log(x); }
 EFF_DEVICE float sqrt_of(float x) { return std::sqrt(x); }
@@ -208,6 +213,48 @@ EFF_DEVICE void store_relaxed(uint32_t* p, uint32_t value) {
 #else
   __atomic_store_n(p, value, __ATOMIC_RELAXED);
 #endif
+}
+
+// What this thread, and those it met at a barrier before, wrote comes before what it writes and reads after, for the
+// whole GPU.
+EFF_DEVICE void fence_device() {
+#ifdef __CUDACC__
+  __threadfence();
+#else
+  emulation::fence();
+#endif
+}
+// Adds 1; what was there before.
+EFF_DEVICE uint32_t count_up(uint32_t* p) {
+#ifdef __CUDACC__
+  return atomicAdd(p, 1u);
+#else
+  return __atomic_fetch_add(p, 1u, __ATOMIC_RELAXED);
+#endif
+}
+// What another block of the same launch wrote, behind a fence: never from this multiprocessor's own cache.
+template <class T>
+EFF_DEVICE T load_shared_by_blocks(const T* p) {
+#ifdef __CUDACC__
+  return __ldcg(p);
+#else
+  return *p;
+#endif
+}
+
+// Of `blocks` blocks, whether this is the one that comes last: it sees what the others wrote before they called. The
+// counter is 0 before and after. Called by all threads; `flag`: a word of shared memory.
+EFF_DEVICE bool comes_last(uint32_t* counter, uint32_t blocks, uint32_t* flag) {
+  EFF_SYNC_BLOCK();
+  if (thread_id() == 0) {
+    fence_device();
+    const bool last = count_up(counter) + 1 == blocks;
+    if (last) store_relaxed(counter, 0u);
+    fence_device();
+    *flag = last ? 1 : 0;
+  }
+  EFF_SYNC_BLOCK();
+  return *flag != 0;
 }
 
 // Sum over the 32 lanes of a warp, the same in each; a fixed tree.

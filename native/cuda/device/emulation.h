@@ -273,6 +273,13 @@ inline int sync_warp(unsigned mask, int line) {
   return generation;
 }
 
+// Orders blocks: without it another block's data is a race.
+inline void fence() {
+  Hidden hidden;
+  release(&machine().fence);
+  acquire(&machine().fence);
+}
+
 template <class T>
 T& slot(int generation, unsigned of_lane) {
   static_assert(sizeof(T) <= 64);
