@@ -2,6 +2,7 @@
 #include "cuda/kernels/activation.cuh"
 #include "cuda/kernels/batch_norm.h"
 #include "cuda/kernels/drop.cuh"
+#include "cuda/kernels/merge.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 namespace effnet::cuda {
@@ -94,26 +95,10 @@ EFF_DEVICE void bn_tiles(const BnTilesArgs& a) {
   }
 }
 
-EFF_KERNEL(bn_merge, BnMergeArgs, kBnThreads) {
-  const int64_t c = global_id();
-  if (c >= a.c) return;
-  double mean = 0, m2 = 0, count = 0;
-  for (int64_t tile = 0; tile * a.tile_rows < a.rows; ++tile) {
-    const double first = static_cast<double>(tile * a.tile_rows), left = static_cast<double>(a.rows) - first;
-    const double rows = left < static_cast<double>(a.tile_rows) ? left : static_cast<double>(a.tile_rows);
-    const double delta = a.tiles[tile * 2 * a.c + c] - mean;
-    mean += delta * rows / (count + rows);
-    m2 += a.tiles[(tile * 2 + 1) * a.c + c] + delta * delta * count * rows / (count + rows);
-    count += rows;
-  }
-  const double var = m2 / count, unbiased = count > 1 ? m2 / (count - 1) : var;
-  a.mean[c] = static_cast<float>(mean);
-  a.inv_std[c] = static_cast<float>(1.0 / sqrt_of(var + a.eps));
-  a.running_mean[c] = static_cast<float>((1 - a.momentum) * a.running_mean[c] + a.momentum * mean);
-  a.running_var[c] = static_cast<float>((1 - a.momentum) * a.running_var[c] + a.momentum * unbiased);
-  if (is_finite(a.running_mean[c]) && is_finite(a.running_var[c])) return;
-  store_relaxed(&a.state->skip, 1u);
-  store_relaxed(&a.state->unsound, 1u);
+EFF_KERNEL(bn_merge, BnMergeLaunchArgs, kBnThreads) {
+  const double shift = shift_of_stats(a.merge, static_cast<int64_t>(block_x()) * 32 + thread_id() % 32);
+  merge_by_parts(a.parts, a.merge.tile_count, a.merge.c, a.merge.state, StatsTerm{a.merge, shift},
+                 [&](int64_t c, const Sums2& sums) { store_stats(a.merge, c, shift, sums); });
 }
 
 // ---- sums of the backward part -----------------------------------------------------------------------------------
@@ -146,16 +131,9 @@ EFF_DEVICE void bn_bwd_tiles(const BnBwdTilesArgs& a) {
   }
 }
 
-EFF_KERNEL(bn_bwd_merge, BnBwdMergeArgs, kBnThreads) {
-  const int64_t c = global_id();
-  if (c >= a.c) return;
-  double product = 0, sum = 0;
-  for (int64_t tile = 0; tile < a.count; ++tile) {
-    product += a.tiles[tile * 2 * a.c + c];
-    sum += a.tiles[(tile * 2 + 1) * a.c + c];
-  }
-  a.diff_scale[c] = static_cast<float>(product * a.inv_std[c]);
-  a.diff_shift[c] = static_cast<float>(sum);
+EFF_KERNEL(bn_bwd_merge, BnSumsMergeLaunchArgs, kBnThreads) {
+  merge_by_parts(a.parts, a.merge.tile_count, a.merge.c, a.state, BnSumsTerm{a.merge},
+                 [&](int64_t c, const Sums2& sums) { store_bn_sums(a.merge, c, sums); });
 }
 
 EFF_KERNEL(bn_image_merge, BnImageMergeArgs, kBnThreads) {

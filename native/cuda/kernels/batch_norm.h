@@ -47,13 +47,29 @@ struct BnTilesArgs {
   int64_t rows, c, tile_rows;
   float* tiles;  // [tile][2][c]: mean, squares
 };
+// Tiles of statistics into those of all rows, by merge_stats (merge.cuh).
 struct BnMergeArgs {
-  const float* tiles;
-  int64_t rows, c, tile_rows;
+  const float* tiles;  // [tile_count][2][c]: mean, squares
+  int64_t rows, c, tile_count;
+  int64_t tile_rows;           // of each tile but the last, which has what is left; or
+  const int32_t* tile_counts;  // the rows of each
+  double inv_rows, bessel;     // 1 / rows, rows / (rows - 1)
   double eps, momentum;
   float *mean, *inv_std, *running_mean, *running_var;
   StepState* state;
 };
+// The merge of many tiles as a launch: `part_tiles` a block, then the parts.
+struct MergeParts {
+  double* parts;  // [parts_count][2][c], not used for one part
+  int64_t part_tiles, parts_count;
+};
+struct BnMergeLaunchArgs {
+  BnMergeArgs merge;
+  MergeParts parts;
+};
+// What merge_stats and merge_bn_sums need of shared memory, as Sums2, in a block of `threads`.
+constexpr size_t merge_shared(size_t threads) { return threads * 2 * sizeof(double); }
+inline constexpr size_t kMergeLaunchShared = merge_shared(kBnThreads) + 16;
 
 // Sums over all rows of g = diff_z * act'(bn(src)) and of g * (src - mean), by tiles of rows.
 struct BnBwdTilesArgs {
@@ -63,11 +79,17 @@ struct BnBwdTilesArgs {
   int64_t rows, pixels, c, tile_rows;
   float* tiles;  // [tile][2][c]: g * (src - mean), g
 };
-struct BnBwdMergeArgs {
-  const float* tiles;
-  int64_t count, c;
+// Sums of tiles into those of all rows, by merge_bn_sums (merge.cuh).
+struct BnSumsMergeArgs {
+  const float* tiles;  // [tile_count][2][c]: g * (src - mean), g
+  int64_t c, tile_count;
   const float* inv_std;
   float *diff_scale, *diff_shift;
+};
+struct BnSumsMergeLaunchArgs {
+  BnSumsMergeArgs merge;
+  MergeParts parts;
+  StepState* state;
 };
 // diff_scale = sum over images of gate * sums[2] + diff_pooled / pixels * sums[3]; diff_shift with sums 0 and 1.
 struct BnImageMergeArgs {

@@ -17,9 +17,14 @@ Norm norm_of(const Addresses& at, const Tensor* mean, const Tensor* inv_std, con
           at.ptr<const float>(shift)};
 }
 
+// Where the scratch of the merge begins, behind the tiles.
+size_t merge_at(int64_t tiles, int64_t channels) {
+  return align256(static_cast<size_t>(tiles * 2 * channels) * sizeof(float));
+}
+
 size_t tiles_bytes(const Tensor* src) {
-  const int64_t rows = rows_of(src);
-  return static_cast<size_t>(blocks_of(rows, bn_tile_rows(rows))) * 2 * static_cast<size_t>(src->c()) * sizeof(float);
+  const int64_t rows = rows_of(src), tiles = blocks_of(rows, bn_tile_rows(rows));
+  return merge_at(tiles, src->c()) + bn_merge_scratch_bytes(tiles, src->c());
 }
 
 template <class Args>
@@ -91,17 +96,74 @@ KernelPtr apply(const char* name, const BnBackward& back, const Tensor* diff_sca
 
 int64_t bn_tile_rows(int64_t rows) { return std::max<int64_t>(256, (rows + 1023) / 1024); }
 
+namespace {
+
+// Tiles that one block of a merge adds up, and into how many parts that cuts them.
+constexpr int64_t kPartTiles = 128, kMostParts = 512;
+
+MergeParts merge_parts(int64_t tiles, int64_t channels, std::byte* scratch) {
+  int64_t part_tiles = std::max<int64_t>(kPartTiles, blocks_of(tiles, kMostParts));
+  if (blocks_of(channels, 32) > kBlockCounters) part_tiles = tiles;
+  return {reinterpret_cast<double*>(scratch), part_tiles, blocks_of(tiles, part_tiles)};
+}
+
+template <class Args>
+Launch merge_launch(const char* kernel, int64_t channels, const Args& args) {
+  return make_launch(kernel, {blocks_of(channels, 32), static_cast<uint32_t>(args.parts.parts_count), 1}, kBnThreads,
+                     kMergeLaunchShared, args);
+}
+
+}  // namespace
+
+size_t bn_merge_scratch_bytes(int64_t tiles, int64_t channels) {
+  return static_cast<size_t>(merge_parts(tiles, channels, nullptr).parts_count * 2 * channels) * sizeof(double);
+}
+
+BnMergeArgs BnStats::merge_args(const Addresses& at, const float* tiles, int64_t tile_count, int64_t tile_rows,
+                                const int32_t* tile_counts) const {
+  const double rows = static_cast<double>(rows_of(src));
+  return {tiles,
+          rows_of(src),
+          src->c(),
+          tile_count,
+          tile_rows,
+          tile_counts,
+          1 / rows,
+          rows > 1 ? rows / (rows - 1) : 1,
+          eps,
+          momentum,
+          at.ptr<float>(mean),
+          at.ptr<float>(inv_std),
+          at.ptr<float>(running_mean),
+          at.ptr<float>(running_var),
+          at.state};
+}
+
+void BnStats::record_merge(const BnMergeArgs& args, std::byte* scratch, std::vector<Launch>& launches) {
+  launches.push_back(
+      merge_launch("bn_merge", args.c, BnMergeLaunchArgs{args, merge_parts(args.tile_count, args.c, scratch)}));
+}
+
+BnSumsMergeArgs BnBackward::merge_args(const Addresses& at, const float* tiles, int64_t tile_count,
+                                       const Tensor* diff_scale, const Tensor* diff_shift) const {
+  return {
+      tiles, src->c(), tile_count, at.ptr<const float>(inv_std), at.ptr<float>(diff_scale), at.ptr<float>(diff_shift)};
+}
+
+void BnBackward::record_merge(const Addresses& at, const BnSumsMergeArgs& args, std::byte* scratch,
+                              std::vector<Launch>& launches) {
+  launches.push_back(merge_launch(
+      "bn_bwd_merge", args.c, BnSumsMergeLaunchArgs{args, merge_parts(args.tile_count, args.c, scratch), at.state}));
+}
+
 size_t BnStats::scratch_bytes() const { return tiles_bytes(src); }
 
 void BnStats::record(const Addresses& at, std::byte* scratch, std::vector<Launch>& launches) const {
-  const int64_t rows = rows_of(src), c = src->c(), tile_rows = bn_tile_rows(rows);
-  auto* tiles = reinterpret_cast<float*>(scratch);
+  const int64_t rows = rows_of(src), c = src->c(), tile_rows = bn_tile_rows(rows), tiles = blocks_of(rows, tile_rows);
+  auto* values = reinterpret_cast<float*>(scratch);
   launches.push_back(by_tiles("bn_tiles" + suffix(src->dtype), c, rows, tile_rows,
-                              BnTilesArgs{at.ptr(src), rows, c, tile_rows, tiles}));
-  launches.push_back(
-      by_channel("bn_merge", c,
-                 BnMergeArgs{tiles, rows, c, tile_rows, eps, momentum, at.ptr<float>(mean), at.ptr<float>(inv_std),
-                             at.ptr<float>(running_mean), at.ptr<float>(running_var), at.state}));
+                              BnTilesArgs{at.ptr(src), rows, c, tile_rows, values}));
+  record_merge(merge_args(at, values, tiles, tile_rows), scratch + merge_at(tiles, c), launches);
 }
 
 size_t BnBackward::reduce_scratch_bytes() const { return tiles_bytes(src); }
@@ -113,15 +175,13 @@ static Upstream upstream_of(const BnBackward& b, const Addresses& at) {
 
 void BnBackward::record_reduce(const Addresses& at, std::byte* scratch, const Tensor* diff_scale,
                                const Tensor* diff_shift, std::vector<Launch>& launches) const {
-  const int64_t rows = rows_of(src), c = src->c(), tile_rows = bn_tile_rows(rows);
-  auto* tiles = reinterpret_cast<float*>(scratch);
+  const int64_t rows = rows_of(src), c = src->c(), tile_rows = bn_tile_rows(rows), tiles = blocks_of(rows, tile_rows);
+  auto* values = reinterpret_cast<float*>(scratch);
   launches.push_back(
       by_tiles("bn_bwd_tiles" + suffix(src->dtype), c, rows, tile_rows,
                BnBwdTilesArgs{upstream_of(*this, at), at.ptr(src), norm_of(at, mean, inv_std, scale, shift), rows,
-                              pixels_of(src), c, tile_rows, tiles}));
-  launches.push_back(by_channel("bn_bwd_merge", c,
-                                BnBwdMergeArgs{tiles, blocks_of(rows, tile_rows), c, at.ptr<const float>(inv_std),
-                                               at.ptr<float>(diff_scale), at.ptr<float>(diff_shift)}));
+                              pixels_of(src), c, tile_rows, values}));
+  record_merge(at, merge_args(at, values, tiles, diff_scale, diff_shift), scratch + merge_at(tiles, c), launches);
 }
 
 void BnBackward::record_apply(const Addresses& at, const Tensor* diff_scale, const Tensor* diff_shift, void* diff_src,

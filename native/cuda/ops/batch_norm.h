@@ -9,14 +9,23 @@ namespace effnet::cuda {
 // Rows of a tile of a reduction over `rows` rows: at least 256, at most 1024 tiles.
 int64_t bn_tile_rows(int64_t rows);
 
-// Batch statistics of `src`, a tensor that was stored before.
+// Scratch of a merge of `tiles` tiles over `channels` channels that is a launch of its own.
+size_t bn_merge_scratch_bytes(int64_t tiles, int64_t channels);
+
+// Batch statistics of `src`.
 struct BnStats {
   const plan::Tensor *src, *mean, *inv_std, *running_mean, *running_var;
   double eps, momentum;
 
+  // Of a tensor that was stored before. `scratch`: where scratch_bytes() are free.
   size_t scratch_bytes() const;
-  // `scratch`: where scratch_bytes() are free.
   void record(const Addresses& at, std::byte* scratch, std::vector<Launch>& launches) const;
+
+  // Of tiles that the kernel which makes `src` has written: the arguments for its last block (merge.cuh, merge_stats),
+  // or for a launch of its own. `tile_counts`: the rows of each tile, or nullptr where each has `tile_rows`.
+  BnMergeArgs merge_args(const Addresses& at, const float* tiles, int64_t tile_count, int64_t tile_rows,
+                         const int32_t* tile_counts = nullptr) const;
+  static void record_merge(const BnMergeArgs& args, std::byte* scratch, std::vector<Launch>& launches);
 };
 
 // Backward part of dst = residual? + drop(act(bn(src)) * gate?) and of its pooled values. Absent operands are nullptr.
@@ -29,6 +38,11 @@ struct BnBackward {
   size_t reduce_scratch_bytes() const;
   void record_reduce(const Addresses& at, std::byte* scratch, const plan::Tensor* diff_scale,
                      const plan::Tensor* diff_shift, std::vector<Launch>& launches) const;
+  // Of tiles of sums that a kernel has written, as in BnStats (merge.cuh, merge_bn_sums).
+  BnSumsMergeArgs merge_args(const Addresses& at, const float* tiles, int64_t tile_count,
+                             const plan::Tensor* diff_scale, const plan::Tensor* diff_shift) const;
+  static void record_merge(const Addresses& at, const BnSumsMergeArgs& args, std::byte* scratch,
+                           std::vector<Launch>& launches);
   // diff_scale, diff_shift: nullptr where mean and inv_std are constants. `diff_src`: a device address.
   void record_apply(const Addresses& at, const plan::Tensor* diff_scale, const plan::Tensor* diff_shift, void* diff_src,
                     std::vector<Launch>& launches) const;
