@@ -71,9 +71,11 @@ EFF_DEVICE int64_t global_threads() { return static_cast<int64_t>(grid_x()) * bl
 // ---- storage types -----------------------------------------------------------------------------------------------
 
 struct Bf16 {
+  static constexpr bool kIsBf16 = true;
   uint16_t bits;
 };
 struct F16 {
+  static constexpr bool kIsBf16 = false;
   uint16_t bits;
 };
 

@@ -2,9 +2,10 @@
 // operations. It finds wrong results, deadlocks and divergent barriers by itself, accesses out of bounds under ASan,
 // races under TSan, misaligned vectors under UBSan. A kernel is the same source for nvcc and for this.
 //
-// Schedules (a launch takes a number made of bits): 1 = blocks run backwards; 2 = greedy, the threads woken last run
-// first, so that one warp runs ahead of the others; 4 = blocks and threads in random order, seeded by the number.
-// Results must be the same bits under all of them: that is what "deterministic" means for a kernel.
+// Schedules (a launch takes a number made of bits): 1 = blocks run backwards, and asynchronous copies land when they
+// are issued instead of when they are waited for; 2 = greedy, the threads woken last run first, so that one warp runs
+// ahead of the others; 4 = blocks and threads in random order, seeded by the number. Results must be the same bits
+// under all of them: that is what "deterministic" means for a kernel.
 //
 // Not visible here: speed, bank conflicts, the error of approximations, what tensor cores do inside.
 #pragma once
@@ -88,6 +89,14 @@ struct Index {
 
 enum class State : uint8_t { ready, at_warp, at_block, done };
 
+// One cp.async, or the end of a group of them.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  bool valid, ends_group;
+};
+
 struct Fiber {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
@@ -95,7 +104,8 @@ struct Fiber {
   Index thread;
   int id = 0;
   State state = State::done;
-  int line = 0;  // of the barrier it waits at
+  int line = 0;              // of the barrier it waits at
+  std::vector<Copy> copies;  // pending
 };
 
 struct Warp {
@@ -221,6 +231,9 @@ inline void fiber_main() {
     acquire(&m.begin_sync);
     m.body(m.args);
     Hidden hidden;
+    for (const Copy& copy : m.current->copies)
+      if (!copy.ends_group) fail("the kernel ends with copies pending");
+    m.current->copies.clear();
     release(&m.end_sync);
     m.current->state = State::done;
     m.live--;
@@ -244,8 +257,8 @@ inline void sync_block(int line) {
   acquire(m.sync + 8 * generation);
 }
 
-// All lanes of `mask` meet; returns the generation of slots that they filled.
-inline int sync_warp(unsigned mask, int line) {
+// All lanes of `mask` meet, the last one runs `together`; returns the generation of slots that they filled.
+inline int sync_warp(unsigned mask, int line, void (*together)(Warp&, int) = nullptr) {
   Hidden hidden;
   Machine& m = machine();
   Warp& w = warp();
@@ -260,6 +273,11 @@ inline int sync_warp(unsigned mask, int line) {
   w.arrived |= 1u << lane();
   release(sync);
   if (w.arrived == mask) {
+    if (together) {
+      acquire(sync);
+      together(w, generation);
+      release(sync);
+    }
     w.arrived = 0;
     w.generation ^= 1;
     const int first = f->id & ~31;
