@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/ops/weights.h"
 #include "plan/op_traits.h"
 
 namespace effnet::cuda {
@@ -23,8 +24,6 @@ KernelFactory factory_of(plan::OpId id) {
 
 constexpr size_t kInputOffset = 256;  // of the input arena in the staging block, behind the scalars
 static_assert(sizeof(StepScalars) <= kInputOffset);
-
-size_t align256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Arenas that belong to one plan; the others are the memory's.
 bool is_own(Arena a) { return a == Arena::prepared || a == Arena::input || a == Arena::output || a == Arena::image; }
@@ -79,6 +78,10 @@ Status Executable::bind_ops() {
       return Status(kernel.status().code(),
                     "op " + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + kernel.status().message());
     updates_weights_ |= !op.updates.empty();
+    const plan::DType working = kernel.value()->working;
+    if (working != plan::DType::f32 && working_ != plan::DType::f32 && working != working_)
+      return error(Code::plan_invalid, "plan: its weights would be needed in two 16-bit types");
+    if (working != plan::DType::f32) working_ = working;
     bound_.push_back({&op, std::move(kernel.value())});
   }
   return ok_status();
@@ -108,6 +111,9 @@ Status Executable::allocate() {
   const uint64_t input = kInputOffset + plan_->arena_bytes(Arena::input);
   EFF_RETURN_IF_ERROR(on_device(prepared_arena_, plan_->arena_bytes(Arena::prepared)));
   EFF_RETURN_IF_ERROR(on_device(output_, plan_->arena_bytes(Arena::output)));
+  if (working_ != plan::DType::f32)
+    for (const Arena a : {Arena::weights, Arena::prepared})
+      EFF_RETURN_IF_ERROR(on_device(working_arenas_[static_cast<int>(a)], plan_->arena_bytes(a) / 2));
   EFF_RETURN_IF_ERROR(on_device(scratch_, scratch));
   EFF_RETURN_IF_ERROR(on_device(constants_, constants));
   EFF_RETURN_IF_ERROR(on_device(state_, sizeof(StepState)));
@@ -133,6 +139,16 @@ Status Executable::record() {
   at.scalars = reinterpret_cast<const StepScalars*>(in_.device.data());
   at.scratch = scratch_.data();
   at.state = reinterpret_cast<StepState*>(state_.data());
+  for (int i = 0; i < plan::kArenaCount; ++i) {
+    casts_[i].clear();
+    if (!working_arenas_[i].bytes()) continue;
+    at.working_arenas[i] = working_arenas_[i].data();
+    const auto count = static_cast<int64_t>(plan_->arena_bytes(static_cast<Arena>(i)) / sizeof(float));
+    Launch cast = cast_weights_launch(at.arenas[i], at.working_arenas[i], count, working_);
+    auto function = memory_->device()->function(cast.kernel);
+    if (!function.ok()) return function.status();
+    casts_[i].emplace_back(std::move(cast), function.value());
+  }
   for (Bound& bound : bound_) {
     at.constants = constants_.data() + bound.constants_at;
     std::vector<Launch> launches;
@@ -152,6 +168,12 @@ Status Executable::queue_input() const {
   const Driver& driver = memory_->device()->driver();
   EFF_CUDA(driver, cuMemcpyHtoDAsync, in_.device.address(), in_.host.data(), in_.host.bytes(), memory_->stream());
   EFF_CUDA(driver, cuMemsetD8Async, state_.address(), 0, sizeof(StepState), memory_->stream());
+  return updates_weights_ ? queue_cast(Arena::weights) : ok_status();
+}
+
+Status Executable::queue_cast(Arena arena) const {
+  for (const auto& [launch, function] : casts_[static_cast<int>(arena)])
+    EFF_RETURN_IF_ERROR(memory_->device()->launch(launch, function, memory_->stream()));
   return ok_status();
 }
 
@@ -170,12 +192,20 @@ Status Executable::queue_output() const {
   return ok_status();
 }
 
-// Everything of a step, or of the ops that run when weights changed.
+// Everything of a step, or what is done when weights changed: a step that changes them copies them itself.
 Status Executable::queue(bool prepare) const {
-  if (!prepare) EFF_RETURN_IF_ERROR(queue_input());
+  if (!prepare)
+    EFF_RETURN_IF_ERROR(queue_input());
+  else if (!updates_weights_)
+    EFF_RETURN_IF_ERROR(queue_cast(Arena::weights));
   for (size_t i = 0; i < bound_.size(); ++i)
     if (bound_[i].op->is_prepare() == prepare) EFF_RETURN_IF_ERROR(queue_op(i));
-  return prepare ? ok_status() : queue_output();
+  return prepare ? queue_cast(Arena::prepared) : queue_output();
+}
+
+bool Executable::prepares() const {
+  if (working_ != plan::DType::f32 && !updates_weights_) return true;
+  return std::any_of(bound_.begin(), bound_.end(), [](const Bound& bound) { return bound.op->is_prepare(); });
 }
 
 Status Executable::capture(bool prepare, CUgraphExec* graph) {
@@ -198,8 +228,7 @@ Status Executable::make_current() {
   forget_graphs();
   recorded_ = false;
   EFF_RETURN_IF_ERROR(record());
-  if (std::any_of(bound_.begin(), bound_.end(), [](const Bound& bound) { return bound.op->is_prepare(); }))
-    EFF_RETURN_IF_ERROR(capture(true, &prepare_graph_));
+  if (prepares()) EFF_RETURN_IF_ERROR(capture(true, &prepare_graph_));
   EFF_RETURN_IF_ERROR(capture(false, &step_graph_));
   recorded_ = true;
   weights_changed = true;

@@ -52,10 +52,14 @@ class Executable final : public effnet::Executable {
   // Onto the memory's stream.
   Status queue(bool prepare) const;
   Status queue_input() const;
+  // The 16-bit copy of an arena of weights, where there is one.
+  Status queue_cast(plan::Arena arena) const;
   Status queue_op(size_t op) const;
   Status queue_output() const;
   // Records the launches again where an arena has moved since.
   Status make_current();
+  // Whether anything is to be done when weights have changed, apart from a step.
+  bool prepares() const;
   // Scalars and input into the staging block, and the ops that fold weights where those have changed.
   Status stage(const std::byte* input, const StepScalars& scalars);
   Status profiled_step();
@@ -76,9 +80,12 @@ class Executable final : public effnet::Executable {
   std::shared_ptr<const plan::Plan> plan_;
   std::vector<Bound> bound_;
   DeviceBlock prepared_arena_, output_, scratch_, constants_, state_;
+  plan::DType working_ = plan::DType::f32;  // of the copies of weights, where kernels read such
+  DeviceBlock working_arenas_[plan::kArenaCount];
+  std::vector<std::pair<Launch, CUfunction>> casts_[plan::kArenaCount];
   Staging in_;
   PinnedBlock out_;                                             // output arena, then the step's state
-  CUgraphExec step_graph_ = nullptr, prepare_graph_ = nullptr;  // the second only where there are such ops
+  CUgraphExec step_graph_ = nullptr, prepare_graph_ = nullptr;  // the second only where it has something to do
   uint64_t recorded_generation_ = 0;
   bool recorded_ = false, updates_weights_ = false;
   uint64_t prepared_version_ = 0;  // Memory::weights_version of the folded weights

@@ -20,6 +20,8 @@ namespace effnet::cuda {
 // Where things lie on the device while a step runs.
 struct Addresses {
   std::byte* arenas[plan::kArenaCount] = {};
+  // 16-bit copies of the arenas that weights lie in, for kernels that ask for them (Kernel::working).
+  std::byte* working_arenas[plan::kArenaCount] = {};
   const StepScalars* scalars = nullptr;
   std::byte* scratch = nullptr;          // of this op: scratch_bytes, 256-byte aligned, undefined at its first launch
   const std::byte* constants = nullptr;  // the op's, as uploaded once
@@ -30,6 +32,10 @@ struct Addresses {
   T* ptr(const plan::Tensor* t) const {
     return t ? reinterpret_cast<T*>(arena(t->arena) + t->offset) : nullptr;
   }
+  // The copy of f32 weights: at the same element.
+  const void* working(const plan::Tensor* t) const {
+    return working_arenas[static_cast<int>(t->arena)] + t->offset / 2;
+  }
 };
 
 struct Kernel {
@@ -38,8 +44,9 @@ struct Kernel {
   std::string name;  // shown by dump() and pinned by tests, e.g. "conv2d_f32:cuda"
   Record record;     // appends the op's launches, in order
   size_t scratch_bytes = 0;
-  std::vector<std::byte> constants;  // data of the binding, uploaded once
-  double flops = 0;                  // of a step; a multiply-add counts 2
+  plan::DType working = plan::DType::f32;  // a 16-bit type: reads Addresses::working in it
+  std::vector<std::byte> constants;        // data of the binding, uploaded once
+  double flops = 0;                        // of a step; a multiply-add counts 2
 };
 
 using KernelPtr = std::unique_ptr<Kernel>;

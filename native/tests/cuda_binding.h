@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "cuda/kernel.h"
+#include "cuda/ops/weights.h"
 #include "plan/shapes.h"
 
 namespace effnet::test::backend {
@@ -45,6 +47,14 @@ class Binding {
 
  protected:
   const cuda::Kernel& kernel() const { return *kernel_; }
+  // The arenas of which the kernel reads a 16-bit copy, and what makes it.
+  std::vector<int> working_arenas() const {
+    if (kernel_->working == plan::DType::f32) return {};
+    return {static_cast<int>(plan::Arena::weights), static_cast<int>(plan::Arena::prepared)};
+  }
+  cuda::Launch cast(const std::byte* from, std::byte* to, size_t bytes) const {
+    return cuda::cast_weights_launch(from, to, static_cast<int64_t>(bytes / sizeof(float)), kernel_->working);
+  }
 
  private:
   KernelFactory factory_;

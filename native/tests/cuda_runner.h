@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <deque>
 
 #include "cuda/device/emulation.h"
 #include "tests/aligned.h"
@@ -21,7 +22,7 @@ class Runner : public Binding {
 
   using Binding::Binding;
 
-  void execute(int order, std::byte** arenas, const size_t*, const StepScalars& scalars) {
+  void execute(int order, std::byte** arenas, const size_t* sizes, const StepScalars& scalars) {
     Aligned scratch(kernel().scratch_bytes), constants(kernel().constants.size());
     if (!kernel().constants.empty())
       std::memcpy(constants.data(), kernel().constants.data(), kernel().constants.size());
@@ -33,6 +34,11 @@ class Runner : public Binding {
     at.constants = constants.data();
     at.state = &state;
     std::vector<cuda::Launch> launches;
+    std::deque<Aligned> working;
+    for (const int a : working_arenas()) {
+      at.working_arenas[a] = working.emplace_back(sizes[a] / 2).data();
+      launches.push_back(cast(arenas[a], at.working_arenas[a], sizes[a]));
+    }
     kernel().record(at, launches);
     for (const cuda::Launch& launch : launches) {
       const char* problem = cuda::emulation::run(launch, kSchedules[order]);

@@ -84,6 +84,14 @@ class Runner : public Binding {
     at.constants = extra[2].data();
     at.state = reinterpret_cast<cuda::StepState*>(extra[3].data());
     std::vector<cuda::Launch> launches;
+    cuda::DeviceBlock working[plan::kArenaCount];
+    for (const int a : working_arenas()) {
+      auto block = filled(nullptr, sizes[a] / 2);
+      if (!block.ok()) return block.status();
+      working[a] = std::move(block.value());
+      at.working_arenas[a] = working[a].data();
+      launches.push_back(cast(at.arenas[a], at.working_arenas[a], sizes[a]));
+    }
     kernel().record(at, launches);
     for (const cuda::Launch& one : launches) {
       auto function = gpu().device->function(one.kernel);
