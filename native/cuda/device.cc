@@ -93,6 +93,7 @@ StatusOr<CUfunction> Device::function(const std::string& kernel) {
 }
 
 Status Device::launch(const Launch& launch, CUfunction function, CUstream stream) const {
+  if (launch.call) return launch.call(stream);
   CUlaunchConfig config{};
   config.gridDimX = launch.grid.x;
   config.gridDimY = launch.grid.y;

@@ -155,7 +155,8 @@ Status Executable::record() {
     bound.kernel->record(at, launches);
     bound.launches.clear();
     for (Launch& launch : launches) {
-      auto function = memory_->device()->function(launch.kernel);
+      StatusOr<CUfunction> function = CUfunction{};
+      if (!launch.call) function = memory_->device()->function(launch.kernel);
       if (!function.ok()) return function.status();
       bound.launches.emplace_back(std::move(launch), function.value());
     }

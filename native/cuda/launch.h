@@ -4,9 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include "core/status.h"
 
 namespace effnet::cuda {
 
@@ -15,11 +18,13 @@ struct Dim {
 };
 
 struct Launch {
-  std::string kernel;  // as in kernels/*.cu
+  std::string kernel;  // as in kernels/*.cu; of a library's call, its name
   Dim grid;
   uint32_t threads = 0;  // of a block
   uint32_t shared_bytes = 0;
   std::vector<std::byte> args;  // the kernel's one parameter, by value
+  // Set: no kernel of ours, but a library that queues its own on a stream (a CUstream). It keeps what it uses.
+  std::function<Status(void* stream)> call = nullptr;
 };
 
 template <class Args>

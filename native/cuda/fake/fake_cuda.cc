@@ -522,6 +522,13 @@ EFF_FAKE(cuGraphDestroy, CUgraph graph) {
   return bury<Graph>(graph);
 }
 
+// For the other fake libraries: they queue their work on a stream, as the real ones do.
+extern "C" __attribute__((visibility("default"))) int fake_cuda_queue(CUstream stream,
+                                                                      const std::function<void()>& work) {
+  EFF_ENTER(fake_cuda_queue, false)
+  return add(stream, {work});
+}
+
 // For the tests: a fault is over, calls are counted from 0 again.
 extern "C" __attribute__((visibility("default"))) void fake_cuda_reset() {
   const Lock lock(fake().mutex);
