@@ -182,6 +182,19 @@ export interface CudaInfo {
   /** Newest CUDA that the driver knows, e.g. 13000; 0 without a driver. */
   driverVersion: number
   gpus: { name: string; computeCapability: number; memoryBytes: number }[]
+  /** NVIDIA's libraries, each optional; none without the backend. */
+  libraries: CudaLibrary[]
+}
+
+export interface CudaLibrary {
+  name: string
+  /** "" where none is used; then `problem` is why, `without` what that means, and `mend` what brings it. */
+  path: string
+  /** e.g. "9.19.0" */
+  version: string
+  problem: string
+  without: string
+  mend: string
 }
 
 /** What all threads of a machine reach at once, per second. */

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "cuda/executable.h"
+#include "cuda/providers/library.h"
 
 namespace effnet::cuda {
 namespace {
@@ -52,6 +53,7 @@ StatusOr<std::shared_ptr<Backend>> open(int ordinal) {
 
 Status describe(Facts& facts) {
   facts.architectures = EFFNET_CUDA_ARCHITECTURES;
+  for (const LibraryKind* kind : library_kinds()) facts.libraries.push_back(library_facts(*kind));
   DriverFacts of_driver;
   const auto found = driver(&of_driver);
   facts.driver_path = of_driver.path;

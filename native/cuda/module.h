@@ -11,6 +11,14 @@
 
 namespace effnet::cuda {
 
+// One of NVIDIA's libraries (cuda/providers), as this process finds it.
+struct LibraryFacts {
+  std::string name;           // e.g. "cuDNN"
+  std::string path, version;  // of the one that is used; both empty without
+  std::string problem;        // why there is none; the others say what that means, and the mend
+  std::string without, mend;
+};
+
 struct Facts {
   std::string driver_path;
   int driver_version = 0;     // of CUDA, e.g. 13000; 0 where there is none
@@ -21,6 +29,7 @@ struct Facts {
     uint64_t total_bytes = 0;
   };
   std::vector<Gpu> gpus;
+  std::vector<LibraryFacts> libraries;
 };
 
 struct Module {

@@ -113,6 +113,19 @@ Napi::Value cuda_object(Napi::Env env, const CudaDescription& cuda) {
     gpus.Set(i, gpu);
   }
   object.Set("gpus", gpus);
+  Napi::Array libraries = Napi::Array::New(env, cuda.facts.libraries.size());
+  for (uint32_t i = 0; i < cuda.facts.libraries.size(); ++i) {
+    const auto& [name, path, version, problem, without, mend] = cuda.facts.libraries[i];
+    Napi::Object library = Napi::Object::New(env);
+    library.Set("name", name);
+    library.Set("path", path);
+    library.Set("version", version);
+    library.Set("problem", problem);
+    library.Set("without", without);
+    library.Set("mend", mend);
+    libraries.Set(i, library);
+  }
+  object.Set("libraries", libraries);
   return object;
 }
 

@@ -3,7 +3,7 @@ import { constants, existsSync, readFileSync } from 'node:fs'
 import { access, open, rm, statfs } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
-import type { CpuInfo, CudaInfo } from '../binding.js'
+import type { CpuInfo, CudaInfo, CudaLibrary } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { packageRoot } from '../paths.js'
 import { packageVersion } from '../version.js'
@@ -81,6 +81,12 @@ function checkCpu(info: CpuInfo): Check[] {
 
 const cudaVersion = (v: number): string => `${Math.floor(v / 1000)}.${Math.floor((v % 1000) / 10)}`
 
+/** The CUDA backend runs without any of these. */
+export function checkLibrary(library: CudaLibrary): Check {
+  if (library.path !== '') return ok(library.name, `${library.version}, ${library.path}`)
+  return { name: library.name, status: 'warn', value: `${library.problem}: ${library.without}`, mend: library.mend }
+}
+
 /** Only whoever asks for `--device cuda` needs it: what is missing is no failure. */
 function checkCuda(info: CudaInfo): Check[] {
   const gpus = info.gpus.map((gpu, i) =>
@@ -90,6 +96,8 @@ function checkCuda(info: CudaInfo): Check[] {
   if (info.architectures !== '')
     found.push(ok('cuda backend', `${info.library}, kernels for sm_${info.architectures.replaceAll(';', ', sm_')}`))
   if (info.driverVersion > 0) found.push(ok('cuda driver', `${info.driverPath}, CUDA ${cudaVersion(info.driverVersion)}`))
+  const libraries = info.libraries.filter((library) => info.driverVersion > 0 || library.path !== '')
+  found.push(...libraries.map(checkLibrary))
   if (info.unavailable === null) return [...found, ...gpus]
   const [value, ...mend] = info.unavailable.split('. ')
   return [

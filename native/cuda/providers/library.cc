@@ -1,0 +1,172 @@
+#include "cuda/providers/library.h"
+
+#include <dlfcn.h>
+#include <glob.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+
+#include "cuda/providers/cublaslt_api.h"
+#include "cuda/providers/cudnn_api.h"
+#include "cuda/providers/nvjpeg_api.h"
+
+namespace effnet::cuda {
+namespace {
+
+#define EFF_NAME(name, ...) #name,
+constexpr const char* kCublasLtSymbols[] = {EFF_CUBLASLT(EFF_NAME)};
+constexpr const char* kCudnnSymbols[] = {EFF_CUDNN(EFF_NAME)};
+constexpr const char* kNvJpegSymbols[] = {EFF_NVJPEG(EFF_NAME)};
+#undef EFF_NAME
+// cuDNN compiles fused kernels with NVRTC and multiplies with cuBLASLt.
+constexpr const char* kCudnnFriends[] = {"libnvrtc.so.13", "libcublasLt.so.13"};
+
+// Of a library with a function `size_t name()`.
+int version_by(void* library, const char* name) {
+  const auto function = reinterpret_cast<size_t (*)()>(dlsym(library, name));
+  return function ? static_cast<int>(function()) : 0;
+}
+int cublaslt_version(void* library) { return version_by(library, "cublasLtGetVersion"); }
+int cudnn_version(void* library) { return version_by(library, "cudnnGetVersion"); }
+int nvjpeg_version(void* library) {
+  const auto property = reinterpret_cast<int (*)(int, int*)>(dlsym(library, "nvjpegGetProperty"));
+  int parts[3] = {};  // major, minor, patch
+  for (int i = 0; property && i < 3; ++i)
+    if (property(i, &parts[i]) != 0) return 0;
+  return parts[0] * 10000 + parts[1] * 100 + parts[2];
+}
+
+// Of every Python package that NVIDIA publishes libraries in, e.g. lib/python3.11/site-packages/nvidia/cu13/lib.
+void add_python_places(const char* environment, const char* soname, std::vector<std::string>& places) {
+  const std::string pattern = std::string(environment) + "/lib/python3*/site-packages/nvidia/*/lib/" + soname;
+  glob_t found = {};
+  if (glob(pattern.c_str(), 0, nullptr, &found) == 0)
+    places.insert(places.end(), found.gl_pathv, found.gl_pathv + found.gl_pathc);
+  globfree(&found);
+}
+
+void* open_at(const std::string& place) { return dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL); }
+
+// Opened by soname later, a friend is then there already.
+void open_friends(const LibraryKind& kind) {
+  for (const char* soname : kind.friends)
+    for (const std::string& place : library_places(soname))
+      if (open_at(place)) break;
+}
+
+// What is wrong with a library that loads; empty when it will do.
+std::string flaw(const LibraryKind& kind, const OpenLibrary& library) {
+  if (library.version > 0 && library.version < kind.oldest)
+    return "is " + version_text(library.version) + ", " + version_text(kind.oldest) + " or later is needed";
+  for (const char* symbol : kind.symbols)
+    if (!dlsym(library.handle, symbol)) return std::string("lacks ") + symbol;
+  return library.version == 0 ? "does not say its version" : "";
+}
+
+// Where the loader found what was asked for by soname alone.
+std::string path_of(const OpenLibrary& library, const char* symbol) {
+  Dl_info info = {};
+  void* function = dlsym(library.handle, symbol);
+  return function && dladdr(function, &info) && info.dli_fname ? info.dli_fname : library.path;
+}
+
+}  // namespace
+
+const LibraryKind kCublasLt = {"cuBLASLt",
+                               "libcublasLt.so.13",
+                               cublaslt_version,
+                               130000,
+                               kCublasLtSymbols,
+                               {},
+                               "matrix products use the package's own kernels",
+                               "nvidia-cublas"};
+const LibraryKind kCudnn = {"cuDNN",
+                            "libcudnn.so.9",
+                            cudnn_version,
+                            91900,
+                            kCudnnSymbols,
+                            kCudnnFriends,
+                            "dense convolutions use the package's own kernels",
+                            "nvidia-cudnn-cu13"};
+const LibraryKind kNvJpeg = {
+    "nvJPEG",       "libnvjpeg.so.13", nvjpeg_version, 130000, kNvJpegSymbols, {}, "JPEG files are decoded on the CPU",
+    "nvidia-nvjpeg"};
+
+std::span<const LibraryKind* const> library_kinds() {
+  static const LibraryKind* const all[] = {&kCudnn, &kCublasLt, &kNvJpeg};
+  return all;
+}
+
+std::string version_text(int version) {
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+         std::to_string(version % 100);
+}
+
+std::vector<std::string> library_places(const char* soname) {
+  std::vector<std::string> places;
+  if (const char* folder = std::getenv("EFFNET_LIB_DIR")) places.push_back(std::string(folder) + "/" + soname);
+  if (const char* home = std::getenv("CUDA_HOME"))
+    for (const char* part : {"/lib64/", "/lib/", "/targets/x86_64-linux/lib/"})
+      places.push_back(std::string(home) + part + soname);
+  places.push_back(soname);
+  for (const char* name : {"VIRTUAL_ENV", "CONDA_PREFIX"})
+    if (const char* environment = std::getenv(name)) add_python_places(environment, soname, places);
+  places.push_back(std::string("/usr/lib/wsl/lib/") + soname);  // WSL does not put it on the loader's path
+  return places;
+}
+
+StatusOr<OpenLibrary> find_library(const LibraryKind& kind) {
+  std::string passed_over;
+  for (const std::string& place : library_places(kind.soname)) {
+    const bool named = place.find('/') != std::string::npos;
+    if (named && access(place.c_str(), F_OK) != 0) continue;
+    OpenLibrary library{open_at(place), place, 0};
+    std::string problem;
+    if (library.handle) {
+      library.version = kind.version(library.handle);
+      problem = flaw(kind, library);
+      if (!named) library.path = path_of(library, kind.symbols.front());
+      if (problem.empty()) {
+        open_friends(kind);
+        return library;
+      }
+      dlclose(library.handle);
+    } else {
+      problem = dlerror();
+      // By its soname alone: the loader has none, or one that lacks something itself.
+      if (!named && problem.starts_with(std::string(kind.soname) + ": cannot open")) continue;
+    }
+    passed_over +=
+        (passed_over.empty() ? "" : "; ") + library.path + " " + (library.handle ? "" : "does not load: ") + problem;
+  }
+  if (passed_over.empty()) passed_over = std::string(kind.soname) + " was not found";
+  return Status(Code::backend_missing, passed_over);
+}
+
+StatusOr<OpenLibrary> open_library(const LibraryKind& kind) {
+  static std::mutex* const mutex = new std::mutex;
+  static auto* const known = new std::map<const LibraryKind*, StatusOr<OpenLibrary>>;
+  const std::lock_guard lock(*mutex);
+  if (const auto found = known->find(&kind); found != known->end()) return found->second;
+  return known->emplace(&kind, find_library(kind)).first->second;
+}
+
+LibraryFacts library_facts(const LibraryKind& kind) {
+  LibraryFacts facts{kind.name, {}, {}, {}, {}, {}};
+  const auto library = open_library(kind);
+  if (library.ok()) {
+    facts.path = library.value().path;
+    facts.version = version_text(library.value().version);
+    return facts;
+  }
+  facts.problem = library.status().message();
+  facts.without = kind.without;
+  facts.mend = std::string("pip install ") + kind.package +
+               " in an active Python environment, or set EFFNET_LIB_DIR to the folder that has " + kind.soname;
+  return facts;
+}
+
+}  // namespace effnet::cuda

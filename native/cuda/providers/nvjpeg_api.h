@@ -1,0 +1,41 @@
+// The part of nvJPEG 13 that the backend calls, so that it builds where the library's header is not installed;
+// native/tests/cuda_providers_test.cc holds it against that header where it is.
+#pragma once
+
+#include <cstddef>
+
+namespace effnet::cuda::nvjpeg {
+
+using Handle = void*;
+using State = void*;
+using Stream = void*;
+
+struct Image {
+  unsigned char* channel[4];
+  size_t pitch[4];
+};
+
+enum Result : int {
+  kSuccess = 0,
+  kNotInitialized = 1,
+  kInvalidParameter = 2,
+  kBadJpeg = 3,
+  kJpegNotSupported = 4,
+  kAllocatorFailure = 5,
+  kExecutionFailed = 6,
+};
+enum Backend : int { kBackendDefault = 0 };
+enum OutputFormat : int { kOutputRgbInterleaved = 5 };
+
+// All return a Result.
+#define EFF_NVJPEG(X)                                                                                       \
+  X(nvjpegCreateEx, int backend, void* device_allocator, void* pinned_allocator, unsigned flags, Handle*)   \
+  X(nvjpegDestroy, Handle)                                                                                  \
+  X(nvjpegJpegStateCreate, Handle, State*)                                                                  \
+  X(nvjpegJpegStateDestroy, State)                                                                          \
+  X(nvjpegGetImageInfo, Handle, const unsigned char* data, size_t bytes, int* components, int* subsampling, \
+    int* widths, int* heights)                                                                              \
+  X(nvjpegDecodeBatchedInitialize, Handle, State, int images, int cpu_threads, int format)                  \
+  X(nvjpegDecodeBatched, Handle, State, const unsigned char* const* data, const size_t* bytes, Image* into, Stream)
+
+}  // namespace effnet::cuda::nvjpeg
