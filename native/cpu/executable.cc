@@ -14,14 +14,14 @@
 namespace effnet::cpu {
 namespace {
 
-KernelFactory factory_of(plan::OpId id) {
-  switch (id) {
-#define EFF_OP(number, name, ...) \
-  case plan::OpId::name:          \
-    return make_##name;
-#include "plan/op_table.inc"
-#undef EFF_OP
-  }
+#include "plan/factory_of.inc"
+
+// What CPUs have no code for.
+const char* for_gpus_only(const plan::Op& op) {
+  if (op.allows_tf32()) return "TF32";
+  for (const auto* list : {&op.inputs, &op.outputs})
+    for (const plan::Tensor* t : *list)
+      if (t && t->dtype == plan::DType::f16) return "FP16";
   return nullptr;
 }
 
@@ -107,7 +107,8 @@ Status Executable::bind_ops() {
   bound_.reserve(plan_->ops().size());
   for (const plan::Op& op : plan_->ops()) {
     if (pool_->stopping()) return error(Code::aborted, "closed while a plan was being bound");
-    if (op.allows_tf32()) return error(Code::plan_invalid, "op %s: TF32 is for GPUs", std::string(op.name).c_str());
+    if (const char* format = for_gpus_only(op))
+      return error(Code::plan_invalid, "op %s: %s is for GPUs", std::string(op.name).c_str(), format);
     auto kernel = factory_of(op.id)(op);
     if (!kernel.ok())
       return Status(kernel.status().code(),

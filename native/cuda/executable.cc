@@ -11,16 +11,7 @@ namespace {
 
 using plan::Arena;
 
-KernelFactory factory_of(plan::OpId id) {
-  switch (id) {
-#define EFF_OP(number, name, ...) \
-  case plan::OpId::name:          \
-    return make_##name;
-#include "plan/op_table.inc"
-#undef EFF_OP
-  }
-  return nullptr;
-}
+#include "plan/factory_of.inc"
 
 constexpr size_t kInputOffset = 256;  // of the input arena in the staging block, behind the scalars
 static_assert(sizeof(StepScalars) <= kInputOffset);

@@ -7,6 +7,10 @@
 namespace effnet::plan {
 namespace {
 
+bool is_floating(const Tensor* t) {
+  return t->dtype == DType::f32 || t->dtype == DType::bf16 || t->dtype == DType::f16;
+}
+
 // Collects the checks of one op; the first that fails is reported. A null operand (absent optional) passes.
 class Checker {
  public:
@@ -25,7 +29,7 @@ class Checker {
   void image(const Tensor* t) {
     if (!t) return;
     expect(t->rank == 4, "an image is not of rank 4");
-    expect(t->dtype == DType::f32 || t->dtype == DType::bf16, "an image is neither f32 nor bf16");
+    expect(is_floating(t), "an image is neither f32 nor of 16 bits");
   }
   void same(const Tensor* a, const Tensor* b) {
     if (!a || !b) return;
@@ -440,8 +444,7 @@ void check_elementwise(Checker& c, const Op& op) {
     }
     case OpId::cast: {
       using namespace op::cast;
-      const auto floating = [](const Tensor* t) { return t->dtype == DType::f32 || t->dtype == DType::bf16; };
-      c.expect(floating(op.in(in_src)) && floating(op.out(out_dst)), "only f32 and bf16 are cast");
+      c.expect(is_floating(op.in(in_src)) && is_floating(op.out(out_dst)), "only floating types are cast");
       return c.same_shape(op.in(in_src), op.out(out_dst));
     }
     case OpId::activation: {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/device/device.h"
+#include "tests/half.h"
 
 namespace effnet::test {
 namespace {
@@ -199,6 +200,32 @@ TEST(CudaEmulation, ThreadSanitizerSeesRaces) {
     EXPECT_EXIT(ends_after(work), testing::ExitedWithCode(66), "data race");
 }
 #endif
+
+// Every value of the type, and what lies between neighbours: a little beside the middle, and the middle itself.
+TEST(CudaEmulation, SixteenBitTypesRoundToNearestEven) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    const float f16 = f16_to_float(half), bf16 = bf16_to_float(half);
+    if (std::isnan(f16)) {
+      EXPECT_TRUE(std::isnan(cuda::to_float(cuda::F16{half})));
+    } else {
+      ASSERT_EQ(cuda::to_float(cuda::F16{half}), f16);
+      ASSERT_EQ(float_to_f16(f16), half);
+    }
+    if (std::isnan(bf16)) continue;
+    ASSERT_EQ(cuda::to_float(cuda::Bf16{half}), bf16);
+    for (const float value : {f16, bf16}) {
+      if (!std::isfinite(value)) continue;
+      const float beyond = f16_to_float(static_cast<uint16_t>(half + 1));
+      const float middle = value == f16 && std::isfinite(beyond) ? (value + beyond) / 2 : value * 1.00390625f;
+      for (const float x : {value, middle, std::nextafter(middle, 0.0f), std::nextafter(middle, 1e38f)}) {
+        if (std::isnan(x)) continue;
+        ASSERT_EQ(cuda::from_float<cuda::F16>(x).bits, float_to_f16(x)) << x;
+        ASSERT_EQ(cuda::from_float<cuda::Bf16>(x).bits, float_to_bf16(x)) << x;
+      }
+    }
+  }
+}
 
 }  // namespace
 }  // namespace effnet::test

@@ -21,6 +21,7 @@
 #include "plan/op_ports.h"
 #include "plan/plan.h"
 #include "tests/aligned.h"
+#include "tests/half.h"
 #if defined(EFFNET_TEST_GPU)
 #include "tests/gpu_runner.h"
 #elif defined(EFFNET_TEST_CUDA)
@@ -32,31 +33,8 @@
 namespace effnet::test {
 
 using plan::Arena;
-using plan::DType;
 using plan::Tensor;
 using Values = std::vector<double>;
-
-inline float bf16_to_float(uint16_t bits) {
-  const uint32_t wide = uint32_t{bits} << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-
-// Round to nearest even, by the definition: of the two neighbours the nearer one, on a tie the even one.
-inline uint16_t float_to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  const uint32_t low = bits & 0xffff, high = bits >> 16;
-  if (low > 0x8000 || (low == 0x8000 && (high & 1))) return static_cast<uint16_t>(high + 1);
-  return static_cast<uint16_t>(high);
-}
-
-inline double round_to(DType dtype, double value) {
-  return dtype == DType::bf16 ? bf16_to_float(float_to_bf16(static_cast<float>(value)))
-                              : static_cast<double>(static_cast<float>(value));
-}
 
 inline size_t bytes_of(DType dtype) {
   switch (dtype) {
@@ -129,13 +107,14 @@ class Rig {
     uint8_t* p = arenas_[static_cast<int>(t->arena)].data() + t->offset;
     for (size_t i = 0; i < values.size(); ++i) {
       const float f = static_cast<float>(values[i]);
-      const uint16_t half = float_to_bf16(f);
+      const uint16_t half = to_bits16(t->dtype, f);
       int32_t integer;  // converted where it is one: elsewhere the value may not fit
       switch (t->dtype) {
         case DType::f32:
           std::memcpy(p + 4 * i, &f, 4);
           break;
         case DType::bf16:
+        case DType::f16:
           std::memcpy(p + 2 * i, &half, 2);
           break;
         case DType::i32:
@@ -163,8 +142,9 @@ class Rig {
           values[i] = f;
           break;
         case DType::bf16:
+        case DType::f16:
           std::memcpy(&half, p + 2 * i, 2);
-          values[i] = bf16_to_float(half);
+          values[i] = from_bits16(t->dtype, half);
           break;
         case DType::i32:
           std::memcpy(&integer, p + 4 * i, 4);
