@@ -1,0 +1,30 @@
+/**
+ * The layers of the models on CUDA kernels: on a driver without a GPU (native/cuda/fake) they run in emulation, on images scaled
+ * down.
+ */
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { packageRoot } from '../../ts/paths.js'
+import { checkLayers } from '../helpers/layer_check.js'
+
+const driver = path.join(packageRoot(), 'build/fake_cuda')
+const built = [path.join(driver, 'libcuda.so.1'), path.join(packageRoot(), 'build/Release/effnet_cuda.so')].every((file) =>
+  existsSync(file),
+)
+// Read when the backend is used first.
+process.env['EFFNET_LIB_DIR'] = driver
+
+describe.skipIf(!built)(`layers on CUDA kernels${built ? '' : ' (no fake driver: npm run setup -- --test)'}`, () => {
+  it.each([
+    ['efficientnet_b0', 'f32', 40],
+    ['efficientnet_b0', 'bf16', 40],
+    ['efficientnet_b4', 'bf16', 32],
+    ['efficientnetv2_s', 'f32', 32],
+    ['efficientnetv2_s', 'bf16', 32],
+  ] as const)('%s %s: training', { timeout: 180_000 }, async (model, dtype, imageSize) => {
+    const { tried, wrong } = await checkLayers({ model, dtype, imageSize, batchSize: 2, device: 'cuda' })
+    expect(wrong).toEqual([])
+    expect(tried).toBeGreaterThan(60)
+  })
+})

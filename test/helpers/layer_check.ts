@@ -1,0 +1,201 @@
+/**
+ * Every layer shape of a model through a backend, one op at a time, beside the float64 interpreter: the graph is the one that
+ * training on a GPU runs, and each op gets the values that it meets in such a step.
+ */
+import { ARENA, binding, type MemoryHandle, type PoolHandle } from '../../ts/binding.js'
+import { Graph } from '../../ts/graph/graph.js'
+import { interpret } from '../../ts/graph/interpreter.js'
+import { OP_TABLE } from '../../ts/graph/op_table.js'
+import { type DType, elements, type Node, type Tensor } from '../../ts/graph/types.js'
+import { getModelConfig } from '../../ts/nn/index.js'
+import { emit } from '../../ts/passes/emit.js'
+import { align, planMemory } from '../../ts/passes/plan_memory.js'
+import { trainProgram } from '../../ts/runtime/programs.js'
+import { packScalars } from '../../ts/runtime/scalars.js'
+import { maxAbs, maxDifference, networkValues, uniform } from '../graph/values.js'
+
+const SCALARS = { seed: 11, step: 4 }
+
+/** One op of `graph` by itself: what it reads are inputs or parameters, what it makes are outputs. */
+function alone(node: Node): Graph {
+  const graph = new Graph('alone')
+  const made = new Map<Tensor, Tensor>()
+  const twin = (t: Tensor): Tensor => {
+    let own = made.get(t)
+    if (!own) {
+      if (t.role === 'parameter') own = graph.parameter(t.name, t.shape, t.param!)
+      else if (t.role === 'buffer') own = graph.buffer(t.name, t.shape, t.param!)
+      else own = graph.input(t.name, t.shape, t.dtype)
+      made.set(t, own)
+    }
+    return own
+  }
+  const { inputs: ports, outputs } = OP_TABLE[node.op]
+  const inputs = Object.fromEntries(ports.flatMap((port, i) => (node.inputs[i] ? [[port.name, twin(node.inputs[i])]] : [])))
+  const updates = node.updates.map(twin)
+  const into = Object.fromEntries(
+    outputs.flatMap((port, i) => {
+      const t = node.outputs[i]
+      return t ? [[port.name, graph.tensor(t.name, t.shape, t.dtype, 'output')]] : []
+    }),
+  )
+  graph.node(node.op, inputs, node.attrs, { name: node.name, updates, into })
+  return graph
+}
+
+const BYTES: Record<DType, number> = { f32: 4, bf16: 2, f16: 2, u8: 1, i32: 4 }
+
+function encode(values: Float64Array, dtype: DType): Uint8Array {
+  if (dtype === 'u8') return Uint8Array.from(values)
+  if (dtype === 'i32') return new Uint8Array(Int32Array.from(values).buffer)
+  const floats = Float32Array.from(values)
+  if (dtype === 'f32') return new Uint8Array(floats.buffer)
+  // Values are rounded to the type already: the upper half has all of it.
+  return new Uint8Array(Uint16Array.from(new Uint32Array(floats.buffer), (bits) => bits >>> 16).buffer)
+}
+
+function decode(bytes: Uint8Array, dtype: DType): ArrayLike<number> {
+  const { buffer } = bytes.slice()
+  if (dtype === 'f32') return new Float32Array(buffer)
+  if (dtype === 'i32') return new Int32Array(buffer)
+  return new Float32Array(Uint32Array.from(new Uint16Array(buffer), (half) => half << 16).buffer)
+}
+
+interface Result {
+  kernel: string
+  /** By tensor: made or updated. */
+  values: Map<Tensor, ArrayLike<number>>
+}
+
+async function run(graph: Graph, values: ReadonlyMap<string, Float64Array>, pool: PoolHandle, memory: MemoryHandle) {
+  const native = binding()
+  const offsets = new Map<string, number>()
+  let weightBytes = 0
+  for (const t of [...graph.parameters, ...graph.buffers]) {
+    offsets.set(t.name, weightBytes)
+    weightBytes = align(weightBytes + 4 * elements(t.shape))
+  }
+  const placed = planMemory(graph, { weightOffsets: offsets, weightBytes })
+  await native.ensureArena(memory, ARENA.weights, Math.max(weightBytes, 1))
+  const plan = emit(graph, placed)
+  for (const [name, offset] of offsets) native.writeArena(memory, ARENA.weights, offset, encode(values.get(name)!, 'f32'))
+  const input = new Uint8Array(placed.arenaBytes[ARENA.input]!)
+  for (const t of graph.tensors) {
+    if (t.role === 'input') input.set(encode(values.get(t.name)!, t.dtype), placed.placements.get(t.id)!.offset)
+  }
+  const executable = await native.bind(pool, memory, plan.bytes)
+  try {
+    const output = await native.step(executable, { bytes: input }, packScalars(SCALARS))
+    const result: Result = { kernel: native.dump(executable)[0]!.kernel, values: new Map() }
+    for (const t of graph.tensors) {
+      const bytes = BYTES[t.dtype] * elements(t.shape)
+      if (t.role === 'output') {
+        const { offset } = placed.placements.get(t.id)!
+        result.values.set(t, decode(output.subarray(offset, offset + bytes), t.dtype))
+      } else if (t.role === 'buffer' && graph.nodes[0]!.updates.includes(t)) {
+        const after = new Uint8Array(bytes)
+        native.readArena(memory, ARENA.weights, offsets.get(t.name)!, after)
+        result.values.set(t, decode(after, 'f32'))
+      }
+    }
+    return result
+  } finally {
+    native.closeExecutable(executable)
+  }
+}
+
+/** Every value off by up to `share` of it. */
+function perturbed(values: ReadonlyMap<string, Float64Array>, graph: Graph, share: number): Map<string, Float64Array> {
+  const next = uniform(3)
+  const floating = new Set(graph.tensors.filter((t) => t.dtype !== 'u8' && t.dtype !== 'i32').map((t) => t.name))
+  return new Map(
+    graph.tensors.flatMap((t) => {
+      const given = values.get(t.name)
+      return given ? [[t.name, floating.has(t.name) ? given.map((x) => x * (1 + share * next())) : given]] : []
+    }),
+  )
+}
+
+/**
+ * How far results may be off: by what they move when every operand moves by a few units in its last place (a gradient that
+ * sums to nearly nothing moves much), and for a 16-bit result by its own rounding.
+ */
+function limits(graph: Graph, values: ReadonlyMap<string, Float64Array>, dtype: DType): (t: Tensor) => number {
+  const [share, times] = dtype === 'f32' ? [2 ** -22, 8] : [2 ** -9, 2]
+  const exact = interpret(graph, { values, scalars: SCALARS })
+  const moved = interpret(graph, { values: perturbed(values, graph, share), scalars: SCALARS })
+  return (t) => {
+    const values = exact.get(t.name)!
+    return times * maxDifference(moved.get(t.name)!, values) + 2 ** -22 * maxAbs(values)
+  }
+}
+
+/** Largest difference, of a 16-bit tensor beyond one unit in its last place. */
+function error(got: ArrayLike<number>, want: Float64Array, dtype: DType): number {
+  let worst = 0
+  const unit = dtype === 'bf16' ? 2 ** -8 : 2 ** -23
+  for (let i = 0; i < want.length; i++) {
+    const off = Math.abs(got[i]! - want[i]!) - unit * Math.abs(want[i]!)
+    if (!(off <= worst)) worst = off
+  }
+  return worst
+}
+
+/** What an op is to a kernel: ops alike in this are tried once. */
+function kindOf({ op, attrs, inputs, outputs }: Node): string {
+  const { rng_stream: _, ...others } = attrs
+  const shapes = [...inputs, ...outputs].map((t) => (t ? `${t.dtype}${t.shape}` : '-'))
+  return [op, ...Object.values(others), ...shapes].join(' ')
+}
+
+export interface LayerCheck {
+  model: string
+  dtype: 'f32' | 'bf16'
+  /** Pixels. */
+  imageSize: number
+  batchSize: number
+  /** As in `createModel`. */
+  device: string
+}
+
+/** Ops tried, and for each tensor that is off further than it may be a line that says where and how far. */
+export async function checkLayers(o: LayerCheck): Promise<{ tried: number; wrong: string[] }> {
+  const native = binding()
+  const pool = native.createPool(1)
+  const memory = native.createMemory(new Array(Object.keys(ARENA).length).fill(0), await native.openDevice(o.device))
+  const graph = trainProgram(getModelConfig(o.model), {
+    batchSize: o.batchSize,
+    imageSize: o.imageSize,
+    dtype: o.dtype,
+    optimizer: { name: 'sgd' },
+    labelSmoothing: 0.1,
+    dropRate: 0.2,
+    dropPathRate: 0.2,
+    clip: true,
+    ema: false,
+    target: { device: 'cuda' },
+  })
+  // The values behind a step's updates are not those that its ops have read.
+  const before = networkValues(graph, 7)
+  const values = new Map([...interpret(graph, { values: before, scalars: SCALARS, storage: 'as-typed' }), ...before])
+  const seen = new Set<string>()
+  const wrong: string[] = []
+  try {
+    for (const node of graph.nodes) {
+      if (node.op.startsWith('optimizer_') || node.op === 'grad_norm' || seen.has(kindOf(node))) continue
+      seen.add(kindOf(node))
+      const one = alone(node)
+      const { kernel, values: got } = await run(one, values, pool, memory)
+      const want = interpret(one, { values, scalars: SCALARS, storage: 'as-typed' })
+      const limit = limits(one, values, o.dtype)
+      for (const [t, result] of got) {
+        const off = error(result, want.get(t.name)!, t.dtype)
+        if (!(off <= limit(t))) wrong.push(`${node.name} ${kernel} ${t.name} [${t.shape}]: ${off} > ${limit(t)}`)
+      }
+    }
+  } finally {
+    native.closePool(pool)
+    native.closeMemory(memory)
+  }
+  return { tried: seen.size, wrong }
+}
