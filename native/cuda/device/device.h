@@ -56,6 +56,7 @@ EFF_DEVICE uint32_t block_x() { return blockIdx.x; }
 EFF_DEVICE uint32_t block_y() { return blockIdx.y; }
 EFF_DEVICE uint32_t block_z() { return blockIdx.z; }
 EFF_DEVICE uint32_t grid_x() { return gridDim.x; }
+EFF_DEVICE uint32_t grid_y() { return gridDim.y; }
 #else
 EFF_DEVICE uint32_t thread_id() { return emulation::machine().current->thread.x; }
 EFF_DEVICE uint32_t block_threads() { return emulation::machine().block.x; }
@@ -63,6 +64,7 @@ EFF_DEVICE uint32_t block_x() { return emulation::machine().block_index.x; }
 EFF_DEVICE uint32_t block_y() { return emulation::machine().block_index.y; }
 EFF_DEVICE uint32_t block_z() { return emulation::machine().block_index.z; }
 EFF_DEVICE uint32_t grid_x() { return emulation::machine().grid.x; }
+EFF_DEVICE uint32_t grid_y() { return emulation::machine().grid.y; }
 #endif
 // Of all threads of a grid in x.
 EFF_DEVICE int64_t global_id() { return static_cast<int64_t>(block_x()) * block_threads() + thread_id(); }
