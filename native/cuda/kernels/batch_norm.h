@@ -7,11 +7,12 @@
 
 #include "cuda/kernels/drop.h"
 #include "cuda/kernels/step_state.h"
+#include "cuda/kernels/walk.h"
 #include "plan/format.h"
 
 namespace effnet::cuda {
 
-inline constexpr uint32_t kBnThreads = 256;
+inline constexpr uint32_t kBnThreads = kWalkThreads;
 // Reductions: a block takes 32 channels, 8 threads to a channel.
 inline constexpr int64_t kBnChannels = 32, kBnLanes = kBnThreads / kBnChannels;
 inline constexpr size_t kBnSumsShared = kBnThreads * sizeof(float);
@@ -31,6 +32,7 @@ struct Upstream {
 
 // dst = residual + drop(act(bn(src)) * gate)
 struct BnActArgs {
+  Walk walk;
   const void* src;
   Norm norm;
   plan::Act act;
@@ -38,15 +40,8 @@ struct BnActArgs {
   const void* residual;
   DropArgs drop;
   void* dst;
-  int64_t count, pixels, c;
 };
 
-// Statistics: tiles of rows, each with its mean and the sum of squared deviations from it, of the stored values.
-struct BnTilesArgs {
-  const void* src;
-  int64_t rows, c, tile_rows;
-  float* tiles;  // [tile][2][c]: mean, squares
-};
 // Tiles of statistics into those of all rows, by merge_stats (merge.cuh).
 struct BnMergeArgs {
   const float* tiles;  // [tile_count][2][c]: mean, squares
@@ -57,6 +52,14 @@ struct BnMergeArgs {
   double eps, momentum;
   float *mean, *inv_std, *running_mean, *running_var;
   StepState* state;
+};
+// Of each tile of rows and channel the mean of the stored values and the sum of squared deviations from it; the last
+// block of a group of channels merges them.
+struct BnTilesArgs {
+  Walk walk;
+  const void* src;
+  float* tiles;
+  BnMergeArgs merge;
 };
 // The merge of many tiles as a launch: `part_tiles` a block, then the parts.
 struct MergeParts {
@@ -71,20 +74,23 @@ struct BnMergeLaunchArgs {
 constexpr size_t merge_shared(size_t threads) { return threads * 2 * sizeof(double); }
 inline constexpr size_t kMergeLaunchShared = merge_shared(kBnThreads) + 16;
 
-// Sums over all rows of g = diff_z * act'(bn(src)) and of g * (src - mean), by tiles of rows.
-struct BnBwdTilesArgs {
-  Upstream upstream;
-  const void* src;
-  Norm norm;
-  int64_t rows, pixels, c, tile_rows;
-  float* tiles;  // [tile][2][c]: g * (src - mean), g
-};
 // Sums of tiles into those of all rows, by merge_bn_sums (merge.cuh).
 struct BnSumsMergeArgs {
   const float* tiles;  // [tile_count][2][c]: g * (src - mean), g
   int64_t c, tile_count;
   const float* inv_std;
   float *diff_scale, *diff_shift;
+};
+// Sums over all rows of g = diff_z * act'(bn(src)) and of g * (src - mean), by tiles; the last block of a group of
+// channels adds them up.
+struct BnBwdTilesArgs {
+  Walk walk;
+  Upstream upstream;
+  const void* src;
+  Norm norm;
+  float* tiles;
+  BnSumsMergeArgs merge;
+  StepState* state;
 };
 struct BnSumsMergeLaunchArgs {
   BnSumsMergeArgs merge;
@@ -95,33 +101,38 @@ struct BnSumsMergeLaunchArgs {
 struct BnImageMergeArgs {
   const float *sums, *gate, *diff_pooled;  // [n][4][c], [n][c], [n][c]
   int64_t n, c;
-  double pixels;
+  double inv_pixels;
   float *diff_scale, *diff_shift;
+  MergeParts parts;
+  StepState* state;
 };
 
 // diff_src = scale * inv_std * (g - diff_shift / rows - xhat * diff_scale / rows); without sums scale * inv_std * g.
 struct BnBwdApplyArgs {
+  Walk walk;
   Upstream upstream;
   const void* src;
   Norm norm;
   const float *diff_scale, *diff_shift;  // both or neither
+  float inv_rows;
   void* diff_src;
-  int64_t count, rows, pixels, c;
 };
 
-// Sums over the pixels of each image and channel.
+// Sums over the pixels of each image and channel. Where an image is cut into tiles, their last block adds them up.
 struct ImageSumsArgs {
+  Walk walk;
   const void* src;
   Norm norm;  // mean nullptr: src as it is
   plan::Act act;
-  const void* diff;  // nullptr: no gradients
+  const void* diff;
   DropArgs drop;
   const float* gate;
-  float* value;  // [n][c]: sum of act(bn(src)), or with diff of drop(diff) * act(bn(src))
-  float value_factor;
-  float* sums;  // [n][4][c]: of bn_act_bwd_sums, or nullptr
-  void* dst;    // act(bn(src)), with a gate drop(act(bn(src)) * gate); or nullptr
-  int64_t n, pixels, c;
+  float* value;        // [n][c]: sum of the stored act(bn(src)), or with diff of drop(diff) * act(bn(src))
+  float value_factor;  // of each sum
+  float* sums;         // [n][4][c]: of bn_act_bwd_sums
+  void* dst;           // act(bn(src)), with a gate drop(act(bn(src)) * gate); or nullptr
+  float* tiles;        // [n][tile][1 or 5][c], not used for one tile
+  StepState* state;
 };
 
 struct InvStdArgs {

@@ -16,22 +16,32 @@ struct Sums2 {
   }
 };
 
-// The sum of term(row, channel) over rows [first, last), for channels first_channel + 0..31; right in threads 0..31,
-// one a channel. `scratch`: merge_shared(threads) bytes. The block has at least 32 threads, a multiple of it.
+// How the threads of a block, at least 32, share the channels [first, last) of a table: `columns` at a time.
+struct Columns {
+  uint32_t columns, lanes, lane, column;
+};
+EFF_DEVICE Columns columns_of(int64_t channels) {
+  const uint32_t threads = block_threads();
+  const uint32_t wide = channels < threads ? (static_cast<uint32_t>(channels) + 31) / 32 * 32 : threads;
+  const uint32_t columns = wide < threads ? wide : threads, lane = thread_id() / columns;
+  return {columns, threads / columns, lane, thread_id() - lane * columns};
+}
+
+// The sum of term(row, channel) over rows [first, last), right in the threads of lane 0. `scratch`:
+// merge_shared(threads) bytes.
 template <class Term>
-EFF_DEVICE Sums2 sum_rows_of_channels(Sums2* scratch, int64_t first, int64_t last, int64_t channel, int64_t channels,
-                                      Term term) {
-  const uint32_t lanes = block_threads() / 32, lane = thread_id() / 32;
+EFF_DEVICE Sums2 sum_rows(Sums2* scratch, const Columns& at, int64_t first, int64_t last, int64_t channel,
+                          int64_t channels, Term term) {
   Sums2 sums;
-  if (channel < channels) {
+  if (channel < channels && at.lane < at.lanes) {
     EFF_UNROLL_BY(4)
-    for (int64_t row = first + lane; row < last; row += lanes) sums += term(row, channel);
+    for (int64_t row = first + at.lane; row < last; row += at.lanes) sums += term(row, channel);
   }
-  EFF_SYNC_BLOCK();  // the sums before may still be read
+  EFF_SYNC_BLOCK();  // what was there before may still be read
   scratch[thread_id()] = sums;
   EFF_SYNC_BLOCK();
-  if (lane > 0) return sums;
-  for (uint32_t l = 1; l < lanes; ++l) sums += scratch[l * 32 + thread_id()];
+  if (at.lane > 0) return sums;
+  for (uint32_t l = 1; l < at.lanes; ++l) sums += scratch[l * at.columns + at.column];
   return sums;
 }
 
@@ -75,11 +85,12 @@ EFF_DEVICE double shift_of_stats(const BnMergeArgs& a, int64_t c) {
 
 // Channels [first, last), by a whole block.
 EFF_DEVICE void merge_stats(Sums2* scratch, const BnMergeArgs& a, int64_t first, int64_t last) {
-  for (int64_t begin = first; begin < last; begin += 32) {
-    const int64_t c = begin + thread_id() % 32;
+  const Columns at = columns_of(last - first);
+  for (int64_t begin = first; begin < last; begin += at.columns) {
+    const int64_t c = begin + at.column;
     const double shift = shift_of_stats(a, c < last ? c : a.c);
-    const Sums2 sums = sum_rows_of_channels(scratch, 0, a.tile_count, c, last, StatsTerm{a, shift});
-    if (thread_id() < 32 && c < last) store_stats(a, c, shift, sums);
+    const Sums2 sums = sum_rows(scratch, at, 0, a.tile_count, c, last, StatsTerm{a, shift});
+    if (at.lane == 0 && c < last) store_stats(a, c, shift, sums);
   }
 }
 
@@ -99,10 +110,11 @@ EFF_DEVICE void store_bn_sums(const BnSumsMergeArgs& a, int64_t c, const Sums2& 
 }
 
 EFF_DEVICE void merge_bn_sums(Sums2* scratch, const BnSumsMergeArgs& a, int64_t first, int64_t last) {
-  for (int64_t begin = first; begin < last; begin += 32) {
-    const int64_t c = begin + thread_id() % 32;
-    const Sums2 sums = sum_rows_of_channels(scratch, 0, a.tile_count, c, last, BnSumsTerm{a});
-    if (thread_id() < 32 && c < last) store_bn_sums(a, c, sums);
+  const Columns at = columns_of(last - first);
+  for (int64_t begin = first; begin < last; begin += at.columns) {
+    const int64_t c = begin + at.column;
+    const Sums2 sums = sum_rows(scratch, at, 0, a.tile_count, c, last, BnSumsTerm{a});
+    if (at.lane == 0 && c < last) store_bn_sums(a, c, sums);
   }
 }
 
@@ -115,22 +127,23 @@ EFF_DEVICE void merge_by_parts(const MergeParts& p, int64_t tile_count, int64_t 
   Shared shared;
   Sums2* scratch = shared.take<Sums2>(kBnThreads);
   uint32_t* flag = shared.take<uint32_t>(1);
-  const int64_t c = static_cast<int64_t>(block_x()) * 32 + thread_id() % 32, part = block_y();
+  const Columns at = columns_of(32);
+  const int64_t c = static_cast<int64_t>(block_x()) * 32 + at.column, part = block_y();
   const int64_t first = part * p.part_tiles, end = first + p.part_tiles, last = end < tile_count ? end : tile_count;
-  Sums2 sums = sum_rows_of_channels(scratch, first, last, c, channels, term);
+  Sums2 sums = sum_rows(scratch, at, first, last, c, channels, term);
   if (p.parts_count > 1) {
     double* parts = p.parts;
-    if (thread_id() < 32 && c < channels) {
+    if (at.lane == 0 && c < channels) {
       parts[part * 2 * channels + c] = sums.x;
       parts[(part * 2 + 1) * channels + c] = sums.y;
     }
     if (!comes_last(&state->block_counters[block_x()], static_cast<uint32_t>(p.parts_count), flag)) return;
-    sums = sum_rows_of_channels(scratch, 0, p.parts_count, c, channels, [=](int64_t row, int64_t channel) {
+    sums = sum_rows(scratch, at, 0, p.parts_count, c, channels, [=](int64_t row, int64_t channel) {
       const double* at = parts + row * 2 * channels + channel;
       return Sums2{load_shared_by_blocks(at), load_shared_by_blocks(at + channels)};
     });
   }
-  if (thread_id() < 32 && c < channels) store(c, sums);
+  if (at.lane == 0 && c < channels) store(c, sums);
 }
 
 }  // namespace effnet::cuda

@@ -1,6 +1,7 @@
 #include "cuda/ops/batch_norm.h"
 
 #include "cuda/ops/drop.h"
+#include "cuda/ops/walk.h"
 
 namespace effnet::cuda {
 namespace {
@@ -17,62 +18,93 @@ Norm norm_of(const Addresses& at, const Tensor* mean, const Tensor* inv_std, con
           at.ptr<const float>(shift)};
 }
 
-// Where the scratch of the merge begins, behind the tiles.
-size_t merge_at(int64_t tiles, int64_t channels) {
-  return align256(static_cast<size_t>(tiles * 2 * channels) * sizeof(float));
+// The walk of a reduction: where there are more groups of channels than counters, each has one block.
+Walk sum_walk(int64_t images, int64_t rows, int64_t c, int vector, int64_t least_rows = 0) {
+  const Walk w = make_walk(images, rows, c, vector, kSumBlocks, least_rows);
+  return walk_grid(w, vector).y <= kBlockCounters ? w : make_walk(images, rows, c, vector, 1);
 }
+// The means of tiles are stored in FP32. Of tiles of few rows a variance is made of their differences, and where the
+// mean is large that costs digits.
+constexpr int64_t kStatsLeastRows = 64;
+Walk stats_walk(const Tensor* src) {
+  return sum_walk(1, rows_of(src), src->c(), walk_vector(src->dtype, src->c()), kStatsLeastRows);
+}
+// Only few images are cut into tiles, so there is a counter for each of them and group of channels.
+static_assert(kSumBlocks / 2 <= kBlockCounters);
 
-size_t tiles_bytes(const Tensor* src) {
-  const int64_t rows = rows_of(src), tiles = blocks_of(rows, bn_tile_rows(rows));
-  return merge_at(tiles, src->c()) + bn_merge_scratch_bytes(tiles, src->c());
-}
+constexpr size_t kSumsShared = kLaneScratchBytes + 16;
+
+size_t tiles_bytes(const Walk& w) { return static_cast<size_t>(walk_tiles(w) * 2 * w.c) * sizeof(float); }
 
 template <class Args>
 Launch by_element(const std::string& kernel, int64_t count, const Args& args) {
   return make_launch(kernel, grid_for(count, kBnThreads), kBnThreads, 0, args);
 }
 template <class Args>
-Launch by_channel(const std::string& kernel, int64_t channels, const Args& args) {
-  return make_launch(kernel, {blocks_of(channels, kBnThreads), 1, 1}, kBnThreads, 0, args);
-}
-template <class Args>
-Launch by_tiles(const std::string& kernel, int64_t channels, int64_t rows, int64_t tile_rows, const Args& args) {
-  return make_launch(kernel, {blocks_of(channels, kBnChannels), blocks_of(rows, tile_rows), 1}, kBnThreads,
-                     kBnSumsShared, args);
-}
-// Images beyond 32768 go to z: y has 16 bits.
-Launch by_image(const ImageSumsArgs& args, plan::DType dtype) {
-  const int64_t y = std::min<int64_t>(args.n, 32768);
-  return make_launch("image_sums" + suffix(dtype),
-                     {blocks_of(args.c, kBnChannels), static_cast<uint32_t>(y), blocks_of(args.n, 32768)}, kBnThreads,
-                     kBnSumsShared, args);
+Launch by_walk(const char* kernel, plan::DType dtype, int vector, size_t shared_bytes, const Args& args) {
+  return make_launch(kernel + walk_suffix(dtype, vector), walk_grid(args.walk, vector), kWalkThreads, shared_bytes,
+                     args);
 }
 
-ImageSumsArgs image_sums(const Addresses& at, const Tensor* src) {
-  ImageSumsArgs args{};
-  args.src = at.ptr(src);
-  args.n = src->n();
-  args.pixels = pixels_of(src);
-  args.c = src->c();
-  args.value_factor = 1;
-  return args;
+// Sums by image; `fill` sets all but what every such op has.
+struct ImageSums {
+  const char* kernel;
+  const Tensor* src;
+  int count;    // of sums by image and channel
+  bool narrow;  // see walk_vector
+
+  int vector() const { return walk_vector(src->dtype, src->c(), narrow); }
+  Walk walk() const { return make_walk(src->n(), pixels_of(src), src->c(), vector(), kSumBlocks); }
+  Walk uncut_walk() const { return make_walk(src->n(), pixels_of(src), src->c(), vector(), src->n() * src->c()); }
+  size_t scratch_bytes() const {
+    const Walk w = walk();
+    return w.tiles > 1 ? static_cast<size_t>(walk_tiles(w) * count * w.c) * sizeof(float) : 0;
+  }
+  template <class Fill>
+  void record(const Addresses& at, std::byte* scratch, std::vector<Launch>& launches, Fill fill) const {
+    ImageSumsArgs args{};
+    args.walk = scratch ? walk() : uncut_walk();
+    args.src = at.ptr(src);
+    args.value_factor = 1;
+    args.tiles = reinterpret_cast<float*>(scratch);
+    args.state = at.state;
+    fill(args);
+    launches.push_back(by_walk(kernel, src->dtype, vector(), kSumsShared, args));
+  }
+};
+
+template <class Fill>
+KernelPtr image_sums(const char* name, const ImageSums& sums, Fill fill) {
+  return make_kernel(
+      name, sums.src->dtype,
+      [=](const Addresses& at, std::vector<Launch>& launches) {
+        sums.record(at, at.scratch, launches, [&](ImageSumsArgs& args) { fill(at, args); });
+      },
+      sums.scratch_bytes());
 }
 
-KernelPtr bn_act(const char* name, const BnActArgs& fixed, const Tensor* src, const Tensor* mean, const Tensor* inv_std,
+void push_bn_act(const Tensor* src, BnActArgs args, std::vector<Launch>& launches) {
+  const bool by_image = args.gate || args.drop.scalars;
+  const int vector = walk_vector(src->dtype, src->c());
+  args.walk =
+      make_walk(by_image ? src->n() : 1, by_image ? pixels_of(src) : rows_of(src), src->c(), vector, kStreamBlocks);
+  launches.push_back(by_walk("bn_act", src->dtype, vector, 0, args));
+}
+
+KernelPtr bn_act(const char* name, plan::Act act, const Tensor* src, const Tensor* mean, const Tensor* inv_std,
                  const Tensor* scale, const Tensor* shift, const Tensor* gate, const Tensor* residual, DropSpec drop,
                  const Tensor* dst) {
   return make_kernel(name, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
-    BnActArgs args = fixed;
-    args.src = at.ptr(src);
-    args.norm = norm_of(at, mean, inv_std, scale, shift);
-    args.gate = at.ptr<const float>(gate);
-    args.residual = at.ptr(residual);
-    args.drop = drop.at(at.scalars);
-    args.dst = at.ptr(dst);
-    args.count = dst->elements();
-    args.pixels = pixels_of(dst);
-    args.c = dst->c();
-    launches.push_back(by_element("bn_act" + suffix(dst->dtype), args.count, args));
+    push_bn_act(src,
+                {{},
+                 at.ptr(src),
+                 norm_of(at, mean, inv_std, scale, shift),
+                 act,
+                 at.ptr<const float>(gate),
+                 at.ptr(residual),
+                 drop.at(at.scalars),
+                 at.ptr(dst)},
+                launches);
   });
 }
 
@@ -156,80 +188,91 @@ void BnBackward::record_merge(const Addresses& at, const BnSumsMergeArgs& args, 
       "bn_bwd_merge", args.c, BnSumsMergeLaunchArgs{args, merge_parts(args.tile_count, args.c, scratch), at.state}));
 }
 
-size_t BnStats::scratch_bytes() const { return tiles_bytes(src); }
+size_t BnStats::scratch_bytes() const { return tiles_bytes(stats_walk(src)); }
 
 void BnStats::record(const Addresses& at, std::byte* scratch, std::vector<Launch>& launches) const {
-  const int64_t rows = rows_of(src), c = src->c(), tile_rows = bn_tile_rows(rows), tiles = blocks_of(rows, tile_rows);
-  auto* values = reinterpret_cast<float*>(scratch);
-  launches.push_back(by_tiles("bn_tiles" + suffix(src->dtype), c, rows, tile_rows,
-                              BnTilesArgs{at.ptr(src), rows, c, tile_rows, values}));
-  record_merge(merge_args(at, values, tiles, tile_rows), scratch + merge_at(tiles, c), launches);
+  const int vector = walk_vector(src->dtype, src->c());
+  const Walk w = stats_walk(src);
+  auto* tiles = reinterpret_cast<float*>(scratch);
+  launches.push_back(by_walk("bn_tiles", src->dtype, vector, kSumsShared,
+                             BnTilesArgs{w, at.ptr(src), tiles, merge_args(at, tiles, walk_tiles(w), w.tile_rows)}));
 }
 
-size_t BnBackward::reduce_scratch_bytes() const { return tiles_bytes(src); }
+namespace {
 
-static Upstream upstream_of(const BnBackward& b, const Addresses& at) {
+Upstream upstream_of(const BnBackward& b, const Addresses& at) {
   return {at.ptr(b.diff_dst), at.ptr<const float>(b.gate), at.ptr<const float>(b.diff_pooled),
           DropSpec{b.drop_rate, b.drop_stream}.at(at.scalars), b.act};
 }
 
+int64_t images_of(const BnBackward& b) { return b.gate || b.diff_pooled || b.drop_rate > 0 ? b.src->n() : 1; }
+int vector_of(const BnBackward& b) { return walk_vector(b.src->dtype, b.src->c(), true); }
+
+Walk reduce_walk(const BnBackward& b) {
+  const int64_t images = images_of(b);
+  return sum_walk(images, rows_of(b.src) / images, b.src->c(), vector_of(b));
+}
+
+}  // namespace
+
+size_t BnBackward::reduce_scratch_bytes() const { return tiles_bytes(reduce_walk(*this)); }
+
 void BnBackward::record_reduce(const Addresses& at, std::byte* scratch, const Tensor* diff_scale,
                                const Tensor* diff_shift, std::vector<Launch>& launches) const {
-  const int64_t rows = rows_of(src), c = src->c(), tile_rows = bn_tile_rows(rows), tiles = blocks_of(rows, tile_rows);
-  auto* values = reinterpret_cast<float*>(scratch);
+  const Walk w = reduce_walk(*this);
+  auto* tiles = reinterpret_cast<float*>(scratch);
   launches.push_back(
-      by_tiles("bn_bwd_tiles" + suffix(src->dtype), c, rows, tile_rows,
-               BnBwdTilesArgs{upstream_of(*this, at), at.ptr(src), norm_of(at, mean, inv_std, scale, shift), rows,
-                              pixels_of(src), c, tile_rows, values}));
-  record_merge(at, merge_args(at, values, tiles, diff_scale, diff_shift), scratch + merge_at(tiles, c), launches);
+      by_walk("bn_bwd_tiles", src->dtype, vector_of(*this), kSumsShared,
+              BnBwdTilesArgs{w, upstream_of(*this, at), at.ptr(src), norm_of(at, mean, inv_std, scale, shift), tiles,
+                             merge_args(at, tiles, walk_tiles(w), diff_scale, diff_shift), at.state}));
 }
 
 void BnBackward::record_apply(const Addresses& at, const Tensor* diff_scale, const Tensor* diff_shift, void* diff_src,
                               std::vector<Launch>& launches) const {
-  const BnBwdApplyArgs args{upstream_of(*this, at),
+  const int64_t images = images_of(*this);
+  const BnBwdApplyArgs args{make_walk(images, rows_of(src) / images, src->c(), vector_of(*this), kStreamBlocks),
+                            upstream_of(*this, at),
                             at.ptr(src),
                             norm_of(at, mean, inv_std, scale, shift),
                             at.ptr<const float>(diff_scale),
                             at.ptr<const float>(diff_shift),
-                            diff_src,
-                            src->elements(),
-                            rows_of(src),
-                            pixels_of(src),
-                            src->c()};
-  launches.push_back(by_element("bn_act_bwd_apply" + suffix(src->dtype), args.count, args));
+                            1.0f / static_cast<float>(rows_of(src)),
+                            diff_src};
+  launches.push_back(by_walk("bn_act_bwd_apply", src->dtype, vector_of(*this), 0, args));
 }
 
 Norm SourceNorm::norm(const Addresses& at) const { return norm_of(at, mean, inv_std, scale, shift); }
 
 void SourceNorm::record_apply(const Addresses& at, void* dst, std::vector<Launch>& launches) const {
-  BnActArgs args{};
-  args.src = at.ptr(src);
-  args.norm = norm(at);
-  args.act = act;
-  args.gate = at.ptr<const float>(gate);
-  args.dst = dst;
-  args.count = src->elements();
-  args.pixels = pixels_of(src);
-  args.c = src->c();
-  launches.push_back(by_element("bn_act" + suffix(src->dtype), args.count, args));
+  push_bn_act(src, {{}, at.ptr(src), norm(at), act, at.ptr<const float>(gate), nullptr, {}, dst}, launches);
 }
 
-void SourceNorm::record_sums(const Addresses& at, const void* diff, const Tensor* diff_gate, const Tensor* sums,
-                             std::vector<Launch>& launches) const {
-  ImageSumsArgs args = image_sums(at, src);
-  args.norm = norm(at);
-  args.act = act;
-  args.diff = diff;
-  args.value = at.ptr<float>(diff_gate);
-  args.sums = at.ptr<float>(sums);
-  launches.push_back(by_image(args, src->dtype));
+namespace {
+ImageSums pool_of(const Tensor* src) { return {"image_pool", src, 1, false}; }
+ImageSums gradient_sums_of(const Tensor* src) { return {"image_sums", src, 5, true}; }
+}  // namespace
+
+size_t SourceNorm::sums_scratch_bytes() const { return gradient_sums_of(src).scratch_bytes(); }
+
+void SourceNorm::record_sums(const Addresses& at, std::byte* scratch, const void* diff, const Tensor* diff_gate,
+                             const Tensor* sums, std::vector<Launch>& launches) const {
+  gradient_sums_of(src).record(at, scratch, launches, [&](ImageSumsArgs& args) {
+    args.norm = norm(at);
+    args.act = act;
+    args.diff = diff;
+    args.value = at.ptr<float>(diff_gate);
+    args.sums = at.ptr<float>(sums);
+  });
 }
 
-void record_pool(const Addresses& at, const Tensor* src, const Tensor* pooled, std::vector<Launch>& launches) {
-  ImageSumsArgs args = image_sums(at, src);
-  args.value = at.ptr<float>(pooled);
-  args.value_factor = 1.0f / static_cast<float>(pixels_of(src));
-  launches.push_back(by_image(args, src->dtype));
+size_t pool_scratch_bytes(const Tensor* src) { return pool_of(src).scratch_bytes(); }
+
+void record_pool(const Addresses& at, const Tensor* src, const Tensor* pooled, std::vector<Launch>& launches,
+                 std::byte* scratch) {
+  pool_of(src).record(at, scratch, launches, [&](ImageSumsArgs& args) {
+    args.value = at.ptr<float>(pooled);
+    args.value_factor = 1.0f / static_cast<float>(pixels_of(src));
+  });
 }
 
 StatusOr<KernelPtr> make_bn_stats(const Op& op) {
@@ -254,16 +297,15 @@ StatusOr<KernelPtr> make_bn_inv_std(const Op& op) {
 
 StatusOr<KernelPtr> make_bn_apply(const Op& op) {
   using namespace op::bn_apply;
-  return bn_act("bn_apply", {}, op.in(in_src), op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift),
-                nullptr, nullptr, {}, op.out(out_dst));
+  return bn_act("bn_apply", plan::Act::identity, op.in(in_src), op.in(in_mean), op.in(in_inv_std), op.in(in_scale),
+                op.in(in_shift), nullptr, nullptr, {}, op.out(out_dst));
 }
 
 StatusOr<KernelPtr> make_bn_act(const Op& op) {
   using namespace op::bn_act;
-  BnActArgs fixed{};
-  fixed.act = op.act(attr_act);
-  return bn_act("bn_act", fixed, op.in(in_src), op.in(in_mean), op.in(in_inv_std), op.in(in_scale), op.in(in_shift),
-                op.in(in_gate), op.in(in_residual), DropSpec::of(op, attr_drop_rate, attr_rng_stream), op.out(out_dst));
+  return bn_act("bn_act", op.act(attr_act), op.in(in_src), op.in(in_mean), op.in(in_inv_std), op.in(in_scale),
+                op.in(in_shift), op.in(in_gate), op.in(in_residual), DropSpec::of(op, attr_drop_rate, attr_rng_stream),
+                op.out(out_dst));
 }
 
 StatusOr<KernelPtr> make_bn_act_pool(const Op& op) {
@@ -271,33 +313,32 @@ StatusOr<KernelPtr> make_bn_act_pool(const Op& op) {
   const Tensor *src = op.in(in_src), *mean = op.in(in_mean), *inv_std = op.in(in_inv_std), *scale = op.in(in_scale),
                *shift = op.in(in_shift), *pooled = op.out(out_pooled), *dst = op.out(out_dst);
   const plan::Act act = op.act(attr_act);
-  return make_kernel("bn_act_pool", src->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
-    ImageSumsArgs args = image_sums(at, src);
+  return image_sums("bn_act_pool", pool_of(src), [=](const Addresses& at, ImageSumsArgs& args) {
     args.norm = norm_of(at, mean, inv_std, scale, shift);
     args.act = act;
     args.value = at.ptr<float>(pooled);
-    args.value_factor = 1.0f / static_cast<float>(args.pixels);
+    args.value_factor = 1.0f / static_cast<float>(pixels_of(src));
     args.dst = at.ptr(dst);
-    launches.push_back(by_image(args, src->dtype));
   });
 }
 
 StatusOr<KernelPtr> make_global_avg_pool(const Op& op) {
   using namespace op::global_avg_pool;
   const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
-  return make_kernel("global_avg_pool", src->dtype,
-                     [=](const Addresses& at, std::vector<Launch>& launches) { record_pool(at, src, dst, launches); });
+  return make_kernel(
+      "global_avg_pool", src->dtype,
+      [=](const Addresses& at, std::vector<Launch>& launches) { record_pool(at, src, dst, launches, at.scratch); },
+      pool_scratch_bytes(src));
 }
 
 StatusOr<KernelPtr> make_channel_scale_bwd_gate(const Op& op) {
   using namespace op::channel_scale_bwd_gate;
   const Tensor *diff_dst = op.in(in_diff_dst), *src = op.in(in_src), *diff_gate = op.out(out_diff_gate);
-  return make_kernel("channel_scale_bwd_gate", src->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
-    ImageSumsArgs args = image_sums(at, src);
-    args.diff = at.ptr(diff_dst);
-    args.value = at.ptr<float>(diff_gate);
-    launches.push_back(by_image(args, src->dtype));
-  });
+  return image_sums("channel_scale_bwd_gate", {"image_products", src, 1, false},
+                    [=](const Addresses& at, ImageSumsArgs& args) {
+                      args.diff = at.ptr(diff_dst);
+                      args.value = at.ptr<float>(diff_gate);
+                    });
 }
 
 StatusOr<KernelPtr> make_bn_act_bwd_gate(const Op& op) {
@@ -306,14 +347,13 @@ StatusOr<KernelPtr> make_bn_act_bwd_gate(const Op& op) {
                *inv_std = op.in(in_inv_std), *scale = op.in(in_scale), *shift = op.in(in_shift),
                *diff_gate = op.out(out_diff_gate);
   const plan::Act act = op.act(attr_act);
-  return make_kernel("bn_act_bwd_gate", src->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
-    ImageSumsArgs args = image_sums(at, src);
-    args.norm = norm_of(at, mean, inv_std, scale, shift);
-    args.act = act;
-    args.diff = at.ptr(diff_dst);
-    args.value = at.ptr<float>(diff_gate);
-    launches.push_back(by_image(args, src->dtype));
-  });
+  return image_sums("bn_act_bwd_gate", {"image_products", src, 1, false},
+                    [=](const Addresses& at, ImageSumsArgs& args) {
+                      args.norm = norm_of(at, mean, inv_std, scale, shift);
+                      args.act = act;
+                      args.diff = at.ptr(diff_dst);
+                      args.value = at.ptr<float>(diff_gate);
+                    });
 }
 
 StatusOr<KernelPtr> make_bn_act_bwd_sums(const Op& op) {
@@ -323,8 +363,7 @@ StatusOr<KernelPtr> make_bn_act_bwd_sums(const Op& op) {
   const Tensor *diff_gate = op.out(out_diff_gate), *sums = op.out(out_sums), *dst = op.out(out_dst);
   const plan::Act act = op.act(attr_act);
   const DropSpec drop = DropSpec::of(op, attr_drop_rate, attr_rng_stream);
-  return make_kernel("bn_act_bwd_sums", src->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
-    ImageSumsArgs args = image_sums(at, src);
+  return image_sums("bn_act_bwd_sums", gradient_sums_of(src), [=](const Addresses& at, ImageSumsArgs& args) {
     args.norm = norm_of(at, mean, inv_std, scale, shift);
     args.act = act;
     args.diff = at.ptr(diff_dst);
@@ -333,7 +372,6 @@ StatusOr<KernelPtr> make_bn_act_bwd_sums(const Op& op) {
     args.value = at.ptr<float>(diff_gate);
     args.sums = at.ptr<float>(sums);
     args.dst = at.ptr(dst);
-    launches.push_back(by_image(args, src->dtype));
   });
 }
 
@@ -341,65 +379,63 @@ StatusOr<KernelPtr> make_bn_act_bwd_merge(const Op& op) {
   using namespace op::bn_act_bwd_merge;
   const Tensor *sums = op.in(in_sums), *gate = op.in(in_gate), *diff_pooled = op.in(in_diff_pooled);
   const Tensor *diff_scale = op.out(out_diff_scale), *diff_shift = op.out(out_diff_shift);
+  const int64_t n = gate->dims[0], c = gate->dims[1];
   const double pixels = op.attr(attr_pixels);
-  return make_kernel("bn_act_bwd_merge", plan::DType::f32, [=](const Addresses& at, std::vector<Launch>& launches) {
-    const BnImageMergeArgs args{at.ptr<const float>(sums),
-                                at.ptr<const float>(gate),
-                                at.ptr<const float>(diff_pooled),
-                                gate->dims[0],
-                                gate->dims[1],
-                                pixels,
-                                at.ptr<float>(diff_scale),
-                                at.ptr<float>(diff_shift)};
-    launches.push_back(by_channel("bn_image_merge", args.c, args));
-  });
+  return make_kernel(
+      "bn_act_bwd_merge", plan::DType::f32,
+      [=](const Addresses& at, std::vector<Launch>& launches) {
+        const BnImageMergeArgs args{at.ptr<const float>(sums),
+                                    at.ptr<const float>(gate),
+                                    at.ptr<const float>(diff_pooled),
+                                    n,
+                                    c,
+                                    1 / pixels,
+                                    at.ptr<float>(diff_scale),
+                                    at.ptr<float>(diff_shift),
+                                    merge_parts(n, c, at.scratch),
+                                    at.state};
+        launches.push_back(merge_launch("bn_image_merge", c, args));
+      },
+      bn_merge_scratch_bytes(n, c));
 }
+
+namespace {
+
+// The operands that all of these ops begin with, and those that ops with an activation have besides.
+BnBackward backward_of(const Op& op) {
+  using namespace op::bn_bwd_reduce;
+  return {.diff_dst = op.in(in_diff_dst), .src = op.in(in_src), .mean = op.in(in_mean), .inv_std = op.in(in_inv_std)};
+}
+BnBackward act_backward_of(const Op& op, int in_gate, int in_diff_pooled) {
+  using namespace op::bn_act_bwd_reduce;
+  BnBackward back = backward_of(op);
+  back.scale = op.in(in_scale);
+  back.shift = op.in(in_shift);
+  back.gate = op.in(in_gate);
+  back.diff_pooled = op.in(in_diff_pooled);
+  back.act = op.act(attr_act);
+  back.drop_rate = op.attr(attr_drop_rate);
+  back.drop_stream = static_cast<uint32_t>(op.attr_int(attr_rng_stream));
+  return back;
+}
+
+}  // namespace
 
 StatusOr<KernelPtr> make_bn_bwd_reduce(const Op& op) {
   using namespace op::bn_bwd_reduce;
-  const BnBackward back{op.in(in_diff_dst),
-                        op.in(in_src),
-                        op.in(in_mean),
-                        op.in(in_inv_std),
-                        nullptr,
-                        nullptr,
-                        nullptr,
-                        nullptr,
-                        {},
-                        0,
-                        0};
-  return reduce("bn_bwd_reduce", back, op.out(out_diff_scale), op.out(out_diff_shift));
+  return reduce("bn_bwd_reduce", backward_of(op), op.out(out_diff_scale), op.out(out_diff_shift));
 }
 
 StatusOr<KernelPtr> make_bn_act_bwd_reduce(const Op& op) {
   using namespace op::bn_act_bwd_reduce;
-  const BnBackward back{op.in(in_diff_dst),
-                        op.in(in_src),
-                        op.in(in_mean),
-                        op.in(in_inv_std),
-                        op.in(in_scale),
-                        op.in(in_shift),
-                        op.in(in_gate),
-                        op.in(in_diff_pooled),
-                        op.act(attr_act),
-                        op.attr(attr_drop_rate),
-                        static_cast<uint32_t>(op.attr_int(attr_rng_stream))};
-  return reduce("bn_act_bwd_reduce", back, op.out(out_diff_scale), op.out(out_diff_shift));
+  return reduce("bn_act_bwd_reduce", act_backward_of(op, in_gate, in_diff_pooled), op.out(out_diff_scale),
+                op.out(out_diff_shift));
 }
 
 StatusOr<KernelPtr> make_bn_bwd_apply(const Op& op) {
   using namespace op::bn_bwd_apply;
-  const BnBackward back{op.in(in_diff_dst),
-                        op.in(in_src),
-                        op.in(in_mean),
-                        op.in(in_inv_std),
-                        op.in(in_scale),
-                        nullptr,
-                        nullptr,
-                        nullptr,
-                        {},
-                        0,
-                        0};
+  BnBackward back = backward_of(op);
+  back.scale = op.in(in_scale);
   const bool batch = op.attr(attr_batch_stats) == 1;
   return apply("bn_bwd_apply", back, batch ? op.in(in_diff_scale) : nullptr, batch ? op.in(in_diff_shift) : nullptr,
                op.out(out_diff_src));
@@ -407,20 +443,9 @@ StatusOr<KernelPtr> make_bn_bwd_apply(const Op& op) {
 
 StatusOr<KernelPtr> make_bn_act_bwd_apply(const Op& op) {
   using namespace op::bn_act_bwd_apply;
-  const BnBackward back{op.in(in_diff_dst),
-                        op.in(in_src),
-                        op.in(in_mean),
-                        op.in(in_inv_std),
-                        op.in(in_scale),
-                        op.in(in_shift),
-                        op.in(in_gate),
-                        op.in(in_diff_pooled),
-                        op.act(attr_act),
-                        op.attr(attr_drop_rate),
-                        static_cast<uint32_t>(op.attr_int(attr_rng_stream))};
   const bool batch = op.attr(attr_batch_stats) == 1;
-  return apply("bn_act_bwd_apply", back, batch ? op.in(in_diff_scale) : nullptr, batch ? op.in(in_diff_shift) : nullptr,
-               op.out(out_diff_src));
+  return apply("bn_act_bwd_apply", act_backward_of(op, in_gate, in_diff_pooled), batch ? op.in(in_diff_scale) : nullptr,
+               batch ? op.in(in_diff_shift) : nullptr, op.out(out_diff_src));
 }
 
 StatusOr<KernelPtr> make_fold_bn(const Op& op) {

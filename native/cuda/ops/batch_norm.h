@@ -30,10 +30,11 @@ struct BnStats {
 
 // Backward part of dst = residual? + drop(act(bn(src)) * gate?) and of its pooled values. Absent operands are nullptr.
 struct BnBackward {
-  const plan::Tensor *diff_dst, *src, *mean, *inv_std, *scale, *shift, *gate, *diff_pooled;
-  plan::Act act;
-  double drop_rate;
-  uint32_t drop_stream;
+  const plan::Tensor *diff_dst = nullptr, *src = nullptr, *mean = nullptr, *inv_std = nullptr, *scale = nullptr,
+                     *shift = nullptr, *gate = nullptr, *diff_pooled = nullptr;
+  plan::Act act = plan::Act::identity;
+  double drop_rate = 0;
+  uint32_t drop_stream = 0;
 
   size_t reduce_scratch_bytes() const;
   void record_reduce(const Addresses& at, std::byte* scratch, const plan::Tensor* diff_scale,
@@ -58,12 +59,14 @@ struct SourceNorm {
   // act(bn(src)) * gate into a device address.
   void record_apply(const Addresses& at, void* dst, std::vector<Launch>& launches) const;
   // As of bn_act_bwd_sums: sums by image of `diff`, the gradient of act(bn(src)) * gate.
-  void record_sums(const Addresses& at, const void* diff, const plan::Tensor* diff_gate, const plan::Tensor* sums,
-                   std::vector<Launch>& launches) const;
+  size_t sums_scratch_bytes() const;
+  void record_sums(const Addresses& at, std::byte* scratch, const void* diff, const plan::Tensor* diff_gate,
+                   const plan::Tensor* sums, std::vector<Launch>& launches) const;
 };
 
-// Mean over the pixels of each image and channel of `src`.
+// Mean over the pixels of each image and channel of `src`. Without scratch an image is not cut, however few there are.
+size_t pool_scratch_bytes(const plan::Tensor* src);
 void record_pool(const Addresses& at, const plan::Tensor* src, const plan::Tensor* pooled,
-                 std::vector<Launch>& launches);
+                 std::vector<Launch>& launches, std::byte* scratch = nullptr);
 
 }  // namespace effnet::cuda

@@ -191,12 +191,13 @@ StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
   const Tensor *src_diff_scale = op.out(out_src_diff_scale), *src_diff_shift = op.out(out_src_diff_shift),
                *diff_gate = op.out(out_diff_gate), *sums = op.out(out_sums);
   // What is stored without a gate is the gradient of bn(src) already, so its sums need no activation.
-  const BnBackward linear{diff_src, src, source.mean, source.inv_std, nullptr, nullptr, nullptr, nullptr, {}, 0, 0};
+  const BnBackward linear{diff_src, src, source.mean, source.inv_std};
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   ScratchLayout layout;
   const size_t diff_at = layout.add(dst->bytes), parts_at = layout.add(conv_bwd_weights_scratch(g));
   const size_t value_at = layout.add(source ? src->bytes : 0);
-  const size_t sums_at = layout.add(src_diff_scale ? linear.reduce_scratch_bytes() : 0);
+  const size_t sums_at = layout.add(src_diff_scale ? linear.reduce_scratch_bytes() : 0),
+               image_sums_at = layout.add(sums ? source.sums_scratch_bytes() : 0);
   return make_kernel(
       "conv2d_bwd", src->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -211,7 +212,7 @@ StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
                                                  source.act, at.ptr(diff_src), source.norm(at)},
                                                 src->dtype));
         if (to_bn) linear.record_reduce(at, at.scratch + sums_at, src_diff_scale, src_diff_shift, launches);
-        if (sums) source.record_sums(at, at.ptr(diff_src), diff_gate, sums, launches);
+        if (sums) source.record_sums(at, at.scratch + image_sums_at, at.ptr(diff_src), diff_gate, sums, launches);
       },
       layout.bytes(), 2 * conv_flops(g));
 }

@@ -159,7 +159,7 @@ StatusOr<KernelPtr> make_depthwise_conv2d_bwd(const Op& op) {
                *diff_scale = op.out(out_src_diff_scale), *diff_shift = op.out(out_src_diff_shift);
   const DepthwiseGeometry g = geometry(op, attr_stride, src, diff_dst, weights);
   // What is stored is the gradient of bn(src) already, so its sums need no activation.
-  const BnBackward back{diff_src, src, source.mean, source.inv_std, nullptr, nullptr, nullptr, nullptr, {}, 0, 0};
+  const BnBackward back{diff_src, src, source.mean, source.inv_std};
   ScratchLayout layout;
   const size_t value_at = layout.add(source ? src->bytes : 0), parts_at = layout.add(weights_scratch(g));
   const size_t diff_at = layout.add(dst ? dst->bytes : 0);
