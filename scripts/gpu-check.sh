@@ -3,27 +3,33 @@
 #
 #   scripts/gpu-check.sh --pack                    here: builds, and packs into .gpu-check/ what such a machine lacks
 #   scripts/gpu-check.sh [--stage A,B] [--out DIR] there: unpacks, runs the stages, prints a table last
+#   ... --rehearse                                 the same on a few small images and without time limits: where the
+#                                                  driver is the one without a GPU, to see that every stage runs
 #
 #   smoke      driver, GPU, what doctor says                          fails where there is no GPU
 #   kernels    the kernel tests, launched through the driver          against float64
+#   layers     the layers of the models at their sizes, op by op      against float64
 #   model      whole steps beside the CPU backend; logits of photos
-#   memcheck   one kernel test under compute-sanitizer
-#   bench      training and inference, images/s
+#   memcheck   kernel tests under compute-sanitizer, for wrong addresses
+#   bench      training and inference, images/s; the longest ops
 #   peer       PyTorch on the same work
+#   counters   hardware counters of a step's kernels
+#   racecheck  kernel tests under compute-sanitizer's search for races; when asked for by name
 #
 # Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results are appended to
 # DIR (default gpu-check-results): table.txt, a log a stage. Exit code: 0 all passed, 69 no GPU, 1 otherwise.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
-stages=smoke,kernels,model,memcheck,bench,peer
+stages=smoke,kernels,layers,model,memcheck,bench,peer,counters
 out=gpu-check-results
 while [ $# -gt 0 ]; do
   case "$1" in
     --pack) exec node scripts/gpu/pack.mjs "$pack" ;;
     --stage) stages=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
-    *) echo "gpu-check.sh: unknown argument $1; --pack, --stage A,B, --out DIR" >&2; exit 64 ;;
+    --rehearse) export EFFNET_REHEARSE=1; shift ;;
+    *) echo "gpu-check.sh: unknown argument $1; --pack, --stage A,B, --out DIR, --rehearse" >&2; exit 64 ;;
   esac
 done
 if [ ! -f "$pack/pack.tar.xz" ]; then
@@ -39,7 +45,8 @@ tar -xJf "$pack/pack.tar.xz" -C "$at" || exit 66
 mkdir -p "$at/scripts" && cp -r bin models package.json "$at" && cp -r scripts/gpu "$at/scripts" || exit 66
 cd "$at" || exit 1
 export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib" PYTHONUNBUFFERED=1
-deadline=$((SECONDS + 540))
+rehearsing=${EFFNET_REHEARSE:-0}
+deadline=$((SECONDS + (rehearsing ? 7200 : 540)))
 failed=0
 printf '%s\n' "gpu-check $(date -u +%FT%TZ) $(cat version.txt)" "$(printf '%-9s %-7s %6s  %s' stage result s note)" >>"$out/table.txt"
 
@@ -54,7 +61,7 @@ stage() {
     failed=1
     return 1
   fi
-  [ "$limit" -gt "$left" ] && limit=$left
+  if [ "$rehearsing" = 1 ] || [ "$limit" -gt "$left" ]; then limit=$left; fi
   timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
   case $code in 0) result=passed ;; 124 | 137) result=timeout ;; 75) result=skipped ;; *) result=FAILED ;; esac
@@ -66,11 +73,14 @@ stage() {
 stage smoke 30 node scripts/gpu/smoke.mjs
 smoke=$?
 if [ $smoke -eq 0 ]; then
-  stage kernels 120 bash scripts/gpu/kernels.sh
-  stage model 120 node scripts/gpu/model.mjs
-  stage memcheck 60 bash scripts/gpu/memcheck.sh
-  stage bench 120 node scripts/gpu/bench.mjs
-  stage peer 120 bash scripts/gpu/peer.sh
+  stage kernels 100 bash scripts/gpu/kernels.sh
+  stage layers 90 bash scripts/gpu/layers.sh
+  stage model 60 node scripts/gpu/model.mjs
+  stage memcheck 40 bash scripts/gpu/memcheck.sh memcheck
+  stage bench 100 node scripts/gpu/bench.mjs
+  stage peer 90 bash scripts/gpu/peer.sh
+  stage counters 60 bash scripts/gpu/counters.sh
+  stage racecheck 200 bash scripts/gpu/memcheck.sh racecheck
 fi
 cat "$out/table.txt"
 [ $smoke -eq 69 ] && exit 69

@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
-# A kernel test under compute-sanitizer; skipped (75) where that is not installed.
+# Kernel tests under compute-sanitizer; skipped (75) where that is not installed. With "racecheck" its search for races.
+tool=${1:-memcheck}
 if ! command -v compute-sanitizer >/dev/null; then
   echo "compute-sanitizer is not installed"
   exit 75
 fi
-compute-sanitizer --tool memcheck --error-exitcode 9 tests/gpu_elementwise_test --gtest_brief=1
+failed=()
+for name in elementwise source_norm; do
+  compute-sanitizer --tool "$tool" --error-exitcode 9 "tests/gpu_${name}_test" --gtest_brief=1 || failed+=("$name")
+done
+echo "$tool: ${#failed[@]} of 2 programs with errors ${failed[*]:-}"
+[ ${#failed[@]} -eq 0 ]

