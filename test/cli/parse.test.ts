@@ -59,6 +59,10 @@ describe('options', () => {
     expect(read(['--precision', name]).precision).toBe('fp32')
   })
 
+  it.each(['fp16-mixed', '16', '16-mixed', 'fp16'])('precision %s is fp16-mixed', (name) => {
+    expect(read(['--precision', name]).precision).toBe('fp16-mixed')
+  })
+
   it.each(['bf16-mixed', 'bf16'])('precision %s is bf16-mixed', (name) => {
     expect(read(['--precision', name]).precision).toBe('bf16-mixed')
   })
@@ -73,7 +77,7 @@ describe('options', () => {
     [['--steps', '1.5'], /--steps: '1.5'/, /whole number from 1 to 9/],
     [['--steps', '10'], /--steps: '10'/, /whole number from 1 to 9/],
     [['--out', ''], /--out: ''/, /not be empty/],
-    [['--precision', 'fp8'], /--precision: 'fp8'/, /fp32, bf16-mixed/],
+    [['--precision', 'fp8'], /--precision: 'fp8'/, /fp32, tf32, fp16-mixed, bf16-mixed/],
     [['--threads', '0'], /--threads: '0'/, /from 1/],
   ])('%j is EFF_CONFIG_VALUE with the accepted form', (words, message, hint) => {
     expect(() => read(words)).toThrow(

@@ -14,7 +14,7 @@ describe('wrong words', () => {
     [['train', '--batch-size', '0'], usage(/--batch-size: '0'/, /from 1 to/)],
     [['train', '--schedule', 'cosin'], usage(/'cosin'/, /--schedule cosine/)],
     [['predict', '--top-k', '0', 'x.jpg'], usage(/--top-k: '0'/, /at least 1/)],
-    [['predict', '--precision', 'fp16', 'x.jpg'], usage(/'fp16'/, /bf16-mixed/)],
+    [['predict', '--precision', 'fp8', 'x.jpg'], usage(/'fp8'/, /bf16-mixed/)],
     [['train', '--data', 'x', '--model'], usage(/--model needs a value/, /--model NAME/)],
     [['train', '--model', 'efficientnet_b0'], usage(/needs --data/, /--data DIR/)],
     [['train', '--data', 'x'], usage(/needs --model/, /models list/)],

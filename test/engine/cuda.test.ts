@@ -150,6 +150,8 @@ describe.skipIf(missing !== undefined)(`device "cuda"${missing ? ` (no ${missing
       const pretrained = path.join(data!, 'weights/tf_efficientnet_b0.tfhub-v1.safetensors')
       for (const [precision, count, tolerance] of [
         ['fp32', 3, 1e-5],
+        ['tf32', 1, 5e-3],
+        ['fp16-mixed', 1, 5e-3],
         ['bf16-mixed', 1, 2.5e-2],
       ] as const) {
         const model = await createModel('tf_efficientnet_b0', { pretrained, device: 'cuda', precision })

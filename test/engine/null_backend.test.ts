@@ -34,4 +34,25 @@ describe('null backend', () => {
       expect(planWithoutMemory(config, forward).ops).toBe(forward.nodes.length)
     },
   )
+
+  it('verifies plans of every number format, with their tensors as narrow as they are', () => {
+    const config = getModelConfig('efficientnet_b0')
+    const bytes = (['f32', 'bf16', 'f16'] as const).map((dtype) => {
+      const graph = trainProgram(config, {
+        batchSize: 8,
+        imageSize: 64,
+        dtype,
+        optimizer: { name: 'sgd' },
+        labelSmoothing: 0,
+        dropRate: 0.2,
+        dropPathRate: 0.2,
+        clip: true,
+        ema: false,
+        target: { device: 'cuda' },
+      })
+      return planWithoutMemory(config, graph, null, { tf32: dtype === 'f32' }).arenaBytes[ARENA.activations]!
+    })
+    expect(bytes[1]! / bytes[0]!).toBeLessThan(0.65)
+    expect(bytes[2]).toBe(bytes[1])
+  })
 })

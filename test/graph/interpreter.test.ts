@@ -32,7 +32,7 @@ describe('rounding', () => {
 })
 
 describe('interpret', () => {
-  const pointwise = (dtype: 'f32' | 'bf16') => {
+  const pointwise = (dtype: 'f32' | 'bf16' | 'f16') => {
     const graph = new Graph('pointwise')
     const src = graph.input('src', [1, 1, 1, 1], dtype)
     const weights = graph.parameter('w', [1, 1, 1, 1], anyParam([1]))
@@ -49,10 +49,13 @@ describe('interpret', () => {
     expect(interpret(pointwise('bf16'), { values: values() }).get('dst')![0]).toBe(1 + 2 ** -8 + 2 ** -30)
   })
 
-  it('rounds tensors as typed, and weights to bf16 where the images are', () => {
+  it('rounds tensors as typed, and weights to the type of 16-bit images', () => {
     const options = { values: values(), storage: 'as-typed' } as const
     expect(interpret(pointwise('f32'), options).get('dst')![0]).toBe(1 + 2 ** -8)
     expect(interpret(pointwise('bf16'), options).get('dst')![0]).toBe(1)
+    expect(interpret(pointwise('f16'), options).get('dst')![0]).toBe(1 + 2 ** -8)
+    const finer = new Map(options.values).set('w', Float64Array.of(1 + 2 ** -11))
+    expect(interpret(pointwise('f16'), { ...options, values: finer }).get('dst')![0]).toBe(1)
     expect(options.values.get('w')![0]).toBe(1 + 2 ** -8 + 2 ** -30)
   })
 

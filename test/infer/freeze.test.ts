@@ -39,6 +39,10 @@ describe('names that must be accepted', () => {
     ['fp32', 'fp32'],
     ['32-true', 'fp32'],
     [32, 'fp32'],
+    ['tf32', 'tf32'],
+    [16, 'fp16-mixed'],
+    ['16-mixed', 'fp16-mixed'],
+    ['fp16-mixed', 'fp16-mixed'],
     ['bf16', 'bf16-mixed'],
     ['bf16-mixed', 'bf16-mixed'],
   ])('precision %s', (given, name) => {
@@ -46,7 +50,7 @@ describe('names that must be accepted', () => {
   })
 
   it('what there is not is refused, never replaced', () => {
-    expect(() => normalizePrecision('fp16-mixed')).toThrow(expect.objectContaining({ code: 'EFF_PRECISION' }))
+    expect(() => normalizePrecision('fp8')).toThrow(expect.objectContaining({ code: 'EFF_PRECISION' }))
     for (const wrong of ['gpu', 'cuda:', 'cuda:x', 'cuda:-1', 'CPU'])
       expect(() => deviceName(wrong)).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_VALUE' }))
     expect(['auto', 'cpu', 'cuda', 'cuda:0', 'cuda:12'].map(deviceName)).toEqual(['cpu', 'cpu', 'cuda:0', 'cuda:0', 'cuda:12'])

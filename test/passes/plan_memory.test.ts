@@ -120,4 +120,20 @@ describe('emitted plans', () => {
       expect(emit(graph, plan(name, graph)).bytes.length).toBeGreaterThan(10_000)
     }
   })
+
+  it('marks what may use TF32, where it was asked for: products of FP32 images and matrices', () => {
+    const config = getModelConfig('efficientnet_b0')
+    const marked = (dtype: 'f32' | 'bf16', tf32: boolean): string[] => {
+      const { graph } = evalProgram(config, { batchSize: 1, imageSize: 64, dtype, target: { device: 'cuda' } })
+      const { bytes } = emit(graph, plan('efficientnet_b0', graph), { tf32 })
+      const view = new DataView(bytes.buffer)
+      const ops = Number(view.getBigUint64(48, true))
+      const nodes = [...graph.nodes.filter((n) => n.prepare), ...graph.nodes.filter((n) => !n.prepare)]
+      return nodes.filter((_, i) => view.getUint16(ops + 44 * i + 2, true) & 4).map((n) => n.op)
+    }
+    const kinds = new Set(marked('f32', true))
+    expect([...kinds].sort()).toEqual(['conv2d_bias_act', 'linear'])
+    expect(marked('f32', false)).toEqual([])
+    expect(marked('bf16', true)).toEqual(['linear'])
+  })
 })

@@ -90,7 +90,10 @@ export function checkLibrary(library: CudaLibrary): Check {
 /** Only whoever asks for `--device cuda` needs it: what is missing is no failure. */
 function checkCuda(info: CudaInfo): Check[] {
   const gpus = info.gpus.map((gpu, i) =>
-    ok(`cuda:${i}`, `${gpu.name}, compute capability ${gpu.computeCapability.toFixed(1)}, ${mebibytes(gpu.memoryBytes)}`),
+    ok(
+      `cuda:${i}`,
+      `${gpu.name}, compute capability ${gpu.computeCapability.toFixed(1)}, ${mebibytes(gpu.memoryBytes)}; also tf32, fp16-mixed, bf16-mixed`,
+    ),
   )
   const found: Check[] = []
   if (info.architectures !== '')

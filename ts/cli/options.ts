@@ -94,11 +94,18 @@ export const ENGINE = defineOptions({
   precision: {
     kind: 'choice',
     value: 'P',
-    choices: ['fp32', 'bf16-mixed'],
-    aliases: { '32': 'fp32', '32-true': 'fp32', bf16: 'bf16-mixed' },
+    choices: ['fp32', 'tf32', 'fp16-mixed', 'bf16-mixed'],
+    aliases: {
+      '32': 'fp32',
+      '32-true': 'fp32',
+      '16': 'fp16-mixed',
+      '16-mixed': 'fp16-mixed',
+      fp16: 'fp16-mixed',
+      bf16: 'bf16-mixed',
+    },
     env: ['EFFNET_PRECISION'],
     shown: 'fp32',
-    help: 'fp32 or bf16-mixed',
+    help: 'fp32, bf16-mixed; tf32, fp16-mixed: GPUs',
   },
   device: { kind: 'text', value: 'D', env: ['EFFNET_DEVICE', 'EFFNET_BACKEND'], shown: 'cpu', help: 'cpu, cuda or cuda:N' },
   threads: {

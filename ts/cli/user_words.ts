@@ -38,7 +38,7 @@ const CALLS: readonly [RegExp, string][] = [
   [/^device '(\w+)'$/, '--device $1'],
   [/^'cpu'$/, '--device cpu'],
   [/^device "/, '--device "'],
-  [/^fp32 or bf16-mixed$/, '--precision fp32 or bf16-mixed'],
+  [/^fp32, tf32, fp16-mixed or bf16-mixed$/, '--precision fp32, tf32, fp16-mixed or bf16-mixed'],
   [/^optimizer: '(\w+)'$/, '--optimizer $1'],
   [/^createModel\('([^']+)', \{ numClasses: (\d+) \}\)$/, '--model $1 and data of $2 classes; or another --out for a new run'],
   [/^createModel\(name, \{ precision: '([^']+)' \}\)$/, '--precision $1'],

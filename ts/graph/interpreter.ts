@@ -18,7 +18,7 @@ export interface InterpretOptions {
   /** Inputs, parameters and buffers by name, row-major in their stored layout. Not written. */
   values: ReadonlyMap<string, Float64Array>
   scalars?: Partial<StepScalars>
-  /** 'as-typed' rounds each tensor to its storage type, and convolution weights to bf16 where src is bf16. Default 'float64'. */
+  /** 'as-typed' rounds each tensor to its storage type, and convolution weights to the type of 16-bit images. Default 'float64'. */
   storage?: 'float64' | 'as-typed'
   /** Moments start as zeros, the moving average as a copy of the values. */
   state?: InterpreterState
@@ -102,12 +102,13 @@ class Run {
     return value
   }
 
-  /** Convolutions with bf16 images use weights rounded to bf16. */
+  /** Convolutions of 16-bit images use weights rounded to their type. */
   private operand(node: Node, t: Tensor, i: number): RefTensor {
     const value = this.value(t)
     const isWeights = i === 1 && node.op.includes('conv2d') && !node.op.endsWith('bwd_weights')
-    return this.rounding && isWeights && node.inputs[0]?.dtype === 'bf16'
-      ? { ...value, data: rounded(value.data, 'bf16') }
+    const images = node.inputs[0]?.dtype
+    return this.rounding && isWeights && (images === 'bf16' || images === 'f16')
+      ? { ...value, data: rounded(value.data, images) }
       : value
   }
 

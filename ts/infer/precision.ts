@@ -5,6 +5,11 @@ const NAMES: Record<string, Precision> = {
   fp32: 'fp32',
   '32-true': 'fp32',
   '32': 'fp32',
+  tf32: 'tf32',
+  'fp16-mixed': 'fp16-mixed',
+  '16-mixed': 'fp16-mixed',
+  '16': 'fp16-mixed',
+  fp16: 'fp16-mixed',
   'bf16-mixed': 'bf16-mixed',
   bf16: 'bf16-mixed',
 }
@@ -13,5 +18,8 @@ const NAMES: Record<string, Precision> = {
 export function normalizePrecision(value: string | number): Precision {
   const found = NAMES[String(value)]
   if (found) return found
-  throw new EffnetError('EFF_PRECISION', `no precision "${value}"`, { hint: 'fp32 or bf16-mixed', details: { value } })
+  throw new EffnetError('EFF_PRECISION', `no precision "${value}"`, {
+    hint: 'fp32, tf32, fp16-mixed or bf16-mixed',
+    details: { value },
+  })
 }

@@ -5,9 +5,9 @@ import type { ErrorCode } from '../errors.js'
 import type { Dialect } from '../nn/index.js'
 import type { Device } from '../runtime/device.js'
 
-export type Precision = 'fp32' | 'bf16-mixed'
+export type Precision = 'fp32' | 'tf32' | 'fp16-mixed' | 'bf16-mixed'
 /** What users may write: Lightning's aliases too. */
-export type PrecisionInput = Precision | '32-true' | '32' | 32 | 'bf16'
+export type PrecisionInput = Precision | '32-true' | '32' | 32 | '16-mixed' | '16' | 16 | 'fp16' | 'bf16'
 export type { Device }
 
 export interface CreateModelOptions {
@@ -25,6 +25,7 @@ export interface CreateModelOptions {
   /** Default side in pixels for training and prediction; default the model's own. */
   imageSize?: number
   device?: Device
+  /** `tf32` and `fp16-mixed` are for GPUs. Default `fp32`. */
   precision?: PrecisionInput
   /** Engine threads; default the CPUs this process may use. */
   threads?: number

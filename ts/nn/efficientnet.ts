@@ -14,7 +14,7 @@ export interface BuildOptions {
   /** `train` normalises with batch statistics and drops; `eval` with running statistics. */
   mode: 'train' | 'eval'
   /** Of activations [N,H,W,C]; pooled and smaller tensors are FP32. */
-  dtype: 'f32' | 'bf16'
+  dtype: 'f32' | 'bf16' | 'f16'
   /** Train mode: dropout before the classifier and stochastic depth of the last block; the config's unless given. */
   dropRate?: number
   dropPathRate?: number

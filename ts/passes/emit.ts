@@ -17,6 +17,7 @@ const NO_TENSOR = 0xffffffff
 const DTYPE_CODES: Record<DType, number> = { f32: 0, bf16: 1, f16: 2, u8: 3, i32: 4 }
 const FLAG_PREPARE = 1
 const FLAG_RECOMPUTED = 2
+const FLAG_TF32 = 4
 const TENSOR_SLICE = 1
 
 export interface EmittedPlan {
@@ -68,7 +69,14 @@ function recordsOf(graph: Graph, { placements, region }: MemoryPlan): TensorReco
 
 const up8 = (n: number): number => Math.ceil(n / 8) * 8
 
-export const emit = parted(function* (graph: Graph, memory: MemoryPlan): Parts<EmittedPlan> {
+export interface EmitOptions {
+  /** FP32 products of convolutions and of matrices may use TF32. */
+  tf32?: boolean
+}
+
+const isProduct = ({ op, inputs }: Node): boolean => /^(conv2d|linear)/.test(op) && inputs[0]?.dtype === 'f32'
+
+export const emit = parted(function* (graph: Graph, memory: MemoryPlan, { tf32 = false }: EmitOptions = {}): Parts<EmittedPlan> {
   const { region } = memory
   const tensors = recordsOf(graph, memory)
   yield
@@ -146,7 +154,10 @@ export const emit = parted(function* (graph: Graph, memory: MemoryPlan): Parts<E
     yield
     const at = opsAt + i * OP_BYTES
     u16(at, OP_TABLE[node.op].id)
-    u16(at + 2, (node.prepare ? FLAG_PREPARE : 0) | (node.recomputed ? FLAG_RECOMPUTED : 0))
+    u16(
+      at + 2,
+      (node.prepare ? FLAG_PREPARE : 0) | (node.recomputed ? FLAG_RECOMPUTED : 0) | (tf32 && isProduct(node) ? FLAG_TF32 : 0),
+    )
     u32(at + 4, name[0])
     u32(at + 8, name[1])
     fill(u32, at + 12, 4, operands)

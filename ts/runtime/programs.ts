@@ -24,7 +24,7 @@ export interface TrainProgramOptions {
   batchSize: number
   /** Side of the square images, pixels. */
   imageSize: number
-  dtype: 'f32' | 'bf16'
+  dtype: 'f32' | 'bf16' | 'f16'
   optimizer: Omit<OptimizerSpec, 'clip' | 'ema'>
   labelSmoothing: number
   dropRate: number
@@ -46,7 +46,7 @@ export interface TrainProgramOptions {
 export interface EvalProgramOptions {
   batchSize: number
   imageSize: number
-  dtype: 'f32' | 'bf16'
+  dtype: 'f32' | 'bf16' | 'f16'
   target: Target
   fuse?: boolean
 }

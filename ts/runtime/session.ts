@@ -23,12 +23,13 @@ import { activationBytes, type MemoryPlan, type MemoryRequest, planMemory } from
 import { inTurns } from '../turns.js'
 import { deviceName, openDevice } from './device.js'
 import { type DumpRow, dumpRows } from './dump.js'
+import { checkCpuPrecision, FORMATS, type NumberFormat, type SessionPrecision } from './formats.js'
 import { availableMemory } from './memory_limit.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
 import { packScalars, type StepScalars } from './scalars.js'
 import { type WeightSlot, type WeightsLayout, weightsLayout } from './weights_layout.js'
 
-export type SessionPrecision = 'fp32' | 'bf16-mixed'
+export type { SessionPrecision }
 
 export interface SessionOptions {
   config: ModelConfig
@@ -87,9 +88,9 @@ export function checkMemory(
   })
 }
 
-function* planStages(graph: Graph, request: MemoryRequest, region: ImageRegion | null) {
+function* planStages(graph: Graph, request: MemoryRequest, region: ImageRegion | null, { tf32 }: NumberFormat) {
   const plan = yield* planMemory.parts(graph, request, region)
-  return { plan, ...(yield* emit.parts(graph, plan)) }
+  return { plan, ...(yield* emit.parts(graph, plan, { tf32 })) }
 }
 
 const lastChange = new WeakMap<MemoryHandle, Promise<unknown>>()
@@ -116,7 +117,12 @@ class Compiled {
   }
 
   static async create(
-    { pool, threads, available }: { pool: PoolHandle; threads: number; available(): Promise<number> },
+    {
+      pool,
+      threads,
+      format,
+      available,
+    }: { pool: PoolHandle; threads: number; format: NumberFormat; available(): Promise<number> },
     memory: MemoryHandle,
     { graph, region }: { graph: Graph; region: ImageRegion | null },
     request: MemoryRequest,
@@ -124,7 +130,7 @@ class Compiled {
     held: number[],
   ): Promise<Compiled> {
     const native = binding()
-    const { plan, bytes, hash } = await inTurns(planStages(graph, request, region))
+    const { plan, bytes, hash } = await inTurns(planStages(graph, request, region, format))
     const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
     const executable = await changeMemory(memory, async () => {
       checkMemory(arenaBytes, held, graph.name, batchSize, await available())
@@ -323,7 +329,7 @@ export class Session implements AsyncDisposable {
 
   /**
    * Starts threads and allocates the weights (zero until written).
-   * @throws EFF_BACKEND_MISSING (the addon, or the device), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (bf16 without AVX512_BF16 or AMX), EFF_OOM
+   * @throws EFF_BACKEND_MISSING (the addon, or the device), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (see `checkCpuPrecision`), EFF_OOM
    */
   static async create(options: SessionOptions): Promise<Session> {
     const { config, precision } = options
@@ -331,11 +337,7 @@ export class Session implements AsyncDisposable {
     const cpu = binding().cpuInfo()
     if (device === 'cpu') {
       if (cpu.unsupported) throw new EffnetError('EFF_CPU_UNSUPPORTED', cpu.unsupported)
-      if (precision === 'bf16-mixed' && !cpu.avx512Bf16 && !cpu.amxBf16) {
-        throw new EffnetError('EFF_PRECISION', `bf16-mixed needs AVX512_BF16 or AMX; this ${cpu.model} has neither`, {
-          hint: '--precision fp32',
-        })
-      }
+      checkCpuPrecision(precision, cpu)
     }
     const handle = await openDevice(device)
     const threads = device === 'cpu' ? (options.threads ?? cpu.cpus) : 1
@@ -362,8 +364,8 @@ export class Session implements AsyncDisposable {
     return this.memoryHandle
   }
 
-  private get dtype(): 'f32' | 'bf16' {
-    return this.precision === 'fp32' ? 'f32' : 'bf16'
+  private get format(): NumberFormat {
+    return FORMATS[this.precision]
   }
 
   private get target(): Target {
@@ -378,10 +380,10 @@ export class Session implements AsyncDisposable {
   /** Compiles a training step. @throws EFF_OOM with the bytes asked for */
   async trainPlan(options: TrainPlanOptions): Promise<TrainPlan> {
     const pool = this.openPool()
-    const graph = await inTurns(trainProgram.parts(this.config, { ...options, dtype: this.dtype, target: this.target }))
+    const graph = await inTurns(trainProgram.parts(this.config, { ...options, dtype: this.format.dtype, target: this.target }))
     const { name } = options.optimizer
     const compiled = await Compiled.create(
-      { pool, threads: this.threads, available: () => this.availableBytes() },
+      { pool, threads: this.threads, format: this.format, available: () => this.availableBytes() },
       this.memory,
       { graph, region: null },
       {
@@ -399,10 +401,10 @@ export class Session implements AsyncDisposable {
   async evalPlan(options: EvalPlanOptions): Promise<EvalPlan> {
     const pool = this.openPool()
     const { graph, region, logits, features } = await inTurns(
-      evalProgram.parts(this.config, { ...options, dtype: this.dtype, target: this.target }),
+      evalProgram.parts(this.config, { ...options, dtype: this.format.dtype, target: this.target }),
     )
     const compiled = await Compiled.create(
-      { pool, threads: this.threads, available: () => this.availableBytes() },
+      { pool, threads: this.threads, format: this.format, available: () => this.availableBytes() },
       this.memory,
       { graph, region },
       {
