@@ -1,17 +1,20 @@
 /**
  * What every CUDA kernel takes of a multiprocessor, as the assembler reports it, within its budget (native/cuda/budgets.json): registers a
- * thread decide how many warps fit, and a spill goes to memory.
+ * thread decide how many warps fit, and a spill goes to memory. And what its machine code is made of (native/cuda/instructions.json):
+ * wide accesses, tensor cores, the one-instruction tanh are easily lost to a compiler, and nothing but speed tells.
  */
+import { execFileSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { packageRoot } from '../../ts/paths.js'
 
-const folder = path.join(packageRoot(), 'build/kernels')
-const budgets = JSON.parse(readFileSync(path.join(packageRoot(), 'native/cuda/budgets.json'), 'utf8')) as Record<
-  string,
-  Record<string, number>
->
+const at = (...names: string[]): string => path.join(packageRoot(), ...names)
+const folder = at('build/kernels')
+const disassemblers = at('.cache/cuda-disassemblers-13.5/cu13/bin')
+const json = (file: string): unknown => JSON.parse(readFileSync(at('native/cuda', file), 'utf8'))
+const budgets = json('budgets.json') as Record<string, Record<string, number>>
+const rules = json('instructions.json') as { kernels: string; has?: string[]; not?: string[] }[]
 
 interface Use {
   architecture: string
@@ -35,9 +38,25 @@ function uses(): Use[] {
   return found
 }
 
+/** The opcodes of each kernel, with their modifiers, e.g. "LDG.E.128.CONSTANT". */
+function opcodes(): Map<string, Set<string>> {
+  const found = new Map<string, Set<string>>()
+  const env = { ...process.env, PATH: `${disassemblers}:${process.env['PATH']}` }
+  for (const file of readdirSync(folder).filter((name) => name.endsWith('.fatbin'))) {
+    const text = execFileSync('cuobjdump', ['-sass', path.join(folder, file)], { env, encoding: 'utf8', maxBuffer: 2 ** 30 })
+    for (const part of text.split('Function : ').slice(1)) {
+      const codes = [...part.matchAll(/^\s*\/\*[0-9a-f]{4,}\*\/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)/gm)].map(
+        (match) => match[1]!,
+      )
+      found.set(part.slice(0, part.indexOf('\n')).trim(), new Set(codes))
+    }
+  }
+  return found
+}
+
 const built = existsSync(folder)
 
-describe.skipIf(!built)(`CUDA kernels${built ? '' : ` (not compiled: npm run setup -- --test)`}`, () => {
+describe.skipIf(!built)(`CUDA kernels${built ? '' : ' (not compiled: npm run setup -- --test)'}`, () => {
   const all = built ? uses() : []
 
   it('have a budget each', () => {
@@ -51,5 +70,21 @@ describe.skipIf(!built)(`CUDA kernels${built ? '' : ` (not compiled: npm run set
   it('keep to it, and spill nothing', () => {
     const over = all.filter((use) => use.spilled > 0 || use.registers > (budgets[use.architecture]?.[use.kernel] ?? 0))
     expect(over).toEqual([])
+  })
+
+  it('are made of the instructions that they were written for', () => {
+    const kernels = opcodes()
+    expect(kernels.size).toBe(new Set(all.map((use) => use.kernel)).size)
+    const wrong: string[] = []
+    for (const { kernels: names, has = [], not = [] } of rules) {
+      const matching = [...kernels].filter(([kernel]) => new RegExp(`^(?:${names})$`).test(kernel))
+      if (matching.length === 0) wrong.push(`no kernel is called ${names}`)
+      for (const [kernel, codes] of matching) {
+        const contains = (code: string): boolean => [...codes].some((each) => `${each}.`.startsWith(`${code}.`))
+        for (const code of has) if (!contains(code)) wrong.push(`${kernel} has no ${code}`)
+        for (const code of not) if (contains(code)) wrong.push(`${kernel} has ${code}`)
+      }
+    }
+    expect(wrong).toEqual([])
   })
 })

@@ -12,6 +12,27 @@ inline constexpr int kVec = 16 / static_cast<int>(sizeof(T));
 struct alignas(16) Bits128 {
   uint32_t word[4];
 };
+struct alignas(8) Bits64 {
+  uint32_t word[2];
+};
+
+// One access each; `p` is aligned to it. A store of the struct itself would be made word by word.
+EFF_DEVICE Bits128 load_bits(const Bits128* p) { return *p; }
+EFF_DEVICE Bits64 load_bits(const Bits64* p) { return *p; }
+EFF_DEVICE void store_bits(Bits128* p, const Bits128& bits) {
+#ifdef __CUDACC__
+  *reinterpret_cast<uint4*>(p) = make_uint4(bits.word[0], bits.word[1], bits.word[2], bits.word[3]);
+#else
+  *p = bits;
+#endif
+}
+EFF_DEVICE void store_bits(Bits64* p, const Bits64& bits) {
+#ifdef __CUDACC__
+  *reinterpret_cast<uint2*>(p) = make_uint2(bits.word[0], bits.word[1]);
+#else
+  *p = bits;
+#endif
+}
 
 // Both 16-bit values of a word, the lower address first.
 template <class T>
@@ -55,11 +76,11 @@ EFF_DEVICE Bits128 pack(const float (&v)[kVec<T>]) {
 // `p`: 16-byte aligned.
 template <class T>
 EFF_DEVICE void load_vec(const T* p, float (&v)[kVec<T>]) {
-  unpack<T>(*reinterpret_cast<const Bits128*>(p), v);
+  unpack<T>(load_bits(reinterpret_cast<const Bits128*>(p)), v);
 }
 template <class T>
 EFF_DEVICE void store_vec(T* p, const float (&v)[kVec<T>]) {
-  *reinterpret_cast<Bits128*>(p) = pack<T>(v);
+  store_bits(reinterpret_cast<Bits128*>(p), pack<T>(v));
 }
 // N floats (a multiple of 4), 16-byte aligned.
 template <int N>
@@ -67,7 +88,7 @@ EFF_DEVICE void load_floats(const float* p, float (&v)[N]) {
   static_assert(N % 4 == 0);
   EFF_UNROLL
   for (int i = 0; i < N; i += 4) {
-    const Bits128 bits = *reinterpret_cast<const Bits128*>(p + i);
+    const Bits128 bits = load_bits(reinterpret_cast<const Bits128*>(p + i));
     EFF_UNROLL
     for (int j = 0; j < 4; ++j) v[i + j] = bits_to_float(bits.word[j]);
   }
@@ -80,7 +101,7 @@ EFF_DEVICE void store_floats(float* p, const float (&v)[N]) {
     Bits128 bits;
     EFF_UNROLL
     for (int j = 0; j < 4; ++j) bits.word[j] = float_to_bits(v[i + j]);
-    *reinterpret_cast<Bits128*>(p + i) = bits;
+    store_bits(reinterpret_cast<Bits128*>(p + i), bits);
   }
 }
 

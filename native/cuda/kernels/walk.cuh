@@ -11,23 +11,20 @@ namespace effnet::cuda {
 template <class T, int V>
 struct Packed {
   Bits128 bits;
-  EFF_DEVICE static Packed load(const T* p) { return {*reinterpret_cast<const Bits128*>(p)}; }
+  EFF_DEVICE static Packed load(const T* p) { return {load_bits(reinterpret_cast<const Bits128*>(p))}; }
   EFF_DEVICE void unpack_to(float (&v)[V]) const { unpack<T>(bits, v); }
   EFF_DEVICE static void store(T* p, const float (&v)[V]) { store_vec<T>(p, v); }
-};
-struct alignas(8) Bits64 {
-  uint32_t word[2];
 };
 template <class T>
 requires(sizeof(T) == 2) struct Packed<T, 4> {
   Bits64 bits;
-  EFF_DEVICE static Packed load(const T* p) { return {*reinterpret_cast<const Bits64*>(p)}; }
+  EFF_DEVICE static Packed load(const T* p) { return {load_bits(reinterpret_cast<const Bits64*>(p))}; }
   EFF_DEVICE void unpack_to(float (&v)[4]) const {
     unpack<T>(bits.word[0], v[0], v[1]);
     unpack<T>(bits.word[1], v[2], v[3]);
   }
   EFF_DEVICE static void store(T* p, const float (&v)[4]) {
-    *reinterpret_cast<Bits64*>(p) = {{pack<T>(v[0], v[1]), pack<T>(v[2], v[3])}};
+    store_bits(reinterpret_cast<Bits64*>(p), {{pack<T>(v[0], v[1]), pack<T>(v[2], v[3])}});
   }
 };
 template <class T>
