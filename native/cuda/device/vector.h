@@ -16,19 +16,24 @@ struct alignas(8) Bits64 {
   uint32_t word[2];
 };
 
-// One access each; `p` is aligned to it. A store of the struct itself would be made word by word.
+// One access to global memory each; `p` is aligned to it. In PTX, since the compiler may split a store of four words
+// where there are branches around it.
 EFF_DEVICE Bits128 load_bits(const Bits128* p) { return *p; }
 EFF_DEVICE Bits64 load_bits(const Bits64* p) { return *p; }
 EFF_DEVICE void store_bits(Bits128* p, const Bits128& bits) {
 #ifdef __CUDACC__
-  *reinterpret_cast<uint4*>(p) = make_uint4(bits.word[0], bits.word[1], bits.word[2], bits.word[3]);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(bits.word[0]),
+               "r"(bits.word[1]), "r"(bits.word[2]), "r"(bits.word[3])
+               : "memory");
 #else
   *p = bits;
 #endif
 }
 EFF_DEVICE void store_bits(Bits64* p, const Bits64& bits) {
 #ifdef __CUDACC__
-  *reinterpret_cast<uint2*>(p) = make_uint2(bits.word[0], bits.word[1]);
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(bits.word[0]),
+               "r"(bits.word[1])
+               : "memory");
 #else
   *p = bits;
 #endif
@@ -73,7 +78,7 @@ EFF_DEVICE Bits128 pack(const float (&v)[kVec<T>]) {
   return bits;
 }
 
-// `p`: 16-byte aligned.
+// `p`: 16-byte aligned; stores to global memory only.
 template <class T>
 EFF_DEVICE void load_vec(const T* p, float (&v)[kVec<T>]) {
   unpack<T>(load_bits(reinterpret_cast<const Bits128*>(p)), v);
@@ -82,7 +87,7 @@ template <class T>
 EFF_DEVICE void store_vec(T* p, const float (&v)[kVec<T>]) {
   store_bits(reinterpret_cast<Bits128*>(p), pack<T>(v));
 }
-// N floats (a multiple of 4), 16-byte aligned.
+// N floats (a multiple of 4), 16-byte aligned; of global or shared memory.
 template <int N>
 EFF_DEVICE void load_floats(const float* p, float (&v)[N]) {
   static_assert(N % 4 == 0);
@@ -101,7 +106,7 @@ EFF_DEVICE void store_floats(float* p, const float (&v)[N]) {
     Bits128 bits;
     EFF_UNROLL
     for (int j = 0; j < 4; ++j) bits.word[j] = float_to_bits(v[i + j]);
-    store_bits(reinterpret_cast<Bits128*>(p + i), bits);
+    *reinterpret_cast<Bits128*>(p + i) = bits;
   }
 }
 
