@@ -10,10 +10,34 @@ namespace effnet::cuda {
 // V values of a tensor as they are stored, so that loads ahead take few registers.
 template <class T, int V>
 struct Packed {
-  Bits128 bits;
-  EFF_DEVICE static Packed load(const T* p) { return {load_bits(reinterpret_cast<const Bits128*>(p))}; }
-  EFF_DEVICE void unpack_to(float (&v)[V]) const { unpack<T>(bits, v); }
-  EFF_DEVICE static void store(T* p, const float (&v)[V]) { store_vec<T>(p, v); }
+  static constexpr int kParts = V / kVec<T>;
+  static_assert(V % kVec<T> == 0);
+  Bits128 bits[kParts];
+
+  EFF_DEVICE static Packed load(const T* p) {
+    Packed packed;
+    EFF_UNROLL
+    for (int i = 0; i < kParts; ++i) packed.bits[i] = load_bits(reinterpret_cast<const Bits128*>(p + i * kVec<T>));
+    return packed;
+  }
+  EFF_DEVICE void unpack_to(float (&v)[V]) const {
+    EFF_UNROLL
+    for (int i = 0; i < kParts; ++i) {
+      float part[kVec<T>];
+      unpack<T>(bits[i], part);
+      EFF_UNROLL
+      for (int j = 0; j < kVec<T>; ++j) v[i * kVec<T> + j] = part[j];
+    }
+  }
+  EFF_DEVICE static void store(T* p, const float (&v)[V]) {
+    EFF_UNROLL
+    for (int i = 0; i < kParts; ++i) {
+      float part[kVec<T>];
+      EFF_UNROLL
+      for (int j = 0; j < kVec<T>; ++j) part[j] = v[i * kVec<T> + j];
+      store_vec<T>(p + i * kVec<T>, part);
+    }
+  }
 };
 template <class T>
 requires(sizeof(T) == 2) struct Packed<T, 4> {

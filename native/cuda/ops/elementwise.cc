@@ -2,6 +2,7 @@
 
 #include "cuda/ops/common.h"
 #include "cuda/ops/drop.h"
+#include "cuda/ops/walk.h"
 
 namespace effnet::cuda {
 namespace {
@@ -9,36 +10,38 @@ namespace {
 using plan::Op;
 using plan::Tensor;
 
+// Over elements in order, `count` of them `each` to a thread.
 template <class Args>
-Launch elementwise(const std::string& kernel, int64_t count, const Args& args) {
-  return make_launch(kernel, grid_for(count, kElementwiseThreads), kElementwiseThreads, 0, args);
+Launch elementwise(const std::string& kernel, int64_t count, int64_t each, const Args& args) {
+  const int64_t blocks = (count + kElementwiseThreads * each - 1) / (kElementwiseThreads * each);
+  return make_launch(kernel, {static_cast<uint32_t>(blocks), 1, 1}, kElementwiseThreads, 0, args);
+}
+int64_t flat_elements(plan::DType from, plan::DType to) {
+  return kFlatVectors * (from == plan::DType::f32 && to == plan::DType::f32 ? 4 : 8);
+}
+
+// Over images, a walk of which knows its image.
+template <class Args>
+Launch by_image(const char* kernel, const Tensor* dst, Args args) {
+  const int vector = walk_vector(dst->dtype, dst->c());
+  args.walk = make_walk(dst->n(), dst->h() * dst->w(), dst->c(), vector, kStreamBlocks);
+  return make_launch(kernel + walk_suffix(dst->dtype, vector), walk_grid(args.walk, vector), kWalkThreads, 0, args);
 }
 
 // dst = f(src0, src1?) of elements in order; all of the type of dst.
 KernelPtr flat(const char* base, const Tensor* src0, const Tensor* src1, const Tensor* dst, plan::Act act = {}) {
   return make_kernel(base, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
     const ElementwiseArgs args{at.ptr(src0), at.ptr(src1), at.ptr(dst), dst->elements(), act};
-    launches.push_back(elementwise(base + suffix(dst->dtype), dst->elements(), args));
+    launches.push_back(
+        elementwise(base + suffix(dst->dtype), dst->elements(), flat_elements(dst->dtype, dst->dtype), args));
   });
 }
 
 KernelPtr per_channel(const char* name, const char* kernel, const Tensor* src, const Tensor* channel, const Tensor* dst,
                       float factor) {
   return make_kernel(name, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
-    const PerChannelArgs args{
-        at.ptr(src), at.ptr<const float>(channel), at.ptr(dst), dst->elements(), dst->h() * dst->w(), dst->c(), factor};
-    launches.push_back(elementwise(kernel + suffix(dst->dtype), dst->elements(), args));
-  });
-}
-
-// `group`: elements that share a draw.
-KernelPtr drop(const char* name, const Op& op, int64_t group) {
-  using namespace op::drop_path;  // dropout has the same ports
-  const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
-  const DropSpec spec = DropSpec::of(op, attr_drop_rate, attr_rng_stream);
-  return make_kernel(name, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
-    const DropElementsArgs args{at.ptr(src), at.ptr(dst), dst->elements(), group, spec.at(at.scalars)};
-    launches.push_back(elementwise("drop_elements" + suffix(dst->dtype), dst->elements(), args));
+    launches.push_back(
+        by_image(kernel, dst, PerChannelArgs{{}, at.ptr(src), at.ptr<const float>(channel), at.ptr(dst), factor}));
   });
 }
 
@@ -50,13 +53,13 @@ StatusOr<KernelPtr> make_input_normalize(const Op& op) {
   NormalizeArgs args{};
   for (int i = 0; i < 3; ++i) {
     args.mean[i] = static_cast<float>(op.attr(attr_mean0 + i));
-    args.std[i] = static_cast<float>(op.attr(attr_std0 + i));
+    args.inv_std[i] = static_cast<float>(1 / op.attr(attr_std0 + i));
   }
   args.count = dst->elements();
   return make_kernel("input_normalize", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) mutable {
     args.src = at.ptr<const uint8_t>(src);
     args.dst = at.ptr(dst);
-    launches.push_back(elementwise("input_normalize" + suffix(dst->dtype), args.count, args));
+    launches.push_back(elementwise("input_normalize" + suffix(dst->dtype), args.count, kNormalizeBytes, args));
   });
 }
 
@@ -65,7 +68,8 @@ StatusOr<KernelPtr> make_cast(const Op& op) {
   const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
   return make_kernel("cast", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
     const ElementwiseArgs args{at.ptr(src), nullptr, at.ptr(dst), dst->elements(), {}};
-    launches.push_back(elementwise("cast" + suffix(src->dtype) + suffix(dst->dtype), dst->elements(), args));
+    launches.push_back(elementwise("cast" + suffix(src->dtype) + suffix(dst->dtype), dst->elements(),
+                                   flat_elements(src->dtype, dst->dtype), args));
   });
 }
 
@@ -90,7 +94,8 @@ StatusOr<KernelPtr> make_fill(const Op& op) {
   const double value = op.attr(attr_value);
   return make_kernel("fill", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
     const FillArgs args{at.ptr(dst), dst->elements(), value};
-    launches.push_back(elementwise("fill" + suffix(dst->dtype), dst->elements(), args));
+    launches.push_back(make_launch("fill" + suffix(dst->dtype), grid_for(dst->elements(), kElementwiseThreads * 16),
+                                   kElementwiseThreads, 0, args));
   });
 }
 
@@ -107,10 +112,23 @@ StatusOr<KernelPtr> make_global_avg_pool_bwd(const Op& op) {
 }
 
 StatusOr<KernelPtr> make_drop_path(const Op& op) {
-  const Tensor* src = op.in(op::drop_path::in_src);
-  return drop("drop_path", op, src->elements() / src->n());
+  using namespace op::drop_path;
+  const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
+  const DropSpec spec = DropSpec::of(op, attr_drop_rate, attr_rng_stream);
+  return make_kernel("drop_path", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+    launches.push_back(by_image("drop_images", dst, DropImagesArgs{{}, at.ptr(src), at.ptr(dst), spec.at(at.scalars)}));
+  });
 }
 
-StatusOr<KernelPtr> make_dropout(const Op& op) { return drop("dropout", op, 1); }
+StatusOr<KernelPtr> make_dropout(const Op& op) {
+  using namespace op::dropout;
+  const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
+  const DropSpec spec = DropSpec::of(op, attr_drop_rate, attr_rng_stream);
+  return make_kernel("dropout", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+    const DropElementsArgs args{at.ptr(src), at.ptr(dst), dst->elements(), spec.at(at.scalars)};
+    launches.push_back(
+        elementwise("drop_elements" + suffix(dst->dtype), args.count, flat_elements(dst->dtype, dst->dtype), args));
+  });
+}
 
 }  // namespace effnet::cuda
