@@ -266,12 +266,13 @@ inline Values stored(DType dtype, Values values) {
   return values;
 }
 
-// |got - want| <= tolerance * (scale + |want|); `scale` is the size of the terms that a result is the sum of.
-inline void expect_near(const Values& got, const Values& want, double tolerance, double scale,
-                        const std::string& what) {
+// |got - want| <= tolerance * (scale + |want|) + slack; `scale` is the size of the terms that a result is the sum of,
+// `slack` what else each result may be off by, if anything.
+inline void expect_near(const Values& got, const Values& want, double tolerance, double scale, const std::string& what,
+                        const Values& slack = {}) {
   ASSERT_EQ(got.size(), want.size()) << what;
   for (size_t i = 0; i < got.size(); ++i) {
-    ASSERT_LE(std::abs(got[i] - want[i]), tolerance * (scale + std::abs(want[i])))
+    ASSERT_LE(std::abs(got[i] - want[i]), tolerance * (scale + std::abs(want[i])) + (slack.empty() ? 0 : slack[i]))
         << what << " [" << i << "]: got " << got[i] << ", want " << want[i];
   }
 }
