@@ -85,7 +85,7 @@ EFF_DEVICE void image_pool(const ImageSumsArgs& a) {
   const bool normed = a.norm.mean != nullptr;
   sum_images<V, 1>(a, p, [&](int64_t image, float(&sums)[1][V]) {
     with_act(a.act, [&](auto act) {
-      for_each_row<4, V, T>(a.walk, p, image, src, nullptr, [&](const float(&x)[V], const float(&)[V], int64_t at) {
+      for_each_row<3, V, T>(a.walk, p, image, src, nullptr, [&](const float(&x)[V], const float(&)[V], int64_t at) {
         float v[V];
         EFF_UNROLL
         for (int i = 0; i < V; ++i) v[i] = normed ? activate<T>(act, norm(x[i], i)) : x[i];
