@@ -9,7 +9,7 @@ import { checkLayers } from '../../test/helpers/layer_check.js'
 const [model, dtype, imageSize, batchSize] = process.argv.slice(2)
 const { tried, wrong } = await checkLayers({
   model: model!,
-  dtype: dtype as 'f32' | 'bf16',
+  dtype: dtype as 'f32' | 'bf16' | 'f16',
   imageSize: Number(imageSize),
   batchSize: Number(batchSize),
   device: 'cuda',

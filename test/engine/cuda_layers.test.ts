@@ -19,6 +19,7 @@ describe.skipIf(!built)(`layers on CUDA kernels${built ? '' : ' (no fake driver:
   it.each([
     ['efficientnet_b0', 'f32', 40],
     ['efficientnet_b0', 'bf16', 40],
+    ['efficientnet_b0', 'f16', 40],
     ['efficientnet_b4', 'bf16', 32],
     ['efficientnetv2_s', 'f32', 32],
     ['efficientnetv2_s', 'bf16', 32],

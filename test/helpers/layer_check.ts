@@ -45,11 +45,28 @@ function alone(node: Node): Graph {
 
 const BYTES: Record<DType, number> = { f32: 4, bf16: 2, f16: 2, u8: 1, i32: 4 }
 
+/** IEEE 754 binary16 of a value that it has. */
+function halfBits(value: number): number {
+  const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0
+  const size = Math.abs(value)
+  if (size === Infinity) return sign | 0x7c00
+  const exponent = Math.max(-14, Math.floor(Math.log2(size || 1e-30)))
+  const units = size / 2 ** (exponent - 10)
+  return sign | (units >= 1024 ? ((exponent + 15) << 10) + units - 1024 : units)
+}
+function halfValue(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1
+  const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023]
+  if (exponent === 31) return fraction ? Number.NaN : sign * Infinity
+  return sign * (exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24)
+}
+
 function encode(values: Float64Array, dtype: DType): Uint8Array {
   if (dtype === 'u8') return Uint8Array.from(values)
   if (dtype === 'i32') return new Uint8Array(Int32Array.from(values).buffer)
   const floats = Float32Array.from(values)
   if (dtype === 'f32') return new Uint8Array(floats.buffer)
+  if (dtype === 'f16') return new Uint8Array(Uint16Array.from(floats, halfBits).buffer)
   // Values are rounded to the type already: the upper half has all of it.
   return new Uint8Array(Uint16Array.from(new Uint32Array(floats.buffer), (bits) => bits >>> 16).buffer)
 }
@@ -58,6 +75,7 @@ function decode(bytes: Uint8Array, dtype: DType): ArrayLike<number> {
   const { buffer } = bytes.slice()
   if (dtype === 'f32') return new Float32Array(buffer)
   if (dtype === 'i32') return new Int32Array(buffer)
+  if (dtype === 'f16') return Float32Array.from(new Uint16Array(buffer), halfValue)
   return new Float32Array(Uint32Array.from(new Uint16Array(buffer), (half) => half << 16).buffer)
 }
 
@@ -121,7 +139,7 @@ function perturbed(values: ReadonlyMap<string, Float64Array>, graph: Graph, shar
  * sums to nearly nothing moves much), and for a 16-bit result by its own rounding.
  */
 function limits(graph: Graph, values: ReadonlyMap<string, Float64Array>, dtype: DType): (t: Tensor) => number {
-  const [share, times] = dtype === 'f32' ? [2 ** -22, 8] : [2 ** -9, 2]
+  const [share, times] = dtype === 'f32' ? [2 ** -22, 8] : [dtype === 'bf16' ? 2 ** -9 : 2 ** -12, 2]
   const exact = interpret(graph, { values, scalars: SCALARS })
   const moved = interpret(graph, { values: perturbed(values, graph, share), scalars: SCALARS })
   return (t) => {
@@ -133,7 +151,7 @@ function limits(graph: Graph, values: ReadonlyMap<string, Float64Array>, dtype: 
 /** Largest difference, of a 16-bit tensor beyond one unit in its last place. */
 function error(got: ArrayLike<number>, want: Float64Array, dtype: DType): number {
   let worst = 0
-  const unit = dtype === 'bf16' ? 2 ** -8 : 2 ** -23
+  const unit = { bf16: 2 ** -8, f16: 2 ** -11, f32: 2 ** -23, i32: 0, u8: 0 }[dtype]
   for (let i = 0; i < want.length; i++) {
     const off = Math.abs(got[i]! - want[i]!) - unit * Math.abs(want[i]!)
     if (!(off <= worst)) worst = off
@@ -150,7 +168,7 @@ function kindOf({ op, attrs, inputs, outputs }: Node): string {
 
 export interface LayerCheck {
   model: string
-  dtype: 'f32' | 'bf16'
+  dtype: 'f32' | 'bf16' | 'f16'
   /** Pixels. */
   imageSize: number
   batchSize: number
