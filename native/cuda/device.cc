@@ -54,6 +54,7 @@ Status Device::start(int ordinal) {
 Device::~Device() {
   if (!retained_) return;
   (void)enter();
+  providers_.reset();  // while there is a context
   for (CUlibrary library : libraries_) driver_->cuLibraryUnload(library);
   driver_->cuDevicePrimaryCtxRelease(properties_.handle);
 }

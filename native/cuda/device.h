@@ -11,6 +11,7 @@
 
 #include "cuda/driver.h"
 #include "cuda/launch.h"
+#include "cuda/providers/providers.h"
 
 namespace effnet::cuda {
 
@@ -32,6 +33,7 @@ class Device : public std::enable_shared_from_this<Device> {
 
   const Driver& driver() const { return *driver_; }
   const std::string& name() const { return properties_.name; }
+  Providers& providers() { return *providers_; }
 
   // Makes the context current on the calling thread: before any driver call.
   Status enter() const;
@@ -49,6 +51,7 @@ class Device : public std::enable_shared_from_this<Device> {
   CUcontext context_ = nullptr;
   bool retained_ = false;
   std::vector<CUlibrary> libraries_;
+  std::unique_ptr<Providers> providers_ = std::make_unique<Providers>();
   std::mutex functions_mutex_;
   std::map<std::string, CUfunction> functions_;
 };

@@ -64,7 +64,7 @@ Status Executable::bind_ops() {
     return error(Code::plan_invalid, "plan: goes image by image, which is for CPUs; a GPU takes the batch whole");
   EFF_RETURN_IF_ERROR(check_arenas());
   for (const plan::Op& op : plan_->ops()) {
-    auto kernel = factory_of(op.id)(op);
+    auto kernel = memory_->device()->providers().bind(op, factory_of(op.id));
     if (!kernel.ok())
       return Status(kernel.status().code(),
                     "op " + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + kernel.status().message());

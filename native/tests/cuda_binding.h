@@ -28,11 +28,12 @@ inline plan::OpId id_of(KernelFactory factory) {
 class Binding {
  public:
   explicit Binding(KernelFactory factory) : factory_(factory) {}
+  virtual ~Binding() = default;
   // As a plan is bound: its shapes are checked first.
   Status make(plan::Op& op) {
     op.id = id_of(factory_);
     EFF_RETURN_IF_ERROR(plan::check_shapes(op));
-    auto made = factory_(op);
+    auto made = bind(op, factory_);
     if (!made.ok()) return made.status();
     kernel_ = std::move(made.value());
     std::vector<cuda::Launch> launches;
@@ -57,6 +58,8 @@ class Binding {
   }
 
  private:
+  virtual StatusOr<cuda::KernelPtr> bind(const plan::Op& op, KernelFactory factory) { return factory(op); }
+
   KernelFactory factory_;
   cuda::KernelPtr kernel_;
   int parts_ = 0;

@@ -58,7 +58,7 @@ class Setting {
 
 std::shared_ptr<cuda::Device> device() {
   static const std::shared_ptr<cuda::Device> one = [] {
-    setenv("EFFNET_LIB_DIR", FAKE_CUDA_FOLDER, 1);
+    setenv("EFFNET_LIB_DIR", FAKE_CUDA_FOLDER, 0);
     auto opened = cuda::Device::open(0);
     EXPECT_TRUE(opened.ok()) << opened.status().message();
     return opened.ok() ? opened.value() : nullptr;

@@ -46,6 +46,12 @@ class Runner : public Binding {
   }
 
  private:
+  StatusOr<cuda::KernelPtr> bind(const plan::Op& op, KernelFactory factory) override {
+    if (!gpu().status.ok()) return gpu().status;
+    EFF_RETURN_IF_ERROR(gpu().device->enter());
+    return gpu().device->providers().bind(op, factory);
+  }
+
   // Zeroed by its owner; here full of NaN, as the emulation's scratch is.
   static StatusOr<cuda::DeviceBlock> filled(const void* from, size_t bytes) {
     auto block = cuda::DeviceBlock::allocate(gpu().device, std::max<size_t>(bytes, 1), gpu().stream);
@@ -94,7 +100,8 @@ class Runner : public Binding {
     }
     kernel().record(at, launches);
     for (const cuda::Launch& one : launches) {
-      auto function = gpu().device->function(one.kernel);
+      StatusOr<CUfunction> function = CUfunction{};
+      if (!one.call) function = gpu().device->function(one.kernel);
       if (!function.ok()) return function.status();
       EFF_RETURN_IF_ERROR(gpu().device->launch(one, function.value(), gpu().stream));
     }

@@ -59,4 +59,10 @@ enum ReductionScheme : uint32_t { kReduceInComputeType = 2 };
     Layout b_layout, const void* beta, const void* c, Layout c_layout, void* d, Layout d_layout, const Algorithm*, \
     void* workspace, size_t workspace_bytes, Stream)
 
+struct Functions {
+#define X(name, ...) int (*name)(__VA_ARGS__) = nullptr;
+  EFF_CUBLASLT(X)
+#undef X
+};
+
 }  // namespace effnet::cuda::lt

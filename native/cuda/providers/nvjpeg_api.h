@@ -38,4 +38,10 @@ enum OutputFormat : int { kOutputRgbInterleaved = 5 };
   X(nvjpegDecodeBatchedInitialize, Handle, State, int images, int cpu_threads, int format)                  \
   X(nvjpegDecodeBatched, Handle, State, const unsigned char* const* data, const size_t* bytes, Image* into, Stream)
 
+struct Functions {
+#define X(name, ...) int (*name)(__VA_ARGS__) = nullptr;
+  EFF_NVJPEG(X)
+#undef X
+};
+
 }  // namespace effnet::cuda::nvjpeg
