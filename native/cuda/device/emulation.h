@@ -22,6 +22,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -137,6 +138,7 @@ struct Machine {
   void (*body)(const void*) = nullptr;
   const void* args = nullptr;
   const char* kernel = "";
+  size_t last_blocks = 0;  // of a grid run these alone, so that a test may have tensors too large to go through; 0: all
   char* shared = nullptr;
   size_t shared_declared = 0, shared_used = 0, main_stack_bytes = 0;
 };
@@ -398,8 +400,10 @@ inline void launch(const char* name, void (*body)(const void*), const Dim& grid,
   make_fibers(m, threads);
   m.warps.assign((threads + 31) / 32, Warp{});
   m.threads.assign(threads, nullptr);
-  std::vector<size_t> order(blocks);
-  for (size_t i = 0; i < blocks; ++i) order[i] = schedule & 1 ? blocks - 1 - i : i;
+  const size_t first = m.last_blocks ? blocks - std::min(blocks, m.last_blocks) : 0;
+  std::vector<size_t> order(blocks - first);
+  std::iota(order.begin(), order.end(), first);
+  if (schedule & 1) std::reverse(order.begin(), order.end());
   if (schedule & 4) std::shuffle(order.begin(), order.end(), m.random);
   release(&m.begin_sync);
   int set = 0;
