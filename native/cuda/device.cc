@@ -25,6 +25,8 @@ StatusOr<Device::Properties> Device::properties(const Driver& driver, int ordina
   EFF_CUDA(driver, cuDeviceGetAttribute, &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, p.handle);
   EFF_CUDA(driver, cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, p.handle);
   p.capability = 10 * major + minor;
+  EFF_CUDA(driver, cuDeviceGetAttribute, &p.shared_bytes, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+           p.handle);
   size_t total = 0;
   EFF_CUDA(driver, cuDeviceTotalMem, &total, p.handle);
   p.total_bytes = total;
@@ -87,6 +89,9 @@ StatusOr<CUfunction> Device::function(const std::string& kernel) {
     EFF_RETURN_IF_ERROR(driver_status(*driver_, "cuLibraryGetKernel", result));
     CUfunction function;
     EFF_CUDA(*driver_, cuKernelGetFunction, &function, found);
+    // Beyond 48 KiB a kernel has to ask; ours have no other shared memory than what a launch declares.
+    EFF_CUDA(*driver_, cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+             properties_.shared_bytes);
     functions_.emplace(kernel, function);
     return function;
   }

@@ -26,7 +26,8 @@ class Device : public std::enable_shared_from_this<Device> {
   struct Properties {
     CUdevice handle = 0;
     std::string name;
-    int capability = 0;  // major * 10 + minor
+    int capability = 0;    // major * 10 + minor
+    int shared_bytes = 0;  // that a block may have
     uint64_t total_bytes = 0;
   };
   static StatusOr<Properties> properties(const Driver& driver, int ordinal);

@@ -71,12 +71,17 @@ struct Stream {
   std::vector<size_t> tail;
 };
 
+// Of a block: the least that a supported GPU has (compute capability 8.6, 8.9, 12.0), so that what runs here fits on
+// all.
+constexpr int kMostShared = 99 << 10;
+
 struct Fake {
   std::recursive_mutex mutex;
   std::map<std::string, int> calls;
   std::map<CUdeviceptr, size_t> memory;
   std::map<void*, std::string> objects;
   std::set<Stream*> streams;
+  std::map<CUfunction, int> shared_allowed;  // what a kernel has asked for, bytes
   size_t used = 0;
   int captures = 0;
   int fault = 0;
@@ -260,9 +265,10 @@ EFF_FAKE(cuDeviceGetName, char* name, int bytes, CUdevice) {
 EFF_FAKE(cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice) {
   EFF_ENTER(cuDeviceGetAttribute, false)
   const int capability = std::atoi(setting("FAKE_CUDA_CAPABILITY", "90"));
-  *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? capability / 10
-           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? capability % 10
-                                                                       : 0;
+  *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR            ? capability / 10
+           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR          ? capability % 10
+           : attribute == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN ? kMostShared
+                                                                                : 0;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuDeviceTotalMem, size_t* bytes, CUdevice) {
@@ -440,13 +446,19 @@ EFF_FAKE(cuKernelGetFunction, CUfunction* function, CUkernel kernel) {
   *function = reinterpret_cast<CUfunction>(kernel);
   return CUDA_SUCCESS;
 }
-EFF_FAKE(cuFuncSetAttribute, CUfunction, CUfunction_attribute, int) {
+EFF_FAKE(cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value) {
   EFF_ENTER(cuFuncSetAttribute, false)
+  if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES || value < 0 || value > kMostShared)
+    return CUDA_ERROR_INVALID_VALUE;
+  fake().shared_allowed[function] = value;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, void** parameters, void**) {
   EFF_ENTER(cuLaunchKernelEx, false)
   const auto* entry = reinterpret_cast<const std::pair<const std::string, emulation::Entry>*>(function);
+  const auto allowed = fake().shared_allowed.find(function);
+  const int most = allowed == fake().shared_allowed.end() ? 48 << 10 : allowed->second;
+  if (config->sharedMemBytes > static_cast<unsigned>(most)) return CUDA_ERROR_INVALID_VALUE;
   Launch launch{entry->first,
                 {config->gridDimX, config->gridDimY, config->gridDimZ},
                 config->blockDimX,
