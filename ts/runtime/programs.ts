@@ -36,7 +36,10 @@ export interface TrainProgramOptions {
   ema: boolean
   /** Parameters that are not trained. */
   frozen?: ((name: string) => boolean) | undefined
-  /** Default `cheap`: for B0 at 224 px 0.53 of the activations of `none` and 3 % of the speed (x86-64, fp32, batch 32). */
+  /**
+   * Default on CPUs `cheap`: for B0 at 224 px 0.53 of the activations of `none` and 3 % of the speed (x86-64, fp32, batch 32). On
+   * GPUs `none`: there traffic is what a step takes its time for, and fused training keeps little.
+   */
   recompute?: RecomputePolicy
   target: Target
   /** false leaves every op primitive: the twin that fused graphs are tested against. */
@@ -81,7 +84,7 @@ export const trainProgram = parted(function* (config: ModelConfig, o: TrainProgr
   yield
   graph = yield* markOutputs.parts(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.clip ? [OUTPUTS.gradNorm] : [])])
   graph = yield* eliminateDead.parts(graph)
-  graph = yield* recompute.parts(graph, o.recompute ?? 'cheap')
+  graph = yield* recompute.parts(graph, o.recompute ?? (o.target.device === 'cpu' ? 'cheap' : 'none'))
   return (o.fuse ?? true) ? yield* gateInConvolution.parts(graph) : graph
 })
 
