@@ -1,5 +1,9 @@
 #include "cuda/kernels/optimizer.h"
 
+#include <array>
+#include <cstring>
+#include <map>
+
 #include "cuda/ops/common.h"
 
 namespace effnet::cuda {
@@ -8,42 +12,72 @@ namespace {
 using plan::Arena;
 using plan::DType;
 using plan::Op;
-using plan::Segment;
-using plan::Segments;
 using plan::Tensor;
 
-// A kernel over the pieces of `segments`, which become its constants.
-KernelPtr over_pieces(const char* name, const Segments& segments, Kernel::Record record, size_t scratch_bytes = 0) {
+// The chunks of the arenas in which tensors lie, and the table of their granules, as a kernel's constants.
+class ChunkTable {
+ public:
+  void add(const Tensor* t, uint8_t flags) {
+    const int64_t first = static_cast<int64_t>(t->offset / sizeof(float)), count = t->elements();
+    for (int64_t done = 0; done < count; done += kGranule) {
+      const int64_t granule = (first + done) / kGranule;
+      auto& chunk = chunks_[static_cast<uint32_t>(granule / kChunkGranules)];
+      chunk[static_cast<size_t>(granule % kChunkGranules)] =
+          static_cast<uint8_t>(std::min(kGranule, count - done) | flags);
+    }
+  }
+  size_t count() const { return chunks_.size(); }
+  std::vector<std::byte> bytes() const {
+    std::vector<std::byte> bytes(table_at(count()) + count() * kChunkGranules);
+    size_t i = 0;
+    for (const auto& [index, table] : chunks_) {
+      std::memcpy(bytes.data() + i * sizeof index, &index, sizeof index);
+      std::memcpy(bytes.data() + table_at(count()) + i * kChunkGranules, table.data(), kChunkGranules);
+      ++i;
+    }
+    return bytes;
+  }
+  static Chunks at(const std::byte* constants, size_t count) {
+    return {reinterpret_cast<const uint32_t*>(constants),
+            reinterpret_cast<const uint8_t*>(constants + table_at(count))};
+  }
+
+ private:
+  static size_t table_at(size_t count) { return align256(count * sizeof(uint32_t)); }
+  std::map<uint32_t, std::array<uint8_t, kChunkGranules>> chunks_;
+};
+static_assert(kGranule * sizeof(float) == plan::kAlignment);
+
+KernelPtr over_chunks(const char* name, const ChunkTable& table, Kernel::Record record, size_t scratch_bytes = 0) {
   KernelPtr kernel = make_kernel(name, DType::f32, std::move(record), scratch_bytes);
-  const auto bytes = std::as_bytes(std::span(segments.pieces()));
-  kernel->constants.assign(bytes.begin(), bytes.end());
+  kernel->constants = table.bytes();
   return kernel;
 }
 
-Dim a_block_each(size_t pieces) { return {static_cast<uint32_t>(pieces), 1, 1}; }
+float* floats(const Addresses& at, Arena arena) { return reinterpret_cast<float*>(at.arena(arena)); }
 
 KernelPtr update(const char* name, const Op& op, Rule rule, double decay_mult) {
   // The three optimizer ops have the same ports: norm, then a gradient for each updated parameter.
-  const size_t first = op::optimizer_sgd::in_grad;
   const Tensor* norm = op.in(op::optimizer_sgd::in_norm);
-  Segments segments;
-  for (size_t i = 0; i < op.updates.size(); ++i)
-    segments.add(op.updates[i]->offset, op.inputs[first + i]->offset, op.updates[i]->elements());
-  segments.finish();
-  const size_t pieces = segments.pieces().size();
-  const Arena grads = op.inputs[first]->arena;
-  return over_pieces(name, segments, [=](const Addresses& at, std::vector<Launch>& launches) {
-    const UpdateArgs args{rule,
-                          reinterpret_cast<const Segment*>(at.constants),
-                          at.arena(Arena::weights),
-                          at.arena(Arena::moment0),
-                          at.arena(Arena::moment1),
-                          at.arena(grads),
+  ChunkTable table;
+  for (const Tensor* parameter : op.updates) table.add(parameter, kGranuleUpdated | kGranuleDecays);
+  const size_t count = table.count();
+  return over_chunks(name, table, [=](const Addresses& at, std::vector<Launch>& launches) {
+    const UpdateArgs args{ChunkTable::at(at.constants, count),
+                          rule,
+                          floats(at, Arena::weights),
+                          floats(at, Arena::moment0),
+                          floats(at, Arena::moment1),
+                          floats(at, Arena::grads),
+                          nullptr,
+                          nullptr,
+                          {},
                           at.scalars,
                           at.ptr<const float>(norm),
                           decay_mult,
                           at.state};
-    launches.push_back(make_launch("update_weights", a_block_each(pieces), kOptimizerThreads, 0, args));
+    launches.push_back(
+        make_launch("update_weights", {static_cast<uint32_t>(count), 1, 1}, kOptimizerThreads, kUpdateShared, args));
   });
 }
 
@@ -66,39 +100,34 @@ StatusOr<KernelPtr> make_optimizer_adamw(const Op& op) {
 }
 
 StatusOr<KernelPtr> make_ema_update(const Op& op) {
-  Segments segments;
-  for (const Tensor* src : op.inputs) segments.add(src->offset, src->offset, src->elements());
-  segments.finish();
-  const size_t pieces = segments.pieces().size();
-  return over_pieces("ema_update", segments, [=](const Addresses& at, std::vector<Launch>& launches) {
-    if (pieces == 0) return;
-    const EmaArgs args{reinterpret_cast<const Segment*>(at.constants), at.arena(Arena::weights), at.arena(Arena::ema),
+  ChunkTable table;
+  for (const Tensor* src : op.inputs) table.add(src, kGranuleAveraged);
+  const size_t count = table.count();
+  return over_chunks("ema_update", table, [=](const Addresses& at, std::vector<Launch>& launches) {
+    if (count == 0) return;
+    const EmaArgs args{ChunkTable::at(at.constants, count), floats(at, Arena::weights), floats(at, Arena::ema),
                        at.scalars, at.state};
-    launches.push_back(make_launch("update_ema", a_block_each(pieces), kOptimizerThreads, 0, args));
+    launches.push_back(make_launch("update_ema", {static_cast<uint32_t>(count), 1, 1}, kOptimizerThreads, 0, args));
   });
 }
 
 StatusOr<KernelPtr> make_grad_norm(const Op& op) {
   using namespace op::grad_norm;
   if (op.inputs.empty()) return error(Code::plan_invalid, "op %s: no gradients", std::string(op.name).c_str());
-  Segments segments;
-  for (const Tensor* grad : op.inputs) segments.add(grad->offset, grad->offset, grad->elements());
-  segments.finish();
-  const size_t pieces = segments.pieces().size();
-  const Arena grads = op.in(in_grad)->arena;
+  ChunkTable table;
+  for (const Tensor* grad : op.inputs) table.add(grad, 0);
+  const size_t count = table.count();
+  const auto blocks = static_cast<uint32_t>(std::min<size_t>(count, kNormBlocks));
   const Tensor* norm = op.out(out_norm);
-  return over_pieces(
-      "grad_norm", segments,
+  return over_chunks(
+      "grad_norm", table,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        auto* sums = reinterpret_cast<double*>(at.scratch);
-        launches.push_back(
-            make_launch("sum_squares", a_block_each(pieces), kOptimizerThreads, kNormShared,
-                        NormArgs{reinterpret_cast<const Segment*>(at.constants), at.arena(grads), sums}));
-        launches.push_back(
-            make_launch("merge_norm", {1, 1, 1}, kOptimizerThreads, 0,
-                        NormMergeArgs{sums, static_cast<int64_t>(pieces), at.ptr<float>(norm), at.state}));
+        const NormArgs args{
+            ChunkTable::at(at.constants, count),   floats(at, Arena::grads), static_cast<int64_t>(count),
+            reinterpret_cast<double*>(at.scratch), at.ptr<float>(norm),      at.state};
+        launches.push_back(make_launch("grad_norm", {blocks, 1, 1}, kOptimizerThreads, kNormShared, args));
       },
-      pieces * sizeof(double));
+      blocks * sizeof(double));
 }
 
 }  // namespace effnet::cuda

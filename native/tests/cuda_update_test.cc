@@ -1,0 +1,113 @@
+// The update of parameters with all that it can do in one pass: other decay by granule, moving average, copy in 16
+// bits.
+#include <gtest/gtest.h>
+
+#include <array>
+
+#include "cuda/kernels/optimizer.h"
+#include "tests/cuda_runner.h"
+#include "tests/kernel_rig.h"
+
+namespace effnet::test {
+namespace {
+
+using cuda::kChunk;
+using cuda::kGranule;
+
+struct Parameter {
+  int64_t first, count;  // elements; the first a multiple of a granule
+  uint8_t flags;
+};
+constexpr uint8_t kUpdated = cuda::kGranuleUpdated, kDecays = cuda::kGranuleDecays, kAveraged = cuda::kGranuleAveraged;
+const Parameter kParameters[] = {{0, 17, kUpdated | kDecays | kAveraged},
+                                 {32, 5, kUpdated | kAveraged},
+                                 {48, 7, kAveraged},  // a running mean
+                                 {64, 4000, kUpdated | kDecays},
+                                 {4080, 9000, kUpdated | kDecays | kAveraged}};
+constexpr int64_t kChunks = 4, kElements = kChunks * kChunk;
+
+TEST(Update, DoesAllInOnePass) {
+  std::vector<uint32_t> index;
+  std::vector<std::array<uint8_t, cuda::kChunkGranules>> table(kChunks);
+  for (const Parameter& p : kParameters) {
+    for (int64_t i = 0; i < p.count; i += kGranule) {
+      const int64_t granule = (p.first + i) / kGranule;
+      table[static_cast<size_t>(granule / cuda::kChunkGranules)][static_cast<size_t>(granule % cuda::kChunkGranules)] =
+          static_cast<uint8_t>(std::min(kGranule, p.count - i) | p.flags);
+    }
+  }
+  for (uint32_t i = 0; i < kChunks; ++i) index.push_back(i);
+  const auto values = [](uint32_t seed) {
+    std::vector<float> v;
+    for (const double x : random_values(kElements, seed)) v.push_back(static_cast<float>(x));
+    return v;
+  };
+  const std::vector<float> weights = values(1), grads = values(2), moment = values(3), ema = values(4);
+  StepScalars s;
+  s.lr = 0.05;
+  s.momentum = 0.9;
+  s.weight_decay = 0.01;
+  s.ema_decay = 0.99;
+  for (const DType working : {DType::bf16, DType::f16}) {
+    for (const unsigned schedule : backend::Runner::kSchedules) {
+      cuda::StepState state{};
+      std::vector<float> w = weights, m = moment, e = ema;
+      std::vector<uint16_t> copy(kElements, 0x7b7b);
+      cuda::UpdateArgs args{};
+      args.chunks = {index.data(), table[0].data()};
+      args.rule = cuda::Rule::sgd;
+      args.weights = w.data();
+      args.moment0 = m.data();
+      args.grads = grads.data();
+      args.ema = e.data();
+      args.working = copy.data();
+      args.working_type = working;
+      args.scalars = &s;
+      args.decay_mult = 1;
+      args.state = &state;
+      const char* problem = cuda::emulation::run(
+          cuda::make_launch("update_weights", {kChunks, 1, 1}, cuda::kOptimizerThreads, cuda::kUpdateShared, args),
+          schedule);
+      ASSERT_EQ(problem, nullptr) << problem;
+      EXPECT_EQ(state.unsound, 0u);
+      std::vector<uint8_t> flags(kElements);
+      for (const Parameter& p : kParameters)
+        std::fill_n(flags.begin() + p.first, static_cast<size_t>(p.count), p.flags);
+      for (size_t i = 0; i < flags.size(); ++i) {
+        const bool updated = flags[i] & kUpdated;
+        const double g = grads[i] + (flags[i] & kDecays ? s.weight_decay * weights[i] : 0);
+        const double want_m = updated ? s.momentum * moment[i] + g : moment[i];
+        const double want_w = updated ? weights[i] - s.lr * want_m : weights[i];
+        const double want_e = flags[i] & kAveraged ? s.ema_decay * ema[i] + (1 - s.ema_decay) * want_w : ema[i];
+        ASSERT_NEAR(m[i], want_m, updated ? 1e-6 : 0) << i;
+        ASSERT_NEAR(w[i], want_w, updated ? 1e-6 : 0) << i;
+        ASSERT_NEAR(e[i], want_e, flags[i] & kAveraged ? 1e-6 : 0) << i;
+        ASSERT_EQ(copy[i], updated ? to_bits16(working, w[i]) : 0x7b7b) << i;
+      }
+    }
+  }
+}
+
+TEST(Update, LeavesAllAloneWhenAStepIsSkipped) {
+  cuda::StepState state{};
+  state.skip = 1;
+  std::vector<float> values(kChunk, 1);
+  std::array<uint8_t, cuda::kChunkGranules> table;
+  table.fill(kGranule | kUpdated | kAveraged);
+  const uint32_t index = 0;
+  const StepScalars s;
+  cuda::UpdateArgs args{};
+  args.chunks = {&index, table.data()};
+  args.rule = cuda::Rule::adamw;
+  args.weights = args.moment0 = args.moment1 = args.ema = values.data();
+  args.grads = values.data();
+  args.scalars = &s;
+  args.state = &state;
+  const cuda::Launch launch =
+      cuda::make_launch("update_weights", {1, 1, 1}, cuda::kOptimizerThreads, cuda::kUpdateShared, args);
+  ASSERT_EQ(cuda::emulation::run(launch, 0), nullptr);
+  EXPECT_EQ(values, std::vector<float>(kChunk, 1));
+}
+
+}  // namespace
+}  // namespace effnet::test
