@@ -49,7 +49,8 @@ TEST(SoftmaxCrossEntropy, EqualsTheReference) {
   struct Size {
     int64_t n, k;
   };
-  for (const Size& size : {Size{1, 1}, Size{3, 2}, Size{5, 10}, Size{4, 17}, Size{70, 1000}}) {
+  for (const Size& size :
+       {Size{1, 1}, Size{3, 2}, Size{5, 10}, Size{4, 17}, Size{70, 1000}, Size{2, 4097}, Size{1, 21840}}) {
     for (const double s : {0.0, 0.1, 1.0}) {
       for (const double deviation : {1.0, 20.0}) {
         SCOPED_TRACE(testing::Message() << size.n << "x" << size.k << " smoothing " << s << " deviation " << deviation);
@@ -121,7 +122,7 @@ TEST(SoftmaxCrossEntropy, ANanIsNeverTheRightClass) {
 }
 
 TEST(Softmax, EqualsTheReference) {
-  for (const int64_t k : {1, 3, 16, 1000}) {
+  for (const int64_t k : {1, 3, 16, 1000, 4098, 9000}) {
     const int64_t n = 5;
     const Values logits = stored(DType::f32, random_values(static_cast<size_t>(n * k), 1, -500, 5));
     Rig rig(backend::make_softmax);

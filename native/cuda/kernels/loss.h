@@ -8,10 +8,12 @@
 
 namespace effnet::cuda {
 
+// A block a row. A thread holds 16 values; longer rows are read three times, from the caches.
 inline constexpr uint32_t kLossThreads = 256;
-inline constexpr size_t kLossShared = kLossThreads * sizeof(double);
+inline constexpr int kLossHeld = 16;
+inline constexpr size_t kLossShared = kLossThreads / 32 * 3 * sizeof(double) + 16;
 
-// A block a row. A label of -1 has no loss and no gradient; one outside the classes makes the loss NaN.
+// A label of -1 has no loss and no gradient; one outside the classes makes the loss NaN.
 struct CrossEntropyArgs {
   const float* logits;    // [rows][classes]
   const int32_t* labels;  // [rows]
@@ -19,14 +21,8 @@ struct CrossEntropyArgs {
   double smoothing;
   float* diff_logits;
   int32_t* rank;     // classes that score above the label's; ties count where the index is smaller; -1 without a label
-  double* row_loss;  // [rows], divided by the number of rows with a label
-};
-
-// dst = sum of src, in order; one thread.
-struct SumLossArgs {
-  const double* src;
-  int64_t count;
-  float* dst;
+  double* row_loss;  // [rows], divided by the number of rows with a label; the last block adds them up
+  float* loss;
   StepState* state;
 };
 

@@ -7,6 +7,17 @@ namespace effnet::cuda {
 using plan::Op;
 using plan::Tensor;
 
+namespace {
+
+// A block a row; rows of other lengths than vectors have are read value by value.
+template <class Args>
+Launch by_row(const char* kernel, int64_t rows, int64_t classes, const Args& args) {
+  return make_launch(kernel + std::string(classes % 4 == 0 ? "" : "_plain"), {static_cast<uint32_t>(rows), 1, 1},
+                     kLossThreads, kLossShared, args);
+}
+
+}  // namespace
+
 StatusOr<KernelPtr> make_softmax_cross_entropy(const Op& op) {
   using namespace op::softmax_cross_entropy;
   const Tensor *logits = op.in(in_logits), *labels = op.in(in_labels), *loss = op.out(out_loss),
@@ -16,13 +27,11 @@ StatusOr<KernelPtr> make_softmax_cross_entropy(const Op& op) {
   return make_kernel(
       "softmax_cross_entropy", plan::DType::f32,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        auto* row_loss = reinterpret_cast<double*>(at.scratch);
         launches.push_back(
-            make_launch("cross_entropy", {static_cast<uint32_t>(rows), 1, 1}, kLossThreads, kLossShared,
-                        CrossEntropyArgs{at.ptr<const float>(logits), at.ptr<const int32_t>(labels), rows, classes,
-                                         smoothing, at.ptr<float>(diff_logits), at.ptr<int32_t>(rank), row_loss}));
-        launches.push_back(make_launch("sum_loss", {1, 1, 1}, kLossThreads, 0,
-                                       SumLossArgs{row_loss, rows, at.ptr<float>(loss), at.state}));
+            by_row("cross_entropy", rows, classes,
+                   CrossEntropyArgs{at.ptr<const float>(logits), at.ptr<const int32_t>(labels), rows, classes,
+                                    smoothing, at.ptr<float>(diff_logits), at.ptr<int32_t>(rank),
+                                    reinterpret_cast<double*>(at.scratch), at.ptr<float>(loss), at.state}));
       },
       static_cast<size_t>(rows) * sizeof(double));
 }
@@ -31,8 +40,8 @@ StatusOr<KernelPtr> make_softmax(const Op& op) {
   using namespace op::softmax;
   const Tensor *logits = op.in(in_logits), *probs = op.out(out_probs);
   return make_kernel("softmax", plan::DType::f32, [=](const Addresses& at, std::vector<Launch>& launches) {
-    launches.push_back(make_launch("softmax", {static_cast<uint32_t>(logits->dims[0]), 1, 1}, kLossThreads, kLossShared,
-                                   SoftmaxArgs{at.ptr<const float>(logits), at.ptr<float>(probs), logits->dims[1]}));
+    launches.push_back(by_row("softmax", logits->dims[0], logits->dims[1],
+                              SoftmaxArgs{at.ptr<const float>(logits), at.ptr<float>(probs), logits->dims[1]}));
   });
 }
 
