@@ -46,6 +46,13 @@ struct StatsRig {
   }
 };
 
+// CUDA kernels have a plain form for channels that are no multiple of their vectors.
+void expect_form(const Rig& rig, DType dtype, int64_t c, bool narrow) {
+  if (backend::kIsCpu) return;
+  const bool plain = c % (dtype == DType::f32 || narrow ? 4 : 8) != 0;
+  EXPECT_EQ(rig.name().find("_plain") != std::string::npos, plain) << rig.name() << " of " << c << " channels";
+}
+
 TEST(BnStats, EqualsTheReference) {
   for (const DType dtype : kDTypes) {
     for (const Shape& s : kShapes) {
@@ -54,6 +61,7 @@ TEST(BnStats, EqualsTheReference) {
       const double eps = 1e-3, momentum = 0.1;
       StatsRig t(dtype, s, x, eps, momentum);
       ASSERT_NO_FATAL_FAILURE(t.rig.run());
+      expect_form(t.rig, dtype, s.c, false);
       const Stats want = reference_stats(s, x);
       Values inv_std, running_mean, running_var;
       const double m = static_cast<double>(s.rows()), unbiased = m > 1 ? m / (m - 1) : 1;
@@ -314,6 +322,7 @@ TEST(BnActBwdReduce, EqualsTheReference) {
     const Tensor* diff_scale = rig.out(DType::f32, {p.s.c});
     const Tensor* diff_shift = rig.out(DType::f32, {p.s.c});
     ASSERT_NO_FATAL_FAILURE(rig.run());
+    expect_form(rig, p.dtype, p.s.c, true);
     const Sums want = reference_sums(p);
     expect_sums(p.dtype, rig.get(diff_scale), want.diff_scale, want.scale_terms, "diff_scale", want.scale_slack);
     expect_sums(p.dtype, rig.get(diff_shift), want.diff_shift, want.shift_terms, "diff_shift", want.shift_slack);

@@ -8,14 +8,18 @@
 
 namespace effnet::cuda {
 
-// Calls f with an activation that is known when this is compiled where it is the one of these networks.
-struct Silu {
-  EFF_DEVICE constexpr operator plan::Act() const { return plan::Act::silu; }
+// Calls f with an activation that is known when this is compiled where it is one that most of these networks' bytes go
+// through; the others are chosen element by element.
+template <plan::Act act>
+struct Known {
+  EFF_DEVICE constexpr operator plan::Act() const { return act; }
 };
 template <class F>
 EFF_DEVICE void with_act(plan::Act act, F&& f) {
   if (act == plan::Act::silu)
-    f(Silu());
+    f(Known<plan::Act::silu>());
+  else if (act == plan::Act::identity)
+    f(Known<plan::Act::identity>());
   else
     f(act);
 }

@@ -76,7 +76,7 @@ struct ImageSums {
 template <class Fill>
 KernelPtr image_sums(const char* name, const ImageSums& sums, Fill fill) {
   return make_kernel(
-      name, sums.src->dtype,
+      form_name(name, sums.vector() == 1).c_str(), sums.src->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
         sums.record(at, at.scratch, launches, [&](ImageSumsArgs& args) { fill(at, args); });
       },
@@ -94,7 +94,8 @@ void push_bn_act(const Tensor* src, BnActArgs args, std::vector<Launch>& launche
 KernelPtr bn_act(const char* name, plan::Act act, const Tensor* src, const Tensor* mean, const Tensor* inv_std,
                  const Tensor* scale, const Tensor* shift, const Tensor* gate, const Tensor* residual, DropSpec drop,
                  const Tensor* dst) {
-  return make_kernel(name, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+  const std::string form = form_name(name, walk_vector(src->dtype, src->c()) == 1);
+  return make_kernel(form.c_str(), dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
     push_bn_act(src,
                 {{},
                  at.ptr(src),
@@ -110,7 +111,7 @@ KernelPtr bn_act(const char* name, plan::Act act, const Tensor* src, const Tenso
 
 KernelPtr reduce(const char* name, const BnBackward& back, const Tensor* diff_scale, const Tensor* diff_shift) {
   return make_kernel(
-      name, back.src->dtype,
+      form_name(name, back.vector() == 1).c_str(), back.src->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
         back.record_reduce(at, at.scratch, diff_scale, diff_shift, launches);
       },
@@ -119,7 +120,8 @@ KernelPtr reduce(const char* name, const BnBackward& back, const Tensor* diff_sc
 
 KernelPtr apply(const char* name, const BnBackward& back, const Tensor* diff_scale, const Tensor* diff_shift,
                 const Tensor* diff_src) {
-  return make_kernel(name, back.src->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+  const std::string form = form_name(name, back.vector() == 1);
+  return make_kernel(form.c_str(), back.src->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
     back.record_apply(at, diff_scale, diff_shift, at.ptr(diff_src), launches);
   });
 }
@@ -206,14 +208,15 @@ Upstream upstream_of(const BnBackward& b, const Addresses& at) {
 }
 
 int64_t images_of(const BnBackward& b) { return b.gate || b.diff_pooled || b.drop_rate > 0 ? b.src->n() : 1; }
-int vector_of(const BnBackward& b) { return walk_vector(b.src->dtype, b.src->c(), true); }
 
 Walk reduce_walk(const BnBackward& b) {
   const int64_t images = images_of(b);
-  return sum_walk(images, rows_of(b.src) / images, b.src->c(), vector_of(b));
+  return sum_walk(images, rows_of(b.src) / images, b.src->c(), b.vector());
 }
 
 }  // namespace
+
+int BnBackward::vector() const { return walk_vector(src->dtype, src->c(), true); }
 
 size_t BnBackward::reduce_scratch_bytes() const { return tiles_bytes(reduce_walk(*this)); }
 
@@ -222,7 +225,7 @@ void BnBackward::record_reduce(const Addresses& at, std::byte* scratch, const Te
   const Walk w = reduce_walk(*this);
   auto* tiles = reinterpret_cast<float*>(scratch);
   launches.push_back(
-      by_walk("bn_bwd_tiles", src->dtype, vector_of(*this), kSumsShared,
+      by_walk("bn_bwd_tiles", src->dtype, vector(), kSumsShared,
               BnBwdTilesArgs{w, upstream_of(*this, at), at.ptr(src), norm_of(at, mean, inv_std, scale, shift), tiles,
                              merge_args(at, tiles, walk_tiles(w), diff_scale, diff_shift), at.state}));
 }
@@ -230,7 +233,7 @@ void BnBackward::record_reduce(const Addresses& at, std::byte* scratch, const Te
 void BnBackward::record_apply(const Addresses& at, const Tensor* diff_scale, const Tensor* diff_shift, void* diff_src,
                               std::vector<Launch>& launches) const {
   const int64_t images = images_of(*this);
-  const BnBwdApplyArgs args{make_walk(images, rows_of(src) / images, src->c(), vector_of(*this), kStreamBlocks),
+  const BnBwdApplyArgs args{make_walk(images, rows_of(src) / images, src->c(), vector(), kStreamBlocks),
                             upstream_of(*this, at),
                             at.ptr(src),
                             norm_of(at, mean, inv_std, scale, shift),
@@ -238,7 +241,7 @@ void BnBackward::record_apply(const Addresses& at, const Tensor* diff_scale, con
                             at.ptr<const float>(diff_shift),
                             1.0f / static_cast<float>(rows_of(src)),
                             diff_src};
-  launches.push_back(by_walk("bn_act_bwd_apply", src->dtype, vector_of(*this), 0, args));
+  launches.push_back(by_walk("bn_act_bwd_apply", src->dtype, vector(), 0, args));
 }
 
 Norm SourceNorm::norm(const Addresses& at) const { return norm_of(at, mean, inv_std, scale, shift); }
@@ -280,7 +283,7 @@ StatusOr<KernelPtr> make_bn_stats(const Op& op) {
   const BnStats stats{op.in(in_src),           op.out(out_mean),  op.out(out_inv_std),   op.upd(upd_running_mean),
                       op.upd(upd_running_var), op.attr(attr_eps), op.attr(attr_momentum)};
   return make_kernel(
-      "bn_stats", stats.src->dtype,
+      form_name("bn_stats", walk_vector(stats.src->dtype, stats.src->c()) == 1).c_str(), stats.src->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) { stats.record(at, at.scratch, launches); },
       stats.scratch_bytes());
 }
@@ -326,7 +329,7 @@ StatusOr<KernelPtr> make_global_avg_pool(const Op& op) {
   using namespace op::global_avg_pool;
   const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
   return make_kernel(
-      "global_avg_pool", src->dtype,
+      form_name("global_avg_pool", pool_of(src).vector() == 1).c_str(), src->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) { record_pool(at, src, dst, launches, at.scratch); },
       pool_scratch_bytes(src));
 }

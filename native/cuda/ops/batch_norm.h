@@ -36,6 +36,7 @@ struct BnBackward {
   double drop_rate = 0;
   uint32_t drop_stream = 0;
 
+  int vector() const;  // channels of a thread (walk_vector)
   size_t reduce_scratch_bytes() const;
   void record_reduce(const Addresses& at, std::byte* scratch, const plan::Tensor* diff_scale,
                      const plan::Tensor* diff_shift, std::vector<Launch>& launches) const;

@@ -39,7 +39,8 @@ KernelPtr flat(const char* base, const Tensor* src0, const Tensor* src1, const T
 
 KernelPtr per_channel(const char* name, const char* kernel, const Tensor* src, const Tensor* channel, const Tensor* dst,
                       float factor) {
-  return make_kernel(name, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+  const std::string form = form_name(name, walk_vector(dst->dtype, dst->c()) == 1);
+  return make_kernel(form.c_str(), dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
     launches.push_back(
         by_image(kernel, dst, PerChannelArgs{{}, at.ptr(src), at.ptr<const float>(channel), at.ptr(dst), factor}));
   });
@@ -115,7 +116,8 @@ StatusOr<KernelPtr> make_drop_path(const Op& op) {
   using namespace op::drop_path;
   const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
   const DropSpec spec = DropSpec::of(op, attr_drop_rate, attr_rng_stream);
-  return make_kernel("drop_path", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
+  const std::string form = form_name("drop_path", walk_vector(dst->dtype, dst->c()) == 1);
+  return make_kernel(form.c_str(), dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
     launches.push_back(by_image("drop_images", dst, DropImagesArgs{{}, at.ptr(src), at.ptr(dst), spec.at(at.scalars)}));
   });
 }

@@ -1,6 +1,6 @@
 #include "cuda/kernels/loss.h"
 
-#include "cuda/ops/common.h"
+#include "cuda/ops/walk.h"
 
 namespace effnet::cuda {
 
@@ -12,8 +12,8 @@ namespace {
 // A block a row; rows of other lengths than vectors have are read value by value.
 template <class Args>
 Launch by_row(const char* kernel, int64_t rows, int64_t classes, const Args& args) {
-  return make_launch(kernel + std::string(classes % 4 == 0 ? "" : "_plain"), {static_cast<uint32_t>(rows), 1, 1},
-                     kLossThreads, kLossShared, args);
+  return make_launch(form_name(kernel, classes % 4 != 0), {static_cast<uint32_t>(rows), 1, 1}, kLossThreads,
+                     kLossShared, args);
 }
 
 }  // namespace
@@ -25,7 +25,7 @@ StatusOr<KernelPtr> make_softmax_cross_entropy(const Op& op) {
   const double smoothing = op.attr(attr_label_smoothing);
   const int64_t rows = logits->dims[0], classes = logits->dims[1];
   return make_kernel(
-      "softmax_cross_entropy", plan::DType::f32,
+      form_name("softmax_cross_entropy", classes % 4 != 0).c_str(), plan::DType::f32,
       [=](const Addresses& at, std::vector<Launch>& launches) {
         launches.push_back(
             by_row("cross_entropy", rows, classes,
@@ -39,7 +39,8 @@ StatusOr<KernelPtr> make_softmax_cross_entropy(const Op& op) {
 StatusOr<KernelPtr> make_softmax(const Op& op) {
   using namespace op::softmax;
   const Tensor *logits = op.in(in_logits), *probs = op.out(out_probs);
-  return make_kernel("softmax", plan::DType::f32, [=](const Addresses& at, std::vector<Launch>& launches) {
+  const std::string form = form_name("softmax", logits->dims[1] % 4 != 0);
+  return make_kernel(form.c_str(), plan::DType::f32, [=](const Addresses& at, std::vector<Launch>& launches) {
     launches.push_back(by_row("softmax", logits->dims[0], logits->dims[1],
                               SoftmaxArgs{at.ptr<const float>(logits), at.ptr<float>(probs), logits->dims[1]}));
   });

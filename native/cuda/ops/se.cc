@@ -1,7 +1,7 @@
 // Squeeze-and-excitation gates.
 #include "cuda/kernels/se.h"
 
-#include "cuda/ops/common.h"
+#include "cuda/ops/walk.h"
 
 namespace effnet::cuda {
 namespace {
@@ -24,10 +24,11 @@ StatusOr<KernelPtr> make_se_gate(const Op& op) {
                *hidden = op.out(out_hidden);
   const SeShape s{pooled->dims[0], pooled->dims[1], weights0->dims[0]};
   const Act act = op.act(attr_act);
+  const bool plain = s.c % 4 != 0;
   return make_kernel(
-      "se_gate", DType::f32,
+      form_name("se_gate", plain).c_str(), DType::f32,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        launches.push_back(make_launch(s.c % 4 == 0 ? "se_squeeze" : "se_squeeze_plain",
+        launches.push_back(make_launch(form_name("se_squeeze", plain),
                                        {parts(s.r, kSeThreads / 32), parts(s.n, kSeImages), 1}, kSeThreads, 0,
                                        SeSqueezeArgs{s, at.ptr<const float>(pooled), at.ptr<const float>(weights0),
                                                      at.ptr<const float>(bias0), at.ptr<float>(hidden)}));

@@ -11,6 +11,8 @@ inline int walk_vector(plan::DType dtype, int64_t c, bool narrow = false) {
   const int vector = dtype == plan::DType::f32 || narrow ? 4 : 8;
   return c % vector == 0 ? vector : 1;
 }
+// What an op's kernel is called whose form depends on that: "bn_act", or "bn_act_plain".
+inline std::string form_name(const char* base, bool plain) { return std::string(base) + (plain ? "_plain" : ""); }
 // "_bf16", or "_plain_bf16".
 inline std::string walk_suffix(plan::DType dtype, int vector) { return (vector == 1 ? "_plain" : "") + suffix(dtype); }
 
