@@ -1,7 +1,8 @@
 // C[m][n] = sum over k of A(m, k) * B(n, k): tiles in shared memory, 4 x 4 sums a thread. What A and B are, and what
 // becomes of a sum, is a policy: convolution forward, gradient of its source, gradient of its weights.
-#include "cuda/kernels/activation.cuh"
 #include "cuda/kernels/gemm.h"
+
+#include "cuda/kernels/activation.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 namespace effnet::cuda {
@@ -52,6 +53,18 @@ EFF_DEVICE void gemm(const Policy& p, int64_t m_count, int64_t n_count, int64_t 
       p.result(m0 + row + i, n0 + column + j, total[i][j] + part[i][j]);
 }
 
+// Channel c of pixel (n, h, w), as it is multiplied.
+template <class T>
+EFF_DEVICE float source_value(const ConvSource& src, const ConvGeometry& g, int64_t n, int64_t h, int64_t w,
+                              int64_t c) {
+  if (h < 0 || h >= g.h || w < 0 || w >= g.w) return 0.0f;
+  float v = to_float(static_cast<const T*>(src.data)[((n * g.h + h) * g.w + w) * g.ic + c]);
+  if (src.norm.mean) v = normalised(src.norm, v, c);
+  if (src.act != plan::Act::identity) v = activate<T>(src.act, v);
+  if (src.gate) v *= src.gate[n * g.ic + c];
+  return round_to<T>(v);
+}
+
 // m: destination pixels, n: output channels, k: taps x input channels.
 template <class T>
 struct ForwardPolicy {
@@ -61,17 +74,14 @@ struct ForwardPolicy {
     const ConvGeometry& g = args.g;
     const int64_t c = k % g.ic, tap = k / g.ic, x = m % g.ow, y = m / g.ow % g.oh, n = m / (g.ow * g.oh);
     const int64_t h = y * g.stride - g.pad_t + tap / g.kw, w = x * g.stride - g.pad_l + tap % g.kw;
-    if (h < 0 || h >= g.h || w < 0 || w >= g.w) return 0.0f;
-    float v = to_float(static_cast<const T*>(args.src)[((n * g.h + h) * g.w + w) * g.ic + c]);
-    if (args.src_act != plan::Act::identity) v = activate(args.src_act, v);
-    return args.gate ? round_to<T>(v * args.gate[n * g.ic + c]) : v;
+    return source_value<T>(args.src, g, n, h, w, c);
   }
   EFF_DEVICE float b(int64_t n, int64_t k) const {
-    return round_to<T>(args.weights[n * args.g.kh * args.g.kw * args.g.ic + k]);
+    return round_to<T>(static_cast<const float*>(args.weights)[n * args.g.kh * args.g.kw * args.g.ic + k]);
   }
   EFF_DEVICE void result(int64_t m, int64_t n, float sum) const {
     const int64_t at = m * args.g.oc + n;
-    float v = activate(args.act, args.bias ? sum + args.bias[n] : sum);
+    float v = activate<T>(args.act, args.bias ? sum + args.bias[n] : sum);
     if (args.residual) v += to_float(static_cast<const T*>(args.residual)[at]);
     static_cast<T*>(args.dst)[at] = from_float<T>(v);
   }
@@ -93,13 +103,13 @@ struct BackwardDataPolicy {
   EFF_DEVICE float b(int64_t c, int64_t k) const {
     const ConvGeometry& g = args.g;
     const int64_t o = k % g.oc, tap = k / g.oc;
-    return round_to<T>(args.weights[(o * g.kh * g.kw + tap) * g.ic + c]);
+    return round_to<T>(static_cast<const float*>(args.weights)[(o * g.kh * g.kw + tap) * g.ic + c]);
   }
   EFF_DEVICE void result(int64_t m, int64_t c, float sum) const {
     const int64_t at = m * args.g.ic + c;
     if (args.slope_of) {
       const float x = to_float(static_cast<const T*>(args.slope_of)[at]);
-      sum *= activation_slope(args.act, args.slope_norm.mean ? normalised(args.slope_norm, x, c) : x);
+      sum *= activation_slope<T>(args.act, args.slope_norm.mean ? normalised(args.slope_norm, x, c) : x);
     }
     static_cast<T*>(args.diff_src)[at] = from_float<T>(sum);
   }
@@ -117,9 +127,7 @@ struct BackwardWeightsPolicy {
     const ConvGeometry& g = args.g;
     const int64_t c = n % g.ic, tap = n / g.ic, x = k % g.ow, y = k / g.ow % g.oh, image = k / (g.ow * g.oh);
     const int64_t h = y * g.stride - g.pad_t + tap / g.kw, w = x * g.stride - g.pad_l + tap % g.kw;
-    if (h < 0 || h >= g.h || w < 0 || w >= g.w) return 0.0f;
-    const float v = to_float(static_cast<const T*>(args.src)[((image * g.h + h) * g.w + w) * g.ic + c]);
-    return args.src_act == plan::Act::identity ? v : activate(args.src_act, v);
+    return source_value<T>(args.src, g, image, h, w, c);
   }
   EFF_DEVICE void result(int64_t o, int64_t n, float sum) const {
     const int64_t width = args.g.kh * args.g.kw * args.g.ic;
@@ -162,11 +170,6 @@ EFF_KERNEL(sum_rows, SumRowsArgs, kGemmThreads) {
     for (int64_t row = 0; row < a.rows; ++row) sum += a.src[row * a.c + c];
     a.dst[c] = static_cast<float>(sum);
   }
-}
-
-EFF_KERNEL(gate_slope, GateSlopeArgs, kGemmThreads) {
-  for (int64_t i = global_id(); i < a.count; i += global_threads())
-    a.d[i] = a.diff_gate[i] * a.gate[i] * (1.0f - a.gate[i]);
 }
 
 }  // namespace effnet::cuda

@@ -1,7 +1,7 @@
-// Arguments of gemm.cu: dense convolutions in all directions as matrix products whose operands are gathered on the way
-// in, and the matrix products of classifier and gates. All sums are FP32 multiply-adds.
+// Arguments of dense convolutions in all directions, as matrix products whose operands are gathered on the way in, and
+// of the matrix products of the classifier. Sums are in FP32.
 //
-// NHWC images, OHWI weights in f32 (rounded to the images' type where it is 16-bit). Pointers are device addresses.
+// NHWC images, OHWI weights. Pointers are device addresses, nullptr = absent.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,8 @@
 
 namespace effnet::cuda {
 
-// A block makes a tile of kGemmTile x kGemmTile results, a thread 4 x 4 of them, kGemmDepth terms at a time.
+// The plain kernels (gemm.cu): a block makes a tile of kGemmTile x kGemmTile results, a thread 4 x 4 of them,
+// kGemmDepth terms at a time.
 inline constexpr uint32_t kGemmThreads = 256;
 inline constexpr int kGemmTile = 64, kGemmDepth = 16;
 inline constexpr int kGemmPitch = kGemmTile + 4;  // of a row of a tile in shared memory, in floats
@@ -27,33 +28,46 @@ struct ConvGeometry {
   int64_t src_pixels() const { return n * h * w; }
 };
 
-// dst = act(conv(src * gate) + bias) + residual
+// What is multiplied: act(bn(data)) * gate, rounded once to the type of the images; 0 outside of them.
+struct ConvSource {
+  const void* data;
+  Norm norm;
+  plan::Act act;
+  const float* gate;  // [n][ic]
+};
+
+// dst = act(conv(src) + bias) + residual
 struct ConvArgs {
   ConvGeometry g;
-  const void* src;
-  plan::Act src_act;  // applied to the source first, in float
-  const float* gate;  // [n][ic]
-  const float *weights, *bias;
+  ConvSource src;
+  const void* weights;  // of the images' type; f32 for the plain kernels, which round them
+  const float* bias;
   plan::Act act;
   const void* residual;
   void* dst;
+  // Tiled kernels: a block makes so many tiles one below the other, and of what it stored statistics, as a tile of
+  // BnMergeArgs.
+  int64_t tiles_a_block, tiles;
+  float* stats;
 };
 
 struct ConvBwdDataArgs {
   ConvGeometry g;
   const void* diff_dst;
-  const float* weights;
-  const void* slope_of;  // diff_src is multiplied by act'(bn(slope_of)), of the type of diff_src; or nullptr
+  const void* weights;   // as in ConvArgs
+  const void* slope_of;  // diff_src is multiplied by act'(bn(slope_of)), of the type of diff_src
   plan::Act act;
   void* diff_src;
-  Norm slope_norm = {};  // mean nullptr: slope_of as it is
+  Norm slope_norm;  // mean nullptr: slope_of as it is
+  // As in ConvArgs; the sums that the BN in front of the source needs, as a tile of BnSumsMergeArgs.
+  int64_t tiles_a_block, tiles;
+  float* sums;
 };
 
 // Block z sums destination pixels [z, z + 1) * split_pixels.
 struct ConvBwdWeightsArgs {
   ConvGeometry g;
-  const void* src;
-  plan::Act src_act;
+  ConvSource src;
   const void* diff_dst;
   int64_t split_pixels;
   float* parts;  // [splits][oc][kh * kw * ic]
@@ -71,13 +85,6 @@ struct SumRowsArgs {
   const float* src;
   float* dst;
   int64_t rows, c;
-};
-
-// d = diff_gate * gate * (1 - gate)
-struct GateSlopeArgs {
-  const float *diff_gate, *gate;
-  float* d;
-  int64_t count;
 };
 
 }  // namespace effnet::cuda

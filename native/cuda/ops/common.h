@@ -13,8 +13,8 @@ namespace effnet::cuda {
 // "_f32", "_bf16", "_f16": which instance of a kernel.
 inline std::string suffix(plan::DType dtype) { return std::string("_") + plan::dtype_name(dtype); }
 
-inline KernelPtr make_kernel(const char* base, plan::DType dtype, Kernel::Record record, size_t scratch_bytes = 0,
-                             double flops = 0) {
+inline KernelPtr make_kernel(const std::string& base, plan::DType dtype, Kernel::Record record,
+                             size_t scratch_bytes = 0, double flops = 0) {
   auto kernel = std::make_unique<Kernel>();
   kernel->name = base + suffix(dtype) + ":cuda";
   kernel->record = std::move(record);

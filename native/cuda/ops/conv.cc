@@ -1,5 +1,6 @@
 #include "cuda/ops/conv.h"
 
+#include "cuda/kernels/gemm_tile.h"
 #include "cuda/ops/batch_norm.h"
 
 namespace effnet::cuda {
@@ -10,10 +11,13 @@ using plan::Tensor;
 
 uint32_t tiles(int64_t count) { return static_cast<uint32_t>((count + kGemmTile - 1) / kGemmTile); }
 
-// Pixels summed by one block: enough blocks to fill a GPU, no more than 64 parts of the result.
-int64_t split_pixels(const ConvGeometry& g) { return std::max<int64_t>(2048, (g.dst_pixels() + 63) / 64); }
-int64_t splits(const ConvGeometry& g) { return (g.dst_pixels() + split_pixels(g) - 1) / split_pixels(g); }
 int64_t weights_count(const ConvGeometry& g) { return g.oc * g.kh * g.kw * g.ic; }
+
+ConvSource conv_source(const SourceNorm& source, const Addresses& at) {
+  const auto* gate = at.ptr<const float>(source.gate);
+  if (!source) return {at.ptr(source.src), {}, {}, gate};
+  return {at.ptr(source.src), source.norm(at), source.act, gate};
+}
 
 }  // namespace
 
@@ -40,41 +44,80 @@ ConvGeometry matrix_geometry(int64_t rows, int64_t in, int64_t out) {
   return {rows, 1, 1, in, 1, 1, out, 1, 1, 1, 0, 0};
 }
 
-Launch conv_launch(const ConvArgs& args, plan::DType dtype) {
-  return make_launch("conv2d" + suffix(dtype), {tiles(args.g.dst_pixels()), tiles(args.g.oc), 1}, kGemmThreads,
-                     kGemmShared, args);
+Launch conv_launch(ConvArgs args, const ConvForm& form, ConvType type, bool stats) {
+  if (form.plain())
+    return make_launch("conv2d" + suffix(type.dtype), {tiles(args.g.dst_pixels()), tiles(args.g.oc), 1}, kGemmThreads,
+                       kGemmShared, args);
+  args.tiles_a_block = form.tiles_a_block;
+  args.tiles = form.tiles;
+  return make_launch((stats ? "conv2d_stats_" : "conv2d_") + form.name() + type.suffix(), form.grid(args.g.oc),
+                     kTileThreads, form.shared_bytes, args);
 }
 
-Launch conv_bwd_data_launch(const ConvBwdDataArgs& args, plan::DType dtype) {
-  return make_launch("conv2d_bwd_data" + suffix(dtype), {tiles(args.g.src_pixels()), tiles(args.g.ic), 1}, kGemmThreads,
-                     kGemmShared, args);
+Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType type) {
+  if (form.plain())
+    return make_launch("conv2d_bwd_data" + suffix(type.dtype), {tiles(args.g.src_pixels()), tiles(args.g.ic), 1},
+                       kGemmThreads, kGemmShared, args);
+  args.tiles_a_block = form.tiles_a_block;
+  args.tiles = form.tiles;
+  return make_launch((args.sums ? "conv2d_bwd_data_bn_" : "conv2d_bwd_data_") + form.name() + type.suffix(),
+                     form.grid(args.g.ic), kTileThreads,
+                     args.sums ? conv_backward_data_bn_shared(form, type.dtype) : form.shared_bytes, args);
 }
 
-size_t conv_bwd_weights_scratch(const ConvGeometry& g) {
-  return static_cast<size_t>(splits(g) * weights_count(g)) * sizeof(float);
+size_t conv_bwd_weights_scratch(const ConvGeometry& g, const ConvForm& form) {
+  const int64_t splits = form.splits(g.dst_pixels());
+  return splits == 1 ? 0 : static_cast<size_t>(splits * weights_count(g)) * sizeof(float);
 }
 
-void record_conv_bwd_weights(ConvBwdWeightsArgs args, plan::DType dtype, float* diff_weights,
+void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, ConvType type, float* diff_weights,
                              std::vector<Launch>& launches) {
   const ConvGeometry& g = args.g;
-  args.split_pixels = split_pixels(g);
-  launches.push_back(make_launch("conv2d_bwd_weights" + suffix(dtype),
-                                 {tiles(g.oc), tiles(g.kh * g.kw * g.ic), static_cast<uint32_t>(splits(g))},
-                                 kGemmThreads, kGemmShared, args));
-  const SumPartsArgs sum{args.parts, diff_weights, weights_count(g), splits(g)};
+  const int64_t splits = form.splits(g.dst_pixels()), width = g.kh * g.kw * g.ic;
+  args.split_pixels = form.split_pixels;
+  if (splits == 1) args.parts = diff_weights;
+  if (form.plain())
+    launches.push_back(make_launch("conv2d_bwd_weights" + suffix(type.dtype),
+                                   {tiles(g.oc), tiles(width), static_cast<uint32_t>(splits)}, kGemmThreads,
+                                   kGemmShared, args));
+  else
+    launches.push_back(
+        make_launch("conv2d_bwd_weights_" + form.name() + type.suffix(),
+                    {static_cast<uint32_t>((width + form.tile_n - 1) / form.tile_n),
+                     static_cast<uint32_t>((g.oc + form.tile_m - 1) / form.tile_m), static_cast<uint32_t>(splits)},
+                    kTileThreads, form.shared_bytes, args));
+  if (splits == 1) return;
+  const SumPartsArgs sum{args.parts, diff_weights, weights_count(g), splits};
   launches.push_back(make_launch("sum_parts", grid_for(sum.count, kGemmThreads), kGemmThreads, 0, sum));
+}
+
+KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType type, Kernel::Record record,
+                      size_t scratch_bytes, double flops) {
+  auto kernel = make_kernel(base, type.dtype, std::move(record), scratch_bytes, flops);
+  kernel->name = base + "_" + form.name() + type.suffix() + ":cuda";
+  if (!form.plain() && type.dtype != plan::DType::f32) kernel->working = type.dtype;
+  return kernel;
+}
+
+const void* weights_at(const Addresses& at, const Tensor* weights, const ConvForm& form, ConvType type) {
+  return form.plain() || type.dtype == plan::DType::f32 ? at.ptr(weights) : at.working(weights);
 }
 
 StatusOr<KernelPtr> make_conv2d(const Op& op) {
   using namespace op::conv2d;
   const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
-  return make_kernel(
-      "conv2d", dst->dtype,
+  const ConvType type(dst->dtype, op.allows_tf32());
+  const ConvForm form = conv_forward_form(g, type);
+  return conv_kernel(
+      "conv2d", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        launches.push_back(
-            conv_launch({g, at.ptr(src), {}, nullptr, at.ptr<const float>(weights), nullptr, {}, nullptr, at.ptr(dst)},
-                        dst->dtype));
+        ConvArgs args{};
+        args.g = g;
+        args.src.data = at.ptr(src);
+        args.weights = weights_at(at, weights, form, type);
+        args.dst = at.ptr(dst);
+        launches.push_back(conv_launch(args, form, type));
       },
       0, conv_flops(g));
 }
@@ -85,19 +128,21 @@ StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) {
                *residual = op.in(in_residual), *dst = op.out(out_dst);
   const plan::Act act = op.act(attr_act);
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
-  return make_kernel(
-      "conv2d_bias_act", dst->dtype,
+  const ConvType type(dst->dtype, op.allows_tf32());
+  const ConvForm form = conv_forward_form(g, type);
+  return conv_kernel(
+      "conv2d_bias_act", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        launches.push_back(conv_launch({g,
-                                        at.ptr(src),
-                                        {},
-                                        at.ptr<const float>(gate),
-                                        at.ptr<const float>(weights),
-                                        at.ptr<const float>(bias),
-                                        act,
-                                        at.ptr(residual),
-                                        at.ptr(dst)},
-                                       dst->dtype));
+        ConvArgs args{};
+        args.g = g;
+        args.src.data = at.ptr(src);
+        args.src.gate = at.ptr<const float>(gate);
+        args.weights = weights_at(at, weights, form, type);
+        args.bias = at.ptr<const float>(bias);
+        args.act = act;
+        args.residual = at.ptr(residual);
+        args.dst = at.ptr(dst);
+        launches.push_back(conv_launch(args, form, type));
       },
       0, conv_flops(g));
 }
@@ -115,24 +160,26 @@ StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
                       op.attr(attr_eps),
                       op.attr(attr_momentum)};
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
+  const ConvType type(dst->dtype, op.allows_tf32());
+  const ConvForm form = conv_forward_form(g, type);
   ScratchLayout layout;
-  const size_t value_at = layout.add(source ? src->bytes : 0), stats_at = layout.add(stats.scratch_bytes());
-  return make_kernel(
-      "conv2d_stats", dst->dtype,
+  const int64_t stats_tiles = form.plain() ? 0 : form.row_blocks();
+  const size_t tiles_at =
+      layout.add(form.plain() ? stats.scratch_bytes() : static_cast<size_t>(stats_tiles * 2 * g.oc) * sizeof(float));
+  const size_t merge_at = layout.add(form.plain() ? 0 : bn_merge_scratch_bytes(stats_tiles, g.oc));
+  return conv_kernel(
+      "conv2d_stats", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        void* value = source ? at.scratch + value_at : at.ptr(src);
-        if (source) source.record_apply(at, value, launches);
-        launches.push_back(conv_launch({g,
-                                        value,
-                                        {},
-                                        source ? nullptr : at.ptr<const float>(gate),
-                                        at.ptr<const float>(weights),
-                                        nullptr,
-                                        {},
-                                        nullptr,
-                                        at.ptr(dst)},
-                                       dst->dtype));
-        stats.record(at, at.scratch + stats_at, launches);
+        ConvArgs args{};
+        args.g = g;
+        args.src = conv_source(source, at);
+        args.weights = weights_at(at, weights, form, type);
+        args.dst = at.ptr(dst);
+        args.stats = reinterpret_cast<float*>(at.scratch + tiles_at);
+        launches.push_back(conv_launch(args, form, type, true));
+        if (form.plain()) return stats.record(at, at.scratch + tiles_at, launches);
+        BnStats::record_merge(stats.merge_args(at, args.stats, stats_tiles, form.tiles_a_block * form.tile_m),
+                              at.scratch + merge_at, launches);
       },
       layout.bytes(), conv_flops(g));
 }
@@ -141,11 +188,17 @@ StatusOr<KernelPtr> make_conv2d_bwd_data(const Op& op) {
   using namespace op::conv2d_bwd_data;
   const Tensor *diff_dst = op.in(in_diff_dst), *weights = op.in(in_weights), *diff_src = op.out(out_diff_src);
   const ConvGeometry g = conv_geometry(op, attr_stride, diff_src, diff_dst, weights->dims[1], weights->dims[2]);
-  return make_kernel(
-      "conv2d_bwd_data", diff_src->dtype,
+  const ConvType type(diff_src->dtype, op.allows_tf32());
+  const ConvForm form = conv_backward_data_form(g, type);
+  return conv_kernel(
+      "conv2d_bwd_data", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        launches.push_back(conv_bwd_data_launch(
-            {g, at.ptr(diff_dst), at.ptr<const float>(weights), nullptr, {}, at.ptr(diff_src)}, diff_src->dtype));
+        ConvBwdDataArgs args{};
+        args.g = g;
+        args.diff_dst = at.ptr(diff_dst);
+        args.weights = weights_at(at, weights, form, type);
+        args.diff_src = at.ptr(diff_src);
+        launches.push_back(conv_bwd_data_launch(args, form, type));
       },
       0, conv_flops(g));
 }
@@ -154,13 +207,19 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const Op& op) {
   using namespace op::conv2d_bwd_weights;
   const Tensor *src = op.in(in_src), *diff_dst = op.in(in_diff_dst), *diff_weights = op.out(out_diff_weights);
   const ConvGeometry g = conv_geometry(op, attr_stride, src, diff_dst, diff_weights->dims[1], diff_weights->dims[2]);
-  return make_kernel(
-      "conv2d_bwd_weights", src->dtype,
+  const ConvType type(src->dtype, op.allows_tf32());
+  const ConvForm form = conv_backward_weights_form(g, type);
+  return conv_kernel(
+      "conv2d_bwd_weights", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        record_conv_bwd_weights({g, at.ptr(src), {}, at.ptr(diff_dst), 0, reinterpret_cast<float*>(at.scratch)},
-                                src->dtype, at.ptr<float>(diff_weights), launches);
+        ConvBwdWeightsArgs args{};
+        args.g = g;
+        args.src.data = at.ptr(src);
+        args.diff_dst = at.ptr(diff_dst);
+        args.parts = reinterpret_cast<float*>(at.scratch);
+        record_conv_bwd_weights(args, form, type, at.ptr<float>(diff_weights), launches);
       },
-      conv_bwd_weights_scratch(g), conv_flops(g));
+      conv_bwd_weights_scratch(g, form), conv_flops(g));
 }
 
 StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
@@ -189,30 +248,50 @@ StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
                           op.in(in_gate),
                           op.act(attr_src_act)};
   const Tensor *src_diff_scale = op.out(out_src_diff_scale), *src_diff_shift = op.out(out_src_diff_shift),
-               *diff_gate = op.out(out_diff_gate), *sums = op.out(out_sums);
+               *diff_gate = op.out(out_diff_gate), *image_sums = op.out(out_sums);
   // What is stored without a gate is the gradient of bn(src) already, so its sums need no activation.
   const BnBackward linear{diff_src, src, source.mean, source.inv_std};
+  const bool to_bn = src_diff_scale;
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
+  const ConvType type(src->dtype, op.allows_tf32());
+  const ConvForm data = conv_backward_data_form(g, type), by_weights = conv_backward_weights_form(g, type);
+  const bool sums_apart = to_bn && data.plain();
+  const int64_t sum_tiles = to_bn && !sums_apart ? data.row_blocks() : 0;
   ScratchLayout layout;
-  const size_t diff_at = layout.add(dst->bytes), parts_at = layout.add(conv_bwd_weights_scratch(g));
-  const size_t value_at = layout.add(source ? src->bytes : 0);
-  const size_t sums_at = layout.add(src_diff_scale ? linear.reduce_scratch_bytes() : 0),
-               image_sums_at = layout.add(sums ? source.sums_scratch_bytes() : 0);
-  return make_kernel(
-      "conv2d_bwd", src->dtype,
+  const size_t diff_at = layout.add(dst->bytes), parts_at = layout.add(conv_bwd_weights_scratch(g, by_weights));
+  const size_t sums_at = layout.add(sums_apart ? linear.reduce_scratch_bytes()
+                                               : static_cast<size_t>(sum_tiles * 2 * g.ic) * sizeof(float));
+  const size_t image_sums_at = layout.add(image_sums ? source.sums_scratch_bytes() : 0);
+  const size_t merge_at = layout.add(sum_tiles ? bn_merge_scratch_bytes(sum_tiles, g.ic) : 0);
+  return conv_kernel(
+      "conv2d_bwd", data, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
         void* diff = at.scratch + diff_at;
         back.record_apply(at, diff_scale, diff_shift, diff, launches);
-        void* value = source ? at.scratch + value_at : at.ptr(src);
-        if (source) source.record_apply(at, value, launches);
-        record_conv_bwd_weights({g, value, {}, diff, 0, reinterpret_cast<float*>(at.scratch + parts_at)}, src->dtype,
-                                at.ptr<float>(diff_weights), launches);
-        const bool to_bn = src_diff_scale;
-        launches.push_back(conv_bwd_data_launch({g, diff, at.ptr<const float>(weights), to_bn ? at.ptr(src) : nullptr,
-                                                 source.act, at.ptr(diff_src), source.norm(at)},
-                                                src->dtype));
-        if (to_bn) linear.record_reduce(at, at.scratch + sums_at, src_diff_scale, src_diff_shift, launches);
-        if (sums) source.record_sums(at, at.scratch + image_sums_at, at.ptr(diff_src), diff_gate, sums, launches);
+        ConvBwdWeightsArgs of_weights{};
+        of_weights.g = g;
+        of_weights.src = conv_source(source, at);
+        of_weights.diff_dst = diff;
+        of_weights.parts = reinterpret_cast<float*>(at.scratch + parts_at);
+        record_conv_bwd_weights(of_weights, by_weights, type, at.ptr<float>(diff_weights), launches);
+        ConvBwdDataArgs of_data{};
+        of_data.g = g;
+        of_data.diff_dst = diff;
+        of_data.weights = weights_at(at, weights, data, type);
+        of_data.diff_src = at.ptr(diff_src);
+        if (to_bn) {
+          of_data.slope_of = at.ptr(src);
+          of_data.act = source.act;
+          of_data.slope_norm = source.norm(at);
+          if (!sums_apart) of_data.sums = reinterpret_cast<float*>(at.scratch + sums_at);
+        }
+        launches.push_back(conv_bwd_data_launch(of_data, data, type));
+        if (sums_apart) linear.record_reduce(at, at.scratch + sums_at, src_diff_scale, src_diff_shift, launches);
+        if (sum_tiles)
+          BnBackward::record_merge(at, linear.merge_args(at, of_data.sums, sum_tiles, src_diff_scale, src_diff_shift),
+                                   at.scratch + merge_at, launches);
+        if (image_sums)
+          source.record_sums(at, at.scratch + image_sums_at, at.ptr(diff_src), diff_gate, image_sums, launches);
       },
       layout.bytes(), 2 * conv_flops(g));
 }

@@ -1,8 +1,7 @@
 // Convolution launches that several ops are made of.
 #pragma once
 
-#include "cuda/kernels/gemm.h"
-#include "cuda/ops/common.h"
+#include "cuda/ops/conv_form.h"
 
 namespace effnet::cuda {
 
@@ -14,12 +13,20 @@ double conv_flops(const ConvGeometry& g);
 // A matrix product as a convolution: src [rows, in], dst [rows, out], weights [out, in].
 ConvGeometry matrix_geometry(int64_t rows, int64_t in, int64_t out);
 
-Launch conv_launch(const ConvArgs& args, plan::DType dtype);
-Launch conv_bwd_data_launch(const ConvBwdDataArgs& args, plan::DType dtype);
+// `stats`: args.stats is filled, by form.row_blocks() tiles.
+Launch conv_launch(ConvArgs args, const ConvForm& form, ConvType type, bool stats = false);
+// With args.sums: by the kernel that leaves them, in form.row_blocks() tiles.
+Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType type);
 
-size_t conv_bwd_weights_scratch(const ConvGeometry& g);
+// Names the form, and asks for the weights that it reads.
+KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType type, Kernel::Record record,
+                      size_t scratch_bytes, double flops);
+
+const void* weights_at(const Addresses& at, const plan::Tensor* weights, const ConvForm& form, ConvType type);
+
+size_t conv_bwd_weights_scratch(const ConvGeometry& g, const ConvForm& form);
 // `args.parts` is the scratch.
-void record_conv_bwd_weights(ConvBwdWeightsArgs args, plan::DType dtype, float* diff_weights,
+void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, ConvType type, float* diff_weights,
                              std::vector<Launch>& launches);
 
 }  // namespace effnet::cuda

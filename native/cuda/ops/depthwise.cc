@@ -190,19 +190,19 @@ StatusOr<KernelPtr> make_expand_depthwise_bias_act(const Op& op) {
   const ConvGeometry expand = matrix_geometry(src->n() * src->h() * src->w(), src->c(), dst->c());
   g.c = dst->c();
   const size_t wide = static_cast<size_t>(expand.n * expand.oc) * plan::dtype_bytes(src->dtype);
-  return make_kernel(
-      "expand_depthwise_bias_act", dst->dtype,
+  const ConvType type(src->dtype, op.allows_tf32());
+  const ConvForm form = conv_forward_form(expand, type);
+  return conv_kernel(
+      "expand_depthwise_bias_act", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        launches.push_back(conv_launch({expand,
-                                        at.ptr(src),
-                                        {},
-                                        nullptr,
-                                        at.ptr<const float>(weights),
-                                        at.ptr<const float>(bias),
-                                        expand_act,
-                                        nullptr,
-                                        at.scratch},
-                                       src->dtype));
+        ConvArgs args{};
+        args.g = expand;
+        args.src.data = at.ptr(src);
+        args.weights = weights_at(at, weights, form, type);
+        args.bias = at.ptr<const float>(bias);
+        args.act = expand_act;
+        args.dst = at.scratch;
+        launches.push_back(conv_launch(args, form, type));
         launches.push_back(
             forward({g, at.scratch, at.ptr<const float>(taps), at.ptr<const float>(depthwise_bias), act, at.ptr(dst)},
                     dst->dtype));

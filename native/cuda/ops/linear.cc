@@ -4,16 +4,9 @@
 namespace effnet::cuda {
 namespace {
 
-using plan::Act;
 using plan::DType;
 using plan::Op;
 using plan::Tensor;
-
-Launch matrix(int64_t rows, int64_t in, int64_t out, const float* src, Act src_act, const float* weights,
-              const float* bias, Act act, float* dst) {
-  return conv_launch({matrix_geometry(rows, in, out), src, src_act, nullptr, weights, bias, act, nullptr, dst},
-                     DType::f32);
-}
 
 Launch sum_rows(const float* src, int64_t rows, int64_t c, float* dst) {
   return make_launch("sum_rows", grid_for(c, kGemmThreads), kGemmThreads, 0, SumRowsArgs{src, dst, rows, c});
@@ -24,25 +17,38 @@ Launch sum_rows(const float* src, int64_t rows, int64_t c, float* dst) {
 StatusOr<KernelPtr> make_linear(const Op& op) {
   using namespace op::linear;
   const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *bias = op.in(in_bias), *dst = op.out(out_dst);
-  const int64_t rows = src->dims[0], in = src->dims[1], out = dst->dims[1];
-  return make_kernel(
-      "linear", DType::f32,
+  const ConvGeometry g = matrix_geometry(src->dims[0], src->dims[1], dst->dims[1]);
+  const ConvType type(DType::f32, op.allows_tf32());
+  const ConvForm form = conv_forward_form(g, type);
+  return conv_kernel(
+      "linear", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        launches.push_back(matrix(rows, in, out, at.ptr<const float>(src), Act::identity, at.ptr<const float>(weights),
-                                  at.ptr<const float>(bias), Act::identity, at.ptr<float>(dst)));
+        ConvArgs args{};
+        args.g = g;
+        args.src.data = at.ptr(src);
+        args.weights = at.ptr(weights);
+        args.bias = at.ptr<const float>(bias);
+        args.dst = at.ptr(dst);
+        launches.push_back(conv_launch(args, form, type));
       },
-      0, conv_flops(matrix_geometry(rows, in, out)));
+      0, conv_flops(g));
 }
 
 StatusOr<KernelPtr> make_linear_bwd_data(const Op& op) {
   using namespace op::linear_bwd_data;
   const Tensor *diff_dst = op.in(in_diff_dst), *weights = op.in(in_weights), *diff_src = op.out(out_diff_src);
   const ConvGeometry g = matrix_geometry(diff_dst->dims[0], diff_src->dims[1], diff_dst->dims[1]);
-  return make_kernel(
-      "linear_bwd_data", DType::f32,
+  const ConvType type(DType::f32, op.allows_tf32());
+  const ConvForm form = conv_backward_data_form(g, type);
+  return conv_kernel(
+      "linear_bwd_data", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        launches.push_back(conv_bwd_data_launch(
-            {g, at.ptr(diff_dst), at.ptr<const float>(weights), nullptr, {}, at.ptr(diff_src)}, DType::f32));
+        ConvBwdDataArgs args{};
+        args.g = g;
+        args.diff_dst = at.ptr(diff_dst);
+        args.weights = at.ptr(weights);
+        args.diff_src = at.ptr(diff_src);
+        launches.push_back(conv_bwd_data_launch(args, form, type));
       },
       0, conv_flops(g));
 }
@@ -52,14 +58,20 @@ StatusOr<KernelPtr> make_linear_bwd_weights(const Op& op) {
   const Tensor *src = op.in(in_src), *diff_dst = op.in(in_diff_dst), *diff_weights = op.out(out_diff_weights),
                *diff_bias = op.out(out_diff_bias);
   const ConvGeometry g = matrix_geometry(src->dims[0], src->dims[1], diff_dst->dims[1]);
-  return make_kernel(
-      "linear_bwd_weights", DType::f32,
+  const ConvType type(DType::f32, op.allows_tf32());
+  const ConvForm form = conv_backward_weights_form(g, type);
+  return conv_kernel(
+      "linear_bwd_weights", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        record_conv_bwd_weights({g, at.ptr(src), {}, at.ptr(diff_dst), 0, reinterpret_cast<float*>(at.scratch)},
-                                DType::f32, at.ptr<float>(diff_weights), launches);
+        ConvBwdWeightsArgs args{};
+        args.g = g;
+        args.src.data = at.ptr(src);
+        args.diff_dst = at.ptr(diff_dst);
+        args.parts = reinterpret_cast<float*>(at.scratch);
+        record_conv_bwd_weights(args, form, type, at.ptr<float>(diff_weights), launches);
         if (diff_bias) launches.push_back(sum_rows(at.ptr<const float>(diff_dst), g.n, g.oc, at.ptr<float>(diff_bias)));
       },
-      conv_bwd_weights_scratch(g), conv_flops(g));
+      conv_bwd_weights_scratch(g, form), conv_flops(g));
 }
 
 }  // namespace effnet::cuda

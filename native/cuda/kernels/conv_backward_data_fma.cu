@@ -1,0 +1,17 @@
+// The gradient of a convolution's source by FP32 multiply-adds.
+#include "cuda/kernels/conv_backward_data.cuh"
+
+namespace effnet::cuda {
+
+#define CONV_BACKWARD_DATA(n, blocks)                                                               \
+  EFF_KERNEL_FITTING(conv2d_bwd_data_fma_128x##n##_f32, ConvBwdDataArgs, kTileThreads, blocks) {    \
+    conv_backward_data_fma<n, false>(a);                                                            \
+  }                                                                                                 \
+  EFF_KERNEL_FITTING(conv2d_bwd_data_bn_fma_128x##n##_f32, ConvBwdDataArgs, kTileThreads, blocks) { \
+    conv_backward_data_fma<n, true>(a);                                                             \
+  }
+
+CONV_BACKWARD_DATA(32, 3)
+CONV_BACKWARD_DATA(64, 2)
+
+}  // namespace effnet::cuda

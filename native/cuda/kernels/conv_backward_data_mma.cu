@@ -1,0 +1,24 @@
+// The gradient of a convolution's source on tensor cores.
+#include "cuda/kernels/conv_backward_data.cuh"
+
+namespace effnet::cuda {
+
+#define CONV_BACKWARD_DATA(n, blocks, suffix, T)                                                         \
+  EFF_KERNEL_FITTING(conv2d_bwd_data_mma_128x##n##_##suffix, ConvBwdDataArgs, kTileThreads, blocks) {    \
+    conv_backward_data_mma<T, n, false>(a);                                                              \
+  }                                                                                                      \
+  EFF_KERNEL_FITTING(conv2d_bwd_data_bn_mma_128x##n##_##suffix, ConvBwdDataArgs, kTileThreads, blocks) { \
+    conv_backward_data_mma<T, n, true>(a);                                                               \
+  }
+#define CONV_BACKWARD_DATA_16(n, blocks)    \
+  CONV_BACKWARD_DATA(n, blocks, bf16, Bf16) \
+  CONV_BACKWARD_DATA(n, blocks, f16, F16)
+
+CONV_BACKWARD_DATA_16(32, 3)
+CONV_BACKWARD_DATA_16(64, 2)
+CONV_BACKWARD_DATA_16(96, 2)
+CONV_BACKWARD_DATA_16(128, 2)
+CONV_BACKWARD_DATA(32, 3, tf32, float)
+CONV_BACKWARD_DATA(64, 2, tf32, float)
+
+}  // namespace effnet::cuda

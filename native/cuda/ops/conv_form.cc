@@ -1,0 +1,129 @@
+#include "cuda/ops/conv_form.h"
+
+#include <span>
+
+#include "cuda/kernels/gemm_tile.h"
+
+namespace effnet::cuda {
+namespace {
+
+// A GPU has about so many multiprocessors: fewer blocks leave some idle. And so many groups of rows are enough for
+// every one of them to hold several.
+constexpr int64_t kProcessors = 132, kRowBlocks = 8 * kProcessors;
+constexpr int64_t kIndexLimit = int64_t{1} << 31;
+constexpr int kTileM = 128;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows of 16 bytes, places in an image of 15 bits, and indices of 31 bits but for those of a tensor's elements.
+bool fits_tiles(const ConvGeometry& g, plan::DType dtype) {
+  const int64_t vector = dtype == plan::DType::f32 ? 4 : 8;
+  constexpr int64_t kPlaces = (1 << 14) - 16;
+  return g.ic % vector == 0 && g.oc % vector == 0 && g.stride <= 2 && std::max(g.h, g.w) <= kPlaces &&
+         g.src_pixels() + kTileM < kIndexLimit && g.dst_pixels() + kTileM < kIndexLimit &&
+         g.oc * g.kh * g.kw * g.ic < kIndexLimit;
+}
+
+struct Width {
+  int columns;
+  size_t shared_bytes;
+};
+
+template <int kElement, int kN>
+constexpr Width forward_width() {
+  return {kN, TileShape<kElement, kTileM, kN, Layout::by_rows, Layout::by_rows>::kShared};
+}
+template <int kElement, int kN>
+constexpr Width backward_data_width() {
+  return {kN, TileShape<kElement, kTileM, kN, Layout::by_rows, Layout::by_depth>::kShared};
+}
+constexpr Width kForward16[] = {forward_width<2, 128>(), forward_width<2, 96>(), forward_width<2, 64>(),
+                                forward_width<2, 32>()};
+constexpr Width kForwardTf32[] = {forward_width<4, 128>(), forward_width<4, 96>(), forward_width<4, 64>(),
+                                  forward_width<4, 32>()};
+constexpr Width kForwardFma[] = {forward_width<4, 128>(), forward_width<4, 64>(), forward_width<4, 32>()};
+constexpr Width kBackwardData16[] = {backward_data_width<2, 128>(), backward_data_width<2, 96>(),
+                                     backward_data_width<2, 64>(), backward_data_width<2, 32>()};
+constexpr Width kBackwardData32[] = {backward_data_width<4, 64>(), backward_data_width<4, 32>()};
+
+// Of rows of results as high as a tile, by `widths` from the widest one on: as few tiles across as possible, as narrow
+// as they then can be; narrower ones where there would be few blocks.
+ConvForm by_width(std::span<const Width> widths, int64_t rows, int64_t columns, bool tensor_cores) {
+  ConvForm form;
+  form.tensor_cores = tensor_cores;
+  form.tile_m = kTileM;
+  form.tiles = ceil_div(rows, kTileM);
+  form.tiles_a_block = ceil_div(form.tiles, kRowBlocks);
+  for (const auto& [width, shared_bytes] : widths) {
+    const int64_t across = form.tile_n ? ceil_div(columns, form.tile_n) : 0;
+    if (across && ceil_div(columns, width) > across && form.tiles * across >= kProcessors) continue;
+    form.tile_n = width;
+    form.shared_bytes = shared_bytes;
+  }
+  return form;
+}
+
+struct Area {
+  int m, n, blocks;  // blocks that fit onto a multiprocessor
+  size_t shared_bytes;
+};
+template <int kElement, int kM, int kN, int kBlocks>
+constexpr Area backward_weights_area() {
+  return {kM, kN, kBlocks, TileShape<kElement, kM, kN, Layout::by_depth, Layout::by_depth, sizeof(float)>::kShared};
+}
+template <int kElement>
+constexpr Area kBackwardWeights[] = {
+    backward_weights_area<kElement, 32, 128, 3>(), backward_weights_area<kElement, 64, 64, 3>(),
+    backward_weights_area<kElement, 128, 32, 3>(), backward_weights_area<kElement, 128, 128, 2>()};
+
+// Pixels that a block should sum at least: fewer are not worth their part of the result.
+constexpr int64_t kLeastSplit = 512;
+
+}  // namespace
+
+std::string ConvForm::name() const {
+  if (plain()) return "plain";
+  return (tensor_cores ? "mma_" : "fma_") + std::to_string(tile_m) + "x" + std::to_string(tile_n);
+}
+
+ConvForm conv_forward_form(const ConvGeometry& g, ConvType type) {
+  if (!fits_tiles(g, type.dtype)) return {};
+  if (type.dtype != plan::DType::f32) return by_width(kForward16, g.dst_pixels(), g.oc, true);
+  if (type.tf32) return by_width(kForwardTf32, g.dst_pixels(), g.oc, true);
+  return by_width(kForwardFma, g.dst_pixels(), g.oc, false);
+}
+
+ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type) {
+  if (!fits_tiles(g, type.dtype)) return {};
+  if (type.dtype != plan::DType::f32) return by_width(kBackwardData16, g.src_pixels(), g.ic, true);
+  return by_width(kBackwardData32, g.src_pixels(), g.ic, type.tf32);
+}
+
+size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype) {
+  const size_t element = plan::dtype_bytes(dtype), warps_across = form.tile_n == 32 ? 1 : 2;
+  return form.shared_bytes + 8 * 16 * (static_cast<size_t>(form.tile_n) / warps_across + 8) * element +
+         3 * static_cast<size_t>(form.tile_n) * sizeof(float);
+}
+
+// The tile whose operands are read least, and as many splits of the pixels as fill a GPU.
+ConvForm conv_backward_weights_form(const ConvGeometry& g, ConvType type) {
+  const int64_t width = g.kh * g.kw * g.ic, pixels = g.dst_pixels();
+  ConvForm form;
+  form.split_pixels = std::max<int64_t>(2048, ceil_div(pixels, 64));
+  if (!fits_tiles(g, type.dtype)) return form;
+  int64_t least = 0;
+  for (const Area& area : type.dtype == plan::DType::f32 ? kBackwardWeights<4> : kBackwardWeights<2>) {
+    const int64_t tiles = ceil_div(g.oc, area.m) * ceil_div(width, area.n), read = tiles * (area.m + area.n);
+    if (least && read >= least) continue;
+    least = read;
+    form.tile_m = area.m;
+    form.tile_n = area.n;
+    form.shared_bytes = area.shared_bytes;
+    const int64_t splits = std::clamp<int64_t>(kProcessors * area.blocks / tiles, 1, ceil_div(pixels, kLeastSplit));
+    form.split_pixels = ceil_div(ceil_div(pixels, splits), 32) * 32;
+  }
+  form.tensor_cores = type.dtype != plan::DType::f32 || type.tf32;
+  return form;
+}
+
+}  // namespace effnet::cuda

@@ -1,0 +1,44 @@
+// Which kernel computes a convolution: follows from its shape and types alone.
+#pragma once
+
+#include <string>
+
+#include "cuda/kernels/gemm.h"
+#include "cuda/ops/common.h"
+
+namespace effnet::cuda {
+
+// Whether FP32 operands may go through tensor cores is an op's to say.
+struct ConvType {
+  plan::DType dtype;
+  bool tf32 = false;
+
+  ConvType(plan::DType type, bool allows_tf32) : dtype(type), tf32(type == plan::DType::f32 && allows_tf32) {}
+  std::string suffix() const { return tf32 ? "_tf32" : cuda::suffix(dtype); }
+};
+
+struct ConvForm {
+  int tile_m = 0, tile_n = 0;  // 0: the plain kernel
+  bool tensor_cores = false;
+  size_t shared_bytes = 0;
+  int64_t tiles_a_block = 0, tiles = 0;  // of rows; how many a block makes one after another
+  int64_t split_pixels = 0;              // of weights' gradients: how many a block sums
+
+  bool plain() const { return tile_m == 0; }
+  // "mma_128x64", "fma_128x64", "plain"
+  std::string name() const;
+  int64_t row_blocks() const { return (tiles + tiles_a_block - 1) / tiles_a_block; }
+  int64_t splits(int64_t pixels) const { return (pixels + split_pixels - 1) / split_pixels; }
+  // Blocks of the same rows come one after another, so that what they share is in the cache.
+  Dim grid(int64_t columns) const {
+    return {static_cast<uint32_t>((columns + tile_n - 1) / tile_n), static_cast<uint32_t>(row_blocks()), 1};
+  }
+};
+
+ConvForm conv_forward_form(const ConvGeometry& g, ConvType type);
+ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type);
+// Shared memory where the slope of a BN in front of the source is multiplied in.
+size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype);
+ConvForm conv_backward_weights_form(const ConvGeometry& g, ConvType type);
+
+}  // namespace effnet::cuda
