@@ -69,11 +69,22 @@ export interface NonFinite {
   tensor: string
 }
 
+/** How far the loss is scaled up, and how that has gone. */
+export interface LossScale {
+  scale: number
+  /** Updates since the scale has changed. */
+  growth: number
+  /** Updates left out because gradients were not finite. */
+  skipped: number
+}
+
 export interface StepInput {
   /** Either a batch of a loader... */
   batch?: BatchHandle
   /** ...or the bytes of the plan's input arena, which must not change until the call has settled. */
   bytes?: Uint8Array
+  /** ...or, for `step`, what `prefetch` took. */
+  prefetched?: boolean
 }
 
 /** Where a parameter goes in a file, and how its layout changes: `permute` is the layout stored in the arena. */
@@ -248,6 +259,9 @@ export interface NativeBinding {
   /** Exchanges two arenas of the same size (evaluation with the moving average). */
   swapArenas(memory: MemoryHandle, a: number, b: number): Promise<void>
   closeMemory(memory: MemoryHandle): void
+  /** As the last step left it. Not while a step runs: EFF_CLOSED. */
+  lossScale(memory: MemoryHandle): LossScale
+  setLossScale(memory: MemoryHandle, scale: LossScale): void
 
   /** The native verifier alone: allocates nothing, binds nothing (the null backend). */
   verifyPlan(plan: Uint8Array): { ops: number; tensors: number; arenaBytes: number[] }
@@ -260,6 +274,11 @@ export interface NativeBinding {
    * finite the parameters are left as they were. @throws EFF_NAN when the update itself made them so
    */
   step(executable: ExecutableHandle, input: StepInput, scalars: Float64Array): Promise<Uint8Array>
+  /**
+   * Takes the next step's input to the device beside the present step. True: it may be changed or released, and the next step takes
+   * it with `prefetched`. False: this device takes none ahead, or has one already.
+   */
+  prefetch(executable: ExecutableHandle, input: StepInput): Promise<boolean>
   /**
    * Why a step was not finite: runs it again as far as the first tensor that is not, or resolves to null. Parameters are not
    * changed. Call it with the step's own input and scalars and before anything else writes the memory.

@@ -35,10 +35,14 @@ class Executable {
   virtual ~Executable() = default;
 
   // One step. `input` is the input arena (at least arena_bytes(input) bytes, 16-byte aligned), read before this
-  // returns; `output` receives the output arena. Code::aborted when the pool stops. Where the loss or the norm of the
-  // gradients is not finite the parameters are as they were; Code::nan when the update itself made parameters that are
-  // not.
+  // returns; nullptr: the one that `prefetch` took. `output` receives the output arena. Code::aborted when the pool
+  // stops. Where the loss or the norm of the gradients is not finite the parameters are as they were; Code::nan when
+  // the update itself made parameters that are not.
   virtual Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) = 0;
+
+  // Takes the input of the next step to where it will be read, beside the present one; on any thread. False: it did
+  // not, and `step` gets it. True: it may be changed now.
+  virtual StatusOr<bool> prefetch(const std::byte*) { return false; }
 
   // Why a step was not finite: runs it again as far as the first tensor that is not. Parameters are not changed, the
   // running statistics of batch norm are.

@@ -12,6 +12,7 @@
 #include <span>
 
 #include "core/status.h"
+#include "core/step_scalars.h"
 #include "plan/format.h"
 
 namespace effnet {
@@ -66,6 +67,13 @@ class Memory {
   virtual Status read(plan::Arena a, uint64_t offset, std::span<std::byte> into) const = 0;
   virtual Status write(plan::Arena a, uint64_t offset, std::span<const std::byte> from) = 0;
 
+  // As the last step left it, and for the next one. Not while a step runs.
+  LossScale loss_scale() const { return loss_scale_; }
+  virtual Status set_loss_scale(const LossScale& scale) {
+    loss_scale_ = scale;
+    return ok_status();
+  }
+
   // How many steps, bindings and changes are using the arenas; host access is refused meanwhile.
   std::atomic<int> busy{0};
 
@@ -91,6 +99,7 @@ class Memory {
  protected:
   Status check_range(plan::Arena a, uint64_t offset, uint64_t size) const;
   Status check_same_size(plan::Arena a, plan::Arena b) const;
+  LossScale loss_scale_;
 
  private:
   std::mutex pin_mutex_;

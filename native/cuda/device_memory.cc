@@ -1,19 +1,31 @@
 #include "cuda/device_memory.h"
 
+#include <algorithm>
+#include <cstddef>
+
 namespace effnet::cuda {
 
 StatusOr<std::shared_ptr<DeviceMemory>> DeviceMemory::create(std::shared_ptr<Device> device) {
   std::shared_ptr<DeviceMemory> memory(new DeviceMemory(std::move(device)));
   EFF_RETURN_IF_ERROR(memory->device_->enter());
-  EFF_CUDA(memory->device_->driver(), cuStreamCreateWithPriority, &memory->stream_, CU_STREAM_NON_BLOCKING, 0);
+  const Driver& driver = memory->device_->driver();
+  EFF_CUDA(driver, cuStreamCreateWithPriority, &memory->stream_, CU_STREAM_NON_BLOCKING, 0);
+  EFF_CUDA(driver, cuStreamCreateWithPriority, &memory->copy_stream_, CU_STREAM_NON_BLOCKING, 0);
+  auto state = DeviceBlock::allocate(memory->device_, sizeof(StepState), memory->stream_);
+  if (!state.ok()) return state.status();
+  memory->state_ = std::move(state.value());
+  EFF_RETURN_IF_ERROR(memory->set_loss_scale({}));
   return memory;
 }
 
 DeviceMemory::~DeviceMemory() {
   if (!stream_ || !device_->enter().ok()) return;
   const Driver& driver = device_->driver();
-  driver.cuStreamSynchronize(stream_);
-  driver.cuStreamDestroy(stream_);
+  for (const CUstream stream : {stream_, copy_stream_}) {
+    if (!stream) continue;
+    driver.cuStreamSynchronize(stream);
+    driver.cuStreamDestroy(stream);
+  }
 }
 
 Status DeviceMemory::ensure(plan::Arena a, uint64_t bytes) {
@@ -60,8 +72,19 @@ Status DeviceMemory::copy(plan::Arena from, plan::Arena to) {
 Status DeviceMemory::swap(plan::Arena a, plan::Arena b) {
   EFF_RETURN_IF_ERROR(check_same_size(a, b));
   std::swap(blocks_[static_cast<int>(a)], blocks_[static_cast<int>(b)]);
-  ++generation_;
+  if (std::minmax(a, b) == std::minmax(plan::Arena::weights, plan::Arena::ema))
+    exchanged_ = !exchanged_;
+  else
+    ++generation_;
   return ok_status();
+}
+
+Status DeviceMemory::set_loss_scale(const LossScale& scale) {
+  EFF_RETURN_IF_ERROR(device_->enter());
+  EFF_CUDA(device_->driver(), cuMemcpyHtoDAsync, state_.address() + offsetof(StepState, loss_scale), &scale,
+           sizeof scale, stream_);
+  EFF_CUDA(device_->driver(), cuStreamSynchronize, stream_);
+  return Memory::set_loss_scale(scale);
 }
 
 Status DeviceMemory::read(plan::Arena a, uint64_t offset, std::span<std::byte> into) const {

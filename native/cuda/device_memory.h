@@ -6,6 +6,7 @@
 
 #include "core/memory.h"
 #include "cuda/device.h"
+#include "cuda/kernels/step_state.h"
 #include "plan/format.h"
 
 namespace effnet::cuda {
@@ -20,9 +21,16 @@ class DeviceMemory final : public Memory {
   const std::shared_ptr<Device>& device() const { return device_; }
   // Where all steps of the model run, one after another.
   CUstream stream() const { return stream_; }
+  // Where inputs are copied beside a step.
+  CUstream copy_stream() const { return copy_stream_; }
+  StepState* state() const { return reinterpret_cast<StepState*>(state_.data()); }
+  // What a step has left of it, as it came with the results.
+  void note_loss_scale(const LossScale& scale) { loss_scale_ = scale; }
   std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
-  // Counts the times that an arena got another address: addresses recorded before are stale.
+  // Counts the times that an arena got another address: addresses recorded before are stale. Weights and average that
+  // are exchanged do not count: addresses recorded while they were so before hold again.
   uint64_t generation() const { return generation_; }
+  bool exchanged() const { return exchanged_; }
 
   uint64_t bytes(plan::Arena a) const override { return blocks_[static_cast<int>(a)].bytes(); }
   Status ensure(plan::Arena a, uint64_t bytes) override;
@@ -32,15 +40,18 @@ class DeviceMemory final : public Memory {
   // Both after the work queued so far, and done when they return.
   Status read(plan::Arena a, uint64_t offset, std::span<std::byte> into) const override;
   Status write(plan::Arena a, uint64_t offset, std::span<const std::byte> from) override;
+  Status set_loss_scale(const LossScale& scale) override;
 
  private:
   explicit DeviceMemory(std::shared_ptr<Device> device) : device_(std::move(device)) {}
   CUdeviceptr address(plan::Arena a) const { return blocks_[static_cast<int>(a)].address(); }
 
   std::shared_ptr<Device> device_;
-  CUstream stream_ = nullptr;
+  CUstream stream_ = nullptr, copy_stream_ = nullptr;
   DeviceBlock blocks_[plan::kArenaCount];
+  DeviceBlock state_;
   uint64_t generation_ = 0;
+  bool exchanged_ = false;
 };
 
 }  // namespace effnet::cuda

@@ -39,6 +39,7 @@ namespace effnet::cuda {
   X(cuEventCreate)               \
   X(cuEventDestroy)              \
   X(cuEventRecord)               \
+  X(cuEventSynchronize)          \
   X(cuEventElapsedTime)          \
   X(cuLibraryLoadData)           \
   X(cuLibraryUnload)             \

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/kernels/step.h"
 #include "cuda/ops/weights.h"
 #include "plan/op_traits.h"
+#include "plan/segments.h"
 
 namespace effnet::cuda {
 namespace {
@@ -13,11 +15,13 @@ using plan::Arena;
 
 #include "plan/factory_of.inc"
 
-constexpr size_t kInputOffset = 256;  // of the input arena in the staging block, behind the scalars
-static_assert(sizeof(StepScalars) <= kInputOffset);
-
 // Arenas that belong to one plan; the others are the memory's.
 bool is_own(Arena a) { return a == Arena::prepared || a == Arena::input || a == Arena::output || a == Arena::image; }
+
+bool is_update(plan::OpId id) { return id == plan::OpId::grad_norm || plan::updates_parameters(id); }
+
+// The StepState, behind the output arena.
+size_t report_at(uint64_t output_bytes) { return align256(output_bytes); }
 
 }  // namespace
 
@@ -35,17 +39,13 @@ StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPoo
 }
 
 Executable::~Executable() {
-  if (!memory_->device()->enter().ok()) return;
-  memory_->device()->driver().cuStreamSynchronize(memory_->stream());
-  const Driver& driver = memory_->device()->driver();
-  for (const CUevent mark : marks_) driver.cuEventDestroy(mark);
-  forget_graphs();
-}
-
-void Executable::forget_graphs() {
-  const Driver& driver = memory_->device()->driver();
-  for (CUgraphExec* graph : {&step_graph_, &prepare_graph_})
-    if (*graph) driver.cuGraphExecDestroy(std::exchange(*graph, nullptr));
+  if (!device().enter().ok()) return;
+  driver().cuStreamSynchronize(stream());
+  driver().cuStreamSynchronize(memory_->copy_stream());
+  for (const CUevent mark : marks_) driver().cuEventDestroy(mark);
+  for (auto& of_slot : recordings_)
+    for (Recording& recording : of_slot) recording.forget(driver());
+  ring_.destroy(driver());
 }
 
 Status Executable::check_arenas() const {
@@ -63,6 +63,7 @@ Status Executable::bind_ops() {
   if (plan_->region().count > 0)
     return error(Code::plan_invalid, "plan: goes image by image, which is for CPUs; a GPU takes the batch whole");
   EFF_RETURN_IF_ERROR(check_arenas());
+  update_at_ = plan_->ops().size();
   for (const plan::Op& op : plan_->ops()) {
     auto kernel = memory_->device()->providers().bind(op, factory_of(op.id));
     if (!kernel.ok())
@@ -73,126 +74,159 @@ Status Executable::bind_ops() {
     if (working != plan::DType::f32 && working_ != plan::DType::f32 && working != working_)
       return error(Code::plan_invalid, "plan: its weights would be needed in two 16-bit types");
     if (working != plan::DType::f32) working_ = working;
+    if (is_update(op.id)) update_at_ = std::min(update_at_, bound_.size());
     bound_.push_back({&op, std::move(kernel.value())});
   }
+  gather_statistics();
   return ok_status();
 }
 
+void Executable::gather_statistics() {
+  plan::Segments segments;
+  for (const Bound& bound : bound_) {
+    if (plan::updates_parameters(bound.op->id)) continue;
+    for (const plan::Tensor* t : bound.op->updates) {
+      if (t->arena != Arena::weights) continue;
+      segments.add(t->offset, statistics_bytes_, t->elements());
+      statistics_bytes_ += t->bytes;
+    }
+  }
+  segments.finish();
+  statistics_ = segments.pieces();
+}
+
 Status Executable::allocate() {
-  const auto& device = memory_->device();
-  const CUstream stream = memory_->stream();
   size_t scratch = 0, constants = 0;
   for (Bound& bound : bound_) {
     scratch = std::max(scratch, bound.kernel->scratch_bytes);
     bound.constants_at = constants;
     constants += align256(bound.kernel->constants.size());
   }
+  const std::pair<DeviceBlock*, uint64_t> blocks[] = {{&output_, plan_->arena_bytes(Arena::output)},
+                                                      {&scratch_, scratch},
+                                                      {&constants_, constants},
+                                                      {&statistics_list_, statistics_.size() * sizeof(plan::Segment)},
+                                                      {&aside_, statistics_bytes_}};
+  for (const auto& [block, bytes] : blocks) {
+    auto allocated = DeviceBlock::allocate(memory_->device(), bytes, stream());
+    if (!allocated.ok()) return allocated.status();
+    *block = std::move(allocated.value());
+  }
+  EFF_RETURN_IF_ERROR(allocate(folded_[0]));
+  EFF_RETURN_IF_ERROR(ring_.create(*memory_, plan_->arena_bytes(Arena::input),
+                                   report_at(plan_->arena_bytes(Arena::output)) + kStepReportBytes));
+  const auto upload = [&](CUdeviceptr to, std::span<const std::byte> bytes) -> Status {
+    if (!bytes.empty()) EFF_CUDA(driver(), cuMemcpyHtoDAsync, to, bytes.data(), bytes.size(), stream());
+    return ok_status();
+  };
+  for (const Bound& bound : bound_)
+    EFF_RETURN_IF_ERROR(upload(constants_.address() + bound.constants_at, bound.kernel->constants));
+  EFF_RETURN_IF_ERROR(upload(statistics_list_.address(), std::as_bytes(std::span(statistics_))));
+  EFF_CUDA(driver(), cuStreamSynchronize, stream());
+  return ok_status();
+}
+
+Status Executable::allocate(Folded& folded) {
   const auto on_device = [&](DeviceBlock& block, uint64_t bytes) -> Status {
-    auto allocated = DeviceBlock::allocate(device, bytes, stream);
+    auto allocated = DeviceBlock::allocate(memory_->device(), bytes, stream());
     if (!allocated.ok()) return allocated.status();
     block = std::move(allocated.value());
     return ok_status();
   };
-  const auto pinned = [&](PinnedBlock& block, uint64_t bytes) -> Status {
-    auto allocated = PinnedBlock::allocate(device, bytes);
-    if (!allocated.ok()) return allocated.status();
-    block = std::move(allocated.value());
-    return ok_status();
-  };
-  const uint64_t input = kInputOffset + plan_->arena_bytes(Arena::input);
-  EFF_RETURN_IF_ERROR(on_device(prepared_arena_, plan_->arena_bytes(Arena::prepared)));
-  EFF_RETURN_IF_ERROR(on_device(output_, plan_->arena_bytes(Arena::output)));
+  EFF_RETURN_IF_ERROR(on_device(folded.prepared, plan_->arena_bytes(Arena::prepared)));
   if (working_ != plan::DType::f32)
     for (const Arena a : {Arena::weights, Arena::prepared})
-      EFF_RETURN_IF_ERROR(on_device(working_arenas_[static_cast<int>(a)], plan_->arena_bytes(a) / 2));
-  EFF_RETURN_IF_ERROR(on_device(scratch_, scratch));
-  EFF_RETURN_IF_ERROR(on_device(constants_, constants));
-  EFF_RETURN_IF_ERROR(on_device(state_, sizeof(StepState)));
-  EFF_RETURN_IF_ERROR(on_device(in_.device, input));
-  EFF_RETURN_IF_ERROR(pinned(in_.host, input));
-  EFF_RETURN_IF_ERROR(pinned(out_, align256(plan_->arena_bytes(Arena::output)) + sizeof(StepState)));
-  for (const Bound& bound : bound_) {
-    const auto& bytes = bound.kernel->constants;
-    if (bytes.empty()) continue;
-    EFF_CUDA(device->driver(), cuMemcpyHtoDAsync, constants_.address() + bound.constants_at, bytes.data(), bytes.size(),
-             stream);
-  }
-  EFF_CUDA(device->driver(), cuStreamSynchronize, stream);
+      EFF_RETURN_IF_ERROR(on_device(folded.working[static_cast<int>(a)], plan_->arena_bytes(a) / 2));
+  folded.allocated = true;
   return ok_status();
 }
 
-Status Executable::record() {
+// ---- recording ---------------------------------------------------------------------------------------------------
+
+Addresses Executable::addresses(const Slot& slot) {
   Addresses at;
-  for (int i = 0; i < plan::kArenaCount; ++i) at.arenas[i] = memory_->arena(static_cast<Arena>(i));
-  at.arenas[static_cast<int>(Arena::prepared)] = prepared_arena_.data();
-  at.arenas[static_cast<int>(Arena::input)] = in_.device.data() + kInputOffset;
-  at.arenas[static_cast<int>(Arena::output)] = output_.data();
-  at.scalars = reinterpret_cast<const StepScalars*>(in_.device.data());
-  at.scratch = scratch_.data();
-  at.state = reinterpret_cast<StepState*>(state_.data());
   for (int i = 0; i < plan::kArenaCount; ++i) {
-    casts_[i].clear();
-    if (!working_arenas_[i].bytes()) continue;
-    at.working_arenas[i] = working_arenas_[i].data();
+    at.arenas[i] = memory_->arena(static_cast<Arena>(i));
+    at.working_arenas[i] = folded().working[i].data();
+  }
+  at.arenas[static_cast<int>(Arena::prepared)] = folded().prepared.data();
+  at.arenas[static_cast<int>(Arena::input)] = slot.device_input();
+  at.arenas[static_cast<int>(Arena::output)] = output_.data();
+  at.scalars = slot.device_scalars();
+  at.scratch = scratch_.data();
+  at.state = memory_->state();
+  return at;
+}
+
+Status Executable::record(const Slot& slot, Recording& recording) {
+  Addresses at = addresses(slot);
+  const auto bind = [&](BoundLaunches& into, std::vector<Launch> launches) -> Status {
+    auto bound = bind_launches(*memory_->device(), std::move(launches));
+    if (bound.ok()) into = std::move(bound.value());
+    return bound.status();
+  };
+  for (int i = 0; i < plan::kArenaCount; ++i) {
+    if (!folded().working[i].bytes()) continue;
     const auto count = static_cast<int64_t>(plan_->arena_bytes(static_cast<Arena>(i)) / sizeof(float));
-    Launch cast = cast_weights_launch(at.arenas[i], at.working_arenas[i], count, working_);
-    auto function = memory_->device()->function(cast.kernel);
-    if (!function.ok()) return function.status();
-    casts_[i].emplace_back(std::move(cast), function.value());
+    EFF_RETURN_IF_ERROR(
+        bind(recording.casts[i], {cast_weights_launch(at.arenas[i], at.working_arenas[i], count, working_)}));
   }
-  for (Bound& bound : bound_) {
-    at.constants = constants_.data() + bound.constants_at;
+  if (updates_weights_) {
+    const StepEndsArgs ends{reinterpret_cast<const plan::Segment*>(statistics_list_.data()),
+                            static_cast<int64_t>(statistics_.size()),
+                            at.arena(Arena::weights),
+                            aside_.data(),
+                            at.scalars,
+                            at.state};
+    const Dim blocks{static_cast<uint32_t>(std::max<size_t>(1, statistics_.size())), 1, 1};
+    EFF_RETURN_IF_ERROR(bind(recording.begin, {make_launch("begin_step", blocks, kStepThreads, 0, ends)}));
+    EFF_RETURN_IF_ERROR(bind(recording.finish, {make_launch("finish_step", blocks, kStepThreads, 0, ends)}));
+  }
+  recording.ops.resize(bound_.size());
+  for (size_t i = 0; i < bound_.size(); ++i) {
+    at.constants = constants_.data() + bound_[i].constants_at;
     std::vector<Launch> launches;
-    bound.kernel->record(at, launches);
-    bound.launches.clear();
-    for (Launch& launch : launches) {
-      StatusOr<CUfunction> function = CUfunction{};
-      if (!launch.call) function = memory_->device()->function(launch.kernel);
-      if (!function.ok()) return function.status();
-      bound.launches.emplace_back(std::move(launch), function.value());
-    }
+    bound_[i].kernel->record(at, launches);
+    EFF_RETURN_IF_ERROR(bind(recording.ops[i], std::move(launches)));
   }
-  recorded_generation_ = memory_->generation();
+  recording.generation = memory_->generation();
+  recording.valid = true;
   return ok_status();
 }
 
-Status Executable::queue_input() const {
-  const Driver& driver = memory_->device()->driver();
-  EFF_CUDA(driver, cuMemcpyHtoDAsync, in_.device.address(), in_.host.data(), in_.host.bytes(), memory_->stream());
-  EFF_CUDA(driver, cuMemsetD8Async, state_.address(), 0, sizeof(StepState), memory_->stream());
-  return updates_weights_ ? queue_cast(Arena::weights) : ok_status();
+Status Executable::queue_begin(const Use& use) const {
+  const auto& [slot, recording] = use;
+  EFF_CUDA(driver(), cuMemcpyHtoDAsync, slot.device.address(), slot.scalars.data(), slot.scalars.bytes(), stream());
+  EFF_RETURN_IF_ERROR(queue_launches(device(), recording.begin, stream()));
+  if (!updates_weights_) return ok_status();
+  return queue_launches(device(), recording.casts[static_cast<int>(Arena::weights)], stream());
 }
 
-Status Executable::queue_cast(Arena arena) const {
-  for (const auto& [launch, function] : casts_[static_cast<int>(arena)])
-    EFF_RETURN_IF_ERROR(memory_->device()->launch(launch, function, memory_->stream()));
+Status Executable::queue_op(const Recording& recording, size_t op) const {
+  return queue_launches(device(), recording.ops[op], stream());
+}
+
+Status Executable::queue_output(const Use& use) const {
+  std::byte* into = use.slot.output.data();
+  if (output_.bytes()) EFF_CUDA(driver(), cuMemcpyDtoHAsync, into, output_.address(), output_.bytes(), stream());
+  EFF_CUDA(driver(), cuMemcpyDtoHAsync, into + report_at(output_.bytes()),
+           reinterpret_cast<CUdeviceptr>(memory_->state()), kStepReportBytes, stream());
   return ok_status();
 }
 
-Status Executable::queue_op(size_t op) const {
-  for (const auto& [launch, function] : bound_[op].launches)
-    EFF_RETURN_IF_ERROR(memory_->device()->launch(launch, function, memory_->stream()));
-  return ok_status();
-}
-
-Status Executable::queue_output() const {
-  const Driver& driver = memory_->device()->driver();
-  const CUstream stream = memory_->stream();
-  if (output_.bytes()) EFF_CUDA(driver, cuMemcpyDtoHAsync, out_.data(), output_.address(), output_.bytes(), stream);
-  EFF_CUDA(driver, cuMemcpyDtoHAsync, out_.data() + align256(output_.bytes()), state_.address(), sizeof(StepState),
-           stream);
-  return ok_status();
-}
-
-// Everything of a step, or what is done when weights changed: a step that changes them copies them itself.
-Status Executable::queue(bool prepare) const {
-  if (!prepare)
-    EFF_RETURN_IF_ERROR(queue_input());
-  else if (!updates_weights_)
-    EFF_RETURN_IF_ERROR(queue_cast(Arena::weights));
-  for (size_t i = 0; i < bound_.size(); ++i)
-    if (bound_[i].op->is_prepare() == prepare) EFF_RETURN_IF_ERROR(queue_op(i));
-  return prepare ? queue_cast(Arena::prepared) : queue_output();
+// A step that changes weights copies them itself: preparing does so for the others.
+Status Executable::queue(Part part, const Use& use) const {
+  const Recording& recording = use.recording;
+  const bool prepare = part == Part::prepare;
+  if (prepare && !updates_weights_)
+    EFF_RETURN_IF_ERROR(queue_launches(device(), recording.casts[static_cast<int>(Arena::weights)], stream()));
+  if (part == Part::step || part == Part::batch) EFF_RETURN_IF_ERROR(queue_begin(use));
+  const size_t first = part == Part::update ? update_at_ : 0, end = part == Part::batch ? update_at_ : bound_.size();
+  for (size_t i = first; i < end; ++i)
+    if (bound_[i].op->is_prepare() == prepare) EFF_RETURN_IF_ERROR(queue_op(recording, i));
+  if (prepare) return queue_launches(device(), recording.casts[static_cast<int>(Arena::prepared)], stream());
+  if (part != Part::batch) EFF_RETURN_IF_ERROR(queue_launches(device(), recording.finish, stream()));
+  return queue_output(use);
 }
 
 bool Executable::prepares() const {
@@ -200,98 +234,138 @@ bool Executable::prepares() const {
   return std::any_of(bound_.begin(), bound_.end(), [](const Bound& bound) { return bound.op->is_prepare(); });
 }
 
-Status Executable::capture(bool prepare, CUgraphExec* graph) {
-  const Driver& driver = memory_->device()->driver();
-  const CUstream stream = memory_->stream();
-  EFF_CUDA(driver, cuStreamBeginCapture, stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
-  const Status queued = queue(prepare);
-  CUgraph captured = nullptr;
-  const CUresult ended = driver.cuStreamEndCapture(stream, &captured);
-  Status status = queued.ok() ? driver_status(driver, "cuStreamEndCapture", ended) : queued;
-  if (status.ok())
-    status = driver_status(driver, "cuGraphInstantiate", driver.cuGraphInstantiateWithFlags(graph, captured, 0));
-  if (captured) driver.cuGraphDestroy(captured);
-  return status;
+StatusOr<CUgraphExec> Executable::graph(Part part, const Use& use) {
+  CUgraphExec& graph = use.recording.graphs[static_cast<int>(part)];
+  if (!graph) EFF_RETURN_IF_ERROR(capture(driver(), stream(), &graph, [&] { return queue(part, use); }));
+  return graph;
 }
 
-Status Executable::make_current() {
-  if (recorded_ && recorded_generation_ == memory_->generation()) return ok_status();
+// ---- steps -------------------------------------------------------------------------------------------------------
+
+StatusOr<bool> Executable::prefetch(const std::byte* input) {
+  EFF_RETURN_IF_ERROR(device().enter());
+  const auto slot = ring_.stage(*memory_, input, true);
+  if (!slot.ok()) return slot.status();
+  return slot.value() != nullptr;
+}
+
+StatusOr<Slot*> Executable::stage(const std::byte* input, const StepScalars& scalars) {
+  memory_->wait_unpinned();
+  if (pool_->stopping()) return error(Code::aborted, "closed before a step");
+  EFF_RETURN_IF_ERROR(device().enter());
   EFF_RETURN_IF_ERROR(check_arenas());  // one whose growth failed may be gone
-  forget_graphs();
-  recorded_ = false;
-  EFF_RETURN_IF_ERROR(record());
-  if (prepares()) EFF_RETURN_IF_ERROR(capture(true, &prepare_graph_));
-  EFF_RETURN_IF_ERROR(capture(false, &step_graph_));
-  recorded_ = true;
-  weights_changed = true;
+  if (!folded().allocated) EFF_RETURN_IF_ERROR(allocate(folded()));
+  Slot* slot = nullptr;
+  if (input || plan_->arena_bytes(Arena::input) == 0) {
+    auto staged = ring_.stage(*memory_, input, false);
+    if (!staged.ok()) return staged.status();
+    slot = staged.value();
+  } else {
+    slot = ring_.take();
+    if (!slot) return error(Code::invalid_argument, "no input was given, and none is staged ahead");
+  }
+  if (slot->waits_for_results) return error(Code::internal, "a step's results were not taken before its slot was used");
+  EFF_CUDA(driver(), cuEventSynchronize, slot->done);  // the step before has read its scalars
+  std::memcpy(slot->scalars.data(), &scalars, sizeof scalars);
+  if (slot->copied_on != stream()) EFF_CUDA(driver(), cuStreamWaitEvent, stream(), slot->copied, 0);
+  Recording& recording = this->recording(*slot);
+  if (!recording.valid || recording.generation != memory_->generation()) {
+    recording.forget(driver());
+    EFF_RETURN_IF_ERROR(record(*slot, recording));
+    folded().stale = true;
+  }
+  EFF_RETURN_IF_ERROR(fold({*slot, recording}));
+  return slot;
+}
+
+Status Executable::fold(const Use& use) {
+  if (!prepares()) return ok_status();
+  if (weights_changed.exchange(false)) folded_[0].stale = folded_[1].stale = true;
+  Folded& now = folded();
+  const uint64_t version = memory_->weights_version.load();
+  if (!now.stale && version == now.version) return ok_status();
+  now.stale = true;  // until it has been queued
+  EFF_RETURN_IF_ERROR(run(Part::prepare, use));
+  now.stale = false;
+  now.version = version;
   return ok_status();
 }
 
-Status Executable::stage(const std::byte* input, const StepScalars& scalars) {
-  memory_->wait_unpinned();
-  if (pool_->stopping()) return error(Code::aborted, "closed before a step");
-  EFF_RETURN_IF_ERROR(memory_->device()->enter());
-  EFF_RETURN_IF_ERROR(make_current());
-  std::memcpy(in_.host.data(), &scalars, sizeof scalars);
-  const uint64_t input_bytes = plan_->arena_bytes(Arena::input);
-  if (input_bytes) std::memcpy(in_.host.data() + kInputOffset, input, input_bytes);
-  const uint64_t version = memory_->weights_version.load();
-  if (!prepare_graph_ || (!weights_changed.exchange(false) && version == prepared_version_)) return ok_status();
-  const Driver& driver = memory_->device()->driver();
-  const Status folded = driver_status(driver, "cuGraphLaunch", driver.cuGraphLaunch(prepare_graph_, memory_->stream()));
-  if (!folded.ok()) weights_changed = true;
-  prepared_version_ = version;
-  return folded;
+Status Executable::run(Part part, const Use& use) {
+  const auto captured = graph(part, use);
+  if (!captured.ok()) return captured.status();
+  EFF_CUDA(driver(), cuGraphLaunch, captured.value(), stream());
+  return ok_status();
+}
+
+StatusOr<Slot*> Executable::queue_step(const std::byte* input, const StepScalars& scalars) {
+  const auto staged = stage(input, scalars);
+  if (!staged.ok()) return staged.status();
+  Slot& slot = *staged.value();
+  const Use use{slot, recording(slot)};
+  if (updates_weights_) ++memory_->weights_version;
+  if (scalars.parts > 1) {
+    EFF_RETURN_IF_ERROR(run(Part::batch, use));
+    if (scalars.part + 1 == scalars.parts) EFF_RETURN_IF_ERROR(run(Part::update, use));
+  } else if (profiling.load(std::memory_order_relaxed)) {
+    EFF_RETURN_IF_ERROR(profiled_step(use));
+  } else {
+    EFF_RETURN_IF_ERROR(run(Part::step, use));
+  }
+  EFF_CUDA(driver(), cuEventRecord, slot.done, stream());
+  slot.waits_for_results = true;
+  return &slot;
+}
+
+Status Executable::finish_step(Slot& slot, std::byte* output) {
+  slot.waits_for_results = false;
+  EFF_CUDA(driver(), cuEventSynchronize, slot.done);
+  StepState state;
+  std::memcpy(static_cast<void*>(&state), slot.output.data() + report_at(output_.bytes()), kStepReportBytes);
+  memory_->note_loss_scale(state.loss_scale);
+  const bool skipped = state.skip && slot.host_scalars()->scale_interval > 0;
+  if (updates_weights_ && state.unsound && !skipped)
+    return error(Code::nan, "the update made weights that are not finite");
+  if (output_.bytes()) std::memcpy(output, slot.output.data(), output_.bytes());
+  return ok_status();
 }
 
 Status Executable::step(const std::byte* input, const StepScalars& scalars, std::byte* output) {
-  EFF_RETURN_IF_ERROR(stage(input, scalars));
-  const Driver& driver = memory_->device()->driver();
-  if (updates_weights_) ++memory_->weights_version;
-  if (profiling.load(std::memory_order_relaxed))
-    EFF_RETURN_IF_ERROR(profiled_step());
-  else
-    EFF_CUDA(driver, cuGraphLaunch, step_graph_, memory_->stream());
-  EFF_CUDA(driver, cuStreamSynchronize, memory_->stream());
-  StepState state;
-  std::memcpy(&state, out_.data() + align256(output_.bytes()), sizeof state);
-  if (state.unsound) return error(Code::nan, "the update made weights that are not finite");
-  if (output_.bytes()) std::memcpy(output, out_.data(), output_.bytes());
-  return ok_status();
+  const auto slot = queue_step(input, scalars);
+  return slot.ok() ? finish_step(*slot.value(), output) : slot.status();
 }
 
 // The same launches as the graph's, with the time between them.
-Status Executable::profiled_step() {
-  const Driver& driver = memory_->device()->driver();
-  const CUstream stream = memory_->stream();
+Status Executable::profiled_step(const Use& use) {
   while (marks_.size() <= bound_.size()) {
     CUevent mark = nullptr;
-    EFF_CUDA(driver, cuEventCreate, &mark, CU_EVENT_DEFAULT);
+    EFF_CUDA(driver(), cuEventCreate, &mark, CU_EVENT_DEFAULT);
     marks_.push_back(mark);
   }
-  EFF_RETURN_IF_ERROR(queue_input());
+  EFF_RETURN_IF_ERROR(queue_begin(use));
   for (size_t i = 0; i < bound_.size(); ++i) {
-    EFF_CUDA(driver, cuEventRecord, marks_[i], stream);
-    if (!bound_[i].op->is_prepare()) EFF_RETURN_IF_ERROR(queue_op(i));
+    EFF_CUDA(driver(), cuEventRecord, marks_[i], stream());
+    if (!bound_[i].op->is_prepare()) EFF_RETURN_IF_ERROR(queue_op(use.recording, i));
   }
-  EFF_CUDA(driver, cuEventRecord, marks_[bound_.size()], stream);
-  EFF_RETURN_IF_ERROR(queue_output());
-  EFF_CUDA(driver, cuStreamSynchronize, stream);
+  EFF_CUDA(driver(), cuEventRecord, marks_[bound_.size()], stream());
+  EFF_RETURN_IF_ERROR(queue_launches(device(), use.recording.finish, stream()));
+  EFF_RETURN_IF_ERROR(queue_output(use));
+  EFF_CUDA(driver(), cuStreamSynchronize, stream());
   for (size_t i = 0; i < bound_.size(); ++i) {
     float ms = 0;
-    EFF_CUDA(driver, cuEventElapsedTime, &ms, marks_[i], marks_[i + 1]);
+    EFF_CUDA(driver(), cuEventElapsedTime, &ms, marks_[i], marks_[i + 1]);
     if (!bound_[i].op->is_prepare()) bound_[i].ms += ms;
   }
   ++profiled_steps_;
   return ok_status();
 }
 
+// ---- what others see ---------------------------------------------------------------------------------------------
+
 std::byte* Executable::data(const plan::Tensor& tensor) const {
   switch (tensor.arena) {
     case Arena::prepared:
-      return prepared_arena_.data() + tensor.offset;
-    case Arena::input:
-      return in_.device.data() + kInputOffset + tensor.offset;
+      return folded().prepared.data() + tensor.offset;
     case Arena::output:
       return output_.data() + tensor.offset;
     default:
@@ -304,11 +378,9 @@ Status Executable::read(const plan::Tensor& tensor, std::span<std::byte> into) c
     return error(Code::invalid_argument, "a tensor of the input is there during a step only");
   const size_t bytes = std::min<size_t>(into.size(), tensor.bytes);
   if (bytes == 0) return ok_status();
-  const Driver& driver = memory_->device()->driver();
-  EFF_RETURN_IF_ERROR(memory_->device()->enter());
-  EFF_CUDA(driver, cuMemcpyDtoHAsync, into.data(), reinterpret_cast<CUdeviceptr>(data(tensor)), bytes,
-           memory_->stream());
-  EFF_CUDA(driver, cuStreamSynchronize, memory_->stream());
+  EFF_RETURN_IF_ERROR(device().enter());
+  EFF_CUDA(driver(), cuMemcpyDtoHAsync, into.data(), reinterpret_cast<CUdeviceptr>(data(tensor)), bytes, stream());
+  EFF_CUDA(driver(), cuStreamSynchronize, stream());
   return ok_status();
 }
 
@@ -321,6 +393,10 @@ std::vector<OpReport> Executable::report() const {
   return rows;
 }
 
-uint64_t Executable::owned_bytes() const { return in_.host.bytes() + out_.bytes(); }
+uint64_t Executable::owned_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& slot : ring_.slots()) bytes += slot->input.bytes() + slot->output.bytes() + slot->scalars.bytes();
+  return bytes;
+}
 
 }  // namespace effnet::cuda

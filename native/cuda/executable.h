@@ -1,5 +1,5 @@
-// A plan bound to CUDA kernels over one memory. Its ops are recorded once as launches, captured into a graph, and every
-// step is one replay of it: copy in, kernels, copy out.
+// A plan bound to CUDA kernels over one memory. Its ops are recorded once as launches, captured into graphs, and every
+// step is one replay: scalars in, kernels, results out. Inputs come through a ring (input_ring.h).
 #pragma once
 
 #include <memory>
@@ -9,8 +9,11 @@
 
 #include "core/backend.h"
 #include "cuda/device_memory.h"
+#include "cuda/input_ring.h"
 #include "cuda/kernel.h"
+#include "cuda/recording.h"
 #include "plan/plan.h"
+#include "plan/segments.h"
 
 namespace effnet::cuda {
 
@@ -24,72 +27,96 @@ class Executable final : public effnet::Executable {
   Executable(const Executable&) = delete;
   Executable& operator=(const Executable&) = delete;
 
-  // Waits for the step. Where running statistics are not finite the parameters are as they were, too, and it is
-  // Code::nan.
+  // queue_step and finish_step. Where running statistics are not finite the parameters are as they were, too, and it is
+  // Code::nan unless the loss scale answers for it.
   Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) override;
+  StatusOr<bool> prefetch(const std::byte* input) override;
   StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars) override;
   std::vector<OpReport> report() const override;
   uint64_t owned_bytes() const override;
   Status read(const plan::Tensor& tensor, std::span<std::byte> into) const override;
 
+  // A step without waiting for it. As many may be queued as there are slots; each is finished, in order.
+  StatusOr<Slot*> queue_step(const std::byte* input, const StepScalars& scalars);
+  Status finish_step(Slot& slot, std::byte* output);
+
   const plan::Plan& plan() const override { return *plan_; }
   std::shared_ptr<Memory> memory() const override { return memory_; }
 
  private:
-  // What a step hands over to the device, in one copy: scalars, then the input arena.
-  struct Staging {
-    PinnedBlock host;
-    DeviceBlock device;
+  // Of the weights as they are, and of the moving average while the two are exchanged: what is made from them, so that
+  // neither has to be made again because the other was used, and no address moves.
+  struct Folded {
+    DeviceBlock prepared;
+    DeviceBlock working[plan::kArenaCount];  // 16-bit copies
+    uint64_t version = 0;                    // Memory::weights_version that it was made from
+    bool stale = true, allocated = false;
+  };
+  // Where a step's input is, and the launches over it.
+  struct Use {
+    Slot& slot;
+    Recording& recording;
   };
 
   Executable(std::shared_ptr<ThreadPool> pool, std::shared_ptr<DeviceMemory> memory)
       : effnet::Executable(std::move(pool)), memory_(std::move(memory)) {}
+  const Device& device() const { return *memory_->device(); }
+  const Driver& driver() const { return device().driver(); }
+  CUstream stream() const { return memory_->stream(); }
+
   Status check_arenas() const;
   Status bind_ops();
+  void gather_statistics();
   Status allocate();
-  Status record();
-  Status capture(bool prepare, CUgraphExec* graph);
-  // Onto the memory's stream.
-  Status queue(bool prepare) const;
-  Status queue_input() const;
-  // The 16-bit copy of an arena of weights, where there is one.
-  Status queue_cast(plan::Arena arena) const;
-  Status queue_op(size_t op) const;
-  Status queue_output() const;
-  // Records the launches again where an arena has moved since.
-  Status make_current();
+  Status allocate(Folded& folded);
+  Folded& folded() { return folded_[memory_->exchanged()]; }
+  const Folded& folded() const { return folded_[memory_->exchanged()]; }
+  Addresses addresses(const Slot& slot);
+  Status record(const Slot& slot, Recording& recording);
   // Whether anything is to be done when weights have changed, apart from a step.
   bool prepares() const;
-  // Scalars and input into the staging block, and the ops that fold weights where those have changed.
-  Status stage(const std::byte* input, const StepScalars& scalars);
-  Status profiled_step();
+
+  // Onto the memory's stream.
+  Status queue(Part part, const Use& use) const;
+  Status queue_begin(const Use& use) const;
+  Status queue_op(const Recording& recording, size_t op) const;
+  Status queue_output(const Use& use) const;
+  // The graph of a part, captured at its first use.
+  StatusOr<CUgraphExec> graph(Part part, const Use& use);
+
+  // Before a step or a look through one: input and scalars in a slot, launches over the present addresses, weights
+  // folded where those have changed.
+  StatusOr<Slot*> stage(const std::byte* input, const StepScalars& scalars);
+  Status fold(const Use& use);
+  Status run(Part part, const Use& use);
+  Status profiled_step(const Use& use);
+  Recording& recording(const Slot& slot) { return recordings_[slot.number][memory_->exchanged()]; }
   // The first of `tensors` that is not finite, or nullptr.
   StatusOr<const plan::Tensor*> first_bad(std::span<const plan::Tensor* const> tensors) const;
   std::byte* data(const plan::Tensor& tensor) const;
-  void forget_graphs();
 
   struct Bound {
     const plan::Op* op;
     KernelPtr kernel;
     size_t constants_at = 0;
-    std::vector<std::pair<Launch, CUfunction>> launches;
     double ms = 0;
   };
 
   std::shared_ptr<DeviceMemory> memory_;
   std::shared_ptr<const plan::Plan> plan_;
   std::vector<Bound> bound_;
-  DeviceBlock prepared_arena_, output_, scratch_, constants_, state_;
+  size_t update_at_ = 0;  // of the ops: the first that waits for the gradients of all batches
+  bool updates_weights_ = false;
   plan::DType working_ = plan::DType::f32;  // of the copies of weights, where kernels read such
-  DeviceBlock working_arenas_[plan::kArenaCount];
-  std::vector<std::pair<Launch, CUfunction>> casts_[plan::kArenaCount];
-  Staging in_;
-  PinnedBlock out_;                                             // output arena, then the step's state
-  CUgraphExec step_graph_ = nullptr, prepare_graph_ = nullptr;  // the second only where it has something to do
-  uint64_t recorded_generation_ = 0;
-  bool recorded_ = false, updates_weights_ = false;
-  uint64_t prepared_version_ = 0;  // Memory::weights_version of the folded weights
-  std::vector<CUevent> marks_;     // between the ops of a profiled step
+  // Running statistics, and where they are put aside (kernels/step.h).
+  std::vector<plan::Segment> statistics_;
+  uint64_t statistics_bytes_ = 0;
+
+  DeviceBlock output_, scratch_, constants_, statistics_list_, aside_;
+  Folded folded_[2];
+  InputRing ring_;
+  Recording recordings_[InputRing::kSlots][2];  // by slot, and whether weights and average are exchanged
+  std::vector<CUevent> marks_;                  // between the ops of a profiled step
   int profiled_steps_ = 0;
 };
 

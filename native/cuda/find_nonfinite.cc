@@ -34,7 +34,9 @@ StatusOr<const Tensor*> Executable::first_bad(std::span<const Tensor* const> ten
 }
 
 StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* input, const StepScalars& scalars) {
-  EFF_RETURN_IF_ERROR(stage(input, scalars));
+  const auto staged = stage(input, scalars);
+  if (!staged.ok()) return staged.status();
+  const Use use{*staged.value(), recording(*staged.value())};
   // Weights that were not finite before; the gradients of the update that made them are still there. The running
   // statistics of a batch norm in training are written, not read: they are no cause.
   for (const Bound& bound : bound_) {
@@ -49,13 +51,13 @@ StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* i
     }
     return found("weights", *bound.op, *weights.value());
   }
-  EFF_RETURN_IF_ERROR(queue_input());
+  EFF_RETURN_IF_ERROR(queue_begin(use));
   bool backward = false;
   for (size_t i = 0; i < bound_.size(); ++i) {
     const Op& op = *bound_[i].op;
     if (plan::updates_parameters(op.id)) break;
     if (pool_->stopping()) return error(Code::aborted, "closed while a step was looked through");
-    if (!op.is_prepare()) EFF_RETURN_IF_ERROR(queue_op(i));
+    if (!op.is_prepare()) EFF_RETURN_IF_ERROR(queue_op(use.recording, i));
     for (const auto* list : {&op.outputs, &op.updates}) {
       const auto bad = first_bad(*list);
       if (!bad.ok()) return bad.status();

@@ -256,6 +256,29 @@ void close_memory(const Napi::CallbackInfo& info) {
   handle->accounted.set(0);
 }
 
+Napi::Value loss_scale(const Napi::CallbackInfo& info) {
+  const auto memory = open_memory(info, 0);
+  require_no_step(info.Env(), *memory);
+  const LossScale now = memory->loss_scale();
+  Napi::Object object = Napi::Object::New(info.Env());
+  object.Set("scale", now.scale);
+  object.Set("growth", now.growth);
+  object.Set("skipped", now.skipped);
+  return object;
+}
+
+void set_loss_scale(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto memory = open_memory(info, 0);
+  require_no_step(env, *memory);
+  const Napi::Object given = info[1].ToObject();
+  const auto count = [&](const char* name) {
+    return static_cast<uint32_t>(get_number(env, given.Get(name), name, 0, 4294967295.0));
+  };
+  const auto scale = static_cast<float>(get_number(env, given.Get("scale"), "scale", 1e-30, 1e30));
+  check(env, memory->set_loss_scale({scale, count("growth"), count("skipped")}));
+}
+
 // Marks a memory busy for as long as it lives.
 struct BusyMark {
   explicit BusyMark(std::shared_ptr<Memory> m) : memory(std::move(m)) { ++memory->busy; }
@@ -375,6 +398,7 @@ struct StepJob {
   // Of JavaScript, which keeps it unchanged until the step has run; its completion keeps it alive.
   const std::byte* given = nullptr;
   size_t given_bytes = 0;
+  bool prefetched = false;
   std::vector<std::byte> aligned;
   std::vector<std::byte> output;
   std::optional<BusyMark> busy;
@@ -383,6 +407,7 @@ struct StepJob {
   // On the engine's thread. The plan reads rows at 64-byte aligned offsets; kernels take inputs from 16-byte aligned
   // blocks, which a view into a larger buffer need not be.
   const std::byte* data() {
+    if (prefetched) return nullptr;
     if (batch) return batch->data();
     if (reinterpret_cast<uintptr_t>(given) % 16 == 0) return given;
     aligned.assign(given, given + given_bytes);
@@ -390,14 +415,15 @@ struct StepJob {
   }
 };
 
-// Arguments: executable, input, scalars. `keep` gets what must outlive the call.
-std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const Executable& executable,
-                                  std::vector<Napi::Value>& keep) {
+// Arguments: executable, input. `keep` gets what must outlive the call.
+std::shared_ptr<StepJob> input_job(const Napi::CallbackInfo& info, const Executable& executable,
+                                   std::vector<Napi::Value>& keep) {
   Napi::Env env = info.Env();
   const Napi::Object input = info[1].ToObject();
   const uint64_t needed = executable.plan().arena_bytes(plan::Arena::input);
   auto job = std::make_shared<StepJob>();
-  job->scalars = get_scalars(env, info[2]);
+  job->prefetched = input.Get("prefetched").ToBoolean().Value();
+  if (job->prefetched) return job;
   size_t given;
   if (const Napi::Value batch = input.Get("batch"); !batch.IsUndefined()) {
     job->batch = open_batch(env, batch);
@@ -412,6 +438,34 @@ std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const Executab
     throw_status(env, error(Code::invalid_argument, "the input has %zu bytes, the plan reads %llu", given,
                             static_cast<unsigned long long>(needed)));
   return job;
+}
+
+// With a third argument, the scalars.
+std::shared_ptr<StepJob> step_job(const Napi::CallbackInfo& info, const Executable& executable,
+                                  std::vector<Napi::Value>& keep) {
+  const StepScalars scalars = get_scalars(info.Env(), info[2]);
+  auto job = input_job(info, executable, keep);
+  job->scalars = scalars;
+  return job;
+}
+
+// Beside the steps, so not on the engine's thread.
+Napi::Value prefetch(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  auto executable = open_executable(info, 0);
+  std::vector<Napi::Value> keep;
+  auto job = input_job(info, *executable, keep);
+  if (job->prefetched)
+    throw_status(env, error(Code::invalid_argument, "an input that was taken cannot be taken again"));
+  const Completion completion = Completion::create(env, keep);
+  io::run_task([completion, executable, job]() mutable {
+    const auto taken = caught([&] { return executable->prefetch(job->data()); });
+    job->batch.reset();
+    executable.reset();  // before anyone hears: whoever closes then finds the bytes given back
+    if (!taken.ok()) return completion.reject(taken.status());
+    completion.resolve([was = taken.value()](Napi::Env e) { return Napi::Boolean::New(e, was); });
+  });
+  return completion.promise();
 }
 
 Napi::Value step(const Napi::CallbackInfo& info) {
@@ -577,6 +631,9 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   export_function(env, exports, "dump", dump);
   export_function(env, exports, "setProfiling", set_profiling);
   export_function(env, exports, "step", step);
+  export_function(env, exports, "lossScale", loss_scale);
+  export_function(env, exports, "setLossScale", set_loss_scale);
+  export_function(env, exports, "prefetch", prefetch);
   export_function(env, exports, "findNonFinite", find_nonfinite);
   export_function(env, exports, "invalidate", invalidate);
   export_function(env, exports, "closeExecutable", close_executable);

@@ -10,6 +10,7 @@ const options: ResolvedOptions = {
   model: 'efficientnet_b0',
   numClasses: 10,
   precision: 'fp32',
+  lossScale: null,
   batchSize: 32,
   evalBatchSize: 32,
   imageSize: 64,

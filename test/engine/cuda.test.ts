@@ -8,7 +8,7 @@ import path from 'node:path'
 import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ARENA, binding } from '../../ts/binding.js'
-import { createModel, imageFolder, loadModel, type Model, Trainer } from '../../ts/index.js'
+import { createModel, imageFolder, loadModel, type Model, type StepEvent, Trainer, type TrainerOptions } from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
 import { relativeError } from './harness.js'
 
@@ -139,6 +139,46 @@ describe.skipIf(missing !== undefined)(`device "cuda"${missing ? ` (no ${missing
     const second = await fit('cpu', 2)
     expect(second.result).toMatchObject({ status: 'finished', step: 2 })
     expect(second.weights).not.toEqual(first.weights)
+  }, 300_000)
+
+  it('scales the loss of fp16-mixed, skips what overflows, and goes on from a checkpoint with the scale it had', async () => {
+    const { train: all } = await imageFolder(path.join(packageRoot(), 'models/demo'))
+    const [, train] = all.split(8 / all.length, 1)
+    const outDir = path.join(scratch, 'fp16')
+    const scaled: Pick<TrainerOptions, 'lossScale'> = { lossScale: { initial: 2 ** 99, backoff: 2 ** -87, interval: 2 } }
+    const fit = async (maxSteps: number) => {
+      const numClasses = all.classes.length
+      const model = await createModel('tf_efficientnet_b0', {
+        pretrained: true,
+        numClasses,
+        device: 'cuda',
+        precision: 'fp16-mixed',
+      })
+      const before = model.session.read('conv_head.weight')
+      const mean = model.session.read('bn1.running_mean')
+      const steps: StepEvent[] = []
+      const noted = { name: 'noted', onStepEnd: (_: unknown, event: StepEvent) => void steps.push(event) }
+      const run = { outDir, batchSize: 4, imageSize: SIZE, maxSteps, maxEpochs: 9, seed: 1, callbacks: [noted] }
+      await new Trainer({ model, ...run, ...scaled }).fit({ train, resume: 'auto' })
+      const moved = [
+        apart(model.session.read('conv_head.weight'), before) > 0,
+        apart(model.session.read('bn1.running_mean'), mean) > 0,
+      ]
+      await model.close()
+      return { moved, steps: steps.map(({ lossScale, skippedSteps }) => [lossScale, skippedSteps]) }
+    }
+    expect(await fit(1)).toEqual({ moved: [false, false], steps: [[2 ** 12, 1]] })
+    const state = JSON.parse(readFileSync(path.join(outDir, 'checkpoints/last/state.json'), 'utf8'))
+    expect(state.lossScale).toEqual({ scale: 2 ** 12, growth: 0, skipped: 1 })
+    expect(await fit(3)).toEqual({
+      moved: [true, true],
+      steps: [
+        [2 ** 12, 1],
+        [2 ** 13, 1],
+      ],
+    })
+    const header = readFileSync(path.join(outDir, 'metrics.csv'), 'utf8').split('\n')[0]
+    expect(header).toContain('loss_scale,skipped_steps')
   }, 300_000)
 
   it.skipIf(!data)(

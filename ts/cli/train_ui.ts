@@ -152,6 +152,7 @@ export class TrainUi {
       { text: `loss ${number(e.meanLoss, 3)}`, rank: 1 },
       { text: `top1 ${number(e.top1, 1)}`, rank: 5 },
       { text: `lr ${compact(e.lr)}`, rank: 7 },
+      ...(e.lossScale === undefined ? [] : [{ text: `scale ${e.lossScale}, ${e.skippedSteps} skipped`, rank: 10 }]),
       { text: `${grouped(e.imagesPerS)} img/s`, rank: 2 },
       { text: `wait ${(100 * e.dataWait).toFixed(1)} %`, rank: 6 },
       { text: mebibytes(process.memoryUsage.rss()), rank: 9 },

@@ -10,7 +10,11 @@ export const STEP_SCALARS = [
   'clip_norm',
   'ema_decay',
   'optimizer_step',
-  'loss_scale',
+  'part',
+  'parts',
+  'scale_interval',
+  'scale_growth',
+  'scale_backoff',
 ] as const
 
 export type StepScalars = Record<(typeof STEP_SCALARS)[number], number>
@@ -26,7 +30,11 @@ export const DEFAULT_SCALARS: Readonly<StepScalars> = {
   clip_norm: 0,
   ema_decay: 0,
   optimizer_step: 1,
-  loss_scale: 1,
+  part: 0,
+  parts: 1,
+  scale_interval: 0,
+  scale_growth: 2,
+  scale_backoff: 0.5,
 }
 
 export const packScalars = (s: Partial<StepScalars>): Float64Array =>

@@ -7,6 +7,7 @@ import {
   binding,
   type DeviceHandle,
   type ExecutableHandle,
+  type LossScale,
   type MemoryHandle,
   type NonFinite,
   type PoolHandle,
@@ -380,7 +381,10 @@ export class Session implements AsyncDisposable {
   /** Compiles a training step. @throws EFF_OOM with the bytes asked for */
   async trainPlan(options: TrainPlanOptions): Promise<TrainPlan> {
     const pool = this.openPool()
-    const graph = await inTurns(trainProgram.parts(this.config, { ...options, dtype: this.format.dtype, target: this.target }))
+    const { dtype, lossScale } = this.format
+    // Gradients that are not finite are found by their norm.
+    const clip = options.clip || lossScale
+    const graph = await inTurns(trainProgram.parts(this.config, { ...options, clip, dtype, target: this.target }))
     const { name } = options.optimizer
     const compiled = await Compiled.create(
       { pool, threads: this.threads, format: this.format, available: () => this.availableBytes() },
@@ -394,7 +398,7 @@ export class Session implements AsyncDisposable {
       options.batchSize,
       this.held,
     )
-    return this.keep(new TrainPlan(compiled, options))
+    return this.keep(new TrainPlan(compiled, { ...options, clip }))
   }
 
   /** Compiles a forward pass with BN folded into the weights. */
@@ -461,6 +465,15 @@ export class Session implements AsyncDisposable {
       await binding().ensureArena(this.memory, ARENA.ema, this.layout.bytes)
       await binding().copyArena(this.memory, ARENA.weights, ARENA.ema)
     })
+  }
+
+  /** As the last step left it; 1 where the precision needs none. */
+  get lossScale(): LossScale {
+    return binding().lossScale(this.memory)
+  }
+
+  set lossScale(scale: LossScale) {
+    binding().setLossScale(this.memory, scale)
   }
 
   /** Zeroes the optimizer state. */

@@ -75,7 +75,7 @@ export class EarlyStopping implements Callback {
 
   onFitStart({ options }: TrainerContext, { valImages }: StartEvent): void {
     if (valImages > 0 || !this.monitor.startsWith('val')) return
-    throw noSuchMetric('EarlyStopping: monitor', this.monitor, metricNames(false, options.ema > 0))
+    throw noSuchMetric('EarlyStopping: monitor', this.monitor, metricNames(false, options))
   }
 
   onEpochEnd(ctx: TrainerContext, event: EpochEvent): void {
@@ -171,7 +171,7 @@ export class JsonlLogger implements Callback {
 
   async onStepEnd(_ctx: TrainerContext, event: StepEvent): Promise<void> {
     if (event.step % this.every !== 0 && event.stepInEpoch !== event.stepsPerEpoch) return
-    const { epoch, step, loss, lr, imagesPerS, dataWait, elapsedMs, gradNorm } = event
+    const { epoch, step, loss, lr, imagesPerS, dataWait, elapsedMs, gradNorm, lossScale, skippedSteps } = event
     const line = {
       epoch,
       step,
@@ -181,6 +181,7 @@ export class JsonlLogger implements Callback {
       dataWait,
       timeS: elapsedMs / 1000,
       ...(gradNorm === undefined ? {} : { gradNorm }),
+      ...(lossScale === undefined ? {} : { lossScale, skippedSteps }),
     }
     await this.folder.append('steps.jsonl', `${JSON.stringify(line)}\n`)
   }

@@ -4,7 +4,7 @@
  */
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import { binding } from '../binding.js'
+import { binding, type LossScale } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import type { ModelConfig } from '../nn/index.js'
 import type { Session } from '../runtime/session.js'
@@ -53,6 +53,8 @@ export interface TrainState {
   /** Updates of the moving average. */
   emaUpdates: number
   options: ResolvedOptions
+  /** Where the loss is scaled. */
+  lossScale?: LossScale | null
   /** Peak rate and steps of the schedule. */
   schedule: { stepsPerEpoch: number; totalSteps: number }
   running: number[]

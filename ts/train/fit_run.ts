@@ -4,7 +4,7 @@
  */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
-import type { NonFinite, StepInput } from '../binding.js'
+import type { LossScale, NonFinite, StepInput } from '../binding.js'
 import type { NativeBatch, NativeImageLoader } from '../data/loader.js'
 import type { BadFile, ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
@@ -82,6 +82,8 @@ export class FitRun implements TrainerContext, ValidationHost {
   private concluded = false
   /** Calls of `onWarning`, in order. */
   private warnings: Promise<void> = Promise.resolve()
+  /** Where the precision needs one: as the last step left it. */
+  private lossScale: LossScale | null = null
   private resumedFrom: { path: string; step: number } | undefined
   private lock: RunLock | undefined
   /** This run writes to the folder: before it, nothing there is touched. */
@@ -275,7 +277,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       totalSteps: this.horizon(),
     }
     this.checkWarmup()
-    this.checkMonitor(metricNames(val !== undefined, o.ema > 0), true)
+    this.checkMonitor(metricNames(val !== undefined, o), true)
     await this.bind(resume)
     await this.openLogs(resume, val !== undefined)
     await this.callbacks.call('onSetup', this)
@@ -339,6 +341,11 @@ export class FitRun implements TrainerContext, ValidationHost {
         ...(frozen.size > 0 ? { frozen: (name: string) => frozen.has(name) } : {}),
       })
       await session.resetOptimizer()
+      if (o.lossScale) {
+        const kept = resume?.state.options.lossScale ? resume.state.lossScale : null
+        this.lossScale = { scale: o.lossScale.initial, growth: 0, ...kept, skipped: this.progress.skipped }
+        session.lossScale = this.lossScale
+      }
       const kept = resume !== undefined && o.ema > 0 && (await hasAverage(resume.dir))
       if (resume) await readTrainingState(session, resume.dir, { optimizer: o.optimizer.name, ema: kept })
       if (o.ema === 0 || kept) return
@@ -353,7 +360,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     const { folder } = this
     if (!folder) return
     const o = this.options
-    const csv = new CsvLogger(folder, metricNames(validates, o.ema > 0))
+    const csv = new CsvLogger(folder, metricNames(validates, o))
     const jsonl = new JsonlLogger(folder, o.logEvery)
     const from = this.continued ? resume?.state : undefined
     await csv.begin(from)
@@ -430,8 +437,10 @@ export class FitRun implements TrainerContext, ValidationHost {
     progress.step++
     progress.stepInEpoch++
     progress.sample = batch.nextSample
-    if (this.options.ema > 0) progress.emaUpdates++
-    progress.running.add(result.loss, result.ranks)
+    const skipped = this.lossScale !== null && this.lossScale.skipped > progress.skipped
+    if (skipped) progress.skipped = this.lossScale!.skipped
+    if (this.options.ema > 0 && !skipped) progress.emaUpdates++
+    if (Number.isFinite(result.loss)) progress.running.add(result.loss, result.ranks)
     this.speed.count(batch.count, stepMs, waitMs)
     const event = this.stepEvent(result, scalars.lr!, stepMs, waitMs)
     this.hub.emit(event)
@@ -440,6 +449,7 @@ export class FitRun implements TrainerContext, ValidationHost {
 
   private stepEvent(result: StepResult, lr: number, stepMs: number, waitMs: number): StepEvent {
     const { progress, speed } = this
+    const scale = this.lossScale && { lossScale: this.lossScale.scale, skippedSteps: progress.skipped }
     return {
       type: 'step',
       epoch: progress.epoch + 1,
@@ -452,6 +462,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       top1: progress.running.top1,
       lr,
       ...(result.gradNorm === undefined ? {} : { gradNorm: result.gradNorm }),
+      ...scale,
       imagesPerS: speed.imagesPerS,
       dataWait: speed.dataWait,
       stepMs,
@@ -463,11 +474,15 @@ export class FitRun implements TrainerContext, ValidationHost {
   /** A step, or EFF_NAN that names where the first NaN or infinity was. */
   private async soundStep(input: StepInput, scalars: Partial<StepScalars>): Promise<StepResult> {
     const plan = this.plan!
+    const scale = this.lossScale?.scale ?? 1
     let what = 'the update is not finite'
     try {
       const result = await plan.step(input, scalars)
+      if (this.lossScale) this.lossScale = this.model.session.lossScale
       const { loss, gradNorm } = result
       if (Number.isFinite(loss) && (gradNorm === undefined || Number.isFinite(gradNorm))) return result
+      // A step that was skipped: a smaller scale may do.
+      if (scale > 1) return result
       what = Number.isFinite(loss) ? `the norm of the gradients is ${gradNorm}` : `loss is ${loss}`
     } catch (cause) {
       if (!(cause instanceof EffnetError) || cause.code !== 'EFF_NAN') throw cause
@@ -525,6 +540,10 @@ export class FitRun implements TrainerContext, ValidationHost {
       Object.assign(metrics, measured)
     }
     metrics['lr'] = learningRate(this.schedule!, Math.max(0, progress.step - 1))
+    if (this.lossScale) {
+      metrics['loss_scale'] = this.lossScale.scale
+      metrics['skipped_steps'] = progress.skipped
+    }
     metrics['images_per_s'] = speed.imagesPerS
     metrics['data_wait'] = speed.dataWait
     if (due) this.checkMonitor(Object.keys(metrics), false)
@@ -622,6 +641,7 @@ export class FitRun implements TrainerContext, ValidationHost {
         seed: options.seed,
         ...progress.state(),
         options,
+        lossScale: this.lossScale ?? (progress.skipped > 0 ? { scale: 1, growth: 0, skipped: progress.skipped } : null),
         schedule: { stepsPerEpoch: this.stepsPerEpoch, totalSteps: this.totalSteps },
         callbacks: this.callbacks.state(),
         frozen: this.model.frozen,

@@ -5,6 +5,7 @@ import { defaultWorkers } from '../data/loader.js'
 import { EffnetError } from '../errors.js'
 import { normalizePrecision } from '../infer/precision.js'
 import { nearest } from '../nearest.js'
+import { FORMATS } from '../runtime/formats.js'
 import { checkCallbacks } from './callback_check.js'
 import { durationMs } from './duration.js'
 import { optimizerDefaults, recipeFor } from './recipes.js'
@@ -87,6 +88,18 @@ const schema = z.strictObject({
   dropPathRate: share.optional(),
   bnMomentum: z.number().gte(0).lte(1).optional(),
   clipNorm: notNegative.optional(),
+  lossScale: z
+    .strictObject({
+      initial: z
+        .number()
+        .gte(1)
+        .lte(2 ** 100)
+        .optional(),
+      growth: z.number().gt(1).lte(1024).optional(),
+      interval: countFrom1.optional(),
+      backoff: z.number().gt(0).lt(1).optional(),
+    })
+    .optional(),
   maxEpochs: countFrom1.optional(),
   maxSteps: countFrom1.optional(),
   maxTime: z.union([z.string(), z.number()]).optional(),
@@ -203,6 +216,7 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
     dropPathRate: options.dropPathRate ?? recipe.dropPathRate,
     bnMomentum: options.bnMomentum ?? recipe.bnMomentum,
     clipNorm: options.clipNorm ?? 0,
+    lossScale: resolveLossScale(options),
     maxEpochs,
     maxSteps: options.maxSteps ?? null,
     maxTimeMs: options.maxTime === undefined ? null : durationMs(options.maxTime, 'maxTime'),
@@ -230,6 +244,17 @@ function checkPrecision(options: TrainerOptions): void {
   if (wanted === options.model.precision) return
   throw new EffnetError('EFF_CONFIG_VALUE', `precision = ${wanted}, but the model was made with ${options.model.precision}`, {
     hint: `createModel(name, { precision: '${wanted}' })`,
+  })
+}
+
+/** PyTorch's GradScaler. */
+function resolveLossScale({ lossScale, model }: TrainerOptions): ResolvedOptions['lossScale'] {
+  if (FORMATS[model.precision].lossScale) {
+    return { initial: 65536, growth: 2, interval: 2000, backoff: 0.5, ...defined(lossScale ?? {}) }
+  }
+  if (lossScale === undefined) return null
+  throw new EffnetError('EFF_CONFIG_VALUE', `lossScale is for precision fp16-mixed; the model was made with ${model.precision}`, {
+    hint: "createModel(name, { precision: 'fp16-mixed' })",
   })
 }
 

@@ -16,6 +16,8 @@ export class Progress {
   /** Position in the order of the epoch in work. */
   sample = 0
   emaUpdates = 0
+  /** Steps whose update was left out, over all processes. */
+  skipped = 0
   metrics: Metrics = {}
   best: TrainState['best'] = null
   /** Of the epoch in work. */
@@ -79,6 +81,7 @@ export class Progress {
     this.stepInEpoch = state.stepInEpoch
     this.sample = state.sample
     this.emaUpdates = state.emaUpdates
+    this.skipped = state.lossScale?.skipped ?? 0
     this.metrics = numbers(state.metrics)
     this.best = state.best
     this.trainedMs = state.trainedMs

@@ -5,9 +5,9 @@ import type { ResolvedOptions } from './types.js'
 
 /** What the training plan is told for the next step. */
 export function stepScalars(
-  { optimizer, ema, clipNorm, seed }: ResolvedOptions,
+  { optimizer, ema, clipNorm, lossScale, seed }: ResolvedOptions,
   schedule: ScheduleSpec,
-  { step, emaUpdates }: Progress,
+  { step, emaUpdates, skipped }: Progress,
 ): Partial<StepScalars> {
   const adam = optimizer.name === 'adamw'
   return {
@@ -20,6 +20,8 @@ export function stepScalars(
     eps: optimizer.eps,
     clip_norm: clipNorm,
     ema_decay: ema > 0 ? emaDecay(ema, emaUpdates + 1) : 0,
-    optimizer_step: step + 1,
+    // Where the loss is scaled the device takes off what it skipped.
+    optimizer_step: step + 1 - (lossScale ? 0 : skipped),
+    ...(lossScale && { scale_interval: lossScale.interval, scale_growth: lossScale.growth, scale_backoff: lossScale.backoff }),
   }
 }

@@ -52,6 +52,17 @@ export interface CheckpointOptions {
   mode?: 'max' | 'min'
 }
 
+/** Of fp16-mixed: what the loss is multiplied by, so that gradients do not vanish in FP16. */
+export interface LossScaleOptions {
+  /** Default 65536. */
+  initial?: number
+  /** Times this after `interval` steps without a skipped one; defaults 2 and 2000. */
+  growth?: number
+  interval?: number
+  /** Times this, and never below 1, where gradients are not finite: that step is skipped. Default 0.5. */
+  backoff?: number
+}
+
 export interface EmaOptions {
   /** d = min(decay, (1 + t) / (10 + t)) after t updates. */
   decay: number
@@ -94,6 +105,8 @@ export interface TrainerOptions {
   bnMomentum?: number
   /** Global gradient norm; 0 = off. */
   clipNorm?: number
+  /** With precision fp16-mixed only. */
+  lossScale?: LossScaleOptions
   maxEpochs?: number
   maxSteps?: number
   /** Milliseconds, '12h', '90m', '30s' or 'DD:HH:MM:SS'; when used up: checkpoint, status 'interrupted'. */
@@ -146,6 +159,8 @@ export interface ResolvedOptions {
   dropPathRate: number
   bnMomentum: number
   clipNorm: number
+  /** null: the precision needs none. */
+  lossScale: Required<LossScaleOptions> | null
   maxEpochs: number
   maxSteps: number | null
   maxTimeMs: number | null
@@ -279,6 +294,9 @@ export interface StepEvent {
   top1: number
   lr: number
   gradNorm?: number
+  /** With fp16-mixed: the scale after this step, and the steps skipped so far in the run. */
+  lossScale?: number
+  skippedSteps?: number
   /** Since the start of the epoch (the part of it in this process). */
   imagesPerS: number
   /** Share of time spent waiting for data, same span. */

@@ -4,11 +4,14 @@
 //   - Work is queued by stream and runs only when somebody waits for it, so whoever reads too early reads the past.
 //     Streams are ordered by events alone; FAKE_CUDA_ORDER picks among the legal orders (0: the stream waited for first
 //     and no more than it needs; n: a random order of everything queued, seeded by n).
-//   - Host memory of an asynchronous copy is read when the copy runs.
-//   - A capture records a graph with its dependencies; waiting during one breaks it (error 900).
+//   - Host memory of an asynchronous copy is read when the copy runs. Page-locked memory that has changed since the
+//   copy
+//     was asked for is a fault: whoever writes it must wait first. A graph asks for its copies when it is launched.
+//   - A capture records a graph with its dependencies; waiting during one, on its thread, breaks it (error 900).
 //   - Fresh device memory is 0xff: NaN. Using freed objects is an error; fake_cuda_live() counts what is left.
 //   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
-//     every later call fails too. FAKE_CUDA_MEMORY, FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY describe
+//     every later call fails too. FAKE_CUDA_IGNORE=name makes calls of a function do nothing: what a program does that
+//     lacks them. FAKE_CUDA_MEMORY, FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY describe
 //     the machine. FAKE_CUDA_LOG=file gets a line a call.
 #include <cuda.h>
 
@@ -24,6 +27,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda/device/emulation.h"
@@ -35,6 +39,10 @@ namespace emulation = effnet::cuda::emulation;
 
 struct Work {
   std::function<void()> run;
+  // Of a copy from page-locked memory, else nullptr.
+  const void* from = nullptr;
+  size_t bytes = 0;
+  uint64_t sum = 0;  // of what lay there when the copy was asked for
 };
 
 struct Graph {
@@ -84,6 +92,8 @@ struct Fake {
   std::map<CUfunction, int> shared_allowed;  // what a kernel has asked for, bytes
   size_t used = 0;
   int captures = 0;
+  std::thread::id capturing;
+  std::map<const void*, size_t> page_locked;
   int fault = 0;
   std::mt19937 random{0};
 };
@@ -112,6 +122,14 @@ int fault_of(const std::string& name, int call) {
   return name == who && nth == call ? code : 0;
 }
 
+bool ignored(const char* name) { return std::string(setting("FAKE_CUDA_IGNORE", "")) == name; }
+
+uint64_t sum_of(const void* data, size_t bytes) {
+  uint64_t sum = 1469598103934665603u;
+  for (size_t i = 0; i < bytes; ++i) sum = (sum ^ static_cast<const unsigned char*>(data)[i]) * 1099511628211u;
+  return sum;
+}
+
 // At the head of every function. `waits`: it may not be called while a stream is captured.
 CUresult enter(const char* name, bool waits) {
   Fake& f = fake();
@@ -121,7 +139,7 @@ CUresult enter(const char* name, bool waits) {
     if (code >= 700) f.fault = code;
     return static_cast<CUresult>(code);
   }
-  if (waits && f.captures > 0) {
+  if (waits && f.captures > 0 && f.capturing == std::this_thread::get_id()) {
     for (Stream* s : f.streams)
       if (s->capture) s->capture->broken = true;
     return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -144,6 +162,14 @@ CUresult bury(void* object) {
 
 // ---- running what is queued --------------------------------------------------------------------------------------
 
+void run(const Work& work) {
+  if (work.from && sum_of(work.from, work.bytes) != work.sum && !fake().fault) {
+    log_line("  page-locked memory was written while its copy was pending");
+    fake().fault = CUDA_ERROR_LAUNCH_FAILED;
+  }
+  if (work.run) work.run();
+}
+
 bool ready(const Stream& s) {
   return !s.queue.empty() && (!s.queue.front().wait || s.queue.front().wait->reached >= s.queue.front().version);
 }
@@ -151,7 +177,7 @@ bool ready(const Stream& s) {
 void run_front(Stream& s) {
   Item item = std::move(s.queue.front());
   s.queue.pop_front();
-  if (item.work.run) item.work.run();
+  run(item.work);
   if (item.record) item.record->reached = std::max(item.record->reached, item.version);
 }
 
@@ -178,8 +204,21 @@ bool run_until(Stream* wanted, const std::function<bool()>& done) {
   return true;
 }
 
+CUresult outcome(bool ran) {
+  if (fake().fault) return static_cast<CUresult>(fake().fault);
+  return ran ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+}
+
 CUresult synchronise(Stream* s) {
-  return run_until(s, [s] { return s->queue.empty(); }) ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+  return outcome(run_until(s, [s] { return s->queue.empty(); }));
+}
+
+CUresult synchronise(Event* e) {
+  Stream* recorded_on = nullptr;
+  for (Stream* s : fake().streams)
+    for (const Item& item : s->queue)
+      if (item.record == e) recorded_on = s;
+  return outcome(run_until(recorded_on, [e] { return e->reached >= e->recorded; }));
 }
 
 CUresult add(CUstream handle, Work work) {
@@ -205,7 +244,7 @@ void run_graph(const Graph& graph) {
       if (!done[i] && std::all_of(after.begin(), after.end(), [&](size_t n) { return done[n]; })) able.push_back(i);
     }
     const size_t next = order == 0 ? able.front() : able[f.random() % able.size()];
-    graph.nodes[next].work.run();
+    run(graph.nodes[next].work);
     done[next] = true;
   }
 }
@@ -324,19 +363,31 @@ EFF_FAKE(cuMemHostAlloc, void** data, size_t bytes, unsigned) {
   *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (!*data) return CUDA_ERROR_OUT_OF_MEMORY;
   fake().objects[*data] = "page-locked memory";
+  fake().page_locked[*data] = bytes;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemFreeHost, void* data) {
   EFF_ENTER(cuMemFreeHost, true)
   if (!fake().objects.erase(data)) return CUDA_ERROR_INVALID_VALUE;
   for (Stream* s : fake().streams) synchronise(s);
+  fake().page_locked.erase(data);
   std::free(data);
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemcpyHtoDAsync, CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
   EFF_ENTER(cuMemcpyHtoDAsync, false)
   if (!in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
-  return add(stream, {[=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); }});
+  Work work{[=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); }};
+  const auto block = fake().page_locked.upper_bound(from);
+  if (block != fake().page_locked.begin()) {
+    const auto& [start, size] = *std::prev(block);
+    if (static_cast<const std::byte*>(from) + bytes <= static_cast<const std::byte*>(start) + size) {
+      work.from = from;
+      work.bytes = bytes;
+      work.sum = sum_of(from, bytes);
+    }
+  }
+  return add(stream, std::move(work));
 }
 EFF_FAKE(cuMemcpyDtoHAsync, void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
   EFF_ENTER(cuMemcpyDtoHAsync, false)
@@ -397,6 +448,7 @@ EFF_FAKE(cuEventRecord, CUevent event, CUstream stream) {
 }
 EFF_FAKE(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned) {
   EFF_ENTER(cuStreamWaitEvent, false)
+  if (ignored("cuStreamWaitEvent")) return CUDA_SUCCESS;
   auto* e = reinterpret_cast<Event*>(event);
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(e) || !alive(s)) return CUDA_ERROR_INVALID_HANDLE;
@@ -412,6 +464,12 @@ EFF_FAKE(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned) {
   if (s->capture) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
   s->queue.push_back({{}, nullptr, e, e->recorded});
   return CUDA_SUCCESS;
+}
+EFF_FAKE(cuEventSynchronize, CUevent event) {
+  EFF_ENTER(cuEventSynchronize, true)
+  auto* e = reinterpret_cast<Event*>(event);
+  if (!alive(e)) return CUDA_ERROR_INVALID_HANDLE;
+  return ignored("cuEventSynchronize") ? CUDA_SUCCESS : synchronise(e);
 }
 EFF_FAKE(cuEventElapsedTime, float* ms, CUevent from, CUevent to) {
   EFF_ENTER(cuEventElapsedTime, false)
@@ -481,6 +539,7 @@ EFF_FAKE(cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode) {
   s->origin = true;
   s->tail.clear();
   ++fake().captures;
+  fake().capturing = std::this_thread::get_id();
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuStreamEndCapture, CUstream stream, CUgraph* graph) {
@@ -523,6 +582,8 @@ EFF_FAKE(cuGraphLaunch, CUgraphExec executable, CUstream stream) {
   EFF_ENTER(cuGraphLaunch, false)
   if (!alive(executable)) return CUDA_ERROR_INVALID_HANDLE;
   const auto graph = std::make_shared<Graph>(*reinterpret_cast<Graph*>(executable));
+  for (Graph::Node& node : graph->nodes)
+    if (node.work.from) node.work.sum = sum_of(node.work.from, node.work.bytes);
   return add(stream, {[graph] { run_graph(*graph); }});
 }
 EFF_FAKE(cuGraphExecDestroy, CUgraphExec executable) {

@@ -1,6 +1,6 @@
 // Softmax and its cross entropy: a block a row, sums in double.
 //   loss = mean over rows with a label of (1-s) * NLL + s * mean_k(-log p_k),  diff_logits = (p - target) / their
-//   number
+//   number * loss scale
 #include "cuda/kernels/loss.h"
 
 #include "cuda/device/vector.h"
@@ -137,7 +137,8 @@ EFF_DEVICE void row_entropy(const CrossEntropyArgs& a, double* scratch, int64_t 
     a.row_loss[row] = loss / labelled;
     a.rank[row] = static_cast<int32_t>(sums[2]);
   }
-  const double factor = 1 / (sums[0] * labelled), of_all = s / classes / labelled, of_label = (1 - s) / labelled;
+  const double of_row = a.state->loss_scale.scale / labelled;
+  const double factor = of_row / sums[0], of_all = s / classes * of_row, of_label = (1 - s) * of_row;
   for (int64_t round = 0; round < rounds; ++round) {
     x.for_each(round, rounds > 1, [&](float& v, int64_t k) {
       const float e = rounds > 1 ? exp_of(v - max) : v;

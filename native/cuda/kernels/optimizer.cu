@@ -57,6 +57,7 @@ EFF_DEVICE Constants constants_of(const UpdateArgs& a) {
     const double norm = *a.norm;
     factor = s.clip_norm / (norm > s.clip_norm || norm != norm ? norm : s.clip_norm);
   }
+  factor /= a.state->loss_scale.scale;
   Constants k;
   k.lr = static_cast<float>(s.lr);
   k.momentum = static_cast<float>(s.momentum);
@@ -69,8 +70,9 @@ EFF_DEVICE Constants constants_of(const UpdateArgs& a) {
   k.ema_share = static_cast<float>(1 - s.ema_decay);
   k.adam_step = k.adam_inv_root = k.adam_decay = 0.0f;
   if (a.rule == Rule::adamw) {
-    k.adam_step = static_cast<float>(s.lr / (1 - power(s.momentum, s.optimizer_step)));
-    k.adam_inv_root = static_cast<float>(1 / sqrt_of(1 - power(s.alpha, s.optimizer_step)));
+    const double updates = s.optimizer_step - a.state->loss_scale.skipped;
+    k.adam_step = static_cast<float>(s.lr / (1 - power(s.momentum, updates)));
+    k.adam_inv_root = static_cast<float>(1 / sqrt_of(1 - power(s.alpha, updates)));
     k.adam_decay = static_cast<float>(s.lr * s.weight_decay * a.decay_mult);
   }
   return k;
@@ -218,7 +220,7 @@ EFF_KERNEL(grad_norm, NormArgs, kOptimizerThreads) {
   for (uint32_t i = thread_id(); i < grid_x(); i += kOptimizerThreads) sum += load_shared_by_blocks(a.sums + i);
   sum = block_sum(scratch, sum);
   if (thread_id() > 0) return;
-  *a.norm = static_cast<float>(sqrt_of(sum));
+  *a.norm = static_cast<float>(sqrt_of(sum) / a.state->loss_scale.scale);
   if (!is_finite(*a.norm)) store_relaxed(&a.state->skip, 1u);
 }
 
