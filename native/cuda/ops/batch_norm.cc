@@ -55,7 +55,9 @@ struct ImageSums {
 
   int vector() const { return walk_vector(src->dtype, src->c(), narrow); }
   Walk walk() const { return make_walk(src->n(), pixels_of(src), src->c(), vector(), kSumBlocks); }
-  Walk uncut_walk() const { return make_walk(src->n(), pixels_of(src), src->c(), vector(), src->n() * src->c()); }
+  Walk uncut_walk() const {
+    return make_walk(src->n(), pixels_of(src), src->c(), vector(), kSumBlocks, pixels_of(src));
+  }
   size_t scratch_bytes() const {
     const Walk w = walk();
     return w.tiles > 1 ? static_cast<size_t>(walk_tiles(w) * count * w.c) * sizeof(float) : 0;
