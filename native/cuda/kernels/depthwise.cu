@@ -1,4 +1,5 @@
-// Depthwise convolutions, plainly: a thread a result; the gradient of the weights by tiles of pixels.
+// Depthwise convolutions of any window and number of channels: a thread a result; the gradient of the weights by tiles
+// of pixels.
 #include "cuda/kernels/activation.cuh"
 #include "cuda/kernels/depthwise.h"
 #include "cuda/kernels/reduce.cuh"
@@ -6,7 +7,7 @@
 namespace effnet::cuda {
 
 template <class T>
-EFF_DEVICE void depthwise(const DepthwiseArgs& a) {
+EFF_DEVICE void depthwise_plain(const DepthwiseArgs& a) {
   const DepthwiseGeometry& g = a.g;
   const T* src = static_cast<const T*>(a.src);
   T* dst = static_cast<T*>(a.dst);
@@ -19,12 +20,12 @@ EFF_DEVICE void depthwise(const DepthwiseArgs& a) {
       if (h < 0 || h >= g.h || w < 0 || w >= g.w) continue;
       sum = fma(to_float(src[((n * g.h + h) * g.w + w) * g.c + c]), round_to<T>(a.weights[tap * g.c + c]), sum);
     }
-    dst[i] = from_float<T>(activate(a.act, a.bias ? sum + a.bias[c] : sum));
+    dst[i] = from_float<T>(activate<T>(a.act, a.bias ? sum + a.bias[c] : sum));
   }
 }
 
 template <class T>
-EFF_DEVICE void depthwise_bwd_data(const DepthwiseBwdDataArgs& a) {
+EFF_DEVICE void depthwise_bwd_data_plain(const DepthwiseBwdDataArgs& a) {
   const DepthwiseGeometry& g = a.g;
   const T *diff_dst = static_cast<const T*>(a.diff_dst), *src = static_cast<const T*>(a.src);
   T* diff_src = static_cast<T*>(a.diff_src);
@@ -39,13 +40,13 @@ EFF_DEVICE void depthwise_bwd_data(const DepthwiseBwdDataArgs& a) {
       sum = fma(to_float(diff_dst[((n * g.oh + y / g.stride) * g.ow + x / g.stride) * g.c + c]),
                 round_to<T>(a.weights[tap * g.c + c]), sum);
     }
-    if (a.norm.mean) sum *= activation_slope(a.act, normalised(a.norm, to_float(src[i]), c));
+    if (a.norm.mean) sum *= activation_slope<T>(a.act, normalised(a.norm, to_float(src[i]), c));
     diff_src[i] = from_float<T>(sum);
   }
 }
 
 template <class T>
-EFF_DEVICE void depthwise_bwd_weights(const DepthwiseBwdWeightsArgs& a) {
+EFF_DEVICE void depthwise_bwd_weights_plain(const DepthwiseBwdWeightsArgs& a) {
   Shared shared;
   float* scratch = shared.take<float>(kDepthwiseThreads);
   const DepthwiseGeometry& g = a.g;
@@ -68,8 +69,8 @@ EFF_DEVICE void depthwise_bwd_weights(const DepthwiseBwdWeightsArgs& a) {
   }
 }
 
-EFF_KERNEL_OF_TYPES(depthwise, DepthwiseArgs, kDepthwiseThreads)
-EFF_KERNEL_OF_TYPES(depthwise_bwd_data, DepthwiseBwdDataArgs, kDepthwiseThreads)
-EFF_KERNEL_OF_TYPES(depthwise_bwd_weights, DepthwiseBwdWeightsArgs, kDepthwiseThreads)
+EFF_KERNEL_OF_TYPES(depthwise_plain, DepthwiseArgs, kDepthwiseThreads)
+EFF_KERNEL_OF_TYPES(depthwise_bwd_data_plain, DepthwiseBwdDataArgs, kDepthwiseThreads)
+EFF_KERNEL_OF_TYPES(depthwise_bwd_weights_plain, DepthwiseBwdWeightsArgs, kDepthwiseThreads)
 
 }  // namespace effnet::cuda

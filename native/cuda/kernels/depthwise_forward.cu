@@ -1,0 +1,250 @@
+// Depthwise convolutions by tiles. A thread has a strip of columns and two channels and goes down the rows: each staged
+// row is read once and added to the K rows of sums it belongs to, which rotate through registers.
+#include "cuda/kernels/depthwise_tile.cuh"
+
+namespace effnet::cuda {
+namespace {
+
+constexpr int kStrip = kDepthwiseStrip;
+
+EFF_DEVICE int modulo(int a, int b) { return (a % b + b) % b; }
+
+// What a thread makes of the results it has stored.
+struct Passing {
+  float first[2], sum[2], squares[2];  // of deviations from the first value: a large mean costs no digits
+};
+
+// Rows of taps that stay in registers; 5x5 would not fit beside the sums, so its others are read again for each row.
+template <int K, int S>
+constexpr int kTapRows = K == 3 || S == 2 ? 3 : 1;
+
+// Rows are added in order; what is done with a finished one is `finish(row, sums)`.
+template <class T, int K, int S, class Finish>
+EFF_DEVICE void slide(const T* window, int row_pitch, int pixel_pitch, const float* taps, int rows, Finish finish) {
+  constexpr int kSlots = (K + S - 1) / S, kCols = (kStrip - 1) * S + K;
+  const int source_rows = (rows - 1) * S + K;
+  float kept[kTapRows<K, S> * K][2];
+  EFF_UNROLL
+  for (int tap = 0; tap < kTapRows<K, S> * K; ++tap) load_pair(taps + 2 * tap, kept[tap]);
+  float sums[kSlots][kStrip][2];
+  for (int top = 0;; top += kSlots) {
+    EFF_UNROLL
+    for (int phase = 0; phase < kSlots * S; ++phase) {
+      if (top * S + phase >= source_rows) return;
+      float v[kCols][2];
+      EFF_UNROLL
+      for (int x = 0; x < kCols; ++x) load_pair(window + x * pixel_pitch, v[x]);
+      window += row_pitch;
+      EFF_UNROLL
+      for (int ky = 0; ky < K; ++ky) {
+        if (modulo(phase - ky, S) != 0) continue;
+        const int slot = modulo((phase - ky + kSlots * S) / S, kSlots);
+        const int row = top + (phase - ky + kSlots * S) / S - kSlots;
+        if (row < 0 || row >= rows) continue;
+        EFF_UNROLL
+        for (int kx = 0; kx < K; ++kx) {
+          float tap[2];
+          if (ky < kTapRows<K, S>) {
+            tap[0] = kept[ky * K + kx][0];
+            tap[1] = kept[ky * K + kx][1];
+          } else {
+            load_pair(taps + (ky * K + kx) * 2, tap);
+          }
+          EFF_UNROLL
+          for (int x = 0; x < kStrip; ++x) {
+            EFF_UNROLL
+            for (int i = 0; i < 2; ++i)
+              sums[slot][x][i] = ky + kx == 0 ? v[x * S][i] * tap[i] : fma(v[x * S + kx][i], tap[i], sums[slot][x][i]);
+          }
+        }
+        if (ky == K - 1) finish(row, sums[slot]);
+      }
+    }
+  }
+}
+
+// The mean of a group of `count` values and their squared deviations from it, merged over the groups in order.
+struct GroupCounts {
+  const DepthwiseTiling& t;
+  int rows, cols;  // of the tile
+
+  EFF_DEVICE int of(int group) const {
+    const int row = group / t.strips * t.group_rows, col = group % t.strips * kStrip;
+    const int r = rows - row < t.group_rows ? rows - row : t.group_rows, c = cols - col < kStrip ? cols - col : kStrip;
+    return r > 0 && c > 0 ? r * c : 0;
+  }
+};
+
+EFF_DEVICE void merge_stats(const float* groups, int count, const GroupCounts& counts, int slab, int c, float& mean,
+                            float& squares) {
+  // From the first group's mean, so that equal means stay what they are.
+  const float first = groups[c * 2];
+  float sum = 0.0f, total = 0.0f;
+  for (int g = 0; g < count; ++g) {
+    const float n = static_cast<float>(counts.of(g));
+    if (n > 0) sum = fma(n, groups[(g * slab + c) * 2] - first, sum);
+    total += n;
+  }
+  mean = first + sum / total;
+  squares = 0.0f;
+  for (int g = 0; g < count; ++g) {
+    const float n = static_cast<float>(counts.of(g));
+    if (n <= 0) continue;
+    const float d = groups[(g * slab + c) * 2] - mean;
+    squares += fma(n * d, d, groups[(g * slab + c) * 2 + 1]);
+  }
+}
+
+template <class T, int K, int S>
+EFF_DEVICE void depthwise_tiles(const DepthwiseTilesArgs& a) {
+  const DepthwiseTiling& t = a.t;
+  const int height = static_cast<int>(a.g.h), width = static_cast<int>(a.g.w), channels = static_cast<int>(a.g.c);
+  const int oh = static_cast<int>(a.g.oh), ow = static_cast<int>(a.g.ow);
+  const int groups = t.strips * t.row_groups;
+  Shared shared;
+  T* tile = shared.take<T>(static_cast<size_t>(t.staged_rows * t.staged_cols * t.slab));
+  float* taps = shared.take<float>(static_cast<size_t>(K * K * t.slab));
+  const Operands operands{a.norm.mean ? shared.take<float>(static_cast<size_t>(kDepthwiseNormRows * t.slab)) : nullptr,
+                          t.slab};
+  float* passed = a.stats || a.pool ? shared.take<float>(static_cast<size_t>(groups * t.slab * 2)) : nullptr;
+
+  const int tiles = t.tiles_y * t.tiles_x, c0 = static_cast<int>(block_x()) * t.slab, index = tile_of_block();
+  const int n = index / tiles, image_tile = index - n * tiles;
+  if (n >= a.g.n) return;
+  const int y0 = image_tile / t.tiles_x * t.rows, x0 = image_tile % t.tiles_x * t.cols;
+  const int rows = oh - y0 < t.rows ? oh - y0 : t.rows, cols = ow - x0 < t.cols ? ow - x0 : t.cols;
+
+  load_taps<T, K>(taps, a.weights + c0, t.slab, channels);
+  const Window window{y0 * S - static_cast<int>(a.g.pad_t),
+                      x0 * S - static_cast<int>(a.g.pad_l),
+                      t.staged_rows,
+                      t.staged_cols,
+                      height,
+                      width,
+                      channels,
+                      t.slab};
+  const T* src = static_cast<const T*>(a.src) + static_cast<int64_t>(n) * height * width * channels + c0 +
+                 static_cast<int>(thread_id()) % (t.slab / kVec<T>)*kVec<T>;
+  if (!a.norm.mean) {
+    stage(tile, window, Stored<T>{src});
+  } else {
+    operands.fill_norm(0, a.norm, c0);
+    EFF_SYNC_BLOCK();
+    if (a.src_act == plan::Act::silu)
+      stage(tile, window, Activated<T, true>{{src}, operands, a.src_act});
+    else
+      stage(tile, window, Activated<T, false>{{src}, operands, a.src_act});
+  }
+  EFF_SYNC_BLOCK();
+
+  const TileThread at(t);
+  const int c = c0 + at.channel(), col0 = at.col();
+  const int my_rows = rows - at.row() < t.group_rows ? rows - at.row() : t.group_rows;
+  Passing passing{};
+  if (at.works(t) && my_rows > 0 && col0 < cols) {
+    T* dst = static_cast<T*>(a.dst) + ((static_cast<int64_t>(n) * oh + y0 + at.row()) * ow + x0 + col0) * channels + c;
+    const T* from = tile + (at.row() * S * t.staged_cols + col0 * S) * t.slab + at.channel();
+    slide<T, K, S>(from, t.staged_cols * t.slab, t.slab, taps + 2 * K * K * at.pair(), my_rows,
+                   [&](int row, const float(&sums)[kStrip][2]) {
+                     float bias[2] = {0.0f, 0.0f};
+                     if (a.bias) load_pair(a.bias + c, bias);
+                     EFF_UNROLL
+                     for (int x = 0; x < kStrip; ++x) {
+                       if (col0 + x >= cols) continue;
+                       float v[2] = {sums[x][0] + bias[0], sums[x][1] + bias[1]};
+                       if (a.act == plan::Act::silu) {
+                         v[0] = activate<T>(plan::Act::silu, v[0]);
+                         v[1] = activate<T>(plan::Act::silu, v[1]);
+                       } else if (a.act != plan::Act::identity) {
+                         v[0] = activate<T>(a.act, v[0]);
+                         v[1] = activate<T>(a.act, v[1]);
+                       }
+                       store_pair(dst + x * channels, v);
+                       if (!passed) continue;
+                       EFF_UNROLL
+                       for (int i = 0; i < 2; ++i) {
+                         if (x == 0 && row == 0) passing.first[i] = a.stats ? v[i] : 0.0f;
+                         const float d = v[i] - passing.first[i];
+                         passing.sum[i] += d;
+                         passing.squares[i] = fma(d, d, passing.squares[i]);
+                       }
+                     }
+                     dst += static_cast<int64_t>(ow) * channels;
+                   });
+  }
+  if (!passed) return;
+
+  const GroupCounts counts{t, rows, cols};
+  if (at.works(t)) {
+    const int group = static_cast<int>(thread_id()) / (t.slab / 2);
+    const float count = static_cast<float>(counts.of(group));
+    EFF_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const float shift = a.stats && count > 0 ? passing.sum[i] / count : 0.0f;
+      float* to = passed + (group * t.slab + at.channel() + i) * 2;
+      to[0] = a.stats ? passing.first[i] + shift : passing.sum[i];
+      to[1] = max_of(0.0f, passing.squares[i] - shift * passing.sum[i]);
+    }
+  }
+  EFF_SYNC_BLOCK();
+  for (int i = static_cast<int>(thread_id()); i < t.slab; i += static_cast<int>(block_threads())) {
+    if (a.stats) {
+      float mean, squares;
+      merge_stats(passed, groups, counts, t.slab, i, mean, squares);
+      float* to = a.stats + static_cast<int64_t>(index) * 2 * channels + c0 + i;
+      to[0] = mean;
+      to[channels] = squares;
+    } else {
+      float sum = 0.0f;
+      for (int g = 0; g < groups; ++g) sum += passed[(g * t.slab + i) * 2];
+      a.pool[(image_tile * a.g.n + n) * channels + c0 + i] = sum * a.pool_factor;
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+EFF_DEVICE void depthwise_k3s1(const DepthwiseTilesArgs& a) {
+  depthwise_tiles<T, 3, 1>(a);
+}
+template <class T>
+EFF_DEVICE void depthwise_k3s2(const DepthwiseTilesArgs& a) {
+  depthwise_tiles<T, 3, 2>(a);
+}
+template <class T>
+EFF_DEVICE void depthwise_k5s1(const DepthwiseTilesArgs& a) {
+  depthwise_tiles<T, 5, 1>(a);
+}
+template <class T>
+EFF_DEVICE void depthwise_k5s2(const DepthwiseTilesArgs& a) {
+  depthwise_tiles<T, 5, 2>(a);
+}
+
+EFF_KERNEL_OF_TYPES(depthwise_k3s1, DepthwiseTilesArgs, kDepthwiseK3Threads)
+EFF_KERNEL_OF_TYPES(depthwise_k3s2, DepthwiseTilesArgs, kDepthwiseK3Threads)
+EFF_KERNEL_OF_TYPES(depthwise_k5s1, DepthwiseTilesArgs, kDepthwiseK5Threads)
+EFF_KERNEL_OF_TYPES(depthwise_k5s2, DepthwiseTilesArgs, kDepthwiseK5Threads)
+
+// A block has few columns and many lanes, because there are many parts of few values: lanes take every 32nd part, in
+// order, and are then added in order.
+EFF_KERNEL(depthwise_sum_parts, DepthwiseSumArgs, kDepthwiseThreads) {
+  Shared shared;
+  float* scratch = shared.take<float>(kDepthwiseThreads);
+  const int column = static_cast<int>(thread_id()) % kDepthwiseSumColumns;
+  const int64_t i = static_cast<int64_t>(block_x()) * kDepthwiseSumColumns + column;
+  float sum = 0.0f;
+  if (i < a.count) {
+    EFF_UNROLL
+    for (int64_t part = thread_id() / kDepthwiseSumColumns; part < a.parts_count; part += kDepthwiseSumLanes)
+      sum += a.parts[part * a.count + i];
+  }
+  scratch[thread_id()] = sum;
+  EFF_SYNC_BLOCK();
+  if (thread_id() >= kDepthwiseSumColumns || i >= a.count) return;
+  sum = 0.0f;
+  for (int lane = 0; lane < kDepthwiseSumLanes; ++lane) sum += scratch[lane * kDepthwiseSumColumns + column];
+  a.dst[i] = sum;
+}
+
+}  // namespace effnet::cuda
