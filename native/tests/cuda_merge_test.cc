@@ -51,6 +51,7 @@ void run(const std::vector<cuda::Launch>& launches, const cuda::StepState& state
 
 TEST(Merge, GivesTheStatisticsOfAllRows) {
   for (const Merge& m : kMerges) {
+    if (kThreadSanitizer && m.tiles * m.c > 20000) continue;
     SCOPED_TRACE(testing::Message() << m.tiles << " tiles of " << m.c << " channels");
     const auto counts = m.counts();
     int64_t rows = 0;
@@ -95,6 +96,7 @@ TEST(Merge, GivesTheStatisticsOfAllRows) {
 
 TEST(Merge, AddsUpTheSumsOfTheGradient) {
   for (const Merge& m : kMerges) {
+    if (kThreadSanitizer && m.tiles * m.c > 20000) continue;
     SCOPED_TRACE(testing::Message() << m.tiles << " tiles of " << m.c << " channels");
     const size_t c = static_cast<size_t>(m.c), size = static_cast<size_t>(m.tiles) * 2 * c;
     std::vector<float> tiles(size), results(3 * c);

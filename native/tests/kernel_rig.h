@@ -32,6 +32,13 @@
 
 namespace effnet::test {
 
+// Under ThreadSanitizer the emulation is a hundred times slower: the largest shapes of a test are left out.
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool kThreadSanitizer = true;
+#else
+inline constexpr bool kThreadSanitizer = false;
+#endif
+
 using plan::Arena;
 using plan::Tensor;
 using Values = std::vector<double>;

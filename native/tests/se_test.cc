@@ -54,6 +54,7 @@ void for_each_case(F&& check, const std::vector<Sizes>& more = {}) {
                               {9, 24, 17}, {6, 300, 28}, {70, 72, 37}, {18, 1160, 48}};
   sizes.insert(sizes.end(), more.begin(), more.end());
   for (const Sizes& s : sizes) {
+    if (kThreadSanitizer && s.c > 1000) continue;
     for (const Act act : kActs) {
       SCOPED_TRACE(testing::Message() << s.n << "x" << s.c << "x" << s.r << " act " << int(act));
       check(Se(s.n, s.c, s.r, act));
@@ -132,6 +133,7 @@ TEST(SeGateBwd, EqualsTheReference) {
 #ifdef EFFNET_TEST_CUDA
 // So many that there is no counter for a block's part of the channels.
 TEST(SeGateBwd, TheChannelsOfManyImagesAreNotCut) {
+  if (kThreadSanitizer) GTEST_SKIP() << "takes minutes";
   const auto hidden_gradient = [](int64_t n) {
     Rig rig(backend::make_se_gate_bwd, {1});
     const int64_t c = 260, r = 2;
