@@ -4,6 +4,7 @@
  */
 import {
   ARENA,
+  type BatchHandle,
   binding,
   type DeviceHandle,
   type ExecutableHandle,
@@ -150,8 +151,19 @@ class Compiled {
     return this.executable
   }
 
+  /** Of the inputs that the device has taken ahead: their batches. */
+  private readonly ahead: BatchHandle[] = []
+
+  async prefetch(batch: BatchHandle): Promise<void> {
+    if (await binding().prefetch(this.handle, { batch })) this.ahead.push(batch)
+  }
+
   step(input: StepInput, scalars: Partial<StepScalars>): Promise<Uint8Array> {
-    return binding().step(this.handle, input, packScalars(scalars))
+    const taken = this.ahead.length > 0 && this.ahead[0] === input.batch
+    // Another input takes the place of those that wait.
+    if (taken) this.ahead.shift()
+    else this.ahead.length = 0
+    return binding().step(this.handle, taken ? { prefetched: true } : input, packScalars(scalars))
   }
 
   findNonFinite(input: StepInput, scalars: Partial<StepScalars>): Promise<NonFinite | null> {
@@ -258,6 +270,11 @@ export class TrainPlan extends BoundPlan {
     this.clips = options.clip
   }
 
+  /** Takes the batch of the next step to the device beside the present step, where the device does so. */
+  prefetch(batch: BatchHandle): Promise<void> {
+    return this.compiled.prefetch(batch)
+  }
+
   /**
    * One optimizer step: forward, backward, update. Where the loss or the norm of the gradients is not finite the parameters are left
    * as they were.
@@ -343,6 +360,11 @@ export class Session implements AsyncDisposable {
     const handle = await openDevice(device)
     const threads = device === 'cpu' ? (options.threads ?? cpu.cpus) : 1
     return new Session(config, precision, threads, device, handle, weightsLayout(modelParams(config)))
+  }
+
+  /** Whether inputs are taken ahead. */
+  get stagesAhead(): boolean {
+    return this.device !== 'cpu'
   }
 
   /** The name of the machine that the plans run on. */

@@ -11,6 +11,7 @@ import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
 import type { StepScalars } from '../runtime/scalars.js'
 import type { StepResult, TrainPlan } from '../runtime/session.js'
+import { ahead, HELD_AHEAD } from './ahead.js'
 import { CallbackList, CsvLogger, JsonlLogger } from './callbacks.js'
 import { hasAverage, machineState, type TrainState } from './checkpoint.js'
 import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
@@ -261,7 +262,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       interpolation: o.interpolation,
       exifOrientation: o.exifOrientation,
     })
-    this.loader = trainLoader(train, o)
+    this.loader = trainLoader(train, o, model.session.stagesAhead ? HELD_AHEAD : 1)
     if (val) {
       this.evaluator = evaluatorOf(model, val, o)
       this.validation = new Validation(this, this.evaluator)
@@ -413,7 +414,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     this.speed.startEpoch()
     await this.callbacks.call('onEpochStart', this)
     let from = performance.now()
-    for await (const batch of loader.epoch(this.signal)) {
+    for await (const batch of this.batches()) {
       await this.trainStep(batch, performance.now() - from)
       await this.afterStep()
       if (this.stopping || this.over) return this.over && !this.stopping && progress.stepInEpoch >= this.stepsPerEpoch
@@ -423,6 +424,11 @@ export class FitRun implements TrainerContext, ValidationHost {
     if (this.halted) return false
     if (progress.stepInEpoch === 0) throw new EffnetError('EFF_DATA_EMPTY', 'an epoch had no complete batch of readable images')
     return true
+  }
+
+  private batches(): AsyncGenerator<NativeBatch, void, undefined> {
+    if (!this.model.session.stagesAhead) return this.loader!.epoch(this.signal)
+    return ahead(this.loader!.epoch(this.signal, HELD_AHEAD), (batch) => this.plan!.prefetch(batch.handle))
   }
 
   private async trainStep(batch: NativeBatch, waitMs: number): Promise<void> {

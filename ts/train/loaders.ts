@@ -11,7 +11,8 @@ const pipeline = ({ workers, prefetch, maxBad }: ResolvedOptions) => ({
   ...(maxBad === null ? {} : { maxBad }),
 })
 
-export function trainLoader(train: ImageDataset, o: ResolvedOptions): NativeImageLoader {
+/** `held`: batches in use at once. */
+export function trainLoader(train: ImageDataset, o: ResolvedOptions, held: number): NativeImageLoader {
   const { exifOrientation, maxPixels } = o
   return new NativeImageLoader(train, {
     batchSize: o.batchSize,
@@ -20,6 +21,7 @@ export function trainLoader(train: ImageDataset, o: ResolvedOptions): NativeImag
     seed: o.seed,
     dropLast: true,
     ...pipeline(o),
+    prefetch: o.prefetch + held - 1,
   })
 }
 
