@@ -37,7 +37,8 @@ class Executable {
   // One step. `input` is the input arena (at least arena_bytes(input) bytes, 16-byte aligned), read before this
   // returns; nullptr: the one that `prefetch` took. `output` receives the output arena. Code::aborted when the pool
   // stops. Where the loss or the norm of the gradients is not finite the parameters are as they were; Code::nan when
-  // the update itself made parameters that are not.
+  // the update itself made parameters that are not. Where scalars.parts is above 1 gradients are averaged over so many
+  // steps, and the last of them updates.
   virtual Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) = 0;
 
   // Takes the input of the next step to where it will be read, beside the present one; on any thread. False: it did

@@ -233,6 +233,27 @@ static bool may_go_on(const plan::Op& op, const ExecContext& ctx) {
   return !scalar || std::isfinite(*ctx.ptr<const float>(scalar));
 }
 
+Status Executable::accumulate(const StepScalars& scalars) {
+  const uint64_t bytes = plan_->arena_bytes(plan::Arena::grads);
+  if (!gradient_sums_.data()) {
+    auto sums = Block::allocate(bytes, Block::Kind::arena);
+    if (!sums.ok()) return sums.status();
+    gradient_sums_ = std::move(sums.value());
+  }
+  auto* grads = reinterpret_cast<float*>(memory_->arena(plan::Arena::grads));
+  auto* sums = reinterpret_cast<float*>(gradient_sums_.data());
+  const bool first = scalars.part == 0, last = scalars.part + 1 == scalars.parts;
+  const float share = static_cast<float>(1 / scalars.parts);
+  constexpr uint64_t kShard = 1 << 16;
+  const uint64_t count = bytes / sizeof(float);
+  pool_->parallel(static_cast<int>((count + kShard - 1) / kShard), [&](int shard, int) {
+    const uint64_t begin = static_cast<uint64_t>(shard) * kShard, end = std::min(count, begin + kShard);
+    float* into = last ? grads : sums;
+    for (uint64_t i = begin; i < end; ++i) into[i] = (first ? 0.0f : sums[i]) + grads[i] * share;
+  });
+  return ok_status();
+}
+
 Status Executable::step(const std::byte* input, const StepScalars& scalars, std::byte* output) {
   memory_->wait_unpinned();
   EFF_RETURN_IF_ERROR(check_arenas());  // an arena whose growth failed may be gone
@@ -240,7 +261,7 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   gather_arenas(input, arenas);
   std::atomic<int> failure{0};
   std::atomic<bool> unsound{false};
-  bool updating = false;
+  bool updating = false, summed = scalars.parts <= 1;
   const ExecContext base{arenas, &scalars, nullptr, shared_scratch_.data(), 0, &failure, &unsound};
 
   // A training step changes the weights that its kernels packed.
@@ -256,6 +277,11 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
   for (size_t i = 0; i < bound_.size(); ++i) {
     const plan::Op& op = *bound_[i].op;
     if (op.is_prepare() || (region.has(i) && i != region.first)) continue;
+    if (!summed && plan::is_of_update(op.id)) {
+      summed = true;
+      EFF_RETURN_IF_ERROR(accumulate(scalars));
+      if (scalars.part + 1 < scalars.parts) break;
+    }
     // All groups of parameters are updated before it is said that one is not finite; the average is left alone.
     if (unsound && op.id == plan::OpId::ema_update) break;
     if (!updating && plan::updates_parameters(op.id)) {
@@ -285,7 +311,8 @@ std::vector<OpReport> Executable::report() const {
 }
 
 uint64_t Executable::owned_bytes() const {
-  uint64_t bytes = prepared_.bytes() + output_.bytes() + shared_scratch_.bytes() + worker_scratch_.bytes();
+  uint64_t bytes =
+      gradient_sums_.bytes() + prepared_.bytes() + output_.bytes() + shared_scratch_.bytes() + worker_scratch_.bytes();
   for (const Bound& bound : bound_) bytes += bound.kernel->persistent_bytes();
   return bytes;
 }

@@ -49,6 +49,8 @@ class Executable final : public effnet::Executable {
   // Whether the running statistics are finite: a few tens of thousands of numbers.
   bool statistics_sound(std::byte* const* arenas) const;
   Status bind_ops();
+  // Adds the gradients of this batch to those of the batches before it; the last one leaves their mean in the arena.
+  Status accumulate(const StepScalars& scalars);
   // An op with its shards on all threads.
   void run(Bound& bound, const ExecContext& base);
   Status run_checked(Bound& bound, const ExecContext& base);
@@ -73,6 +75,7 @@ class Executable final : public effnet::Executable {
   int whole_images_ = 0, lanes_ = 0;
   size_t lane_scratch_bytes_ = 0;  // of shared scratch
   Block prepared_, output_, shared_scratch_, worker_scratch_;
+  Block gradient_sums_;  // once an update takes several batches
   int profiled_steps_ = 0;
 };
 

@@ -18,8 +18,6 @@ using plan::Arena;
 // Arenas that belong to one plan; the others are the memory's.
 bool is_own(Arena a) { return a == Arena::prepared || a == Arena::input || a == Arena::output || a == Arena::image; }
 
-bool is_update(plan::OpId id) { return id == plan::OpId::grad_norm || plan::updates_parameters(id); }
-
 // The StepState, behind the output arena.
 size_t report_at(uint64_t output_bytes) { return align256(output_bytes); }
 
@@ -74,7 +72,7 @@ Status Executable::bind_ops() {
     if (working != plan::DType::f32 && working_ != plan::DType::f32 && working != working_)
       return error(Code::plan_invalid, "plan: its weights would be needed in two 16-bit types");
     if (working != plan::DType::f32) working_ = working;
-    if (is_update(op.id)) update_at_ = std::min(update_at_, bound_.size());
+    if (plan::is_of_update(op.id)) update_at_ = std::min(update_at_, bound_.size());
     bound_.push_back({&op, std::move(kernel.value())});
   }
   gather_statistics();
@@ -158,6 +156,17 @@ Addresses Executable::addresses(const Slot& slot) {
   return at;
 }
 
+Status Executable::prepare_to_accumulate() {
+  const uint64_t bytes = plan_->arena_bytes(Arena::grads);
+  if (gradient_sums_.bytes() >= bytes) return ok_status();
+  auto sums = DeviceBlock::allocate(memory_->device(), bytes, stream());
+  if (!sums.ok()) return sums.status();
+  gradient_sums_ = std::move(sums.value());
+  for (auto& of_slot : recordings_)
+    for (Recording& recording : of_slot) recording.forget(driver());
+  return ok_status();
+}
+
 Status Executable::record(const Slot& slot, Recording& recording) {
   Addresses at = addresses(slot);
   const auto bind = [&](BoundLaunches& into, std::vector<Launch> launches) -> Status {
@@ -180,6 +189,13 @@ Status Executable::record(const Slot& slot, Recording& recording) {
                             at.state};
     const Dim blocks{static_cast<uint32_t>(std::max<size_t>(1, statistics_.size())), 1, 1};
     EFF_RETURN_IF_ERROR(bind(recording.begin, {make_launch("begin_step", blocks, kStepThreads, 0, ends)}));
+    if (gradient_sums_.bytes()) {
+      const auto count = static_cast<int64_t>(plan_->arena_bytes(Arena::grads) / sizeof(float));
+      const AccumulateArgs args{reinterpret_cast<float*>(at.arena(Arena::grads)),
+                                reinterpret_cast<float*>(gradient_sums_.data()), count, at.scalars};
+      EFF_RETURN_IF_ERROR(bind(recording.accumulate,
+                               {make_launch("accumulate", grid_for(count, kStepThreads), kStepThreads, 0, args)}));
+    }
     EFF_RETURN_IF_ERROR(bind(recording.finish, {make_launch("finish_step", blocks, kStepThreads, 0, ends)}));
   }
   recording.ops.resize(bound_.size());
@@ -225,7 +241,8 @@ Status Executable::queue(Part part, const Use& use) const {
   for (size_t i = first; i < end; ++i)
     if (bound_[i].op->is_prepare() == prepare) EFF_RETURN_IF_ERROR(queue_op(recording, i));
   if (prepare) return queue_launches(device(), recording.casts[static_cast<int>(Arena::prepared)], stream());
-  if (part != Part::batch) EFF_RETURN_IF_ERROR(queue_launches(device(), recording.finish, stream()));
+  const bool ends = part != Part::batch;
+  EFF_RETURN_IF_ERROR(queue_launches(device(), ends ? recording.finish : recording.accumulate, stream()));
   return queue_output(use);
 }
 
@@ -255,6 +272,7 @@ StatusOr<Slot*> Executable::stage(const std::byte* input, const StepScalars& sca
   EFF_RETURN_IF_ERROR(device().enter());
   EFF_RETURN_IF_ERROR(check_arenas());  // one whose growth failed may be gone
   if (!folded().allocated) EFF_RETURN_IF_ERROR(allocate(folded()));
+  if (scalars.parts > 1) EFF_RETURN_IF_ERROR(prepare_to_accumulate());
   Slot* slot = nullptr;
   if (input || plan_->arena_bytes(Arena::input) == 0) {
     auto staged = ring_.stage(*memory_, input, false);

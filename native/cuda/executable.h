@@ -72,6 +72,7 @@ class Executable final : public effnet::Executable {
   Folded& folded() { return folded_[memory_->exchanged()]; }
   const Folded& folded() const { return folded_[memory_->exchanged()]; }
   Addresses addresses(const Slot& slot);
+  Status prepare_to_accumulate();
   Status record(const Slot& slot, Recording& recording);
   // Whether anything is to be done when weights have changed, apart from a step.
   bool prepares() const;
@@ -113,6 +114,7 @@ class Executable final : public effnet::Executable {
   uint64_t statistics_bytes_ = 0;
 
   DeviceBlock output_, scratch_, constants_, statistics_list_, aside_;
+  DeviceBlock gradient_sums_;  // once an update takes several batches
   Folded folded_[2];
   InputRing ring_;
   Recording recordings_[InputRing::kSlots][2];  // by slot, and whether weights and average are exchanged

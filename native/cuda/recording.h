@@ -24,7 +24,7 @@ Status queue_launches(const Device& device, const BoundLaunches& launches, CUstr
 struct Recording {
   std::vector<BoundLaunches> ops;  // of each op of the plan
   BoundLaunches casts[plan::kArenaCount];
-  BoundLaunches begin, finish;  // of a step that updates weights
+  BoundLaunches begin, accumulate, finish;  // of a step that updates weights
   CUgraphExec graphs[kParts] = {};
   uint64_t generation = 0;  // DeviceMemory::generation of the addresses
   bool valid = false;

@@ -24,6 +24,8 @@ bool updates_parameters(OpId id) {
          id == OpId::ema_update;
 }
 
+bool is_of_update(OpId id) { return id == OpId::grad_norm || updates_parameters(id); }
+
 double operand_bytes(const Op& op, int64_t images) {
   double bytes = 0;
   for (const auto* list : {&op.inputs, &op.outputs, &op.updates})

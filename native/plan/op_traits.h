@@ -10,6 +10,9 @@ namespace effnet::plan {
 // Optimizer and moving average: what a step leaves out when its loss or the norm of its gradients is not finite.
 bool updates_parameters(OpId id);
 
+// The norm of the gradients and what follows it: where an update takes several batches, done after the last of them.
+bool is_of_update(OpId id);
+
 // Bytes of an op's operands, those of a region's images counted for `images` of them.
 double operand_bytes(const Op& op, int64_t images);
 

@@ -581,6 +581,59 @@ TEST_F(CudaRuntime, AdamCountsTheStepsThatWereMade) {
   EXPECT_FALSE(weights(5, 0) == weights(2, 0));
 }
 
+// ---- updates from several batches --------------------------------------------------------------------------------
+
+TEST_F(CudaRuntime, GradientsOfSeveralBatchesAreAveraged) {
+  const Named named = corpus_plan("train.f32");
+  const auto plan = plan::Plan::load(named.span()).value();
+  Start start(*plan);
+  start.scalars.weight_decay = 0;
+  start.scalars.optimizer_step = 20;
+  const size_t count = start.arenas[static_cast<int>(Arena::grads)].size() / sizeof(float);
+  // Of each batch by itself, the weights as they are, or of one update.
+  const auto gradients = [&](bool together) {
+    const auto memory = memory_with(start);
+    const auto executable = bound_to(memory, named);
+    std::vector<std::vector<float>> seen;
+    std::vector<std::byte> input = start.arenas[static_cast<int>(Arena::input)];
+    std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
+    for (int part = 0; part < 3; ++part) {
+      StepScalars scalars = start.scalars;
+      scalars.step = part;
+      if (together) {
+        scalars.part = part;
+        scalars.parts = 3;
+      } else {
+        scalars.lr = 0;
+      }
+      for (const plan::Tensor& t : plan->tensors())
+        if (t.arena == Arena::input) fill(t, input.data(), static_cast<uint32_t>(31 + part));
+      const auto before = weights_of(*memory);
+      const Status status = executable->step(input.data(), scalars, output.data());
+      EXPECT_TRUE(status.ok()) << status.message();
+      if (together && part == 2) EXPECT_FALSE(weights_of(*memory) == before);
+      seen.emplace_back(count);
+      EXPECT_TRUE(memory->read(Arena::grads, 0, std::as_writable_bytes(std::span(seen.back()))).ok());
+    }
+    return seen;
+  };
+  const auto apart = gradients(false);
+  reset_fake();
+  const auto together = gradients(true);
+  // One graph for each batch, one for the update.
+  EXPECT_EQ(calls("cuGraphInstantiateWithFlags"), 2);
+  EXPECT_EQ(calls("cuGraphLaunch"), 4);
+  for (const plan::Tensor& t : plan->tensors()) {
+    if (t.arena != Arena::grads) continue;
+    for (int64_t i = 0; i < t.elements(); ++i) {
+      const size_t at = t.offset / sizeof(float) + static_cast<size_t>(i);
+      const double mean = (double{apart[0][at]} + apart[1][at] + apart[2][at]) / 3;
+      const double size = std::abs(apart[0][at]) + std::abs(apart[1][at]) + std::abs(apart[2][at]);
+      ASSERT_NEAR(together[2][at], mean, 1e-6 * size) << t.name;
+    }
+  }
+}
+
 // ---- inputs ahead ------------------------------------------------------------------------------------------------
 
 // Steps on three inputs in turn, each with another learning rate. `ahead`: as a pipeline, two steps queued and the next

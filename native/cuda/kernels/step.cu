@@ -35,4 +35,13 @@ EFF_KERNEL(finish_step, StepEndsArgs, kStepThreads) {
   }
 }
 
+EFF_KERNEL(accumulate, AccumulateArgs, kStepThreads) {
+  const double parts = a.scalars->parts;
+  const bool first = a.scalars->part == 0, last = a.scalars->part + 1 == parts;
+  const float share = static_cast<float>(1 / parts);
+  float* into = last ? a.grads : a.sums;
+  for (int64_t i = global_id(); i < a.count; i += global_threads())
+    into[i] = (first ? 0.0f : a.sums[i]) + a.grads[i] * share;
+}
+
 }  // namespace effnet::cuda

@@ -23,4 +23,12 @@ struct StepEndsArgs {
   StepState* state;
 };
 
+// Adds the gradients of a batch to those of the batches before it; the last one leaves their mean in `grads`.
+struct AccumulateArgs {
+  float* grads;
+  float* sums;
+  int64_t count;
+  const StepScalars* scalars;
+};
+
 }  // namespace effnet::cuda
