@@ -5,12 +5,14 @@
  *
  *   --test         also what the tests need: GoogleTest, clang-format, the CUDA compiler, the native tests
  *   --cuda         the CUDA compiler, into .cache: for machines without a toolkit
+ *   --cuda-libraries  also NVIDIA's libraries (900 MB), into .cache: for machines without them, and tests that ask the real ones
  *   --build-only   only the addon and the TypeScript
  *   --jobs N       compilers at once
  */
 import { parseArgs } from 'node:util'
 import { buildNative, buildTs, checkNode, defaultJobs, installNpm, nativeCurrent, npmCurrent, tsCurrent } from './lib/build.mjs'
 import { cudaInstalled, installCuda } from './lib/cuda.mjs'
+import { cudaLibrariesInstalled, installCudaLibraries } from './lib/cuda_libraries.mjs'
 import { installOnednn, onednnInstalled } from './lib/onednn.mjs'
 import { fail, SetupError, say } from './lib/run.mjs'
 import { ensureSystem } from './lib/system.mjs'
@@ -21,24 +23,27 @@ function options() {
       options: {
         test: { type: 'boolean', default: false },
         cuda: { type: 'boolean', default: false },
+        'cuda-libraries': { type: 'boolean', default: false },
         'build-only': { type: 'boolean', default: false },
         jobs: { type: 'string' },
       },
     })
     const jobs = values.jobs === undefined ? defaultJobs() : Number(values.jobs)
     if (!Number.isInteger(jobs) || jobs < 1) throw new Error(`--jobs ${values.jobs}: expected a whole number from 1`)
-    return { tests: values.test, cuda: values.cuda || values.test, buildOnly: values['build-only'], jobs }
+    const libraries = values['cuda-libraries']
+    return { tests: values.test, cuda: values.cuda || values.test || libraries, libraries, buildOnly: values['build-only'], jobs }
   } catch (e) {
-    throw new SetupError(e.message, 'npm run setup -- [--test] [--cuda] [--build-only] [--jobs N]', 64)
+    throw new SetupError(e.message, 'npm run setup -- [--test] [--cuda] [--cuda-libraries] [--build-only] [--jobs N]', 64)
   }
 }
 
 async function setup() {
-  const { tests, cuda, buildOnly, jobs } = options()
+  const { tests, cuda, libraries, buildOnly, jobs } = options()
   checkNode()
   const need = {
     onednn: !onednnInstalled(),
     cuda: cuda && !cudaInstalled(),
+    libraries: libraries && !cudaLibrariesInstalled(),
     npm: !npmCurrent(),
     native: !nativeCurrent(tests),
     ts: !tsCurrent(),
@@ -48,10 +53,12 @@ async function setup() {
     return
   }
   if (!buildOnly) {
-    if (need.onednn || need.cuda || need.native) await ensureSystem({ pip: need.onednn || need.cuda, tests })
+    if (need.onednn || need.cuda || need.libraries || need.native)
+      await ensureSystem({ pip: need.onednn || need.cuda || need.libraries, tests })
     if (need.npm) await installNpm()
     if (need.onednn) await installOnednn()
     if (need.cuda) await installCuda()
+    if (need.libraries) await installCudaLibraries()
   }
   if (need.ts) await buildTs()
   if (need.native) await buildNative({ tests, jobs })

@@ -47,6 +47,7 @@ Status Device::start(int ordinal) {
   if (properties_.capability < kOldestCapability)
     return error(Code::backend_missing, "%s has compute capability %d.%d; 8.0 (Ampere) or later is needed",
                  properties_.name.c_str(), properties_.capability / 10, properties_.capability % 10);
+  providers_ = std::make_unique<Providers>(properties_.capability);
   EFF_CUDA(*driver_, cuDevicePrimaryCtxRetain, &context_, properties_.handle);
   retained_ = true;
   EFF_RETURN_IF_ERROR(enter());

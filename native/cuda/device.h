@@ -52,7 +52,7 @@ class Device : public std::enable_shared_from_this<Device> {
   CUcontext context_ = nullptr;
   bool retained_ = false;
   std::vector<CUlibrary> libraries_;
-  std::unique_ptr<Providers> providers_ = std::make_unique<Providers>();
+  std::unique_ptr<Providers> providers_;
   std::mutex functions_mutex_;
   std::map<std::string, CUfunction> functions_;
 };

@@ -119,14 +119,14 @@ TEST_F(CudaLibrary, OnesThatAreNoSuchLibrary) {
 }
 
 TEST_F(CudaLibrary, WhatIsSaidOfThem) {
-  SKIP_IF_INSTALLED(kCudnn);
+  SKIP_IF_INSTALLED(kNvJpeg);
   // Asked for once a process: other tests use find_library.
-  const cuda::LibraryFacts missing = cuda::library_facts(kCudnn);
-  EXPECT_EQ(missing.name, "cuDNN");
+  const cuda::LibraryFacts missing = cuda::library_facts(kNvJpeg);
+  EXPECT_EQ(missing.name, "nvJPEG");
   EXPECT_EQ(missing.path, "");
-  EXPECT_EQ(missing.problem, "libcudnn.so.9 was not found");
-  EXPECT_EQ(missing.without, "dense convolutions use the package's own kernels");
-  EXPECT_NE(missing.mend.find("nvidia-cudnn-cu13"), std::string::npos);
+  EXPECT_EQ(missing.problem, "libnvjpeg.so.13 was not found");
+  EXPECT_EQ(missing.without, "JPEG files are decoded on the CPU");
+  EXPECT_NE(missing.mend.find("nvidia-nvjpeg"), std::string::npos);
   EXPECT_NE(missing.mend.find("EFFNET_LIB_DIR"), std::string::npos);
   set("EFFNET_LIB_DIR", put(FAKE_LIBRARY, "own", kCublasLt));
   set("FAKE_LIBRARY_VERSION", "130002");

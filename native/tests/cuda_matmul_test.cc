@@ -317,7 +317,7 @@ std::string kernel_name(cuda::Providers& providers, const plan::Op& op) {
 
 TEST_F(CudaMatmul, WhoRunsAnOp) {
   LinearOp linear;
-  cuda::Providers providers;
+  cuda::Providers providers(90);
   EXPECT_EQ(kernel_name(providers, linear.op), "linear_f32:cublaslt");
   linear.op.flags = plan::kOpTf32;
   EXPECT_EQ(kernel_name(providers, linear.op), "linear_tf32:cublaslt");
@@ -327,13 +327,13 @@ TEST_F(CudaMatmul, WhoRunsAnOp) {
   setenv("EFFNET_CUDA_PROVIDER", "cublaslt", 1);
   EXPECT_EQ(kernel_name(providers, linear.op), "linear_f32:cublaslt");
   setenv("EFFNET_CUDA_PROVIDER", "mkl", 1);
-  EXPECT_EQ(kernel_name(providers, linear.op), "EFFNET_CUDA_PROVIDER=mkl: there are own and cublaslt");
+  EXPECT_EQ(kernel_name(providers, linear.op), "EFFNET_CUDA_PROVIDER=mkl: there are own, cublaslt and cudnn");
 }
 
 TEST_F(CudaMatmul, OneThatDoesNotStart) {
   LinearOp linear;
   setenv("FAKE_CUBLASLT_FAIL", "cublasLtCreate:1:1", 1);
-  cuda::Providers providers;
+  cuda::Providers providers(90);
   EXPECT_EQ(kernel_name(providers, linear.op), "linear_f32:cuda");
   setenv("EFFNET_CUDA_PROVIDER", "cublaslt", 1);
   EXPECT_EQ(kernel_name(providers, linear.op),

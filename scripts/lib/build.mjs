@@ -4,6 +4,7 @@ import { createRequire } from 'node:module'
 import os from 'node:os'
 import path from 'node:path'
 import { cudaInstalled } from './cuda.mjs'
+import { cudaLibrariesInstalled } from './cuda_libraries.mjs'
 import { root, run, SetupError, say } from './run.mjs'
 import { filesUnder, hashInputs, isCurrent, writeStamp } from './stamp.mjs'
 
@@ -37,7 +38,10 @@ const nativeInputs = (tests) =>
     .flatMap(filesUnder)
     .filter((f) => (tests || !f.startsWith('native/tests')) && !f.startsWith('native/lab'))
 const nativeHash = (tests) =>
-  hashInputs([...nativeInputs(tests), 'package-lock.json'], [process.arch, root, `cuda ${cudaInstalled()}`])
+  hashInputs(
+    [...nativeInputs(tests), 'package-lock.json'],
+    [process.arch, root, `cuda ${cudaInstalled()} ${cudaLibrariesInstalled()}`],
+  )
 const nativeName = (tests) => (tests ? 'native-tests' : 'addon')
 
 export const nativeCurrent = (tests) => isCurrent(nativeName(tests), nativeHash(tests), [ADDON])

@@ -7,17 +7,18 @@ import { sha256File } from './stamp.mjs'
 const downloads = path.join(cache, 'downloads')
 
 /**
- * Puts every wheel ({ name, version, file, sha256 }) into .cache/downloads, where it is not there yet. `what`: who needs them.
+ * Puts every wheel ({ name, version, file, sha256 }) into .cache/downloads, where it is not there yet. `what`: who needs them;
+ * `target`: pip's options for another Python than this machine's.
  * @throws SetupError with exit code 69
  */
-export async function downloadWheels(what, wheels) {
+export async function downloadWheels(what, wheels, target = []) {
   mkdirSync(downloads, { recursive: true })
   const present = (w) => existsSync(path.join(downloads, w.file)) && sha256File(path.join(downloads, w.file)) === w.sha256
   if (wheels.every(present)) return
   const requirements = path.join(downloads, `${what.toLowerCase()}-requirements.txt`)
   writeFileSync(requirements, wheels.map((w) => `${w.name}==${w.version} --hash=sha256:${w.sha256}\n`).join(''))
   const options = '--no-deps --only-binary=:all: --require-hashes --retries 5 --disable-pip-version-check --progress-bar off'
-  const args = ['-m', 'pip', 'download', ...options.split(' '), '--dest', downloads, '-r', requirements]
+  const args = ['-m', 'pip', 'download', ...options.split(' '), ...target, '--dest', downloads, '-r', requirements]
   await run(what, 'python3', args, {
     mend: `check the network and proxy, then run again; or put ${wheels.map((w) => w.file).join(' and ')} into ${path.relative(root, downloads)}/`,
     exitCode: 69,

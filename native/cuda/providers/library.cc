@@ -8,8 +8,10 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <string_view>
 
 #include "cuda/providers/cublaslt_api.h"
+#include "cuda/providers/cudnn.h"
 #include "cuda/providers/cudnn_api.h"
 #include "cuda/providers/nvjpeg_api.h"
 
@@ -39,22 +41,35 @@ int nvjpeg_version(void* library) {
   return parts[0] * 10000 + parts[1] * 100 + parts[2];
 }
 
+std::vector<std::string> files_like(const std::string& pattern) {
+  glob_t found = {};
+  std::vector<std::string> files;
+  if (glob(pattern.c_str(), 0, nullptr, &found) == 0) files.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
+  globfree(&found);
+  return files;
+}
+
 // Of every Python package that NVIDIA publishes libraries in, e.g. lib/python3.11/site-packages/nvidia/cu13/lib.
 void add_python_places(const char* environment, const char* soname, std::vector<std::string>& places) {
-  const std::string pattern = std::string(environment) + "/lib/python3*/site-packages/nvidia/*/lib/" + soname;
-  glob_t found = {};
-  if (glob(pattern.c_str(), 0, nullptr, &found) == 0)
-    places.insert(places.end(), found.gl_pathv, found.gl_pathv + found.gl_pathc);
-  globfree(&found);
+  for (std::string& file : files_like(std::string(environment) + "/lib/python3*/site-packages/nvidia/*/lib/" + soname))
+    places.push_back(std::move(file));
 }
 
 void* open_at(const std::string& place) { return dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL); }
 
-// Opened by soname later, a friend is then there already.
+// Opened by soname later, a friend is then there already; so is what NVRTC opens, which lies beside it under the name
+// of its minor version.
 void open_friends(const LibraryKind& kind) {
-  for (const char* soname : kind.friends)
-    for (const std::string& place : library_places(soname))
-      if (open_at(place)) break;
+  for (const char* soname : kind.friends) {
+    for (const std::string& place : library_places(soname)) {
+      if (!open_at(place)) continue;
+      const size_t folder = place.rfind('/');
+      if (folder != std::string::npos && std::string_view(soname).starts_with("libnvrtc"))
+        for (const std::string& builtins : files_like(place.substr(0, folder) + "/libnvrtc-builtins.so.*"))
+          open_at(builtins);
+      break;
+    }
+  }
 }
 
 // What is wrong with a library that loads; empty when it will do.
@@ -156,6 +171,11 @@ StatusOr<OpenLibrary> open_library(const LibraryKind& kind) {
 
 LibraryFacts library_facts(const LibraryKind& kind) {
   LibraryFacts facts{kind.name, {}, {}, {}, {}, {}};
+  if (const char* absent = Cudnn::absent(); absent && &kind == &kCudnn) {
+    const std::string text = absent;
+    const size_t end = text.find(". ");
+    return {kind.name, {}, {}, text.substr(0, end), kind.without, text.substr(end + 2)};
+  }
   const auto library = open_library(kind);
   if (library.ok()) {
     facts.path = library.value().path;

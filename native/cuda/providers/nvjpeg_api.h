@@ -1,5 +1,5 @@
 // The part of nvJPEG 13 that the backend calls, so that it builds where the library's header is not installed;
-// native/tests/cuda_providers_test.cc holds it against that header where it is.
+// native/tests/cuda_headers_test.cc holds it against that header where it is.
 #pragma once
 
 #include <cstddef>

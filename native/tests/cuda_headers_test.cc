@@ -1,0 +1,79 @@
+// What the backend declares of NVIDIA's libraries by itself, beside their own headers.
+#include <cublasLt.h>
+#include <gtest/gtest.h>
+#include <nvjpeg.h>
+
+#include "cuda/providers/cublaslt_api.h"
+#include "cuda/providers/nvjpeg_api.h"
+
+namespace effnet::test {
+namespace {
+
+namespace lt = cuda::lt;
+namespace nj = cuda::nvjpeg;
+
+#define EFF_SAME(ours, theirs) static_assert(static_cast<long>(ours) == static_cast<long>(theirs))
+EFF_SAME(lt::kSuccess, CUBLAS_STATUS_SUCCESS);
+EFF_SAME(lt::kAllocFailed, CUBLAS_STATUS_ALLOC_FAILED);
+EFF_SAME(lt::kInvalidValue, CUBLAS_STATUS_INVALID_VALUE);
+EFF_SAME(lt::kNotSupported, CUBLAS_STATUS_NOT_SUPPORTED);
+EFF_SAME(lt::kF32, CUDA_R_32F);
+EFF_SAME(lt::kF16, CUDA_R_16F);
+EFF_SAME(lt::kBf16, CUDA_R_16BF);
+EFF_SAME(lt::kCompute32F, CUBLAS_COMPUTE_32F);
+EFF_SAME(lt::kCompute32FFastTf32, CUBLAS_COMPUTE_32F_FAST_TF32);
+EFF_SAME(lt::kPlain, CUBLAS_OP_N);
+EFF_SAME(lt::kTransposed, CUBLAS_OP_T);
+EFF_SAME(lt::kTransA, CUBLASLT_MATMUL_DESC_TRANSA);
+EFF_SAME(lt::kTransB, CUBLASLT_MATMUL_DESC_TRANSB);
+EFF_SAME(lt::kEpilogue, CUBLASLT_MATMUL_DESC_EPILOGUE);
+EFF_SAME(lt::kBiasPointer, CUBLASLT_MATMUL_DESC_BIAS_POINTER);
+EFF_SAME(lt::kBiasDataType, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE);
+EFF_SAME(lt::kEpilogueNone, CUBLASLT_EPILOGUE_DEFAULT);
+EFF_SAME(lt::kEpilogueBias, CUBLASLT_EPILOGUE_BIAS);
+EFF_SAME(lt::kMaxWorkspaceBytes, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES);
+EFF_SAME(lt::kReductionSchemes, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK);
+EFF_SAME(lt::kAlignmentA, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES);
+EFF_SAME(lt::kAlignmentB, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES);
+EFF_SAME(lt::kAlignmentC, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES);
+EFF_SAME(lt::kAlignmentD, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES);
+EFF_SAME(lt::kReduceInComputeType, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
+EFF_SAME(sizeof(lt::Algorithm), sizeof(cublasLtMatmulAlgo_t));
+EFF_SAME(sizeof(lt::Heuristic), sizeof(cublasLtMatmulHeuristicResult_t));
+EFF_SAME(offsetof(lt::Heuristic, workspace_bytes), offsetof(cublasLtMatmulHeuristicResult_t, workspaceSize));
+EFF_SAME(offsetof(lt::Heuristic, state), offsetof(cublasLtMatmulHeuristicResult_t, state));
+
+EFF_SAME(nj::kSuccess, NVJPEG_STATUS_SUCCESS);
+EFF_SAME(nj::kNotInitialized, NVJPEG_STATUS_NOT_INITIALIZED);
+EFF_SAME(nj::kInvalidParameter, NVJPEG_STATUS_INVALID_PARAMETER);
+EFF_SAME(nj::kBadJpeg, NVJPEG_STATUS_BAD_JPEG);
+EFF_SAME(nj::kJpegNotSupported, NVJPEG_STATUS_JPEG_NOT_SUPPORTED);
+EFF_SAME(nj::kAllocatorFailure, NVJPEG_STATUS_ALLOCATOR_FAILURE);
+EFF_SAME(nj::kExecutionFailed, NVJPEG_STATUS_EXECUTION_FAILED);
+EFF_SAME(nj::kBackendDefault, NVJPEG_BACKEND_DEFAULT);
+EFF_SAME(nj::kOutputRgbInterleaved, NVJPEG_OUTPUT_RGBI);
+EFF_SAME(sizeof(nj::Image), sizeof(nvjpegImage_t));
+EFF_SAME(offsetof(nj::Image, pitch), offsetof(nvjpegImage_t, pitch));
+
+// As many parameters of the same sizes, by name.
+template <class>
+struct Signature;
+template <class Result, class... Args>
+struct Signature<Result(Args...)> {
+  static std::vector<size_t> sizes() { return {sizeof(Result), sizeof(Args)...}; }
+};
+#define EFF_CHECK(name, ...) \
+  EXPECT_EQ((Signature<int(__VA_ARGS__)>::sizes()), (Signature<decltype(::name)>::sizes())) << #name;
+
+TEST(CudaHeaders, CublasLt) {
+  using namespace cuda::lt;
+  EFF_CUBLASLT(EFF_CHECK)
+}
+
+TEST(CudaHeaders, NvJpeg) {
+  using namespace cuda::nvjpeg;
+  EFF_NVJPEG(EFF_CHECK)
+}
+
+}  // namespace
+}  // namespace effnet::test
