@@ -695,11 +695,12 @@ TEST_F(CudaRuntime, AMissingWaitShows) {
   const auto want = trained(named, start, false);
   int shown = 0;
   for (const char* order : {"0", "3", "4", "7"}) {
+    reset_fake();
     const Setting seed("FAKE_CUDA_ORDER", order), planted("FAKE_CUDA_IGNORE", "cuStreamWaitEvent");
     const auto got = trained(named, start, true);
     shown += !got.ok() || got.value() != want.value();
-    reset_fake();
   }
+  reset_fake();
   EXPECT_EQ(shown, 4);
 }
 

@@ -607,6 +607,7 @@ extern "C" __attribute__((visibility("default"))) void fake_cuda_reset() {
   const Lock lock(fake().mutex);
   fake().calls.clear();
   fake().fault = 0;
+  fake().random.seed(0);
 }
 
 extern "C" __attribute__((visibility("default"))) int fake_cuda_calls(const char* name) {
