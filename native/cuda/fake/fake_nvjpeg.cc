@@ -1,0 +1,182 @@
+// A libnvjpeg.so.13 without a GPU, for tests: it decodes with libjpeg-turbo, on the streams of the fake driver, and
+// refuses wrong sequences. Pixels are the CPU's: a GPU's differ by what its inverse DCT and upsampling round.
+//
+//   - A batch has the size that the state was prepared for; every image has an address and rows wide enough.
+//   - Files are read when the stream comes to them, and once at the call; then images are written.
+//   - FAKE_NVJPEG_FAIL=name:nth:status makes the nth call of a function fail; FAKE_NVJPEG_VERSION is what it says it
+//   is;
+//     fake_nvjpeg_live(), _calls(name), _misuse() and _reset() are for the tests.
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cuda/providers/nvjpeg_api.h"
+#include "io/jpeg.h"
+
+namespace {
+
+using namespace effnet::cuda::nvjpeg;
+
+struct Fake {
+  std::mutex mutex;
+  std::map<void*, int> live;  // handles and states; of a state the size of its batches
+  std::map<std::string, int> calls;
+  std::string misuse;
+};
+Fake& fake() {
+  static Fake* const one = new Fake;
+  return *one;
+}
+
+int wrong(const std::string& what) {
+  fake().misuse = what;
+  return kInvalidParameter;
+}
+
+int enter(const char* name) {
+  const int call = ++fake().calls[name];
+  const char* fail = std::getenv("FAKE_NVJPEG_FAIL");
+  char who[64] = {};
+  int nth = 0, status = 0;
+  if (fail && std::sscanf(fail, "%63[^:]:%d:%d", who, &nth, &status) == 3 && std::string(who) == name && nth == call)
+    return status;
+  return kSuccess;
+}
+
+int create(void** into) {
+  *into = new char;
+  fake().live[*into] = 0;
+  return kSuccess;
+}
+int destroy(void* object) {
+  if (!fake().live.erase(object)) return wrong("something is destroyed that is not there");
+  delete static_cast<char*>(object);
+  return kSuccess;
+}
+
+// The pixels of a file, [height][width][3]; nullptr where it cannot be read.
+struct Decoded {
+  effnet::io::ByteBuffer buffer;
+  effnet::io::View view;
+};
+std::shared_ptr<Decoded> decode(const unsigned char* data, size_t bytes) {
+  effnet::io::JpegReader reader;
+  auto decoded = std::make_shared<Decoded>();
+  if (!reader.open(data, bytes, {}).ok() || !reader.decode(8, nullptr, decoded->buffer, decoded->view).ok())
+    return nullptr;
+  return decoded;
+}
+
+// On the fake driver's stream; at once where there is no driver.
+int queue(Stream stream, const std::function<void()>& work) {
+  using Queue = int (*)(Stream, const std::function<void()>&);
+  const auto on_stream = reinterpret_cast<Queue>(dlsym(RTLD_DEFAULT, "fake_cuda_queue"));
+  if (on_stream) return on_stream(stream, work) == 0 ? kSuccess : kExecutionFailed;
+  work();
+  return kSuccess;
+}
+
+}  // namespace
+
+#define EFF_EXPORT extern "C" __attribute__((visibility("default")))
+#define EFF_ENTER(name)                                 \
+  const std::lock_guard<std::mutex> lock(fake().mutex); \
+  if (const int failed = enter(#name)) return failed;
+
+EFF_EXPORT int nvjpegGetProperty(int which, int* value) {
+  const char* text = std::getenv("FAKE_NVJPEG_VERSION");
+  const int version = text ? std::atoi(text) : 130000, parts[] = {version / 10000, version / 100 % 100, version % 100};
+  *value = parts[which];
+  return kSuccess;
+}
+EFF_EXPORT int nvjpegCreateEx(int, void*, void*, unsigned, Handle* handle) {
+  EFF_ENTER(nvjpegCreateEx)
+  return create(handle);
+}
+EFF_EXPORT int nvjpegDestroy(Handle handle) {
+  EFF_ENTER(nvjpegDestroy)
+  return destroy(handle);
+}
+EFF_EXPORT int nvjpegJpegStateCreate(Handle handle, State* state) {
+  EFF_ENTER(nvjpegJpegStateCreate)
+  return fake().live.count(handle) ? create(state) : wrong("a state of no handle");
+}
+EFF_EXPORT int nvjpegJpegStateDestroy(State state) {
+  EFF_ENTER(nvjpegJpegStateDestroy)
+  return destroy(state);
+}
+EFF_EXPORT int nvjpegGetImageInfo(Handle handle, const unsigned char* data, size_t bytes, int* components,
+                                  int* subsampling, int* widths, int* heights) {
+  EFF_ENTER(nvjpegGetImageInfo)
+  if (!fake().live.count(handle)) return wrong("no such handle");
+  effnet::io::JpegReader reader;
+  if (!reader.open(data, bytes, {}).ok()) return kBadJpeg;
+  *components = reader.info().components;
+  *subsampling = 0;
+  for (int i = 0; i < 4; ++i) {
+    widths[i] = i < *components ? reader.info().width : 0;
+    heights[i] = i < *components ? reader.info().height : 0;
+  }
+  return kSuccess;
+}
+EFF_EXPORT int nvjpegDecodeBatchedInitialize(Handle handle, State state, int images, int cpu_threads, int format) {
+  EFF_ENTER(nvjpegDecodeBatchedInitialize)
+  if (!fake().live.count(handle) || !fake().live.count(state)) return wrong("a batch of no state");
+  if (images < 1 || cpu_threads < 1 || format != kOutputRgbInterleaved) return wrong("a batch of no images");
+  fake().live[state] = images;
+  return kSuccess;
+}
+EFF_EXPORT int nvjpegDecodeBatched(Handle handle, State state, const unsigned char* const* data, const size_t* bytes,
+                                   Image* into, Stream stream) {
+  EFF_ENTER(nvjpegDecodeBatched)
+  if (!fake().live.count(handle) || !fake().live.count(state)) return wrong("a batch of no state");
+  const int images = fake().live[state];
+  if (images == 0) return wrong("a batch that was not prepared");
+  struct Job {
+    const unsigned char* data;
+    size_t bytes;
+    Image place;
+  };
+  std::vector<Job> jobs;
+  for (int i = 0; i < images; ++i) {
+    const auto decoded = decode(data[i], bytes[i]);
+    if (!decoded) return kBadJpeg;
+    if (!into[i].channel[0] || into[i].pitch[0] < static_cast<size_t>(decoded->view.width) * 3)
+      return wrong("an image without room");
+    jobs.push_back({data[i], bytes[i], into[i]});
+  }
+  return queue(stream, [jobs] {
+    for (const Job& job : jobs) {
+      const auto decoded = decode(job.data, job.bytes);
+      for (int y = 0; decoded && y < decoded->view.height; ++y)
+        std::memcpy(job.place.channel[0] + static_cast<size_t>(y) * job.place.pitch[0], decoded->view.row(y),
+                    static_cast<size_t>(decoded->view.width) * 3);
+    }
+  });
+}
+
+EFF_EXPORT int fake_nvjpeg_live() {
+  const std::lock_guard<std::mutex> lock(fake().mutex);
+  return static_cast<int>(fake().live.size());
+}
+EFF_EXPORT int fake_nvjpeg_calls(const char* name) {
+  const std::lock_guard<std::mutex> lock(fake().mutex);
+  return fake().calls[name];
+}
+EFF_EXPORT const char* fake_nvjpeg_misuse() {
+  const std::lock_guard<std::mutex> lock(fake().mutex);
+  return fake().misuse.c_str();
+}
+EFF_EXPORT void fake_nvjpeg_reset() {
+  const std::lock_guard<std::mutex> lock(fake().mutex);
+  fake().calls.clear();
+  fake().misuse.clear();
+}
