@@ -63,7 +63,7 @@ EFF_DEVICE void slide(const T* window, int row_pitch, int pixel_pitch, const flo
   }
 }
 
-// The mean of a group of `count` values and their squared deviations from it, merged over the groups in order.
+// How many results of a tile each group of threads has: one strip of some rows.
 struct GroupCounts {
   const DepthwiseTiling& t;
   int rows, cols;  // of the tile
@@ -75,6 +75,7 @@ struct GroupCounts {
   }
 };
 
+// Means and squared deviations from them of `count` groups into those of the tile, in order.
 EFF_DEVICE void merge_stats(const float* groups, int count, const GroupCounts& counts, int slab, int c, float& mean,
                             float& squares) {
   // From the first group's mean, so that equal means stay what they are.
