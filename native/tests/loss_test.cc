@@ -137,7 +137,9 @@ TEST(Softmax, EqualsTheReference) {
       for (size_t i = first; i < first + count; ++i) sum += std::exp(logits[i] + 500);
       for (size_t i = first; i < first + count; ++i) want[i] = std::exp(logits[i] + 500) / sum;
     }
-    expect_near(rig.get(probs), want, 2e-6, 0, "probs");
+    // A probability below a billionth has the digits that its exponent's last bit leaves. CPUs add up in FP32, which a
+    // long row costs a digit.
+    expect_near(rig.get(probs), want, backend::kIsCpu && k > 1000 ? 5e-6 : 2e-6, 1e-9, "probs");
   }
 }
 
