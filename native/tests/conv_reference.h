@@ -54,8 +54,9 @@ struct ConvResult {
 
 // Runs the op that `factory` makes of a direction, beside the loops. Weights' gradients are FP32 in every type.
 inline ConvResult run_conv(Direction direction, const ConvCase& c, const ConvData& d, DType dtype,
-                           backend::KernelFactory factory) {
+                           backend::KernelFactory factory, uint16_t flags = 0) {
   Rig rig(factory, c.attrs());
+  rig.op().flags = flags;
   const std::vector<int64_t> src = {c.n, c.h, c.w, c.ic}, dst = {c.n, c.oh(), c.ow(), c.oc};
   const std::vector<int64_t> weights = {c.oc, c.k, c.k, c.ic};
   if (direction == Direction::backward_data)

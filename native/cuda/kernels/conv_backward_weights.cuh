@@ -95,30 +95,40 @@ class SrcPixels {
   int c_, tap_y_, tap_x_;  // c_ < 0: behind the last column
 };
 
-template <class T, class Shape, class Engine>
-EFF_DEVICE void conv_backward_weights(const ConvBwdWeightsArgs& a) {
+EFF_DEVICE PixelRange range_of_split(const ConvBwdWeightsArgs& a) {
+  const int64_t pixels = a.g.n * a.g.oh * a.g.ow, first = block_z() * a.split_pixels, end = first + a.split_pixels;
+  return {static_cast<int>(first), static_cast<int>(end < pixels ? end : pixels)};
+}
+
+template <class T, class Shape, class Engine, class Src>
+EFF_DEVICE void conv_backward_weights(const ConvBwdWeightsArgs& a, PixelRange range, Src& src) {
   Shared shared;
   T* stages = shared.take<T>(Shape::kStagesSize);
   float* slabs = shared.take<float>(Shape::kSlabsSize);
   const int warp = static_cast<int>(thread_id()) / 32;
   const int rows = static_cast<int>(a.g.oc), width = static_cast<int>(a.g.kh * a.g.kw * a.g.ic);
   const int n0 = static_cast<int>(block_x()) * Shape::kN, m0 = static_cast<int>(block_y()) * Shape::kM;
-  const int64_t pixels = a.g.n * a.g.oh * a.g.ow, first = block_z() * a.split_pixels, end = first + a.split_pixels;
-  const PixelRange range{static_cast<int>(first), static_cast<int>(end < pixels ? end : pixels)};
+  const int column0 = n0 + warp % Shape::kWarpsN * Shape::kWarpColumns;
 
   DstPixels<Shape, T> dst(static_cast<const T*>(a.diff_dst), rows, range, m0);
-  SrcPixels<Shape, T> src(a.g, a.src, range, n0);
   const Slab<float, Shape> slab(slabs);
   multiply_tiles<Shape, Engine>(stages, 0, 1, range.last - range.first, 1, 1, dst, src, [&](int, const Engine& engine) {
     EFF_UNROLL
     for (int i = 0; i < Shape::kWarpRows / 16; ++i) {
       const int row0 = m0 + warp / Shape::kWarpsN * Shape::kWarpRows + 16 * i;
-      const int column0 = n0 + warp % Shape::kWarpsN * Shape::kWarpColumns;
       if (row0 >= rows) continue;
+      float* parts = a.parts + (static_cast<int64_t>(block_z()) * rows + row0) * width + column0;
+      if (width % 4 != 0) {
+        engine.visit(i, [&](int row, int column, float v0, float v1) {
+          if (row0 + row >= rows) return;
+          if (column0 + column < width) parts[row * width + column] = v0;
+          if (column0 + column + 1 < width) parts[row * width + column + 1] = v1;
+        });
+        continue;
+      }
       engine.visit(i, [&](int row, int column, float v0, float v1) { slab.put(row, column, v0, v1); });
       sync_warp();
-      slab.store(a.parts + (static_cast<int64_t>(block_z()) * rows + row0) * width + column0, width, rows - row0,
-                 width - column0);
+      slab.store(parts, width, rows - row0, width - column0);
       sync_warp();
     }
   });
@@ -127,6 +137,12 @@ EFF_DEVICE void conv_backward_weights(const ConvBwdWeightsArgs& a) {
 template <class T, int kM, int kN>
 using BackwardWeightsShape = TileShape<sizeof(T), kM, kN, Layout::by_depth, Layout::by_depth, sizeof(float)>;
 
+template <class T, class Shape, class Engine>
+EFF_DEVICE void conv_backward_weights(const ConvBwdWeightsArgs& a) {
+  const PixelRange range = range_of_split(a);
+  SrcPixels<Shape, T> src(a.g, a.src, range, static_cast<int>(block_x()) * Shape::kN);
+  conv_backward_weights<T, Shape, Engine>(a, range, src);
+}
 template <class T, int kM, int kN>
 EFF_DEVICE void conv_backward_weights_mma(const ConvBwdWeightsArgs& a) {
   using Shape = BackwardWeightsShape<T, kM, kN>;

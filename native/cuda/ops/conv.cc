@@ -129,7 +129,7 @@ StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) {
   const plan::Act act = op.act(attr_act);
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   const ConvType type(dst->dtype, op.allows_tf32());
-  const ConvForm form = conv_forward_form(g, type);
+  const ConvForm form = conv_forward_form(g, type, gate);
   return conv_kernel(
       "conv2d_bias_act", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -161,7 +161,7 @@ StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
                       op.attr(attr_momentum)};
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   const ConvType type(dst->dtype, op.allows_tf32());
-  const ConvForm form = conv_forward_form(g, type);
+  const ConvForm form = conv_forward_form(g, type, source || gate);
   ScratchLayout layout;
   const int64_t stats_tiles = form.plain() ? 0 : form.row_blocks();
   const size_t tiles_at =
@@ -254,7 +254,8 @@ StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
   const bool to_bn = src_diff_scale;
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   const ConvType type(src->dtype, op.allows_tf32());
-  const ConvForm data = conv_backward_data_form(g, type), by_weights = conv_backward_weights_form(g, type);
+  const ConvForm data = conv_backward_data_form(g, type),
+                 by_weights = conv_backward_weights_form(g, type, source.mean || source.gate);
   const bool sums_apart = to_bn && data.plain();
   const int64_t sum_tiles = to_bn && !sums_apart ? data.row_blocks() : 0;
   ScratchLayout layout;

@@ -16,12 +16,16 @@ constexpr int kTileM = 128;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows of 16 bytes, places in an image of 15 bits, and indices of 31 bits but for those of a tensor's elements.
-bool fits_tiles(const ConvGeometry& g, plan::DType dtype) {
+bool fits_gather(const ConvGeometry& g, plan::DType dtype) {
   const int64_t vector = dtype == plan::DType::f32 ? 4 : 8;
   constexpr int64_t kPlaces = (1 << 14) - 16;
-  return g.ic % vector == 0 && g.oc % vector == 0 && g.stride <= 2 && std::max(g.h, g.w) <= kPlaces &&
+  return g.oc % vector == 0 && g.stride <= 2 && std::max(g.h, g.w) <= kPlaces &&
          g.src_pixels() + kTileM < kIndexLimit && g.dst_pixels() + kTileM < kIndexLimit &&
          g.oc * g.kh * g.kw * g.ic < kIndexLimit;
+}
+
+bool fits_tiles(const ConvGeometry& g, plan::DType dtype) {
+  return g.ic % (dtype == plan::DType::f32 ? 4 : 8) == 0 && fits_gather(g, dtype);
 }
 
 struct Width {
@@ -42,6 +46,8 @@ constexpr Width kForward16[] = {forward_width<2, 128>(), forward_width<2, 96>(),
 constexpr Width kForwardTf32[] = {forward_width<4, 128>(), forward_width<4, 96>(), forward_width<4, 64>(),
                                   forward_width<4, 32>()};
 constexpr Width kForwardFma[] = {forward_width<4, 128>(), forward_width<4, 64>(), forward_width<4, 32>()};
+constexpr Width kGather16[] = {forward_width<2, 64>(), forward_width<2, 32>()};
+constexpr Width kGather32[] = {forward_width<4, 64>(), forward_width<4, 32>()};
 constexpr Width kBackwardData16[] = {backward_data_width<2, 128>(), backward_data_width<2, 96>(),
                                      backward_data_width<2, 64>(), backward_data_width<2, 32>()};
 constexpr Width kBackwardData32[] = {backward_data_width<4, 64>(), backward_data_width<4, 32>()};
@@ -83,12 +89,19 @@ constexpr int64_t kLeastSplit = 512;
 
 std::string ConvForm::name() const {
   if (plain()) return "plain";
-  return (tensor_cores ? "mma_" : "fma_") + std::to_string(tile_m) + "x" + std::to_string(tile_n);
+  return std::string(tensor_cores ? "mma_" : "fma_") + (gathered ? "gather_" : "") + std::to_string(tile_m) + "x" +
+         std::to_string(tile_n);
 }
 
-ConvForm conv_forward_form(const ConvGeometry& g, ConvType type) {
-  if (!fits_tiles(g, type.dtype)) return {};
-  if (type.dtype != plan::DType::f32) return by_width(kForward16, g.dst_pixels(), g.oc, true);
+ConvForm conv_forward_form(const ConvGeometry& g, ConvType type, bool edited) {
+  const bool half = type.dtype != plan::DType::f32;
+  if (!fits_tiles(g, type.dtype)) {
+    if (edited || !fits_gather(g, type.dtype)) return {};
+    ConvForm form = by_width(half ? kGather16 : kGather32, g.dst_pixels(), g.oc, half || type.tf32);
+    form.gathered = true;
+    return form;
+  }
+  if (half) return by_width(kForward16, g.dst_pixels(), g.oc, true);
   if (type.tf32) return by_width(kForwardTf32, g.dst_pixels(), g.oc, true);
   return by_width(kForwardFma, g.dst_pixels(), g.oc, false);
 }
@@ -106,13 +119,15 @@ size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype) {
 }
 
 // The tile whose operands are read least, and as many splits of the pixels as fill a GPU.
-ConvForm conv_backward_weights_form(const ConvGeometry& g, ConvType type) {
+ConvForm conv_backward_weights_form(const ConvGeometry& g, ConvType type, bool edited) {
   const int64_t width = g.kh * g.kw * g.ic, pixels = g.dst_pixels();
   ConvForm form;
   form.split_pixels = std::max<int64_t>(2048, ceil_div(pixels, 64));
-  if (!fits_tiles(g, type.dtype)) return form;
+  form.gathered = !fits_tiles(g, type.dtype);
+  if (form.gathered && (edited || !fits_gather(g, type.dtype))) return form;
   int64_t least = 0;
   for (const Area& area : type.dtype == plan::DType::f32 ? kBackwardWeights<4> : kBackwardWeights<2>) {
+    if (form.gathered && (area.m != 128 || area.n != 32)) continue;
     const int64_t tiles = ceil_div(g.oc, area.m) * ceil_div(width, area.n), read = tiles * (area.m + area.n);
     if (least && read >= least) continue;
     least = read;

@@ -20,12 +20,13 @@ struct ConvType {
 struct ConvForm {
   int tile_m = 0, tile_n = 0;  // 0: the plain kernel
   bool tensor_cores = false;
+  bool gathered = false;  // source and weights value by value: the source's channels do not fill 16 bytes
   size_t shared_bytes = 0;
   int64_t tiles_a_block = 0, tiles = 0;  // of rows; how many a block makes one after another
   int64_t split_pixels = 0;              // of weights' gradients: how many a block sums
 
   bool plain() const { return tile_m == 0; }
-  // "mma_128x64", "fma_128x64", "plain"
+  // "mma_128x64", "fma_128x64", "mma_gather_128x32", "plain"
   std::string name() const;
   int64_t row_blocks() const { return (tiles + tiles_a_block - 1) / tiles_a_block; }
   int64_t splits(int64_t pixels) const { return (pixels + split_pixels - 1) / split_pixels; }
@@ -35,10 +36,11 @@ struct ConvForm {
   }
 };
 
-ConvForm conv_forward_form(const ConvGeometry& g, ConvType type);
+// `edited`: the source is normalised, activated or gated on the way in.
+ConvForm conv_forward_form(const ConvGeometry& g, ConvType type, bool edited = false);
 ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type);
 // Shared memory where the slope of a BN in front of the source is multiplied in.
 size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype);
-ConvForm conv_backward_weights_form(const ConvGeometry& g, ConvType type);
+ConvForm conv_backward_weights_form(const ConvGeometry& g, ConvType type, bool edited = false);
 
 }  // namespace effnet::cuda

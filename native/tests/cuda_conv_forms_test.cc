@@ -1,0 +1,158 @@
+// Which kernel computes which convolution, and what only these kernels have: TF32, and blocks that make several tiles
+// one below the other.
+#include <bit>
+
+#include "conv_reference.h"
+#include "cuda/device/emulation.h"
+#include "cuda/ops/conv.h"
+#include "kernel_rig.h"
+
+namespace effnet::test {
+namespace {
+
+using cuda::ConvForm;
+using cuda::ConvGeometry;
+using cuda::ConvType;
+
+ConvGeometry geometry(int64_t n, int64_t side, int64_t ic, int64_t oc, int64_t k = 1, int64_t stride = 1) {
+  const int64_t out = (side + stride - 1) / stride;
+  return {n, side, side, ic, out, out, oc, k, k, stride, k / 2, k / 2};
+}
+
+const ConvType kF32{DType::f32, false}, kTf32{DType::f32, true}, kBf16{DType::bf16, true}, kF16{DType::f16, false};
+
+TEST(ConvForms, FollowFromShapesAndTypes) {
+  struct Row {
+    ConvGeometry g;
+    ConvType type;
+    const char *forward, *data, *weights;
+  };
+  const Row rows[] = {
+      // B0 at 224, batch 64: its narrow layers, then wide ones.
+      {geometry(64, 112, 32, 16), kBf16, "mma_128x32", "mma_128x32", "mma_64x64"},
+      {geometry(64, 112, 16, 96), kBf16, "mma_128x96", "mma_128x32", "mma_128x32"},
+      {geometry(64, 56, 24, 144), kF16, "mma_128x96", "mma_128x32", "mma_128x32"},
+      {geometry(64, 28, 240, 40), kBf16, "mma_128x64", "mma_128x128", "mma_64x64"},
+      {geometry(64, 14, 480, 112), kBf16, "mma_128x64", "mma_128x128", "mma_128x128"},
+      {geometry(64, 7, 1152, 320), kBf16, "mma_128x32", "mma_128x128", "mma_128x128"},
+      // V2-S: dense 3 x 3.
+      {geometry(8, 75, 48, 192, 3), kBf16, "mma_128x96", "mma_128x64", "mma_128x128"},
+      {geometry(8, 150, 24, 96, 3, 2), kF16, "mma_128x96", "mma_128x32", "mma_128x128"},
+      // FP32, with and without tensor cores.
+      {geometry(64, 56, 24, 144), kF32, "fma_128x128", "fma_128x32", "fma_128x32"},
+      {geometry(64, 56, 24, 144), kTf32, "mma_128x96", "mma_128x32", "mma_128x32"},
+      {{256, 1, 1, 1280, 1, 1, 1000, 1, 1, 1, 0, 0}, kF32, "fma_128x32", "fma_128x32", "fma_128x128"},
+      // Few rows: narrow tiles, so that there are more blocks.
+      {geometry(1, 7, 1152, 320), kBf16, "mma_128x32", "mma_128x32", "mma_128x128"},
+      // Chunks of 16 bytes would not fit rows: of the source, or of the result.
+      {geometry(64, 224, 3, 32, 3, 2), kBf16, "mma_gather_128x32", "plain", "mma_gather_128x32"},
+      {geometry(64, 380, 3, 48, 3, 2), kF32, "fma_gather_128x64", "plain", "fma_gather_128x32"},
+      {geometry(4, 7, 20, 64), kBf16, "mma_gather_128x32", "plain", "mma_gather_128x32"},
+      {geometry(4, 7, 20, 64), kF32, "fma_128x32", "fma_128x32", "fma_64x64"},
+      {geometry(4, 7, 64, 18), kF32, "plain", "plain", "plain"},
+      {geometry(2, 16, 32, 32, 3, 3), kBf16, "plain", "plain", "plain"},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(testing::Message() << row.g.h << "x" << row.g.ic << "->" << row.g.oc << row.type.suffix());
+    EXPECT_EQ(cuda::conv_forward_form(row.g, row.type).name(), row.forward);
+    EXPECT_EQ(cuda::conv_backward_data_form(row.g, row.type).name(), row.data);
+    EXPECT_EQ(cuda::conv_backward_weights_form(row.g, row.type).name(), row.weights);
+  }
+}
+
+// What every supported GPU has for a block.
+TEST(ConvForms, FitTheSharedMemoryOfAllGpus) {
+  constexpr size_t kMost = 99 << 10;
+  for (const ConvType& type : {kF32, kTf32, kBf16})
+    for (int64_t ic = 8; ic <= 512; ic += 8)
+      for (const int64_t oc : {8, 40, 96, 128, 320}) {
+        const ConvGeometry g = geometry(64, 56, ic, oc);
+        const ConvForm data = cuda::conv_backward_data_form(g, type);
+        EXPECT_LE(cuda::conv_forward_form(g, type).shared_bytes, kMost);
+        EXPECT_LE(cuda::conv_backward_data_bn_shared(data, type.dtype), kMost);
+        EXPECT_LE(cuda::conv_backward_weights_form(g, type).shared_bytes, kMost);
+      }
+}
+
+// Rounded as the instruction rounds: to 10 bits behind the leading one, ties away from zero.
+double tf32(double v) {
+  const uint32_t bits = (std::bit_cast<uint32_t>(static_cast<float>(v)) + 0x1000u) & 0xffffe000u;
+  return std::bit_cast<float>(bits);
+}
+
+TEST(ConvForms, Tf32RoundsOperandsOnly) {
+  const ConvCase all[] = {{2, 7, 7, 24, 40, 1, 1, 0, 0, 0, 0},
+                          {3, 13, 11, 36, 100, 1, 1, 0, 0, 0, 0},
+                          {1, 14, 14, 16, 132, 3, 1, 1, 1, 1, 1},
+                          {2, 15, 16, 8, 12, 3, 2, 0, 0, 1, 1},
+                          {1, 9, 9, 132, 64, 1, 1, 0, 0, 0, 0}};
+  for (const ConvCase& c : all) {
+    ConvData d(c, DType::f32);
+    ConvData rounded = d;
+    for (Values* v : {&rounded.src, &rounded.weights, &rounded.diff_dst})
+      for (double& x : *v) x = tf32(x);
+    struct Way {
+      Direction direction;
+      backend::KernelFactory factory;
+      int64_t terms;
+    };
+    for (const auto& [direction, factory, terms] :
+         {Way{Direction::forward, backend::make_conv2d, c.k * c.k * c.ic},
+          Way{Direction::backward_data, backend::make_conv2d_bwd_data, c.k * c.k * c.oc},
+          Way{Direction::backward_weights, backend::make_conv2d_bwd_weights, c.n * c.oh() * c.ow()}}) {
+      const ConvResult exact = run_conv(direction, c, rounded, DType::f32, factory, plan::kOpTf32);
+      const ConvResult got = run_conv(direction, c, d, DType::f32, factory, plan::kOpTf32);
+      ASSERT_FALSE(HasFatalFailure()) << c.name();
+      EXPECT_NE(got.kernel.find("_mma_"), std::string::npos) << got.kernel;
+      EXPECT_EQ(got.got, exact.got) << c.name();
+      expect_near(exact.got, exact.want, 3e-6, std::sqrt(static_cast<double>(terms)) * 3, c.name());
+    }
+  }
+}
+
+// A block's tiles go through one ring of stages; the results must be those of a block a tile, and the statistics those
+// of all rows of the block.
+TEST(ConvForms, ABlockMakesSeveralTiles) {
+  const ConvGeometry g{3, 9, 19, 40, 9, 19, 24, 1, 1, 1, 0, 0};  // five tiles, the last one of one row
+  const auto rows = static_cast<size_t>(g.dst_pixels()), ic = static_cast<size_t>(g.ic), oc = static_cast<size_t>(g.oc);
+  const auto bits = [](size_t count, uint32_t seed, double mean) {
+    std::vector<uint16_t> all;
+    for (const double v : random_values(count, seed, mean))
+      all.push_back(to_bits16(DType::bf16, static_cast<float>(v)));
+    return all;
+  };
+  const auto src = bits(rows * ic, 1, 1), weights = bits(oc * ic, 2, 0);
+  const auto run = [&](int64_t tiles_a_block, unsigned schedule, std::vector<float>& stats) {
+    std::vector<uint16_t> dst(rows * oc);
+    ConvForm form = cuda::conv_forward_form(g, kBf16);
+    form.tiles_a_block = tiles_a_block;
+    stats.assign(static_cast<size_t>(form.row_blocks()) * 2 * oc, NAN);
+    cuda::ConvArgs args{};
+    args.g = g;
+    args.src.data = src.data();
+    args.weights = weights.data();
+    args.dst = dst.data();
+    args.stats = stats.data();
+    EXPECT_EQ(cuda::emulation::run(cuda::conv_launch(args, form, kBf16, true), schedule), nullptr);
+    return dst;
+  };
+  std::vector<float> stats, again;
+  const auto want = run(1, 0, stats);
+  for (const unsigned schedule : {0u, 3u, 4u, 7u}) EXPECT_EQ(run(2, schedule, stats), want) << schedule;
+  run(2, 7, again);
+  EXPECT_EQ(again, stats);
+  for (size_t block = 0; block < 3; ++block) {
+    const size_t first = block * 256, last = std::min(rows, first + 256);
+    for (size_t c = 0; c < oc; ++c) {
+      double mean = 0, squares = 0;
+      const auto value = [&](size_t row) { return from_bits16(DType::bf16, want[row * oc + c]); };
+      for (size_t row = first; row < last; ++row) mean += value(row) / static_cast<double>(last - first);
+      for (size_t row = first; row < last; ++row) squares += std::pow(value(row) - mean, 2);
+      EXPECT_NEAR(stats[block * 2 * oc + c], mean, 1e-6 * (8 + std::abs(mean)));
+      EXPECT_NEAR(stats[(block * 2 + 1) * oc + c], squares, 3e-6 * squares + 1e-9);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace effnet::test
