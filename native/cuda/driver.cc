@@ -77,11 +77,25 @@ StatusOr<const Driver*> driver(DriverFacts* facts) {
   return &loaded->driver;
 }
 
+// After these every call of the process fails.
+static bool is_fault(CUresult result) {
+  return (result >= CUDA_ERROR_ILLEGAL_ADDRESS && result <= CUDA_ERROR_LAUNCH_FAILED &&
+          result != CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED && result != CUDA_ERROR_PEER_ACCESS_NOT_ENABLED &&
+          result != CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED && result != CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED) ||
+         result == CUDA_ERROR_ECC_UNCORRECTABLE || result == CUDA_ERROR_NVLINK_UNCORRECTABLE;
+}
+
 Status driver_status(const Driver& driver, const char* call, CUresult result) {
   if (result == CUDA_SUCCESS) return ok_status();
   const char *name = nullptr, *text = nullptr;
   if (driver.cuGetErrorName(result, &name) != CUDA_SUCCESS || !name) name = "unknown error";
   if (driver.cuGetErrorString(result, &text) != CUDA_SUCCESS || !text) text = "";
+  if (is_fault(result))
+    return error(Code::internal,
+                 "GPU fault: %s failed: %s (%d) %s. This process cannot use the GPU any more; a run goes on from its "
+                 "last checkpoint in another one. With EFFNET_CUDA_SYNC=1 it waits for every op and names the one at "
+                 "fault",
+                 call, name, static_cast<int>(result), text);
   const Code code = result == CUDA_ERROR_OUT_OF_MEMORY ? Code::oom : Code::internal;
   return error(code, "%s failed: %s (%d) %s", call, name, static_cast<int>(result), text);
 }

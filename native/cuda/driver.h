@@ -73,7 +73,8 @@ struct DriverFacts {
 };
 StatusOr<const Driver*> driver(DriverFacts* facts = nullptr);
 
-// What a driver call says: ok, Code::oom for memory, else Code::internal with the call and the error's name.
+// What a driver call says: ok, Code::oom for memory, else Code::internal with the call and the error's name; of a fault
+// that ends the context, with what can be done.
 Status driver_status(const Driver& driver, const char* call, CUresult result);
 
 #define EFF_CUDA(driver, call, ...) \

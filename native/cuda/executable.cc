@@ -1,6 +1,7 @@
 #include "cuda/executable.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "cuda/kernels/step.h"
@@ -30,6 +31,8 @@ StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPoo
   if (!loaded.ok()) return loaded.status();
   std::shared_ptr<Executable> executable(new Executable(std::move(pool), std::move(memory)));
   executable->plan_ = loaded.value();
+  const char* synchronous = std::getenv("EFFNET_CUDA_SYNC");
+  executable->synchronous_ = synchronous && std::strcmp(synchronous, "1") == 0;
   EFF_RETURN_IF_ERROR(executable->memory_->device()->enter());
   EFF_RETURN_IF_ERROR(executable->bind_ops());
   EFF_RETURN_IF_ERROR(executable->allocate());
@@ -219,7 +222,13 @@ Status Executable::queue_begin(const Use& use) const {
 }
 
 Status Executable::queue_op(const Recording& recording, size_t op) const {
-  return queue_launches(device(), recording.ops[op], stream());
+  const Status queued = queue_launches(device(), recording.ops[op], stream());
+  if (!synchronous_) return queued;
+  const Status done =
+      queued.ok() ? driver_status(driver(), "cuStreamSynchronize", driver().cuStreamSynchronize(stream())) : queued;
+  if (done.ok()) return done;
+  const auto& [of_plan, kernel, at, ms] = bound_[op];
+  return Status(done.code(), "op " + std::string(of_plan->name) + " (" + kernel->name + "): " + done.message());
 }
 
 Status Executable::queue_output(const Use& use) const {
@@ -310,6 +319,7 @@ Status Executable::fold(const Use& use) {
 }
 
 Status Executable::run(Part part, const Use& use) {
+  if (synchronous_) return queue(part, use);
   const auto captured = graph(part, use);
   if (!captured.ok()) return captured.status();
   EFF_CUDA(driver(), cuGraphLaunch, captured.value(), stream());

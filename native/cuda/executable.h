@@ -108,6 +108,7 @@ class Executable final : public effnet::Executable {
   std::vector<Bound> bound_;
   size_t update_at_ = 0;  // of the ops: the first that waits for the gradients of all batches
   bool updates_weights_ = false;
+  bool synchronous_ = false;  // no graphs; waits after every op, so that a fault is the op's (EFFNET_CUDA_SYNC=1)
   plan::DType working_ = plan::DType::f32;  // of the copies of weights, where kernels read such
   // Running statistics, and where they are put aside (kernels/step.h).
   std::vector<plan::Segment> statistics_;

@@ -372,7 +372,31 @@ TEST_F(CudaRuntime, ADeviceFaultEndsInAnError) {
     const Status status = on_cuda(named, start, 2).status();
     EXPECT_EQ(status.code(), Code::internal) << call;
     EXPECT_NE(status.message().find("(719)"), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find("GPU fault: "), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find("EFFNET_CUDA_SYNC=1"), std::string::npos) << status.message();
   }
+  reset_fake();
+}
+
+// Without graphs, and every op waited for: a fault is that of the op in work.
+TEST_F(CudaRuntime, ASynchronousRunNamesTheOpAtFault) {
+  const Named named = corpus_plan("train.f32");
+  const auto plan = plan::Plan::load(named.span()).value();
+  const Start start(*plan);
+  const auto want = on_cuda(named, start, 2);
+  const Setting synchronous("EFFNET_CUDA_SYNC", "1");
+  reset_fake();
+  const auto got = on_cuda(named, start, 2);
+  ASSERT_TRUE(got.ok() && want.ok());
+  EXPECT_TRUE(got.value() == want.value());
+  EXPECT_EQ(calls("cuGraphLaunch"), 0);
+  const int waits = calls("cuStreamSynchronize");
+  EXPECT_GT(waits, static_cast<int>(plan->ops().size()));
+  reset_fake();
+  const Setting fault("FAKE_CUDA_FAIL", "cuStreamSynchronize:" + std::to_string(waits / 2) + ":700");
+  const Status status = on_cuda(named, start, 2).status();
+  EXPECT_TRUE(status.message().starts_with("op ")) << status.message();
+  EXPECT_NE(status.message().find(":cuda): GPU fault: "), std::string::npos) << status.message();
   reset_fake();
 }
 
