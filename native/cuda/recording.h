@@ -39,7 +39,8 @@ struct Recording {
 // Captures what `queue` puts on the stream.
 template <class Queue>
 Status capture(const Driver& driver, CUstream stream, CUgraphExec* graph, Queue&& queue) {
-  EFF_CUDA(driver, cuStreamBeginCapture, stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+  // Relaxed: at its first call a library loads its kernels, which the other modes take for a mistake.
+  EFF_CUDA(driver, cuStreamBeginCapture, stream, CU_STREAM_CAPTURE_MODE_RELAXED);
   const Status queued = queue();
   CUgraph captured = nullptr;
   const CUresult ended = driver.cuStreamEndCapture(stream, &captured);

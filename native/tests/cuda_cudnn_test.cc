@@ -107,6 +107,36 @@ TEST_F(CudaCudnn, BiasActivationAndResidual) {
         }
 }
 
+// The statistics are launches of the package's own kernels, behind the library's call.
+TEST_F(CudaCudnn, Statistics) {
+  setenv("EFFNET_CUDA_PROVIDER", "cudnn", 1);
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const ConvCase& c : kCases) {
+      const ConvData d(c, dtype);
+      const auto channels = static_cast<size_t>(c.oc);
+      std::vector<double> attrs = c.attrs();
+      attrs.insert(attrs.end(), {1e-3, 0.1, 0});
+      Rig rig(backend::make_conv2d_stats, attrs);
+      rig.in(dtype, {c.n, c.h, c.w, c.ic}, d.src);
+      rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+      rig.absent_inputs(5);
+      const Tensor *dst = rig.out(dtype, {c.n, c.oh(), c.ow(), c.oc}), *mean = rig.out(DType::f32, {c.oc});
+      rig.out(DType::f32, {c.oc});
+      rig.add_update(rig.tensor(Arena::weights, DType::f32, {c.oc}, Values(channels)));
+      rig.add_update(rig.tensor(Arena::weights, DType::f32, {c.oc}, Values(channels, 1)));
+      rig.run();
+      if (HasFatalFailure()) FAIL() << c.name();
+      EXPECT_EQ(rig.name(), "conv2d_stats_" + std::string(plan::dtype_name(dtype)) + ":cudnn");
+      const Values w = stored(dtype, d.weights), got = rig.get(dst);
+      Values want(got.size()), want_mean(channels);
+      for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += d.src[s] * w[k]; });
+      EXPECT_LE(worst(got, want), allowed(dtype)) << c.name();
+      for (size_t i = 0; i < got.size(); ++i)
+        want_mean[i % channels] += got[i] * static_cast<double>(channels) / static_cast<double>(got.size());
+      EXPECT_LE(worst(rig.get(mean), want_mean), 1e-5) << c.name();
+    }
+}
+
 // What cuDNN does not do, or has no engine for, stays with the own kernels.
 TEST_F(CudaCudnn, WhatKeepsItsOwnKernel) {
   setenv("EFFNET_CUDA_PROVIDER", "cudnn", 1);

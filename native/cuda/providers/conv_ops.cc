@@ -1,4 +1,5 @@
 // Ops that are one dense convolution, by cuDNN.
+#include "cuda/ops/batch_norm.h"
 #include "cuda/ops/common.h"
 #include "cuda/providers/providers.h"
 #include "plan/op_traits.h"
@@ -15,7 +16,8 @@ using Pass = Convolution::Pass;
 struct Call {
   Convolution convolution;
   const Tensor *a = nullptr, *b = nullptr, *bias = nullptr, *residual = nullptr, *result = nullptr;
-  bool b_is_weights = true;  // f32, of which a 16-bit convolution takes the working copy
+  bool b_is_weights = true;                     // f32, of which a 16-bit convolution takes the working copy
+  std::optional<BnStats> stats = std::nullopt;  // of the result, by launches of their own
 };
 
 // All ops of convolutions have stride, pad_t, pad_l, pad_b, pad_r first.
@@ -45,6 +47,20 @@ std::optional<Call> call_of(const Op& op) {
       using namespace op::conv2d;
       const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
       return Call{geometry(op, Pass::forward, src, weights, dst), src, weights, nullptr, nullptr, dst};
+    }
+    case OpId::conv2d_stats: {
+      using namespace op::conv2d_stats;
+      if (op.in(in_gate) || op.in(in_src_mean) || op.act(attr_src_act) != plan::Act::identity) return {};
+      const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
+      Call call{geometry(op, Pass::forward, src, weights, dst), src, weights, nullptr, nullptr, dst};
+      call.stats = BnStats{dst,
+                           op.out(out_mean),
+                           op.out(out_inv_std),
+                           op.upd(upd_running_mean),
+                           op.upd(upd_running_var),
+                           op.attr(attr_eps),
+                           op.attr(attr_momentum)};
+      return call;
     }
     case OpId::conv2d_bias_act: {
       using namespace op::conv2d_bias_act;
@@ -109,18 +125,23 @@ StatusOr<KernelPtr> make_convolution(const Cudnn& library, const Op& op) {
   if (!plan.ok()) return plan.status();
   auto kernel = std::make_unique<Kernel>();
   kernel->name = plan::op_name(op.id) + (c.tf32 ? "_tf32" : suffix(c.dtype)) + ":cudnn";
-  kernel->scratch_bytes = plan.value()->workspace_bytes();
+  ScratchLayout layout;
+  const size_t workspace_at = layout.add(plan.value()->workspace_bytes());
+  const size_t stats_at = layout.add(found->stats ? found->stats->scratch_bytes() : 0);
+  kernel->scratch_bytes = layout.bytes();
   kernel->flops = 2.0 * static_cast<double>(c.n * c.oh * c.ow) * static_cast<double>(c.oc * c.kh * c.kw * c.ic);
   if (found->b_is_weights) kernel->working = c.dtype;
-  kernel->record = [call = *found, plan = plan.value()](const Addresses& at, std::vector<Launch>& launches) {
+  kernel->record = [call = *found, plan = plan.value(), workspace_at, stats_at](const Addresses& at,
+                                                                                std::vector<Launch>& launches) {
     const bool copied = call.b_is_weights && call.convolution.dtype != DType::f32;
     const ConvolutionPlan::Operands operands{at.ptr(call.a),      copied ? at.working(call.b) : at.ptr(call.b),
                                              at.ptr(call.bias),   at.ptr(call.residual),
-                                             at.ptr(call.result), at.scratch};
+                                             at.ptr(call.result), at.scratch + workspace_at};
     Launch launch;
     launch.kernel = "cuDNN " + plan->engine();
     launch.call = [plan, operands](void* stream) { return plan->queue(operands, stream); };
     launches.push_back(std::move(launch));
+    if (call.stats) call.stats->record(at, at.scratch + stats_at, launches);
   };
   return kernel;
 }

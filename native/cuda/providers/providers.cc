@@ -24,6 +24,7 @@ Provider table_choice(const plan::Op& op, int capability) {
   // Where cuDNN builds a plan on tensor cores. 1x1 convolutions are matrix products, which the own kernels fuse more
   // into.
   const std::optional<Convolution> c = convolution_of(op);
+  if (op.id == OpId::conv2d_stats) return Provider::own;  // whose statistics cost no pass
   const bool tensor_cores = c && (c->tf32 || c->dtype != plan::DType::f32);
   return tensor_cores && c->kh > 1 && is_supported(capability, *c) ? Provider::cudnn : Provider::own;
 }
