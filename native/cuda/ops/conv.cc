@@ -99,6 +99,11 @@ KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType ty
   return kernel;
 }
 
+ConvForm over_weights(const Tensor* weights, ConvType type, ConvForm form) {
+  const bool copied = weights->arena == plan::Arena::weights || weights->arena == plan::Arena::prepared;
+  return copied || type.dtype == plan::DType::f32 ? form : ConvForm{};
+}
+
 const void* weights_at(const Addresses& at, const Tensor* weights, const ConvForm& form, ConvType type) {
   return form.plain() || type.dtype == plan::DType::f32 ? at.ptr(weights) : at.working(weights);
 }
@@ -108,7 +113,7 @@ StatusOr<KernelPtr> make_conv2d(const Op& op) {
   const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   const ConvType type(dst->dtype, op.allows_tf32());
-  const ConvForm form = conv_forward_form(g, type);
+  const ConvForm form = over_weights(weights, type, conv_forward_form(g, type));
   return conv_kernel(
       "conv2d", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -129,7 +134,7 @@ StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) {
   const plan::Act act = op.act(attr_act);
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   const ConvType type(dst->dtype, op.allows_tf32());
-  const ConvForm form = conv_forward_form(g, type, gate);
+  const ConvForm form = over_weights(weights, type, conv_forward_form(g, type, gate));
   return conv_kernel(
       "conv2d_bias_act", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -161,7 +166,7 @@ StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
                       op.attr(attr_momentum)};
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   const ConvType type(dst->dtype, op.allows_tf32());
-  const ConvForm form = conv_forward_form(g, type, source || gate);
+  const ConvForm form = over_weights(weights, type, conv_forward_form(g, type, source || gate));
   ScratchLayout layout;
   const int64_t stats_tiles = form.plain() ? 0 : form.row_blocks();
   const size_t tiles_at =
@@ -189,7 +194,7 @@ StatusOr<KernelPtr> make_conv2d_bwd_data(const Op& op) {
   const Tensor *diff_dst = op.in(in_diff_dst), *weights = op.in(in_weights), *diff_src = op.out(out_diff_src);
   const ConvGeometry g = conv_geometry(op, attr_stride, diff_src, diff_dst, weights->dims[1], weights->dims[2]);
   const ConvType type(diff_src->dtype, op.allows_tf32());
-  const ConvForm form = conv_backward_data_form(g, type);
+  const ConvForm form = over_weights(weights, type, conv_backward_data_form(g, type));
   return conv_kernel(
       "conv2d_bwd_data", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -254,7 +259,7 @@ StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
   const bool to_bn = src_diff_scale;
   const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
   const ConvType type(src->dtype, op.allows_tf32());
-  const ConvForm data = conv_backward_data_form(g, type),
+  const ConvForm data = over_weights(weights, type, conv_backward_data_form(g, type)),
                  by_weights = conv_backward_weights_form(g, type, source.mean || source.gate);
   const bool sums_apart = to_bn && data.plain();
   const int64_t sum_tiles = to_bn && !sums_apart ? data.row_blocks() : 0;

@@ -22,6 +22,9 @@ Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType
 KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType type, Kernel::Record record,
                       size_t scratch_bytes, double flops);
 
+// The form, or the plain one where it would read a 16-bit copy of weights that lie where no copy is made.
+ConvForm over_weights(const plan::Tensor* weights, ConvType type, ConvForm form);
+
 const void* weights_at(const Addresses& at, const plan::Tensor* weights, const ConvForm& form, ConvType type);
 
 size_t conv_bwd_weights_scratch(const ConvGeometry& g, const ConvForm& form);
