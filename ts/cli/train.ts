@@ -111,6 +111,7 @@ function trainerOptions(o: TrainValues, model: Model, outDir: string, config: Re
       dropRate: o.dropRate,
       dropPathRate: o.dropPathRate,
       clipNorm: o.clipNorm,
+      accumulate: o.accumulate,
       maxEpochs: o.epochs,
       maxSteps: o.maxSteps,
       maxTime: o.maxTime,

@@ -46,6 +46,7 @@ export const TRAIN = defineOptions({
   dropRate: { ...share, shown: '0 with weights', help: 'dropout before the classifier' },
   dropPathRate: { ...share, shown: '0 with weights', help: 'stochastic depth of the last block' },
   ema: { kind: 'number', value: 'X', min: 0, max: 0.999999, shown: 'off with weights', help: 'decay of a moving average' },
+  accumulate: { kind: 'int', value: 'N', min: 1, max: 65536, shown: '1', help: 'batches averaged for one update' },
   clipNorm: { kind: 'number', value: 'X', min: 0, shown: 'off', help: 'largest norm of the gradient' },
   freeze: { kind: 'text', value: 'SEL', help: "'backbone' trains the classifier alone; or a glob over tensor names" },
   seed: { kind: 'int', value: 'S', min: 0, max: Number.MAX_SAFE_INTEGER, env: ['EFFNET_SEED'], shown: '0', help: 'seed' },

@@ -5,6 +5,7 @@
 
 /** Options of the public API and their spelling here; an empty flag has none. */
 const FLAGS: Readonly<Record<string, string>> = {
+  accumulate: '--accumulate',
   batchSize: '--batch-size',
   evalBatchSize: '--batch-size',
   checkpointEvery: '--checkpoint-every',

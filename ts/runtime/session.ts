@@ -44,6 +44,8 @@ export interface SessionOptions {
 
 export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'optimizer' | 'target'> {
   optimizer: Pick<OptimizerSpec, 'name' | 'nesterov' | 'decays'>
+  /** Whether steps will have several parts; needs room for the sum of their gradients. Default false. */
+  accumulates?: boolean
 }
 
 export interface EvalPlanOptions {
@@ -130,12 +132,14 @@ class Compiled {
     request: MemoryRequest,
     batchSize: number,
     held: number[],
+    accumulates = false,
   ): Promise<Compiled> {
     const native = binding()
     const { plan, bytes, hash } = await inTurns(planStages(graph, request, region, format))
     const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
     const executable = await changeMemory(memory, async () => {
-      checkMemory(arenaBytes, held, graph.name, batchSize, await available())
+      const sums = accumulates ? arenaBytes[ARENA.grads]! : 0
+      checkMemory(arenaBytes.with(ARENA.image, sums), held, graph.name, batchSize, await available())
       for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
         if (size <= (held[arena] ?? 0)) continue
         await native.ensureArena(memory, arena, size)
@@ -419,6 +423,7 @@ export class Session implements AsyncDisposable {
       },
       options.batchSize,
       this.held,
+      options.accumulates,
     )
     return this.keep(new TrainPlan(compiled, { ...options, clip }))
   }

@@ -83,6 +83,10 @@ export class FitRun implements TrainerContext, ValidationHost {
   private concluded = false
   /** Calls of `onWarning`, in order. */
   private warnings: Promise<void> = Promise.resolve()
+  /** Batches of the step in work that are done. */
+  private readonly parts: { result: StepResult; stepMs: number; waitMs: number }[] = []
+  /** Between the first batch of an update and its end, where it takes several. */
+  private updating = false
   /** Where the precision needs one: as the last step left it. */
   private lossScale: LossScale | null = null
   private resumedFrom: { path: string; step: number } | undefined
@@ -131,7 +135,8 @@ export class FitRun implements TrainerContext, ValidationHost {
   /** The first reason counts; a callback's ends the run as finished, and gives way to one that cuts it off. */
   stop(reason: string, status: StopStatus = 'finished'): void {
     if (!this.stopping || (!this.halted && status !== 'finished')) this.stopping = { reason, status }
-    if (this.halted) this.halt.abort()
+    // An update that has begun ends: its batches have moved the running statistics.
+    if (this.halted && !this.updating) this.halt.abort()
   }
 
   /** See `Trainer.conclude`. */
@@ -267,7 +272,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       this.evaluator = evaluatorOf(model, val, o)
       this.validation = new Validation(this, this.evaluator)
     }
-    this.stepsPerEpoch = this.loader.batches
+    this.stepsPerEpoch = Math.floor(this.loader.batches / o.accumulate)
     this.totalSteps = Math.min(o.maxEpochs * this.stepsPerEpoch, o.maxSteps ?? Number.POSITIVE_INFINITY)
     if (this.given.logEvery === undefined) this.options = { ...o, logEvery: logInterval(this.totalSteps) }
     this.schedule = {
@@ -317,10 +322,20 @@ export class FitRun implements TrainerContext, ValidationHost {
   }
 
   private fitBatchSize(train: ImageDataset): void {
-    const { batchSize } = this.options
-    if (train.length >= batchSize || train.length === 0) return
-    this.warn('batch-size', `batchSize ${batchSize} is more than the ${train.length} training images; it is ${train.length} now`)
-    this.options = { ...this.options, batchSize: train.length }
+    const { batchSize, accumulate } = this.options
+    const { length } = train
+    if (length >= batchSize * accumulate || length === 0) return
+    if (length >= batchSize) {
+      const fits = Math.floor(length / batchSize)
+      this.warn(
+        'batch-size',
+        `${accumulate} batches of ${batchSize} are more than the ${length} training images; accumulate is ${fits} now`,
+      )
+      this.options = { ...this.options, accumulate: fits }
+      return
+    }
+    this.warn('batch-size', `batchSize ${batchSize} is more than the ${length} training images; it is ${length} now`)
+    this.options = { ...this.options, batchSize: length, accumulate: 1 }
   }
 
   /** Compiles the training step and fills weights, optimizer state and moving average. */
@@ -339,6 +354,7 @@ export class FitRun implements TrainerContext, ValidationHost {
         bnMomentum: o.bnMomentum,
         ema: o.ema > 0,
         clip: o.clipNorm > 0,
+        accumulates: o.accumulate > 1,
         ...(frozen.size > 0 ? { frozen: (name: string) => frozen.has(name) } : {}),
       })
       await session.resetOptimizer()
@@ -415,11 +431,17 @@ export class FitRun implements TrainerContext, ValidationHost {
     await this.callbacks.call('onEpochStart', this)
     let from = performance.now()
     for await (const batch of this.batches()) {
-      await this.trainStep(batch, performance.now() - from)
+      const updated = await this.trainStep(batch, performance.now() - from)
+      from = performance.now()
+      if (!updated) continue
       await this.afterStep()
       if (this.stopping || this.over) return this.over && !this.stopping && progress.stepInEpoch >= this.stepsPerEpoch
+      // What is left is too few for another update.
+      if (options.accumulate > 1 && progress.stepInEpoch >= this.stepsPerEpoch) break
       from = performance.now()
     }
+    this.parts.length = 0
+    this.updating = false
     // The batch that was awaited may never come.
     if (this.halted) return false
     if (progress.stepInEpoch === 0) throw new EffnetError('EFF_DATA_EMPTY', 'an epoch had no complete batch of readable images')
@@ -431,14 +453,23 @@ export class FitRun implements TrainerContext, ValidationHost {
     return ahead(this.loader!.epoch(this.signal, HELD_AHEAD), (batch) => this.plan!.prefetch(batch.handle))
   }
 
-  private async trainStep(batch: NativeBatch, waitMs: number): Promise<void> {
-    const { progress } = this
-    if (this.callbacks.has('onStepStart')) await this.callbacks.call('onStepStart', this)
-    const scalars = stepScalars(this.options, this.schedule!, progress)
+  /** False where the update is still to come. */
+  private async trainStep(batch: NativeBatch, waitMs: number): Promise<boolean> {
+    const { progress, parts } = this
+    const { accumulate } = this.options
+    if (parts.length === 0 && this.callbacks.has('onStepStart')) await this.callbacks.call('onStepStart', this)
+    const scalars = stepScalars(this.options, this.schedule!, progress, parts.length)
     const started = performance.now()
     this.weightsSound = false
+    this.updating = accumulate > 1
     const result = await this.model.plans.exclusive(() => this.soundStep({ batch: batch.handle }, scalars))
     const stepMs = performance.now() - started
+    parts.push({ result, stepMs, waitMs })
+    this.speed.count(batch.count, stepMs, waitMs)
+    if (parts.length < accumulate) return false
+    const whole = mean(parts)
+    parts.length = 0
+    this.updating = false
     this.weightsSound = true
     progress.step++
     progress.stepInEpoch++
@@ -446,11 +477,12 @@ export class FitRun implements TrainerContext, ValidationHost {
     const skipped = this.lossScale !== null && this.lossScale.skipped > progress.skipped
     if (skipped) progress.skipped = this.lossScale!.skipped
     if (this.options.ema > 0 && !skipped) progress.emaUpdates++
-    if (Number.isFinite(result.loss)) progress.running.add(result.loss, result.ranks)
-    this.speed.count(batch.count, stepMs, waitMs)
-    const event = this.stepEvent(result, scalars.lr!, stepMs, waitMs)
+    if (Number.isFinite(whole.result.loss)) progress.running.add(whole.result.loss, whole.result.ranks)
+    const event = this.stepEvent(whole.result, scalars.lr!, whole.stepMs, whole.waitMs)
     this.hub.emit(event)
     await this.callbacks.call('onStepEnd', this, event)
+    if (this.halted) this.halt.abort()
+    return true
   }
 
   private stepEvent(result: StepResult, lr: number, stepMs: number, waitMs: number): StepEvent {
@@ -783,6 +815,16 @@ async function lockFolder(folder: RunFolder, resume: FitOptions['resume']): Prom
   if (resume === undefined && (await folder.isRun())) await folder.open(false)
   if (resume !== undefined && resume !== 'auto' && !existsSync(folder.dir)) return undefined
   return RunLock.take(folder.dir)
+}
+
+/** Of the batches of an update; the norm is that of their mean gradient. */
+function mean<P extends { result: StepResult; stepMs: number; waitMs: number }>(parts: readonly P[]): P {
+  const last = parts.at(-1)!
+  if (parts.length === 1) return last
+  const sum = (of: (part: P) => number): number => parts.reduce((total, part) => total + of(part), 0)
+  const loss = sum((part) => part.result.loss) / parts.length
+  const ranks = Int32Array.from(parts.flatMap((part) => [...part.result.ranks]))
+  return { ...last, result: { ...last.result, loss, ranks }, stepMs: sum((p) => p.stepMs), waitMs: sum((p) => p.waitMs) }
 }
 
 /** A few hundred lines a run at least, so that short runs have a curve; every 50 steps at most. */

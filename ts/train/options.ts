@@ -71,6 +71,7 @@ const schema = z.strictObject({
   ema: z.union([z.boolean(), share, z.strictObject({ decay: share })]).optional(),
   precision: z.union([z.string(), z.number()]).optional(),
   batchSize: countFrom1.optional(),
+  accumulate: countFrom1.max(65536).optional(),
   evalBatchSize: countFrom1.optional(),
   imageSize: size.optional(),
   evalImageSize: size.optional(),
@@ -180,7 +181,7 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
   checkPrecision(options)
   const chosen = typeof options.optimizer === 'object' ? options.optimizer : { name: options.optimizer ?? recipe.optimizer }
   const defaults = optimizerDefaults(chosen.name)
-  const lr = options.lr ?? ('lr' in chosen ? chosen.lr : undefined) ?? recipe.lr(batchSize)
+  const lr = options.lr ?? ('lr' in chosen ? chosen.lr : undefined) ?? recipe.lr(batchSize * (options.accumulate ?? 1))
   const weightDecay = options.weightDecay ?? ('weightDecay' in chosen ? chosen.weightDecay : undefined) ?? defaults.weightDecay
   const schedule = typeof options.schedule === 'object' ? options.schedule : { name: options.schedule ?? recipe.schedule }
   const given = options.warmupEpochs ?? ('warmupEpochs' in schedule ? schedule.warmupEpochs : undefined)
@@ -191,6 +192,7 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
     numClasses: model.config.numClasses,
     precision: model.precision,
     batchSize,
+    accumulate: options.accumulate ?? 1,
     evalBatchSize: options.evalBatchSize ?? batchSize,
     imageSize,
     evalImageSize: options.evalImageSize ?? imageSize,

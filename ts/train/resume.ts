@@ -172,6 +172,7 @@ export async function dataFingerprint(data: ImageDataset): Promise<TrainState['d
 const DECISIVE = [
   'precision',
   'batchSize',
+  'accumulate',
   'imageSize',
   'optimizer',
   'schedule',
@@ -197,7 +198,8 @@ function leaves(value: unknown, name: string): [string, string][] {
 /** Of the decisive options each value that is another now, in words: `optimizer.lr was 0.001 and is 0.5`. */
 export function changedOptions(then: ResolvedOptions, now: ResolvedOptions): string[] {
   return DECISIVE.flatMap((key) => {
-    const before = new Map(leaves(then[key], key))
+    // Runs from before there was such an option.
+    const before = new Map(leaves(key === 'accumulate' ? (then.accumulate ?? 1) : then[key], key))
     return leaves(now[key], key)
       .filter(([name, value]) => before.get(name) !== value)
       .map(([name, value]) => `${name} was ${before.get(name) ?? 'not set'} and is ${value}`)

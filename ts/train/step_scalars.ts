@@ -3,16 +3,19 @@ import type { Progress } from './progress.js'
 import { emaDecay, learningRate, type ScheduleSpec } from './schedule.js'
 import type { ResolvedOptions } from './types.js'
 
-/** What the training plan is told for the next step. */
+/** What the training plan is told for batch `part` of the next step. */
 export function stepScalars(
-  { optimizer, ema, clipNorm, lossScale, seed }: ResolvedOptions,
+  { optimizer, ema, clipNorm, lossScale, seed, accumulate }: ResolvedOptions,
   schedule: ScheduleSpec,
   { step, emaUpdates, skipped }: Progress,
+  part: number,
 ): Partial<StepScalars> {
   const adam = optimizer.name === 'adamw'
   return {
     lr: learningRate(schedule, step),
-    step,
+    step: step * accumulate + part,
+    part,
+    parts: accumulate,
     seed,
     weight_decay: optimizer.weightDecay,
     momentum: adam ? optimizer.betas[0] : optimizer.momentum,

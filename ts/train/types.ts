@@ -88,6 +88,11 @@ export interface TrainerOptions {
   precision?: PrecisionInput
   /** Default 32. */
   batchSize?: number
+  /**
+   * Batches whose gradients are averaged for one step, as if they were one batch but for BN's statistics. Default 1. Steps, schedule
+   * and `maxSteps` count updates.
+   */
+  accumulate?: number
   /** Of validation; default batchSize. */
   evalBatchSize?: number
   /** Side in pixels; default the model's. */
@@ -145,6 +150,7 @@ export interface ResolvedOptions {
   numClasses: number
   precision: string
   batchSize: number
+  accumulate: number
   evalBatchSize: number
   imageSize: number
   evalImageSize: number
