@@ -11,6 +11,7 @@ import { EXIT } from './exit.js'
 import { checkDeviceOption, engineOptions, headerLine, modelLine } from './model_source.js'
 import { shown } from './paths_ui.js'
 import { programName } from './program.js'
+import { isGpuFault, rerun } from './rerun.js'
 import { checkOut, runTarget } from './run_target.js'
 import { handleSignals } from './signals.js'
 import { TRAIN, type TrainValues } from './train_options.js'
@@ -269,8 +270,10 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
   const { peekResume } = await import('../train/resume.js')
   const from = target.resume === 'auto' ? target.planned(name) : target.resume
   const model = await openModel(o, name, data, from === undefined ? undefined : await peekResume(from), ui)
+  let fault: EffnetError
+  let outDir = ''
   try {
-    const outDir = await target.outDir(name)
+    outDir = await target.outDir(name)
     const config = {
       ...given({ ...o, resume: undefined }),
       data: path.resolve(dir),
@@ -286,9 +289,16 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
     })
     ui.object({ result: resultObject(result) })
     return exitOf(result, o)
+  } catch (error) {
+    if (!isGpuFault(error)) throw error
+    fault = error
   } finally {
     await model.close()
   }
+  interrupts.release()
+  const code = await rerun(outDir, { json: ui.json, env: io.env, ui })
+  if (code === undefined) throw fault
+  return code
 }
 
 export const verb = defineVerb(

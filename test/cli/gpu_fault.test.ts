@@ -1,0 +1,33 @@
+/** A GPU that faults in the middle of a run, on a driver without a GPU (native/cuda/fake). */
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import { packageRoot } from '../../ts/paths.js'
+import { makeData } from '../train/helpers/data.js'
+import { spawnEffnet } from './helpers/spawn.js'
+
+const driver = path.join(packageRoot(), 'build/fake_cuda')
+const missing =
+  !existsSync(path.join(driver, 'libcuda.so.1')) || !existsSync(path.join(packageRoot(), 'build/Release/effnet_cuda.so'))
+const root = mkdtempSync(path.join(os.tmpdir(), 'effnet-fault-'))
+afterAll(() => rmSync(root, { recursive: true, force: true }))
+
+describe.skipIf(missing)('a GPU fault', () => {
+  const train = async (name: string, fail: string) => {
+    const data = await makeData(path.join(root, `${name}-data`), { train: 4, val: 1 })
+    const out = path.join(root, name)
+    const options = ['--batch-size', '2', '--image-size', '32', '--max-steps', '3', '--checkpoint-every', '1', '--device', 'cuda']
+    const argv = ['train', '--data', data, '--model', 'tf_efficientnet_b0', '--pretrained', '--out', out, ...options]
+    const done = await spawnEffnet(argv, { EFFNET_LIB_DIR: driver, FAKE_CUDA_FAIL: fail }).done
+    return { ...done, status: JSON.parse(readFileSync(path.join(out, 'status.json'), 'utf8')) as { state: string; step: number } }
+  }
+
+  it('does not end the run: another process goes on from the last checkpoint', async () => {
+    // The second process launches no graphs.
+    const { code, stdout, stderr, status } = await train('passing', 'cuGraphLaunch:3:719')
+    expect(stderr + stdout).toMatch(/goes on from .*last in another process.*EFFNET_CUDA_SYNC=1/)
+    expect(status).toMatchObject({ state: 'finished', step: 3 })
+    expect(code).toBe(0)
+  }, 300_000)
+})
