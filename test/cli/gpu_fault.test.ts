@@ -29,5 +29,5 @@ describe.skipIf(missing)('a GPU fault', () => {
     expect(stderr + stdout).toMatch(/goes on from .*last in another process.*EFFNET_CUDA_SYNC=1/)
     expect(status).toMatchObject({ state: 'finished', step: 3 })
     expect(code).toBe(0)
-  }, 300_000)
+  }, 600_000)
 })

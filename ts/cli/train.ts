@@ -310,10 +310,7 @@ export const verb = defineVerb(
       'effnet train --resume runs/first',
     ],
     options: TRAIN,
-    notes: [
-      'Ctrl-C, SIGTERM: checkpoint at this step, exit 75 (resume me); a second Ctrl-C: exit 130.',
-      'SIGUSR2: checkpoint, go on. SIGHUP: reopen logs.',
-    ],
+    notes: ['Ctrl-C, SIGTERM: checkpoint, exit 75; Ctrl-C twice: 130. SIGUSR2: checkpoint. SIGHUP: reopen logs.'],
   },
   run,
 )
