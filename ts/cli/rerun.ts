@@ -5,7 +5,6 @@
 import { spawn } from 'node:child_process'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
-import { findFolder } from '../train/checkpoint_folder.js'
 import { EXIT } from './exit.js'
 import { shown } from './paths_ui.js'
 import type { Ui } from './ui.js'
@@ -19,6 +18,7 @@ export const isGpuFault = (error: unknown): error is EffnetError =>
 
 /** The other process's exit code; undefined where there is none to start: it would be such a process itself, or has no checkpoint. */
 export async function rerun(outDir: string, { json, env, ui }: { json: boolean; env: Env; ui: Ui }): Promise<number | undefined> {
+  const { findFolder } = await import('../train/checkpoint_folder.js')
   const checkpoint = path.join(outDir, 'checkpoints/last')
   if (env[SYNC] !== undefined || !(await findFolder(checkpoint))) return undefined
   ui.warn('gpu-fault', `the run goes on from ${shown(checkpoint)} in another process, slowly: it waits for every op (${SYNC}=1)`)
