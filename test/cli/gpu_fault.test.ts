@@ -13,7 +13,7 @@ const missing =
 const root = mkdtempSync(path.join(os.tmpdir(), 'effnet-fault-'))
 afterAll(() => rmSync(root, { recursive: true, force: true }))
 
-describe.skipIf(missing)('a GPU fault', () => {
+describe.skipIf(missing)(`a GPU fault${missing ? ' (no fake driver: npm run setup -- --test)' : ''}`, () => {
   const train = async (name: string, fail: string) => {
     const data = await makeData(path.join(root, `${name}-data`), { train: 4, val: 1 })
     const out = path.join(root, name)

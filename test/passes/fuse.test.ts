@@ -2,45 +2,16 @@ import { describe, expect, it } from 'vitest'
 import { Graph } from '../../ts/graph/graph.js'
 import type { OpName } from '../../ts/graph/op_table.js'
 import { actCode } from '../../ts/graph/types.js'
-import { verify } from '../../ts/graph/verify.js'
-import { buildEfficientNet, getModelConfig, type ModelConfig } from '../../ts/nn/index.js'
-import { autodiff, eliminateDead, fuseTraining, gateInConvolution, markOutputs, recompute } from '../../ts/passes/index.js'
+import { getModelConfig, type ModelConfig } from '../../ts/nn/index.js'
+import { eliminateDead, fuseTraining, gateInConvolution, recompute } from '../../ts/passes/index.js'
 import { networkValues } from '../graph/values.js'
 import { differentiate, expectEqual, randomGraph, valuesFor } from './random_graph.js'
+import { type NetOptions, shortened, training as trainingFor } from './training_graph.js'
 
 const TARGET = { device: 'cpu' } as const
 
-interface NetOptions {
-  size: number
-  batch?: number
-  frozen?: (name: string) => boolean
-}
-
-function training(config: ModelConfig, fuse: boolean, { size, batch = 3, frozen }: NetOptions): Graph {
-  const graph = new Graph(config.name)
-  const net = buildEfficientNet(graph, config, {
-    batch,
-    height: size,
-    width: size,
-    mode: 'train',
-    dtype: 'f32',
-    dropRate: 0.3,
-    dropPathRate: 0.6,
-    ...(frozen && { frozen }),
-  })
-  const labels = graph.input('labels', [batch], 'i32')
-  graph.node('softmax_cross_entropy', { logits: net.logits, labels }, { label_smoothing: 0.1 }, { name: 'loss' })
-  const ready = markOutputs(fuse ? fuseTraining(graph, TARGET) : graph, ['loss:loss'])
-  autodiff(ready, ready.find('loss:loss'))
-  verify(ready)
-  return eliminateDead(ready)
-}
-
-/** The first stages alone, with few blocks: every kind of block at a hundredth of the work. */
-const shortened = (name: string, stages: number): ModelConfig => {
-  const config = getModelConfig(name, { numClasses: 7 })
-  return { ...config, head: 32, stages: config.stages.slice(0, stages).map((s) => ({ ...s, repeats: Math.min(2, s.repeats) })) }
-}
+const training = (config: ModelConfig, fuse: boolean, options: NetOptions): Graph =>
+  trainingFor(config, fuse ? TARGET : null, options)
 
 const count = (graph: Graph, op: OpName): number => graph.nodes.filter((n) => n.op === op).length
 

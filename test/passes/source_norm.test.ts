@@ -1,43 +1,20 @@
 import { describe, expect, it } from 'vitest'
-import { Graph } from '../../ts/graph/graph.js'
+import type { Graph } from '../../ts/graph/graph.js'
 import type { OpName } from '../../ts/graph/op_table.js'
 import { verify } from '../../ts/graph/verify.js'
-import { buildEfficientNet, getModelConfig, type ModelConfig } from '../../ts/nn/index.js'
-import { autodiff, eliminateDead, fuseBackward, fuseTraining, markOutputs } from '../../ts/passes/index.js'
+import { getModelConfig, type ModelConfig } from '../../ts/nn/index.js'
+import { eliminateDead, fuseBackward } from '../../ts/passes/index.js'
 import { networkValues } from '../graph/values.js'
 import { expectEqual } from './random_graph.js'
+import { differentiated, type NetOptions, shortened, training as trainingFor } from './training_graph.js'
 
 const GPU = { device: 'cuda' } as const
 
-interface Options {
-  size: number
-  frozen?: (name: string) => boolean
-}
-
-function training(config: ModelConfig, fuse: boolean, { size, frozen }: Options): Graph {
-  const graph = new Graph(config.name)
-  const net = buildEfficientNet(graph, config, {
-    batch: 3,
-    height: size,
-    width: size,
-    mode: 'train',
-    dtype: 'f32',
-    dropRate: 0.3,
-    dropPathRate: 0.6,
-    ...(frozen && { frozen }),
-  })
-  const labels = graph.input('labels', [3], 'i32')
-  graph.node('softmax_cross_entropy', { logits: net.logits, labels }, { label_smoothing: 0.1 }, { name: 'loss' })
-  const ready = markOutputs(fuse ? fuseTraining(graph, GPU) : graph, ['loss:loss'])
-  autodiff(ready, ready.find('loss:loss'))
-  const done = eliminateDead(fuse ? fuseBackward(ready, GPU) : ready)
+function training(config: ModelConfig, fuse: boolean, options: NetOptions): Graph {
+  if (!fuse) return trainingFor(config, null, options)
+  const done = eliminateDead(fuseBackward(differentiated(config, GPU, options), GPU))
   verify(done)
   return done
-}
-
-const shortened = (name: string, stages: number): ModelConfig => {
-  const config = getModelConfig(name, { numClasses: 7 })
-  return { ...config, head: 32, stages: config.stages.slice(0, stages).map((s) => ({ ...s, repeats: Math.min(2, s.repeats) })) }
 }
 
 const count = (graph: Graph, op: OpName, has = 0): number => graph.nodes.filter((n) => n.op === op && n.inputs[has]).length

@@ -2,7 +2,6 @@
  * One run of training: data, plan and folder set up, then epoch after epoch. What a checkpoint holds lives in `progress`;
  * everything else can be made again from options and data.
  */
-import { existsSync } from 'node:fs'
 import path from 'node:path'
 import type { LossScale, NonFinite, StepInput } from '../binding.js'
 import type { NativeBatch, NativeImageLoader } from '../data/loader.js'
@@ -25,8 +24,8 @@ import { notFinite } from './not_finite.js'
 import { Progress } from './progress.js'
 import { changedOptions, dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
 import { RunFolder, type RunState } from './run_folder.js'
-import { RunLock } from './run_lock.js'
-import { finishedResult, plainOptions, runPaths, storedDetails } from './run_result.js'
+import { lockFolder, RunLock } from './run_lock.js'
+import { finishedResult, nothingLeft, plainOptions, runPaths, storedDetails, trainsOn } from './run_result.js'
 import { learningRate, type ScheduleSpec } from './schedule.js'
 import { Speed } from './speed.js'
 import { stepScalars } from './step_scalars.js'
@@ -45,6 +44,7 @@ import type {
   ValidationEvent,
   ValidationStepEvent,
 } from './types.js'
+import { mean, type UpdatePart } from './update_parts.js'
 import { Validation, type ValidationHost } from './validation.js'
 
 /** status.json is refreshed this often within an epoch. */
@@ -84,7 +84,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   /** Calls of `onWarning`, in order. */
   private warnings: Promise<void> = Promise.resolve()
   /** Batches of the step in work that are done. */
-  private readonly parts: { result: StepResult; stepMs: number; waitMs: number }[] = []
+  private readonly parts: UpdatePart[] = []
   /** Between the first batch of an update and its end, where it takes several. */
   private updating = false
   /** Where the precision needs one: as the last step left it. */
@@ -793,39 +793,6 @@ function checkTrainable(model: Model): void {
 }
 
 const halfOf = (epochs: number): number => Number((epochs / 2).toPrecision(2))
-
-/** What makes a finished run go on. */
-const trainsOn = ({ reason, epoch, step }: FitResult): string =>
-  reason === 'epochs'
-    ? `maxEpochs: ${epoch + 1} or more trains on`
-    : reason === 'steps'
-      ? `maxSteps: ${step + 1} or more trains on`
-      : 'a new run in another folder, with the weights of this one'
-
-/** A folder that stays empty is not what was asked for. */
-const nothingLeft = ({ dir }: ResumePoint, done: FitResult, folder: RunFolder): EffnetError =>
-  new EffnetError(
-    'EFF_CONFIG_VALUE',
-    `${dir}: this run is finished (epoch ${done.epoch}, step ${done.step}): nothing is left to train in ${folder.dir}`,
-    { hint: trainsOn(done), details: { path: dir, reason: done.reason } },
-  )
-
-/** Before the folder is read: looking for a checkpoint there settles what a crash left. Undefined where there is none to look for. */
-async function lockFolder(folder: RunFolder, resume: FitOptions['resume']): Promise<RunLock | undefined> {
-  if (resume === undefined && (await folder.isRun())) await folder.open(false)
-  if (resume !== undefined && resume !== 'auto' && !existsSync(folder.dir)) return undefined
-  return RunLock.take(folder.dir)
-}
-
-/** Of the batches of an update; the norm is that of their mean gradient. */
-function mean<P extends { result: StepResult; stepMs: number; waitMs: number }>(parts: readonly P[]): P {
-  const last = parts.at(-1)!
-  if (parts.length === 1) return last
-  const sum = (of: (part: P) => number): number => parts.reduce((total, part) => total + of(part), 0)
-  const loss = sum((part) => part.result.loss) / parts.length
-  const ranks = Int32Array.from(parts.flatMap((part) => [...part.result.ranks]))
-  return { ...last, result: { ...last.result, loss, ranks }, stepMs: sum((p) => p.stepMs), waitMs: sum((p) => p.waitMs) }
-}
 
 /** A few hundred lines a run at least, so that short runs have a curve; every 50 steps at most. */
 const logInterval = (totalSteps: number): number => Math.min(50, Math.max(1, Math.floor(totalSteps / 400)))

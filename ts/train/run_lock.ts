@@ -3,12 +3,15 @@
  * process, so that what a killed one left behind holds nobody up.
  */
 import { randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { open, readFile, rm } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { EffnetError } from '../errors.js'
 import { ioError, json, makeFolders, readOptional } from './files.js'
+import type { RunFolder } from './run_folder.js'
+import type { FitOptions } from './types.js'
 
 export const LOCK_FILE = '.lock'
 
@@ -131,4 +134,11 @@ async function create(file: string, me: Holder): Promise<boolean> {
     await handle.close()
   }
   return true
+}
+
+/** Before the folder is read: looking for a checkpoint there settles what a crash left. Undefined where there is none to look for. */
+export async function lockFolder(folder: RunFolder, resume: FitOptions['resume']): Promise<RunLock | undefined> {
+  if (resume === undefined && (await folder.isRun())) await folder.open(false)
+  if (resume !== undefined && resume !== 'auto' && !existsSync(folder.dir)) return undefined
+  return RunLock.take(folder.dir)
 }

@@ -1,4 +1,5 @@
 /** What a run leaves behind, as plain data. */
+import { EffnetError } from '../errors.js'
 import { numbers } from './progress.js'
 import type { ResumePoint } from './resume.js'
 import type { RunFolder } from './run_folder.js'
@@ -35,3 +36,19 @@ export function storedDetails(details: EvaluateDetails | undefined): unknown {
   const rows = confusion && k <= 200 ? Array.from({ length: k }, (_, i) => [...confusion.subarray(i * k, (i + 1) * k)]) : null
   return { ...rest, confusion: rows }
 }
+
+/** What makes a finished run go on. */
+export const trainsOn = ({ reason, epoch, step }: FitResult): string =>
+  reason === 'epochs'
+    ? `maxEpochs: ${epoch + 1} or more trains on`
+    : reason === 'steps'
+      ? `maxSteps: ${step + 1} or more trains on`
+      : 'a new run in another folder, with the weights of this one'
+
+/** A folder that stays empty is not what was asked for. */
+export const nothingLeft = ({ dir }: ResumePoint, done: FitResult, folder: RunFolder): EffnetError =>
+  new EffnetError(
+    'EFF_CONFIG_VALUE',
+    `${dir}: this run is finished (epoch ${done.epoch}, step ${done.step}): nothing is left to train in ${folder.dir}`,
+    { hint: trainsOn(done), details: { path: dir, reason: done.reason } },
+  )
