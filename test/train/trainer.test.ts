@@ -333,6 +333,13 @@ describe('resume', () => {
     await train({ outDir: whole, maxEpochs: 3, ema: 0.99 })
   })
 
+  const expectSameCheckpoint = (dir: string, other: string) => {
+    for (const file of ['model.safetensors', 'ema.safetensors', 'optimizer.safetensors']) {
+      const [a, b] = [dir, other].map((each) => bytes(path.join(each, 'checkpoints/last'), file))
+      expect(a!.equals(b!), file).toBe(true)
+    }
+  }
+
   const stopAt = (step: number, trainer: () => Trainer): Callback => ({
     name: 'stop',
     onStepEnd(_, event) {
@@ -354,10 +361,7 @@ describe('resume', () => {
     const result = await trainer.fit({ ...data, resume: 'last' })
     expect(result).toMatchObject({ status: 'finished', step: 9 })
     expect((await events)[0]).toMatchObject({ type: 'start', resumed: { step } })
-    for (const file of ['model.safetensors', 'ema.safetensors', 'optimizer.safetensors']) {
-      const [a, b] = [outDir, whole].map((dir) => bytes(path.join(dir, 'checkpoints/last'), file))
-      expect(a!.equals(b!), file).toBe(true)
-    }
+    expectSameCheckpoint(outDir, whole)
     const rows = [outDir, whole].map((dir) =>
       readFileSync(path.join(dir, 'metrics.csv'), 'utf8')
         .trim()
@@ -365,6 +369,19 @@ describe('resume', () => {
         .map((line) => line.split(',').toSpliced(-2, 2).toSpliced(2, 1)),
     )
     expect(rows[0]).toEqual(rows[1])
+  })
+
+  it('after a stop between updates of two batches each ends with the bytes of the whole run', async () => {
+    const options = { ...SMALL, batchSize: 4, accumulate: 2, maxEpochs: 2, ema: 0.99 }
+    const [unbroken, outDir] = [fresh(), fresh()]
+    await train({ ...options, outDir: unbroken })
+    await using first = await make()
+    const stopped: Trainer = new Trainer({ ...options, outDir, model: first, callbacks: [stopAt(2, () => stopped)] })
+    expect(await stopped.fit(data)).toMatchObject({ status: 'interrupted', step: 2 })
+    await using model = await other()
+    const trainer = new Trainer({ ...options, outDir, model })
+    expect(await trainer.fit({ ...data, resume: 'last' })).toMatchObject({ status: 'finished', step: 6 })
+    expectSameCheckpoint(outDir, unbroken)
   })
 
   it('after kill -9 within an epoch ends with the bytes of the whole run', async () => {
@@ -386,10 +403,7 @@ describe('resume', () => {
       type: 'start',
       resumed: { step: expect.toSatisfy((n: number) => n >= 2 && n <= 4) },
     })
-    for (const file of ['model.safetensors', 'ema.safetensors', 'optimizer.safetensors']) {
-      const [a, b] = [outDir, whole].map((dir) => bytes(path.join(dir, 'checkpoints/last'), file))
-      expect(a!.equals(b!), file).toBe(true)
-    }
+    expectSameCheckpoint(outDir, whole)
   })
 
   it('of a finished run returns its result', async () => {
