@@ -28,21 +28,17 @@ int32_t fixed(double weight) {
   return static_cast<int32_t>(weight < 0 ? -0.5 + scaled : 0.5 + scaled);
 }
 
-}  // namespace
-
-void Resizer::compute(Coefficients& c, int64_t in_size, float in0, float in1, int64_t out_size, int64_t begin,
-                      int count, Filter filter) {
+// Calls begin(taps at most), then of each output place(i, first, count) and put(i, t, weight).
+template <class Begin, class Place, class Put>
+void make_weights(int64_t in_size, float in0, float in1, int64_t out_size, int64_t begin, int count, Filter filter,
+                  Begin start, Place place, Put put) {
   const bool bicubic = filter == Filter::bicubic;
   const double scale = static_cast<double>(in1 - in0) / static_cast<double>(out_size);
   const double widening = scale < 1 ? 1 : scale;
   const double support = (bicubic ? 2.0 : 1.0) * widening;
   const double inverse = 1.0 / widening;
   const int most = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(std::ceil(support)) * 2 + 1, in_size));
-  c.taps = (most + 3) / 4 * 4;
-  c.first.resize(static_cast<size_t>(count));
-  c.count.resize(static_cast<size_t>(count));
-  c.high.assign(static_cast<size_t>(count) * c.taps, 0);
-  c.low.assign(static_cast<size_t>(count) * c.taps, 0);
+  start(most);
   std::vector<double> weights(static_cast<size_t>(most));
   for (int i = 0; i < count; ++i) {
     const double center = in0 + (static_cast<double>(begin + i) + 0.5) * scale;
@@ -55,17 +51,55 @@ void Resizer::compute(Coefficients& c, int64_t in_size, float in0, float in1, in
       weights[static_cast<size_t>(t)] = bicubic ? cubic(x) : triangle(x);
       sum += weights[static_cast<size_t>(t)];
     }
-    c.first[static_cast<size_t>(i)] = static_cast<int>(first);
-    c.count[static_cast<size_t>(i)] = n;
-    int16_t* high = c.high.data() + static_cast<size_t>(i) * c.taps;
-    int16_t* low = c.low.data() + static_cast<size_t>(i) * c.taps;
+    place(static_cast<size_t>(i), static_cast<int>(first), n);
     for (int t = 0; t < n; ++t) {
       const double weight = weights[static_cast<size_t>(t)];
-      const int32_t k = fixed(sum != 0 ? weight / sum : weight);
-      high[t] = static_cast<int16_t>(k >> kLowBits);
-      low[t] = static_cast<int16_t>(k & ((1 << kLowBits) - 1));
+      put(static_cast<size_t>(i), static_cast<size_t>(t), fixed(sum != 0 ? weight / sum : weight));
     }
   }
+}
+
+}  // namespace
+
+AxisWeights axis_weights(int64_t in_size, float in0, float in1, int64_t out_size, int64_t begin, int count,
+                         Filter filter) {
+  AxisWeights axis;
+  const auto n = static_cast<size_t>(count);
+  axis.first.resize(n);
+  axis.count.resize(n);
+  make_weights(
+      in_size, in0, in1, out_size, begin, count, filter,
+      [&](int most) {
+        axis.taps = most;
+        axis.weight.resize(n * static_cast<size_t>(most));
+      },
+      [&](size_t i, int first, int taps) {
+        axis.first[i] = first;
+        axis.count[i] = taps;
+      },
+      [&](size_t i, size_t t, int32_t weight) { axis.weight[t * n + i] = weight; });
+  return axis;
+}
+
+void Resizer::compute(Coefficients& c, int64_t in_size, float in0, float in1, int64_t out_size, int64_t begin,
+                      int count, Filter filter) {
+  make_weights(
+      in_size, in0, in1, out_size, begin, count, filter,
+      [&](int most) {
+        c.taps = (most + 3) / 4 * 4;
+        c.first.resize(static_cast<size_t>(count));
+        c.count.resize(static_cast<size_t>(count));
+        c.high.assign(static_cast<size_t>(count) * c.taps, 0);
+        c.low.assign(static_cast<size_t>(count) * c.taps, 0);
+      },
+      [&](size_t i, int first, int taps) {
+        c.first[i] = first;
+        c.count[i] = taps;
+      },
+      [&](size_t i, size_t t, int32_t weight) {
+        c.high[i * static_cast<size_t>(c.taps) + t] = static_cast<int16_t>(weight >> kLowBits);
+        c.low[i * static_cast<size_t>(c.taps) + t] = static_cast<int16_t>(weight & ((1 << kLowBits) - 1));
+      });
 }
 
 Status Resizer::run(const View& src, const Box& box, int64_t width, int64_t height, const Rect& window, Filter filter,

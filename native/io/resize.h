@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/device_images.h"
 #include "core/status.h"
 #include "io/pixels.h"
 
@@ -19,6 +20,11 @@ enum class Filter { bilinear, bicubic };
 struct Box {
   float x0, y0, x1, y1;
 };
+
+// The weights by which `in_size` source positions, of which [in0, in1) are resized to `out_size`, give `count` outputs
+// from `begin` on.
+AxisWeights axis_weights(int64_t in_size, float in0, float in1, int64_t out_size, int64_t begin, int count,
+                         Filter filter);
 
 class Resizer {
  public:

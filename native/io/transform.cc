@@ -77,27 +77,47 @@ RandomCrop random_crop(int width, int height, const TransformOptions& options, c
   return {{(width - w) / 2, (height - h) / 2, w, h}, flip};
 }
 
-Status Transformer::eval(const View& image, const TransformOptions& options, uint8_t* dst) {
-  const int64_t w = image.width, h = image.height, to = options.resize_to;
+StatusOr<Placement> placement(int width, int height, const TransformOptions& options, const SampleKey& key) {
   const int size = options.size;
-  const int64_t width = options.squash ? size : w <= h ? to : to * w / h;
-  const int64_t height = options.squash ? size : w <= h ? to * h / w : to;
-  if (std::max(width, height) > std::numeric_limits<int>::max())
-    return error(Code::data_limit, "an image of %dx%d is too long to be resized to a short side of %d", image.width,
-                 image.height, options.resize_to);
-  const int64_t x = centre_offset(width, size), y = centre_offset(height, size);
-  return resizer_.run(image, {0, 0, static_cast<float>(w), static_cast<float>(h)}, width, height,
-                      {static_cast<int>(x), static_cast<int>(y), size, size}, options.filter, false, dst,
-                      static_cast<size_t>(size) * 3);
+  if (options.mode == Mode::train) {
+    const RandomCrop crop = random_crop(width, height, options, key);
+    return Placement{crop.box, size, size, {0, 0, size, size}, crop.flip};
+  }
+  const int64_t w = width, h = height, to = options.resize_to;
+  const int64_t wide = options.squash ? size : w <= h ? to : to * w / h;
+  const int64_t tall = options.squash ? size : w <= h ? to * h / w : to;
+  if (std::max(wide, tall) > std::numeric_limits<int>::max())
+    return error(Code::data_limit, "an image of %dx%d is too long to be resized to a short side of %d", width, height,
+                 options.resize_to);
+  const auto x = static_cast<int>(centre_offset(wide, size)), y = static_cast<int>(centre_offset(tall, size));
+  return Placement{{0, 0, width, height}, wide, tall, {x, y, size, size}, false};
+}
+
+StatusOr<Resampling> resampling(int stored_width, int stored_height, int orientation, const TransformOptions& options,
+                                const SampleKey& key) {
+  const bool turned = orientation >= 5;
+  const auto placed =
+      placement(turned ? stored_height : stored_width, turned ? stored_width : stored_height, options, key);
+  if (!placed.ok()) return placed.status();
+  const auto& [source, width, height, window, mirror] = placed.value();
+  Resampling how;
+  how.orientation = orientation;
+  how.x = source.x;
+  how.y = source.y;
+  how.mirror = mirror;
+  how.columns =
+      axis_weights(source.width, 0, static_cast<float>(source.width), width, window.x, window.width, options.filter);
+  how.rows = axis_weights(source.height, 0, static_cast<float>(source.height), height, window.y, window.height,
+                          options.filter);
+  return how;
 }
 
 Status Transformer::pixels(const View& image, const TransformOptions& options, const SampleKey& key, uint8_t* dst) {
-  if (options.mode == Mode::eval) return eval(image, options, dst);
-  const RandomCrop crop = random_crop(image.width, image.height, options, key);
-  const int size = options.size;
-  return resizer_.run(image.part(crop.box),
-                      {0, 0, static_cast<float>(crop.box.width), static_cast<float>(crop.box.height)}, size, size,
-                      {0, 0, size, size}, options.filter, crop.flip, dst, static_cast<size_t>(size) * 3);
+  const auto placed = placement(image.width, image.height, options, key);
+  if (!placed.ok()) return placed.status();
+  const auto& [source, width, height, window, mirror] = placed.value();
+  return resizer_.run(image.part(source), {0, 0, static_cast<float>(source.width), static_cast<float>(source.height)},
+                      width, height, window, options.filter, mirror, dst, static_cast<size_t>(options.size) * 3);
 }
 
 Status Transformer::train_jpeg(JpegReader& reader, const TransformOptions& options, const SampleKey& key,
@@ -151,7 +171,7 @@ Status Transformer::jpeg(const uint8_t* data, size_t bytes, const TransformOptio
   }
   View image;
   EFF_RETURN_IF_ERROR(decode(data, bytes, options, image, abort));
-  return eval(image, options, dst);
+  return pixels(image, options, key, dst);
 }
 
 Status Transformer::decode(const uint8_t* data, size_t bytes, const TransformOptions& options, View& out,

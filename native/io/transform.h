@@ -50,6 +50,20 @@ struct RandomCrop {
 };
 RandomCrop random_crop(int width, int height, const TransformOptions& options, const SampleKey& key);
 
+// What becomes of an upright image in modes eval and train: `source` is resized to width x height, of which `window` is
+// the result.
+struct Placement {
+  Rect source;
+  int64_t width, height;
+  Rect window;
+  bool mirror;
+};
+// data_limit where it would be too long.
+StatusOr<Placement> placement(int width, int height, const TransformOptions& options, const SampleKey& key);
+// The same as tables, for a device that decodes the whole image of this stored size and EXIF orientation itself.
+StatusOr<Resampling> resampling(int stored_width, int stored_height, int orientation, const TransformOptions& options,
+                                const SampleKey& key);
+
 // Decodes and transforms image after image; keeps its buffers. One per thread.
 class Transformer {
  public:
@@ -65,7 +79,6 @@ class Transformer {
   void trim();
 
  private:
-  Status eval(const View& image, const TransformOptions& options, uint8_t* dst);
   Status train_jpeg(JpegReader& reader, const TransformOptions& options, const SampleKey& key, uint8_t* dst);
 
   Resizer resizer_;
