@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/device_images.h"
 #include "core/memory.h"
 #include "core/step_scalars.h"
 #include "core/thread_pool.h"
@@ -44,6 +45,10 @@ class Executable {
   // Takes the input of the next step to where it will be read, beside the present one; on any thread. False: it did
   // not, and `step` gets it. True: it may be changed now.
   virtual StatusOr<bool> prefetch(const std::byte*) { return false; }
+  // The same for an input of this backend's DeviceImages. Not `ahead`: the next step reads it, whatever waited.
+  virtual StatusOr<bool> take(const DeviceInput& input, bool ahead) {
+    return error(Code::invalid_argument, "a batch made on a GPU is for plans of that GPU");
+  }
 
   // Why a step was not finite: runs it again as far as the first tensor that is not. Parameters are not changed, the
   // running statistics of batch norm are.
@@ -76,6 +81,10 @@ class Backend {
   virtual std::string name() const = 0;
   // What arenas could have of the machine's memory now; where that is the host's, all of it.
   virtual StatusOr<uint64_t> available_bytes() const = 0;
+  // Makes batches where steps read them. Code::backend_missing where this machine cannot, with what is missing.
+  virtual StatusOr<std::unique_ptr<DeviceImages>> create_images(const DeviceImages::Options& options) {
+    return error(Code::backend_missing, "images are decoded on a GPU only where plans run on one");
+  }
   virtual StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) = 0;
   // Verifies the plan and binds every op to a kernel. `memory` is of this backend. Run inside a task of `pool`.
   virtual StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,

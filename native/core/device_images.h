@@ -54,6 +54,8 @@ class DeviceImages {
     int batch_size = 1, size = 1;  // images of size x size
     uint64_t bytes = 0, labels_offset = 0;
     size_t keep = 1;  // batches' memory that goes round
+    // Of the device, for decoded images before they are resized; more only where one image alone needs it.
+    uint64_t scratch_bytes = uint64_t{512} << 20;
   };
   virtual ~DeviceImages() = default;
 

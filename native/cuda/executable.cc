@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cuda/image_batches.h"
 #include "cuda/kernels/step.h"
 #include "cuda/ops/weights.h"
 #include "plan/op_traits.h"
@@ -271,6 +272,15 @@ StatusOr<CUgraphExec> Executable::graph(Part part, const Use& use) {
 StatusOr<bool> Executable::prefetch(const std::byte* input) {
   EFF_RETURN_IF_ERROR(device().enter());
   const auto slot = ring_.stage(*memory_, input, true);
+  if (!slot.ok()) return slot.status();
+  return slot.value() != nullptr;
+}
+
+StatusOr<bool> Executable::take(const DeviceInput& input, bool ahead) {
+  EFF_RETURN_IF_ERROR(device().enter());
+  const auto& batch = static_cast<const DeviceBatch&>(input);
+  if (&batch.device() != &device()) return error(Code::invalid_argument, "the batch was made on another GPU");
+  const auto slot = ring_.stage(*memory_, batch, ahead);
   if (!slot.ok()) return slot.status();
   return slot.value() != nullptr;
 }

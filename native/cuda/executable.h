@@ -31,6 +31,7 @@ class Executable final : public effnet::Executable {
   // Code::nan unless the loss scale answers for it.
   Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) override;
   StatusOr<bool> prefetch(const std::byte* input) override;
+  StatusOr<bool> take(const DeviceInput& input, bool ahead) override;
   StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars) override;
   std::vector<OpReport> report() const override;
   uint64_t owned_bytes() const override;

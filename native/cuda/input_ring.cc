@@ -41,7 +41,8 @@ void InputRing::destroy(const Driver& driver) {
   slots_.clear();
 }
 
-StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, const std::byte* input, bool ahead) {
+template <class Copy>
+StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, bool ahead, bool taken_later, Copy&& copy) {
   const std::lock_guard lock(mutex_);
   if (ahead && ahead_.size() == kSlots) return nullptr;
   if (ahead && slots_.size() < kSlots) {
@@ -55,16 +56,29 @@ StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, const std::byte* in
   const CUstream stream = ahead ? memory.copy_stream() : memory.stream();
   EFF_CUDA(driver, cuEventSynchronize, slot.copied);  // of the input before
   if (input_bytes_) {
-    std::memcpy(slot.input.data(), input, input_bytes_);
     if (ahead) EFF_CUDA(driver, cuStreamWaitEvent, stream, slot.done, 0);
-    EFF_CUDA(driver, cuMemcpyHtoDAsync, slot.device.address() + Slot::kInputAt, slot.input.data(), input_bytes_,
-             stream);
+    EFF_RETURN_IF_ERROR(copy(slot, stream));
     EFF_CUDA(driver, cuEventRecord, slot.copied, stream);
   }
   slot.copied_on = stream;
-  if (ahead) ahead_.push_back(&slot);
+  if (taken_later) ahead_.push_back(&slot);
   next_ = (next_ + 1) % slots_.size();
   return &slot;
+}
+
+StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, const std::byte* input, bool ahead) {
+  return stage(memory, ahead, ahead, [&](Slot& slot, CUstream stream) -> Status {
+    std::memcpy(slot.input.data(), input, input_bytes_);
+    EFF_CUDA(memory.device()->driver(), cuMemcpyHtoDAsync, slot.device.address() + Slot::kInputAt, slot.input.data(),
+             input_bytes_, stream);
+    return ok_status();
+  });
+}
+
+StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, const DeviceBatch& input, bool ahead) {
+  return stage(memory, ahead, true, [&](Slot& slot, CUstream stream) {
+    return input.copy_to(slot.device.address() + Slot::kInputAt, input_bytes_, stream);
+  });
 }
 
 Slot* InputRing::take() {

@@ -10,6 +10,7 @@
 
 #include "core/step_scalars.h"
 #include "cuda/device_memory.h"
+#include "cuda/image_batches.h"
 
 namespace effnet::cuda {
 
@@ -41,12 +42,17 @@ class InputRing {
   // Copies an input to the device, on the memory's stream or, `ahead`, beside it. It may be changed when this returns.
   // nullptr where all slots wait ahead already. An input that is not staged ahead takes the place of one that was.
   StatusOr<Slot*> stage(const DeviceMemory& memory, const std::byte* input, bool ahead);
+  // The same from where the device has made it. Not `ahead`, `take` gives it next.
+  StatusOr<Slot*> stage(const DeviceMemory& memory, const DeviceBatch& input, bool ahead);
   // What was staged ahead, the oldest first; nullptr: nothing.
   Slot* take();
   const std::vector<std::unique_ptr<Slot>>& slots() const { return slots_; }
 
  private:
   Status add_slot(const DeviceMemory& memory, CUstream stream);
+  // `copy(slot, stream)` brings the input there.
+  template <class Copy>
+  StatusOr<Slot*> stage(const DeviceMemory& memory, bool ahead, bool taken_later, Copy&& copy);
 
   uint64_t input_bytes_ = 0, output_bytes_ = 0;
   std::mutex mutex_;  // whoever stages ahead does so beside the steps

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "cuda/executable.h"
+#include "cuda/image_batches.h"
 #include "cuda/providers/library.h"
 
 namespace effnet::cuda {
@@ -19,6 +20,11 @@ class CudaBackend final : public Backend {
     size_t free = 0, total = 0;
     EFF_CUDA(device_->driver(), cuMemGetInfo, &free, &total);
     return uint64_t{free};
+  }
+  StatusOr<std::unique_ptr<DeviceImages>> create_images(const DeviceImages::Options& options) override {
+    auto images = ImageBatches::create(device_, options);
+    if (!images.ok()) return images.status();
+    return std::unique_ptr<DeviceImages>(std::move(images.value()));
   }
   StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) override {
     auto memory = DeviceMemory::create(device_);

@@ -47,6 +47,8 @@ const char* const kMessages[] = {
 constexpr int kMessageCount = static_cast<int>(sizeof kMessages / sizeof *kMessages) - 1;
 
 constexpr int kExifMarker = JPEG_APP0 + 1;
+constexpr uint8_t kStartOfScan = 0xda;
+constexpr char kTooManyScans[] = "progressive JPEG with more than %d scans";
 
 JpegSession& session_of(j_common_ptr info) { return *static_cast<JpegSession*>(info->client_data); }
 
@@ -109,7 +111,7 @@ void monitor(j_common_ptr info) {
     s.fail(Code::aborted);
   }
   if (reinterpret_cast<j_decompress_ptr>(info)->input_scan_number > s.limits.max_scans) {
-    std::snprintf(s.message, sizeof s.message, "progressive JPEG with more than %d scans", s.limits.max_scans);
+    std::snprintf(s.message, sizeof s.message, kTooManyScans, s.limits.max_scans);
     s.fail(Code::data_limit);
   }
 }
@@ -237,6 +239,10 @@ bool has_eoi(const JpegSession& s) {
   return false;
 }
 
+Status ends_early(const JpegSession& s) {
+  return error(Code::data_decode, "JPEG ends early at byte %zu (marker EOI missing)", s.size);
+}
+
 }  // namespace
 
 JpegReader::JpegReader() : session_(std::make_unique<JpegSession>()) {
@@ -288,6 +294,15 @@ Status JpegReader::open(const uint8_t* data, size_t size, const DecodeLimits& li
   return ok_status();
 }
 
+Status JpegReader::check_whole() const {
+  const JpegSession& s = *session_;
+  if (!has_eoi(s)) return ends_early(s);
+  int scans = 1;  // the first one's marker is before scan_start
+  for (size_t i = s.scan_start; s.parsed.progressive && i + 1 < s.size; ++i)
+    if (s.data[i] == 0xff && s.data[i + 1] == kStartOfScan) ++scans;
+  return scans > s.limits.max_scans ? error(Code::data_limit, kTooManyScans, s.limits.max_scans) : ok_status();
+}
+
 Status JpegReader::decode(int eighths, const Rect* window, ByteBuffer& buffer, View& out) {
   JpegSession& s = *session_;
   const int full_width = scaled(s.parsed.width, eighths), full_height = scaled(s.parsed.height, eighths);
@@ -297,7 +312,7 @@ Status JpegReader::decode(int eighths, const Rect* window, ByteBuffer& buffer, V
     const int x1 = std::min(window->x + window->width + 1, full_width);
     const int y1 = std::min(window->y + window->height + 1, full_height);
     plan.asked = {x0, y0, x1 - x0, y1 - y0};
-    if (!has_eoi(s)) return error(Code::data_decode, "JPEG ends early at byte %zu (marker EOI missing)", s.size);
+    if (!has_eoi(s)) return ends_early(s);
   }
   if (!start(s, plan)) return s.status();
   JDIMENSION first = 0, columns = 0;

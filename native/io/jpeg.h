@@ -44,6 +44,9 @@ class JpegReader {
   // data_decode: not a readable JPEG; data_limit: above the limits.
   Status open(const uint8_t* data, size_t size, const DecodeLimits& limits, const std::atomic<bool>* abort = nullptr);
   const JpegInfo& info() const;
+  // After open(): whether decode() elsewhere may be given it. data_decode where it is cut, data_limit for too many
+  // scans.
+  Status check_whole() const;
 
   // Size of the image decoded at `eighths`/8 of full scale (1..8): ceil(size * eighths / 8).
   static int scaled(int size, int eighths) { return static_cast<int>((static_cast<int64_t>(size) * eighths + 7) / 8); }

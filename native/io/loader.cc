@@ -9,7 +9,9 @@
 #include <system_error>
 #include <thread>
 
+#include "core/caught.h"
 #include "core/math.h"
+#include "io/device_samples.h"
 #include "io/transfer.h"
 
 namespace effnet::io {
@@ -51,6 +53,7 @@ class Ring : public std::enable_shared_from_this<Ring> {
     free_.clear();
   }
   size_t bytes() const { return bytes_; }
+  size_t labels_offset() const { return labels_offset_; }
 
  private:
   void give_back(Block block) {
@@ -70,7 +73,8 @@ struct Sample {
   SampleKey key;
   bool done = false;
   Status status;
-  std::vector<uint8_t> pixels;
+  std::vector<uint8_t> pixels;                 // of a batch made here
+  std::shared_ptr<DeviceImage> image;          // of one made on a device
   std::optional<StatusOr<OtherPixels>> other;  // what somebody else decoded, to be transformed
 };
 
@@ -92,6 +96,17 @@ class Loader::Core : public std::enable_shared_from_this<Loader::Core> {
     // As long as a plan's input arena, whose end is aligned too.
     ring_ = std::make_shared<Ring>(align64(labels_offset + batch_size_ * sizeof(int32_t)), labels_offset,
                                    static_cast<size_t>(options_.prefetch) + 1);
+  }
+
+  Status open_device() {
+    if (!options_.device) return ok_status();
+    auto device = options_.device({options_.batch_size, options_.transform.size, ring_->bytes(), ring_->labels_offset(),
+                                   static_cast<size_t>(options_.prefetch) + 1});
+    if (!device.ok()) return device.status();
+    device_ = std::move(device.value());
+    // Files are read ahead while a batch of them is decoded.
+    window_ = std::max(window_, batch_size_);
+    return ok_status();
   }
 
   Status spawn() {
@@ -131,15 +146,22 @@ class Loader::Core : public std::enable_shared_from_this<Loader::Core> {
   void revive(const SamplePtr& sample, StatusOr<OtherPixels> pixels);
   void finish(Lock& lock, const SamplePtr& sample);
   void commit(Lock& lock);
+  void commit_done(Lock& lock);
   bool place(Lock& lock, const SamplePtr& sample);
+  bool make_batch(Lock& lock, size_t wanted);
+  bool at_end() const {
+    return started_ && !closed_ && !ended_ && failure_.ok() && in_flight_.empty() && next_position_ >= order_.size();
+  }
   void end_epoch();
   void drop_epoch();
   void deliver(Lock& lock);
   void blank(Batch& batch, size_t from) const;
 
   const LoaderOptions options_;
-  const size_t image_bytes_, batch_size_, window_;
+  const size_t image_bytes_, batch_size_;
+  size_t window_;
   std::shared_ptr<Ring> ring_;
+  std::unique_ptr<DeviceImages> device_;
   std::atomic<bool> abort_{false};
 
   std::mutex mutex_;
@@ -155,6 +177,7 @@ class Loader::Core : public std::enable_shared_from_this<Loader::Core> {
   std::deque<SamplePtr> revived_;
   std::vector<SamplePtr> spare_;
   LoadedBatch filling_;
+  std::vector<DeviceSample> filling_samples_;  // of a batch made on a device
   std::deque<LoadedBatch> ready_;
   std::deque<Next> waiting_;
 };
@@ -193,6 +216,7 @@ void Loader::Core::drop_epoch() {
   revived_.clear();
   ready_.clear();
   filling_ = LoadedBatch();
+  filling_samples_.clear();
 }
 
 void Loader::Core::next(Next done) {
@@ -274,12 +298,18 @@ bool Loader::Core::process(const SamplePtr& sample, Transformer& transformer, st
   bool handed_over = false;
   Status status;
   try {
-    sample->pixels.resize(image_bytes_);
+    if (device_) {
+      sample->image = std::make_shared<DeviceImage>();
+      sample->image->label = options_.labels[sample->index];
+    } else {
+      sample->pixels.resize(image_bytes_);
+    }
     if (sample->other) {
+      std::vector<uint8_t>& pixels = device_ ? sample->image->pixels : sample->pixels;
+      pixels.resize(image_bytes_);
       status = sample->other->status();
       if (status.ok())
-        status =
-            transformer.pixels(sample->other->value().view, options_.transform, sample->key, sample->pixels.data());
+        status = transformer.pixels(sample->other->value().view, options_.transform, sample->key, pixels.data());
       sample->other.reset();
     } else {
       status = read_and_decode(sample, transformer, file, handed_over);
@@ -301,6 +331,8 @@ Status Loader::Core::read_and_decode(const SamplePtr& sample, Transformer& trans
   const std::string& path = options_.files[sample->index];
   EFF_RETURN_IF_ERROR(read_file(path, file));
   const FileKind kind = file_kind(file.data(), file.size());
+  if (kind == FileKind::jpeg && device_)
+    return prepare_for_device(*device_, file, options_.transform, sample->key, transformer, &abort_, *sample->image);
   if (kind == FileKind::jpeg)
     return transformer.jpeg(file.data(), file.size(), options_.transform, sample->key, sample->pixels.data(), &abort_);
   if (kind == FileKind::empty) return error(Code::data_decode, "the file is empty");
@@ -339,6 +371,15 @@ void Loader::Core::finish(Lock& lock, const SamplePtr& sample) {
 // One thread at a time: samples go into batches in order. Copies outside the lock.
 void Loader::Core::commit(Lock& lock) {
   committing_ = true;
+  do {
+    commit_done(lock);
+    if (at_end() && device_ && !drop_last_ && filling_.count > 0) make_batch(lock, 1);
+    if (at_end()) end_epoch();  // another may have begun meanwhile
+  } while (!in_flight_.empty() && in_flight_.front()->done && failure_.ok());
+  committing_ = false;
+}
+
+void Loader::Core::commit_done(Lock& lock) {
   while (!in_flight_.empty() && in_flight_.front()->done && failure_.ok()) {
     const SamplePtr sample = in_flight_.front();
     if (!sample->status.ok()) {
@@ -349,19 +390,23 @@ void Loader::Core::commit(Lock& lock) {
     in_flight_.pop_front();
     spare_.push_back(sample);
     if (static_cast<size_t>(filling_.count) == batch_size_) {
+      if (device_ && !make_batch(lock, batch_size_)) continue;
       ready_.push_back(std::move(filling_));
       filling_ = LoadedBatch();
       wake_.notify_all();
       deliver(lock);
     }
   }
-  committing_ = false;
-  if (started_ && !closed_ && !ended_ && failure_.ok() && in_flight_.empty() && next_position_ >= order_.size())
-    end_epoch();
 }
 
 // Copies a sample into the next slot of the batch being filled. False when the epoch changed meanwhile.
 bool Loader::Core::place(Lock& lock, const SamplePtr& sample) {
+  if (device_) {
+    filling_samples_.push_back({sample->key, std::move(sample->image)});
+    filling_.indices.push_back(sample->index);
+    ++filling_.count;
+    return true;
+  }
   const uint64_t generation = generation_;
   std::shared_ptr<Batch> batch = filling_.batch;
   const auto slot = static_cast<size_t>(filling_.count);
@@ -391,6 +436,37 @@ bool Loader::Core::place(Lock& lock, const SamplePtr& sample) {
   return true;
 }
 
+// The batch being filled, on the device. False where less than `wanted` samples could be decoded after all, another
+// epoch has begun or it failed.
+bool Loader::Core::make_batch(Lock& lock, size_t wanted) {
+  const uint64_t generation = generation_;
+  std::vector<DeviceSample> samples = std::exchange(filling_samples_, {});
+  std::vector<BadDeviceSample> bad;
+  lock.unlock();
+  auto made = caught([&] { return io::make_on_device(*device_, samples, wanted, options_.transform, &abort_, bad); });
+  lock.lock();
+  if (generation != generation_) return false;
+  filling_.count = static_cast<int>(samples.size());
+  filling_.indices.clear();
+  for (const DeviceSample& sample : samples) filling_.indices.push_back(sample.key.index);
+  for (const auto& [key, status] : bad)
+    filling_.bad.push_back({key.index, prefixed(status, options_.files[key.index])});
+  if (!made.ok()) {
+    failure_ = made.status();
+    return false;
+  }
+  if (!made.value()) {
+    filling_samples_ = std::move(samples);
+    return false;
+  }
+  for (const DeviceSample& sample : samples)
+    if (sample.on_cpu()) filling_.on_cpu.push_back(sample.key.index);
+  filling_.batch = std::make_shared<Batch>();
+  filling_.batch->device = std::move(made.value());
+  filling_.batch->labels_offset = ring_->labels_offset();
+  return true;
+}
+
 void Loader::Core::blank(Batch& batch, size_t from) const {
   std::memset(batch.data() + from * image_bytes_, 0, (batch_size_ - from) * image_bytes_);
   std::memset(batch.data() + batch.labels_offset + from * sizeof(int32_t), 0xff,
@@ -404,6 +480,7 @@ void Loader::Core::end_epoch() {
     filling_.indices.clear();
   }
   if (filling_.count > 0 || !filling_.bad.empty()) {
+    if (!filling_.batch && device_) filling_.batch = std::make_shared<Batch>();  // of nothing but bad samples
     if (!filling_.batch) {
       auto taken = ring_->take();
       if (!taken.ok()) {
@@ -412,10 +489,11 @@ void Loader::Core::end_epoch() {
       }
       filling_.batch = std::move(taken.value());
     }
-    blank(*filling_.batch, static_cast<size_t>(filling_.count));
+    if (!device_) blank(*filling_.batch, static_cast<size_t>(filling_.count));
     ready_.push_back(std::move(filling_));
   }
   filling_ = LoadedBatch();
+  filling_samples_.clear();
 }
 
 // Answers waiting calls as far as there is something to say; unlocks while it calls.
@@ -459,6 +537,7 @@ StatusOr<std::unique_ptr<Loader>> Loader::create(LoaderOptions options) {
   if (options.prefetch < 1 || options.prefetch > 1024)
     return error(Code::invalid_argument, "prefetch is %d, expected 1 to 1024", options.prefetch);
   auto core = std::make_shared<Core>(std::move(options));
+  EFF_RETURN_IF_ERROR(core->open_device());
   std::unique_ptr<Loader> loader(new Loader(core));
   EFF_RETURN_IF_ERROR(core->spawn());
   return loader;

@@ -40,6 +40,9 @@ struct LoaderOptions {
   int prefetch = 2;  // batches ready or in work
   // Called on a worker, must return at once. Absent: such files are unreadable.
   std::function<void(OtherRequest)> decode_other;
+  // Makes the batches on a device, from the files that it takes. Absent: they are made here. Called by a worker at a
+  // time.
+  std::function<StatusOr<std::unique_ptr<DeviceImages>>(const DeviceImages::Options&)> device;
 };
 
 struct BadSample {
@@ -53,6 +56,7 @@ struct LoadedBatch {
   // of an epoch whose last files were unreadable: such a batch carries nothing but `bad`.
   int count = 0;
   std::vector<uint32_t> indices;  // into files, in order
+  std::vector<uint32_t> on_cpu;   // of a batch made on a device: those that the CPU decoded
   std::vector<BadSample> bad;
 };
 

@@ -404,10 +404,17 @@ struct StepJob {
   std::optional<BusyMark> busy;
   StepScalars scalars;
 
+  bool on_device() const { return batch && batch->device; }
+  // Before a step or a look through one.
+  Status bring(Executable& executable) const {
+    if (prefetched || !on_device()) return ok_status();
+    return executable.take(*batch->device, false).status();
+  }
+
   // On the engine's thread. The plan reads rows at 64-byte aligned offsets; kernels take inputs from 16-byte aligned
   // blocks, which a view into a larger buffer need not be.
   const std::byte* data() {
-    if (prefetched) return nullptr;
+    if (prefetched || on_device()) return nullptr;
     if (batch) return batch->data();
     if (reinterpret_cast<uintptr_t>(given) % 16 == 0) return given;
     aligned.assign(given, given + given_bytes);
@@ -459,7 +466,9 @@ Napi::Value prefetch(const Napi::CallbackInfo& info) {
     throw_status(env, error(Code::invalid_argument, "an input that was taken cannot be taken again"));
   const Completion completion = Completion::create(env, keep);
   io::run_task([completion, executable, job]() mutable {
-    const auto taken = caught([&] { return executable->prefetch(job->data()); });
+    const auto taken = caught([&] {
+      return job->on_device() ? executable->take(*job->batch->device, true) : executable->prefetch(job->data());
+    });
     job->batch.reset();
     executable.reset();  // before anyone hears: whoever closes then finds the bytes given back
     if (!taken.ok()) return completion.reject(taken.status());
@@ -477,7 +486,10 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   job->busy.emplace(executable->memory());
   const Completion completion = Completion::create(env, keep);
   const bool queued = executable->pool()->submit([completion, executable, job]() mutable {
-    const Status status = caught([&] { return executable->step(job->data(), job->scalars, job->output.data()); });
+    const Status status = caught([&] {
+      EFF_RETURN_IF_ERROR(job->bring(*executable));
+      return executable->step(job->data(), job->scalars, job->output.data());
+    });
     job->batch.reset();
     job->busy.reset();
     executable.reset();  // before anyone hears: whoever closes then finds the bytes given back
@@ -503,7 +515,10 @@ Napi::Value find_nonfinite(const Napi::CallbackInfo& info) {
   job->busy.emplace(executable->memory());
   const Completion completion = Completion::create(env, keep);
   const bool queued = executable->pool()->submit([completion, executable, job]() mutable {
-    auto found = caught([&] { return executable->find_nonfinite(job->data(), job->scalars); });
+    auto found = caught([&]() -> StatusOr<std::optional<NonFinite>> {
+      EFF_RETURN_IF_ERROR(job->bring(*executable));
+      return executable->find_nonfinite(job->data(), job->scalars);
+    });
     job->batch.reset();
     job->busy.reset();
     executable.reset();

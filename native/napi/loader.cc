@@ -102,6 +102,11 @@ LoaderOptions get_loader_options(Napi::Env env, const Napi::Object& object) {
   options.batch_size = static_cast<int>(get_number(env, object.Get("batchSize"), "batchSize", 1, 1 << 20));
   options.workers = static_cast<int>(get_number(env, object.Get("workers"), "workers", 1, 1024));
   options.prefetch = static_cast<int>(get_number(env, object.Get("prefetch"), "prefetch", 1, 1024));
+  if (const Napi::Value device = object.Get("device"); !device.IsUndefined()) {
+    options.device = [backend = get_handle<DeviceHandle>(env, device)->backend](const DeviceImages::Options& wanted) {
+      return backend->create_images(wanted);
+    };
+  }
   if (const Napi::Value other = object.Get("decodeOther"); other.IsFunction()) {
     const auto function =
         keep_on_js_thread(env, new Napi::FunctionReference(Napi::Persistent(other.As<Napi::Function>())));
@@ -118,7 +123,8 @@ Napi::Value create_loader(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (!info[0].IsObject()) throw_status(env, error(Code::invalid_argument, "loader options must be an object"));
   LoaderOptions options = get_loader_options(env, info[0].As<Napi::Object>());
-  const auto kept_batches = static_cast<uint64_t>(options.prefetch) + 1;
+  // Of the host's memory.
+  const uint64_t kept_batches = options.device ? 0 : static_cast<uint64_t>(options.prefetch) + 1;
   auto created = Loader::create(std::move(options));
   check(env, created.status());
   auto handle = std::make_shared<LoaderHandle>(env);
@@ -150,13 +156,17 @@ void loader_start(const Napi::CallbackInfo& info) {
 Napi::Value loaded_batch_object(Napi::Env env, const LoadedBatch& loaded, double wait_ms) {
   auto handle = std::make_shared<BatchHandle>(env);
   handle->batch = loaded.batch;
-  handle->accounted.set(loaded.batch->bytes());
+  handle->accounted.set(loaded.batch->block.bytes());
   Napi::Object object = Napi::Object::New(env);
   object.Set("batch", make_handle(env, std::move(handle)));
   object.Set("count", loaded.count);
-  auto indices = Napi::Uint32Array::New(env, loaded.indices.size());
-  std::copy(loaded.indices.begin(), loaded.indices.end(), indices.Data());
-  object.Set("indices", indices);
+  const auto array = [&](const std::vector<uint32_t>& from) {
+    auto copy = Napi::Uint32Array::New(env, from.size());
+    std::copy(from.begin(), from.end(), copy.Data());
+    return copy;
+  };
+  object.Set("indices", array(loaded.indices));
+  object.Set("onCpu", array(loaded.on_cpu));
   Napi::Array bad = Napi::Array::New(env, loaded.bad.size());
   for (uint32_t n = 0; n < loaded.bad.size(); ++n) {
     const BadSample& sample = loaded.bad[n];
@@ -195,7 +205,10 @@ Napi::Value read_batch(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const auto batch = open_batch(env, info[0]);
   auto buffer = Napi::ArrayBuffer::New(env, batch->bytes());
-  std::memcpy(buffer.Data(), batch->data(), batch->bytes());
+  if (batch->device)
+    check(env, batch->device->read({static_cast<std::byte*>(buffer.Data()), batch->bytes()}));
+  else
+    std::memcpy(buffer.Data(), batch->data(), batch->bytes());
   return Napi::Uint8Array::New(env, batch->bytes(), buffer, 0);
 }
 

@@ -50,6 +50,8 @@ EFF_SAME(nj::kBadJpeg, NVJPEG_STATUS_BAD_JPEG);
 EFF_SAME(nj::kJpegNotSupported, NVJPEG_STATUS_JPEG_NOT_SUPPORTED);
 EFF_SAME(nj::kAllocatorFailure, NVJPEG_STATUS_ALLOCATOR_FAILURE);
 EFF_SAME(nj::kExecutionFailed, NVJPEG_STATUS_EXECUTION_FAILED);
+EFF_SAME(nj::kImplementationNotSupported, NVJPEG_STATUS_IMPLEMENTATION_NOT_SUPPORTED);
+EFF_SAME(nj::kIncompleteBitstream, NVJPEG_STATUS_INCOMPLETE_BITSTREAM);
 EFF_SAME(nj::kBackendDefault, NVJPEG_BACKEND_DEFAULT);
 EFF_SAME(nj::kOutputRgbInterleaved, NVJPEG_OUTPUT_RGBI);
 EFF_SAME(sizeof(nj::Image), sizeof(nvjpegImage_t));

@@ -3,6 +3,7 @@
 //
 //   - A batch has the size that the state was prepared for; every image has an address and rows wide enough.
 //   - Files are read when the stream comes to them, and once at the call; then images are written.
+//   - FAKE_NVJPEG_REFUSE=name:width:status makes a function refuse images of that width.
 //   - FAKE_NVJPEG_FAIL=name:nth:status makes the nth call of a function fail; FAKE_NVJPEG_VERSION is what it says it
 //   is;
 //     fake_nvjpeg_live(), _calls(name), _misuse() and _reset() are for the tests.
@@ -47,6 +48,16 @@ int enter(const char* name) {
   char who[64] = {};
   int nth = 0, status = 0;
   if (fail && std::sscanf(fail, "%63[^:]:%d:%d", who, &nth, &status) == 3 && std::string(who) == name && nth == call)
+    return status;
+  return kSuccess;
+}
+
+int refused(const char* name, int width) {
+  const char* refuse = std::getenv("FAKE_NVJPEG_REFUSE");
+  char who[64] = {};
+  int of_width = 0, status = 0;
+  if (refuse && std::sscanf(refuse, "%63[^:]:%d:%d", who, &of_width, &status) == 3 && std::string(who) == name &&
+      width == of_width)
     return status;
   return kSuccess;
 }
@@ -119,6 +130,7 @@ EFF_EXPORT int nvjpegGetImageInfo(Handle handle, const unsigned char* data, size
   if (!fake().live.count(handle)) return wrong("no such handle");
   effnet::io::JpegReader reader;
   if (!reader.open(data, bytes, {}).ok()) return kBadJpeg;
+  if (const int status = refused("nvjpegGetImageInfo", reader.info().width)) return status;
   *components = reader.info().components;
   *subsampling = 0;
   for (int i = 0; i < 4; ++i) {
@@ -149,6 +161,7 @@ EFF_EXPORT int nvjpegDecodeBatched(Handle handle, State state, const unsigned ch
   for (int i = 0; i < images; ++i) {
     const auto decoded = decode(data[i], bytes[i]);
     if (!decoded) return kBadJpeg;
+    if (const int status = refused("nvjpegDecodeBatched", decoded->view.width)) return status;
     if (!into[i].channel[0] || into[i].pitch[0] < static_cast<size_t>(decoded->view.width) * 3)
       return wrong("an image without room");
     jobs.push_back({data[i], bytes[i], into[i]});

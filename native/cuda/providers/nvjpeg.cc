@@ -19,6 +19,8 @@ Status jpeg_status(const char* call, int result) {
       return ok_status();
     case nj::kBadJpeg:
     case nj::kJpegNotSupported:
+    case nj::kImplementationNotSupported:
+    case nj::kIncompleteBitstream:
       return error(Code::data_decode, "nvJPEG does not take it: %s says %d", call, result);
     case nj::kAllocatorFailure:
       return error(Code::oom, "%s failed with status %d", call, result);

@@ -23,6 +23,8 @@ enum Result : int {
   kJpegNotSupported = 4,
   kAllocatorFailure = 5,
   kExecutionFailed = 6,
+  kImplementationNotSupported = 9,
+  kIncompleteBitstream = 10,
 };
 enum Backend : int { kBackendDefault = 0 };
 enum OutputFormat : int { kOutputRgbInterleaved = 5 };

@@ -1,0 +1,428 @@
+// Batches made on a GPU, from files to where a step reads them, on a driver and an nvJPEG without one
+// (native/cuda/fake): beside the CPU's transform of the same decoded pixels, which they must equal, and beside the
+// CPU's whole pipeline.
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <future>
+#include <thread>
+
+#include "cuda/image_batches.h"
+#include "io/loader.h"
+#include "tests/io_fixtures.h"
+
+namespace effnet::test {
+namespace {
+
+using namespace io;
+using Result = StatusOr<std::optional<LoadedBatch>>;
+
+constexpr int kSize = 24, kBatch = 5;
+constexpr size_t kSquare = kSize * kSize * 3;
+const char* const kFiles[] = {"420.jpg",          "422.jpg",          "444.jpg",          "progressive.jpg",
+                              "gray.jpg",         "cmyk.jpg",         "large.jpg",        "orientation3.jpg",
+                              "orientation6.jpg", "orientation8.jpg", "orientation2.jpg", "restarts.jpg"};
+constexpr uint32_t kCmyk = 5, kLarge = 6;
+
+template <class F>
+F* of_fake(const char* library, const char* name) {
+  void* handle = dlopen((std::string(FAKE_NVIDIA_FOLDER "/") + library).c_str(), RTLD_NOW | RTLD_GLOBAL);
+  return reinterpret_cast<F*>(dlsym(handle, name));
+}
+int live() { return of_fake<int()>("libcuda.so.1", "fake_cuda_live")(); }
+int calls(const char* name) { return of_fake<int(const char*)>("libcuda.so.1", "fake_cuda_calls")(name); }
+void reset() { of_fake<void()>("libcuda.so.1", "fake_cuda_reset")(); }
+
+class Setting {
+ public:
+  Setting(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
+  ~Setting() { unsetenv(name_); }
+
+ private:
+  const char* name_;
+};
+
+class CudaImages : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { setenv("EFFNET_LIB_DIR", FAKE_NVIDIA_FOLDER, 1); }
+  void SetUp() override {
+    reset();
+    auto opened = cuda::Device::open(0);
+    ASSERT_TRUE(opened.ok()) << opened.status().message();
+    device = opened.value();
+    before = live();
+  }
+  void TearDown() override {
+    if (!context_lost) {
+      EXPECT_EQ(live(), before);
+    }
+    EXPECT_STREQ(of_fake<const char*()>("libnvjpeg.so.13", "fake_nvjpeg_misuse")(), "");
+    EXPECT_EQ(of_fake<int()>("libnvjpeg.so.13", "fake_nvjpeg_live")(), 0);
+  }
+
+  LoaderOptions options(Mode mode, bool on_device, uint64_t scratch = uint64_t{1} << 30) const {
+    LoaderOptions options;
+    for (const char* name : kFiles) {
+      options.labels.push_back(static_cast<int32_t>(options.files.size()) + 100);
+      options.files.push_back((fixture_dir() / name).string());
+    }
+    options.batch_size = kBatch;
+    options.workers = 3;
+    options.transform.mode = mode;
+    options.transform.size = kSize;
+    options.transform.resize_to = kSize + 4;
+    if (on_device)
+      options.device = [device = device,
+                        scratch](DeviceImages::Options wanted) -> StatusOr<std::unique_ptr<DeviceImages>> {
+        wanted.scratch_bytes = scratch;
+        auto made = cuda::ImageBatches::create(device, wanted);
+        if (!made.ok()) return made.status();
+        return std::unique_ptr<DeviceImages>(std::move(made.value()));
+      };
+    return options;
+  }
+
+  std::shared_ptr<cuda::Device> device;
+  int before = 0;
+  bool context_lost = false;  // a fault has ended it: nothing can be given back
+};
+
+// Its threads are gone with it, and what they held.
+struct LoaderDeleter {
+  void operator()(Loader* loader) const {
+    loader->close();
+    loader->wait_stopped();
+    delete loader;
+    // The last thread lets go of what all share just behind that.
+    for (int i = 0; i < 200 && of_fake<int()>("libnvjpeg.so.13", "fake_nvjpeg_live")() > 0; ++i) usleep(1000);
+  }
+};
+using LoaderPtr = std::unique_ptr<Loader, LoaderDeleter>;
+
+LoaderPtr create(LoaderOptions options) {
+  auto loader = Loader::create(std::move(options));
+  EXPECT_TRUE(loader.ok()) << loader.status().message();
+  return LoaderPtr(loader.value().release());
+}
+
+Result next(Loader& loader) {
+  std::promise<Result> answer;
+  loader.next([&](Result result) { answer.set_value(std::move(result)); });
+  return answer.get_future().get();
+}
+
+using Bytes = std::vector<uint8_t>;
+Bytes bytes_of(const Batch& batch) {
+  Bytes bytes(batch.bytes());
+  if (batch.device)
+    EXPECT_TRUE(batch.device->read({reinterpret_cast<std::byte*>(bytes.data()), bytes.size()}).ok());
+  else
+    std::memcpy(bytes.data(), batch.data(), bytes.size());
+  return bytes;
+}
+int32_t label_at(const Batch& batch, const Bytes& bytes, int slot) {
+  int32_t label;
+  std::memcpy(&label, bytes.data() + batch.labels_offset + static_cast<size_t>(slot) * 4, 4);
+  return label;
+}
+
+// Everything of an epoch that can be compared.
+struct Epoch {
+  std::vector<Bytes> bytes;
+  std::vector<std::vector<uint32_t>> indices;
+  std::vector<uint32_t> on_cpu, bad;
+  std::vector<std::string> messages;
+};
+Epoch epoch_of(Loader& loader, const std::vector<uint32_t>& order, bool drop_last = false) {
+  EXPECT_TRUE(loader.start(order, 0, 1, 11, drop_last).ok());
+  Epoch epoch;
+  for (;;) {
+    const Result result = next(loader);
+    EXPECT_TRUE(result.ok()) << result.status().message();
+    if (!result.ok() || !result.value()) break;
+    const LoadedBatch& batch = *result.value();
+    if (batch.count > 0) {
+      epoch.bytes.push_back(bytes_of(*batch.batch));
+      for (int slot = 0; slot < kBatch; ++slot) {
+        EXPECT_EQ(label_at(*batch.batch, epoch.bytes.back(), slot),
+                  slot < batch.count ? static_cast<int32_t>(batch.indices[static_cast<size_t>(slot)]) + 100 : -1);
+      }
+    }
+    epoch.indices.push_back(batch.indices);
+    epoch.on_cpu.insert(epoch.on_cpu.end(), batch.on_cpu.begin(), batch.on_cpu.end());
+    for (const BadSample& bad : batch.bad) {
+      epoch.bad.push_back(bad.index);
+      epoch.messages.push_back(bad.status.message());
+    }
+  }
+  return epoch;
+}
+
+std::vector<uint32_t> all(size_t n = std::size(kFiles)) {
+  std::vector<uint32_t> order;
+  for (size_t i = 0; i < n; ++i) order.push_back(static_cast<uint32_t>(i * 7 % std::size(kFiles)));
+  return order;
+}
+
+TEST_F(CudaImages, EqualTheTransformOfTheWholeDecodedImage) {
+  for (const Mode mode : {Mode::train, Mode::eval})
+    for (const char* order : {"0", "3", "7"}) {
+      const Setting legal("FAKE_CUDA_ORDER", order);
+      const LoaderOptions with = options(mode, true);
+      const auto loader = create(with);
+      const Epoch epoch = epoch_of(*loader, all());
+      ASSERT_EQ(epoch.bytes.size(), 3u);
+      EXPECT_EQ(epoch.on_cpu, std::vector<uint32_t>{kCmyk});
+      Transformer transformer;
+      for (size_t b = 0; b < epoch.bytes.size(); ++b)
+        for (size_t slot = 0; slot < epoch.indices[b].size(); ++slot) {
+          const uint32_t index = epoch.indices[b][slot];
+          const auto file = read_bytes(with.files[index]);
+          Bytes want(kSquare);
+          if (index == kCmyk) {
+            ASSERT_TRUE(transformer.jpeg(file.data(), file.size(), with.transform, {11, 1, index}, want.data()).ok());
+          } else {
+            View whole;
+            Transformer decoder;
+            ASSERT_TRUE(decoder.decode(file.data(), file.size(), with.transform, whole).ok());
+            ASSERT_TRUE(transformer.pixels(whole, with.transform, {11, 1, index}, want.data()).ok());
+          }
+          EXPECT_TRUE(std::equal(want.begin(), want.end(),
+                                 epoch.bytes[b].begin() + static_cast<std::ptrdiff_t>(slot * kSquare)))
+              << kFiles[index];
+        }
+      const Bytes& tail = epoch.bytes.back();
+      EXPECT_TRUE(
+          std::all_of(tail.begin() + 2 * kSquare, tail.begin() + kBatch * kSquare, [](uint8_t v) { return v == 0; }));
+    }
+}
+
+TEST_F(CudaImages, OrderSkipsAndTailsAreTheCpuPipelines) {
+  for (const bool drop_last : {false, true}) {
+    const auto there = create(options(Mode::train, true)), here = create(options(Mode::train, false));
+    const Epoch device_epoch = epoch_of(*there, all(28), drop_last), cpu = epoch_of(*here, all(28), drop_last);
+    EXPECT_EQ(device_epoch.indices, cpu.indices);
+    EXPECT_TRUE(cpu.on_cpu.empty());
+    ASSERT_EQ(there->batch_bytes(), here->batch_bytes());
+    // Begun in the middle it goes on with the same.
+    ASSERT_TRUE(there->start(all(28), 10, 1, 11, drop_last).ok());
+    const Result third = next(*there);
+    ASSERT_TRUE(third.ok() && third.value());
+    EXPECT_TRUE(bytes_of(*third.value()->batch) == device_epoch.bytes[2]);
+  }
+}
+
+// The evaluation's transform decodes whole images here and there: there the fake decodes as the CPU does.
+TEST_F(CudaImages, EvaluationEqualsTheCpuPipelineBitForBit) {
+  const auto there = create(options(Mode::eval, true)), here = create(options(Mode::eval, false));
+  EXPECT_TRUE(epoch_of(*there, all()).bytes == epoch_of(*here, all()).bytes);
+}
+
+TEST_F(CudaImages, PartsOfABatchGiveTheSame) {
+  const auto whole = create(options(Mode::train, true));
+  const Epoch want = epoch_of(*whole, all());
+  for (const uint64_t scratch : {uint64_t{1}, uint64_t{200} << 10}) {
+    const auto parts = create(options(Mode::train, true, scratch));
+    EXPECT_TRUE(epoch_of(*parts, all()).bytes == want.bytes);
+  }
+}
+
+TEST_F(CudaImages, ABatchAllocatesNothingOnceWarm) {
+  const LoaderOptions with = options(Mode::train, true);
+  const auto loader = create(with);
+  {
+    // As many as there may be at once.
+    std::vector<Result> held;
+    ASSERT_TRUE(loader->start(all(60), 0, 1, 11, false).ok());
+    for (int i = 0; i <= with.prefetch; ++i) held.push_back(next(*loader));
+  }
+  // Of an odd number of batches, so that both halves of the staging meet all of them.
+  for (int i = 0; i < 2; ++i) epoch_of(*loader, all(55));
+  const int device_blocks = calls("cuMemAlloc"), host_blocks = calls("cuMemHostAlloc"), events = calls("cuEventCreate");
+  for (int i = 0; i < 2; ++i) epoch_of(*loader, all(55));
+  EXPECT_EQ(calls("cuMemAlloc"), device_blocks);
+  EXPECT_EQ(calls("cuMemHostAlloc"), host_blocks);
+  EXPECT_EQ(calls("cuEventCreate"), events);
+}
+
+// Of what nvJPEG refuses, at its header or when it decodes, the CPU makes the pixels.
+TEST_F(CudaImages, RefusedFilesAreTheCpus) {
+  const auto cpu = create(options(Mode::train, false));
+  const Epoch here = epoch_of(*cpu, all());
+  for (const char* refused : {"nvjpegGetImageInfo:300:4", "nvjpegDecodeBatched:300:4", "nvjpegDecodeBatched:300:10"}) {
+    const Setting setting("FAKE_NVJPEG_REFUSE", refused);
+    const auto loader = create(options(Mode::train, true));
+    const Epoch there = epoch_of(*loader, all());
+    EXPECT_EQ(there.indices, here.indices);
+    std::vector<uint32_t> on_cpu = there.on_cpu;
+    std::sort(on_cpu.begin(), on_cpu.end());
+    EXPECT_EQ(on_cpu, (std::vector<uint32_t>{kCmyk, kLarge})) << refused;
+    for (size_t b = 0; b < here.bytes.size(); ++b)
+      for (size_t slot = 0; slot < here.indices[b].size(); ++slot) {
+        if (here.indices[b][slot] != kLarge) continue;
+        const auto at = static_cast<std::ptrdiff_t>(slot * kSquare);
+        EXPECT_TRUE(
+            std::equal(here.bytes[b].begin() + at, here.bytes[b].begin() + at + kSquare, there.bytes[b].begin() + at));
+      }
+  }
+}
+
+TEST_F(CudaImages, UnreadableFilesAreSkippedAsOnTheCpu) {
+  char folder[] = "/tmp/effnet-images-XXXXXX";
+  ASSERT_TRUE(mkdtemp(folder));
+  const auto write = [&](const char* name, const Bytes& bytes) {
+    const std::string path = std::string(folder) + "/" + name;
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    return path;
+  };
+  const Bytes good = read_bytes(fixture_dir() / "444.jpg");
+  Bytes cut(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(good.size() / 2));
+  // Sound to its header and at its end; tables that the scan needs are not there, which is found when it is decoded.
+  Bytes tableless = good;
+  for (size_t i = 0; i + 4 < tableless.size(); ++i)
+    if (tableless[i] == 0xff && tableless[i + 1] == 0xdb) tableless[i + 1] = 0xec;  // DQT to APP12
+  const std::vector<std::string> bad = {write("cut.jpg", cut), write("empty.jpg", {}), write("none.jpg", Bytes(500, 7)),
+                                        write("tableless.jpg", tableless), std::string(folder) + "/missing.jpg"};
+  // Bad ones early, in a whole batch, and alone in the tail.
+  for (const auto& order : {std::vector<uint32_t>{0, 12, 1, 13, 2, 15, 3, 4, 14, 6, 7, 15, 8, 16, 9},
+                            std::vector<uint32_t>{0, 1, 2, 3, 4, 15}, std::vector<uint32_t>{15, 12}}) {
+    std::vector<Epoch> epochs;
+    for (const bool on_device : {false, true}) {
+      LoaderOptions with = options(Mode::eval, on_device);
+      for (const std::string& path : bad) {
+        with.files.push_back(path);
+        with.labels.push_back(static_cast<int32_t>(with.files.size()) + 99);
+      }
+      const auto loader = create(std::move(with));
+      epochs.push_back(epoch_of(*loader, order));
+    }
+    EXPECT_EQ(epochs[1].indices, epochs[0].indices);
+    EXPECT_TRUE(epochs[1].bytes == epochs[0].bytes);
+    std::vector<std::string> here = epochs[0].messages, there = epochs[1].messages;
+    std::sort(here.begin(), here.end());
+    std::sort(there.begin(), there.end());
+    EXPECT_EQ(there, here);
+    EXPECT_FALSE(here.empty());
+  }
+  std::filesystem::remove_all(folder);
+}
+
+TEST_F(CudaImages, WhatIsBeingMadeMayBeDropped) {
+  const auto loader = create(options(Mode::train, true));
+  const Epoch want = epoch_of(*loader, all(28));
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_TRUE(loader->start(all(28), 0, 2, 5, false).ok());
+    std::this_thread::sleep_for(std::chrono::milliseconds(i));
+  }
+  EXPECT_TRUE(epoch_of(*loader, all(28)).bytes == want.bytes);
+}
+
+TEST_F(CudaImages, FailingCallsEndTheEpochAndLeaveNothing) {
+  for (const char* fail : {"cuMemAlloc:3:2", "cuMemHostAlloc:1:2", "cuLaunchKernelEx:1:1", "cuMemcpyHtoDAsync:1:1"}) {
+    reset();
+    const Setting setting("FAKE_CUDA_FAIL", fail);
+    const auto loader = create(options(Mode::train, true));
+    ASSERT_TRUE(loader->start(all(), 0, 1, 1, false).ok());
+    Status status;
+    for (int i = 0; i < 4 && status.ok(); ++i) status = next(*loader).status();
+    EXPECT_FALSE(status.ok()) << fail;
+  }
+}
+
+// ---- the copy to where a step reads it -----------------------------------------------------------------------------
+
+// Eight batches of files that nvJPEG takes, so that it decodes as many at once each time and nothing waits for that.
+std::vector<uint32_t> taken() {
+  std::vector<uint32_t> order;
+  for (const uint32_t index : all(48))
+    if (index != kCmyk && order.size() < 8 * kBatch) order.push_back(index);
+  return order;
+}
+
+// Copies of the batches of an epoch as a step takes them: on another stream, each batch let go of at once.
+StatusOr<std::vector<Bytes>> copies(const std::shared_ptr<cuda::Device>& device, Loader& loader) {
+  const cuda::Driver& driver = device->driver();
+  EFF_RETURN_IF_ERROR(device->enter());
+  CUstream stream = nullptr;
+  EFF_CUDA(driver, cuStreamCreateWithPriority, &stream, CU_STREAM_NON_BLOCKING, 0);
+  std::vector<cuda::DeviceBlock> blocks;
+  Status status = loader.start(taken(), 0, 1, 11, true);
+  for (size_t i = 0; i < taken().size() / kBatch && status.ok(); ++i) {
+    const Result result = next(loader);
+    status = result.status();
+    if (!status.ok()) break;
+    const auto& batch = static_cast<const cuda::DeviceBatch&>(*result.value()->batch->device);
+    auto block = cuda::DeviceBlock::allocate(device, batch.bytes(), stream);
+    status = block.status();
+    if (!status.ok()) break;
+    blocks.push_back(std::move(block.value()));
+    status = batch.copy_to(blocks.back().address(), batch.bytes(), stream);
+  }
+  std::vector<Bytes> all;
+  if (status.ok()) status = cuda::driver_status(driver, "cuStreamSynchronize", driver.cuStreamSynchronize(stream));
+  for (const cuda::DeviceBlock& block : blocks)
+    all.emplace_back(
+        reinterpret_cast<const uint8_t*>(block.data()),
+        reinterpret_cast<const uint8_t*>(block.data()) + block.bytes());  // the fake's memory is the host's
+  driver.cuStreamDestroy(stream);
+  if (!status.ok()) return status;
+  return all;
+}
+
+TEST_F(CudaImages, CopiesAreOrderedWithTheNextBatch) {
+  const auto reference = create(options(Mode::train, true));
+  const Epoch want = epoch_of(*reference, taken(), true);
+  for (const char* order : {"0", "3", "4", "7"}) {
+    const Setting legal("FAKE_CUDA_ORDER", order);
+    const auto loader = create(options(Mode::train, true));
+    const auto got = copies(device, *loader);
+    ASSERT_TRUE(got.ok()) << got.status().message();
+    EXPECT_TRUE(got.value() == want.bytes) << "order " << order;
+  }
+}
+
+// Planted: a batch's memory is used again while a step's copy of it is pending.
+TEST_F(CudaImages, AMissingWaitShows) {
+  const auto reference = create(options(Mode::train, true));
+  const Epoch want = epoch_of(*reference, taken(), true);
+  int shown = 0;
+  for (const char* order : {"0", "3", "4", "7"}) {
+    reset();
+    const Setting legal("FAKE_CUDA_ORDER", order), planted("FAKE_CUDA_IGNORE", "cuStreamWaitEvent");
+    const auto loader = create(options(Mode::train, true));
+    const auto got = copies(device, *loader);
+    shown += !got.ok() || got.value() != want.bytes;
+  }
+  EXPECT_EQ(shown, 4);
+}
+
+// Planted: tables and labels of the next batch are written while those of an earlier one wait for their copy.
+TEST_F(CudaImages, StagedTooEarlyShows) {
+  const Setting planted("FAKE_CUDA_IGNORE", "cuEventSynchronize");
+  Status status;
+  {
+    const auto loader = create(options(Mode::train, true));
+    status = copies(device, *loader).status();
+  }
+  EXPECT_FALSE(status.ok());
+  EXPECT_NE(status.message().find("(719)"), std::string::npos) << status.message();
+  context_lost = true;
+  reset();
+}
+
+TEST_F(CudaImages, WithoutNvJpegSaysWhatIsMissingAndTheMend) {
+  const DeviceImages::Options wanted{kBatch, kSize, 1 << 16, 0, 2};
+  ASSERT_TRUE(cuda::ImageBatches::create(device, wanted).ok());
+  const Setting fail("FAKE_NVJPEG_FAIL", "nvjpegCreateEx:1:6");
+  of_fake<void()>("libnvjpeg.so.13", "fake_nvjpeg_reset")();
+  const auto none = cuda::ImageBatches::create(device, wanted);
+  EXPECT_EQ(none.status().code(), Code::backend_missing);
+  EXPECT_NE(none.status().message().find("nvJPEG"), std::string::npos) << none.status().message();
+}
+
+}  // namespace
+}  // namespace effnet::test
