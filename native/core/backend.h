@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -30,6 +31,23 @@ struct NonFinite {
   std::string part, op, layer, tensor;
 };
 
+// By an op's signature (shapes, types, attributes): which of its kernels it gets.
+using KernelChoices = std::map<std::string, std::string>;
+
+// Where an op has several kernels, libraries' among them. One that is kept is taken; else the fastest of those
+// measured, or without `measure` the one that a table names.
+struct Tuning {
+  bool measure = false;
+  KernelChoices kept;
+};
+
+// What a binding has come to: empty where no op had a choice.
+struct TuningReport {
+  KernelChoices choices;
+  int measured = 0;  // of them, now
+  int refused = 0;   // that were kept, and cannot be had here
+};
+
 // A plan bound to kernels over one memory. Its steps run inside tasks of the pool that it was bound on.
 class Executable {
  public:
@@ -55,6 +73,7 @@ class Executable {
   virtual StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars) = 0;
 
   virtual std::vector<OpReport> report() const = 0;
+  virtual TuningReport tuning() const { return {}; }
   // Of the host: folded and packed weights, scratch, output.
   virtual uint64_t owned_bytes() const = 0;
   // A tensor's bytes as they are now, between steps. Code::invalid_argument for one of the input arena, which only a
@@ -86,9 +105,10 @@ class Backend {
     return error(Code::backend_missing, "images are decoded on a GPU only where plans run on one");
   }
   virtual StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) = 0;
-  // Verifies the plan and binds every op to a kernel. `memory` is of this backend. Run inside a task of `pool`.
+  // Verifies the plan and binds every op to a kernel. `memory` is of this backend; measuring kernels leaves its arenas
+  // as they are but for the activations. Run inside a task of `pool`.
   virtual StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
-                                                     std::span<const std::byte> plan) = 0;
+                                                     std::span<const std::byte> plan, const Tuning& tuning) = 0;
 };
 
 }  // namespace effnet

@@ -351,7 +351,7 @@ class CpuBackend final : public Backend {
     return std::shared_ptr<Memory>(std::move(memory.value()));
   }
   StatusOr<std::shared_ptr<effnet::Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
-                                                     std::span<const std::byte> plan) override {
+                                                     std::span<const std::byte> plan, const Tuning&) override {
     auto bound = Executable::bind(std::move(pool), std::static_pointer_cast<HostMemory>(std::move(memory)), plan);
     if (!bound.ok()) return bound.status();
     return std::shared_ptr<effnet::Executable>(std::move(bound.value()));

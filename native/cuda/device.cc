@@ -27,6 +27,7 @@ StatusOr<Device::Properties> Device::properties(const Driver& driver, int ordina
   p.capability = 10 * major + minor;
   EFF_CUDA(driver, cuDeviceGetAttribute, &p.shared_bytes, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
            p.handle);
+  EFF_CUDA(driver, cuDeviceGetAttribute, &p.cache_bytes, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, p.handle);
   size_t total = 0;
   EFF_CUDA(driver, cuDeviceTotalMem, &total, p.handle);
   p.total_bytes = total;

@@ -28,12 +28,14 @@ class Device : public std::enable_shared_from_this<Device> {
     std::string name;
     int capability = 0;    // major * 10 + minor
     int shared_bytes = 0;  // that a block may have
+    int cache_bytes = 0;   // of the L2
     uint64_t total_bytes = 0;
   };
   static StatusOr<Properties> properties(const Driver& driver, int ordinal);
 
   const Driver& driver() const { return *driver_; }
   const std::string& name() const { return properties_.name; }
+  int cache_bytes() const { return properties_.cache_bytes; }
   Providers& providers() { return *providers_; }
 
   // Makes the context current on the calling thread: before any driver call.

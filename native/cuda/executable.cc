@@ -15,8 +15,6 @@ namespace {
 
 using plan::Arena;
 
-#include "plan/factory_of.inc"
-
 // Arenas that belong to one plan; the others are the memory's.
 bool is_own(Arena a) { return a == Arena::prepared || a == Arena::input || a == Arena::output || a == Arena::image; }
 
@@ -27,7 +25,7 @@ size_t report_at(uint64_t output_bytes) { return align256(output_bytes); }
 
 StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPool> pool,
                                                        std::shared_ptr<DeviceMemory> memory,
-                                                       std::span<const std::byte> plan) {
+                                                       std::span<const std::byte> plan, const Tuning& tuning) {
   auto loaded = plan::Plan::load(plan);
   if (!loaded.ok()) return loaded.status();
   std::shared_ptr<Executable> executable(new Executable(std::move(pool), std::move(memory)));
@@ -35,8 +33,9 @@ StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPoo
   const char* synchronous = std::getenv("EFFNET_CUDA_SYNC");
   executable->synchronous_ = synchronous && std::strcmp(synchronous, "1") == 0;
   EFF_RETURN_IF_ERROR(executable->memory_->device()->enter());
-  EFF_RETURN_IF_ERROR(executable->bind_ops());
+  EFF_RETURN_IF_ERROR(executable->bind_ops(tuning));
   EFF_RETURN_IF_ERROR(executable->allocate());
+  EFF_RETURN_IF_ERROR(executable->tune());
   return executable;
 }
 
@@ -61,13 +60,14 @@ Status Executable::check_arenas() const {
   return ok_status();
 }
 
-Status Executable::bind_ops() {
+Status Executable::bind_ops(const Tuning& tuning) {
   if (plan_->region().count > 0)
     return error(Code::plan_invalid, "plan: goes image by image, which is for CPUs; a GPU takes the batch whole");
   EFF_RETURN_IF_ERROR(check_arenas());
   update_at_ = plan_->ops().size();
   for (const plan::Op& op : plan_->ops()) {
-    auto kernel = memory_->device()->providers().bind(op, factory_of(op.id));
+    bool to_tune = false;
+    auto kernel = bind_op(op, tuning, to_tune);
     if (!kernel.ok())
       return Status(kernel.status().code(),
                     "op " + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + kernel.status().message());
@@ -78,6 +78,7 @@ Status Executable::bind_ops() {
     if (working != plan::DType::f32) working_ = working;
     if (plan::is_of_update(op.id)) update_at_ = std::min(update_at_, bound_.size());
     bound_.push_back({&op, std::move(kernel.value())});
+    bound_.back().to_tune = to_tune;
   }
   gather_statistics();
   return ok_status();
@@ -98,14 +99,12 @@ void Executable::gather_statistics() {
 }
 
 Status Executable::allocate() {
-  size_t scratch = 0, constants = 0;
+  size_t constants = 0;
   for (Bound& bound : bound_) {
-    scratch = std::max(scratch, bound.kernel->scratch_bytes);
     bound.constants_at = constants;
     constants += align256(bound.kernel->constants.size());
   }
   const std::pair<DeviceBlock*, uint64_t> blocks[] = {{&output_, plan_->arena_bytes(Arena::output)},
-                                                      {&scratch_, scratch},
                                                       {&constants_, constants},
                                                       {&statistics_list_, statistics_.size() * sizeof(plan::Segment)},
                                                       {&aside_, statistics_bytes_}};
@@ -114,6 +113,7 @@ Status Executable::allocate() {
     if (!allocated.ok()) return allocated.status();
     *block = std::move(allocated.value());
   }
+  EFF_RETURN_IF_ERROR(allocate_scratch());
   EFF_RETURN_IF_ERROR(allocate(folded_[0]));
   EFF_RETURN_IF_ERROR(ring_.create(*memory_, plan_->arena_bytes(Arena::input),
                                    report_at(plan_->arena_bytes(Arena::output)) + kStepReportBytes));
@@ -125,6 +125,16 @@ Status Executable::allocate() {
     EFF_RETURN_IF_ERROR(upload(constants_.address() + bound.constants_at, bound.kernel->constants));
   EFF_RETURN_IF_ERROR(upload(statistics_list_.address(), std::as_bytes(std::span(statistics_))));
   EFF_CUDA(driver(), cuStreamSynchronize, stream());
+  return ok_status();
+}
+
+Status Executable::allocate_scratch() {
+  size_t bytes = 0;
+  for (const Bound& bound : bound_) bytes = std::max(bytes, bound.kernel->scratch_bytes);
+  if (bytes <= scratch_.bytes()) return ok_status();
+  auto allocated = DeviceBlock::allocate(memory_->device(), bytes, stream());
+  if (!allocated.ok()) return allocated.status();
+  scratch_ = std::move(allocated.value());
   return ok_status();
 }
 
@@ -228,8 +238,8 @@ Status Executable::queue_op(const Recording& recording, size_t op) const {
   const Status done =
       queued.ok() ? driver_status(driver(), "cuStreamSynchronize", driver().cuStreamSynchronize(stream())) : queued;
   if (done.ok()) return done;
-  const auto& [of_plan, kernel, at, ms] = bound_[op];
-  return Status(done.code(), "op " + std::string(of_plan->name) + " (" + kernel->name + "): " + done.message());
+  const Bound& bound = bound_[op];
+  return Status(done.code(), "op " + std::string(bound.op->name) + " (" + bound.kernel->name + "): " + done.message());
 }
 
 Status Executable::queue_output(const Use& use) const {

@@ -22,7 +22,7 @@ class Executable final : public effnet::Executable {
   // See Backend::bind. Code::plan_invalid for a plan made for a CPU.
   static StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<ThreadPool> pool,
                                                     std::shared_ptr<DeviceMemory> memory,
-                                                    std::span<const std::byte> plan);
+                                                    std::span<const std::byte> plan, const Tuning& tuning = {});
   ~Executable() override;
   Executable(const Executable&) = delete;
   Executable& operator=(const Executable&) = delete;
@@ -34,6 +34,7 @@ class Executable final : public effnet::Executable {
   StatusOr<bool> take(const DeviceInput& input, bool ahead) override;
   StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars) override;
   std::vector<OpReport> report() const override;
+  TuningReport tuning() const override { return tuning_; }
   uint64_t owned_bytes() const override;
   Status read(const plan::Tensor& tensor, std::span<std::byte> into) const override;
 
@@ -66,10 +67,16 @@ class Executable final : public effnet::Executable {
   CUstream stream() const { return memory_->stream(); }
 
   Status check_arenas() const;
-  Status bind_ops();
+  Status bind_ops(const Tuning& tuning);
+  // `to_tune`: other kernels are to be measured against it.
+  StatusOr<KernelPtr> bind_op(const plan::Op& op, const Tuning& tuning, bool& to_tune);
   void gather_statistics();
   Status allocate();
+  Status allocate_scratch();
   Status allocate(Folded& folded);
+  // Ops that wait for it get the fastest of their kernels (executable_tuning.cc).
+  Status tune();
+  Status fill_to_tune();
   Folded& folded() { return folded_[memory_->exchanged()]; }
   const Folded& folded() const { return folded_[memory_->exchanged()]; }
   Addresses addresses(const Slot& slot);
@@ -102,6 +109,7 @@ class Executable final : public effnet::Executable {
     KernelPtr kernel;
     size_t constants_at = 0;
     double ms = 0;
+    bool to_tune = false;  // bound to the table's kernel until the others have been measured
   };
 
   std::shared_ptr<DeviceMemory> memory_;
@@ -114,6 +122,8 @@ class Executable final : public effnet::Executable {
   // Running statistics, and where they are put aside (kernels/step.h).
   std::vector<plan::Segment> statistics_;
   uint64_t statistics_bytes_ = 0;
+
+  TuningReport tuning_;
 
   DeviceBlock output_, scratch_, constants_, statistics_list_, aside_;
   DeviceBlock gradient_sums_;  // once an update takes several batches

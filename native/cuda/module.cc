@@ -35,8 +35,9 @@ class CudaBackend final : public Backend {
   }
 
   StatusOr<std::shared_ptr<effnet::Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,
-                                                     std::span<const std::byte> plan) override {
-    auto bound = Executable::bind(std::move(pool), std::static_pointer_cast<DeviceMemory>(std::move(memory)), plan);
+                                                     std::span<const std::byte> plan, const Tuning& tuning) override {
+    auto bound =
+        Executable::bind(std::move(pool), std::static_pointer_cast<DeviceMemory>(std::move(memory)), plan, tuning);
     if (!bound.ok()) return bound.status();
     return std::shared_ptr<effnet::Executable>(std::move(bound.value()));
   }

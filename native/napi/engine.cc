@@ -301,6 +301,34 @@ Napi::Value verify_plan(const Napi::CallbackInfo& info) {
   return object;
 }
 
+// { measure, choices }, or undefined.
+Tuning get_tuning(Napi::Env env, Napi::Value value) {
+  Tuning tuning;
+  if (!value.IsObject()) return tuning;
+  const Napi::Object given = value.As<Napi::Object>();
+  tuning.measure = given.Get("measure").ToBoolean().Value();
+  if (!given.Get("choices").IsObject()) return tuning;
+  const Napi::Object choices = given.Get("choices").As<Napi::Object>();
+  const Napi::Array names = choices.GetPropertyNames();
+  for (uint32_t i = 0; i < names.Length(); ++i) {
+    const std::string signature = names.Get(i).ToString().Utf8Value();
+    tuning.kept[signature] = get_string(env, choices.Get(signature), "choice");
+  }
+  return tuning;
+}
+
+Napi::Value tuning_report(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const TuningReport report = open_executable(info, 0)->tuning();
+  Napi::Object choices = Napi::Object::New(env);
+  for (const auto& [signature, choice] : report.choices) choices.Set(signature, choice);
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("choices", choices);
+  object.Set("measured", report.measured);
+  object.Set("refused", report.refused);
+  return object;
+}
+
 Napi::Value bind(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   auto pool = get_handle<PoolHandle>(info, 0)->pool;
@@ -308,13 +336,14 @@ Napi::Value bind(const Napi::CallbackInfo& info) {
   auto memory = open_memory(info, 1);
   auto backend = get_handle<MemoryHandle>(info, 1)->backend;
   const Bytes plan = get_bytes(env, info[2], "plan");
+  auto tuning = get_tuning(env, info[3]);
   auto copy = std::make_shared<std::vector<std::byte>>(plan.data, plan.data + plan.size);
   auto busy = std::make_shared<BusyMark>(memory);
   const Completion completion = Completion::create(env);
-  const bool queued = pool->submit([completion, pool, backend, memory, copy, busy]() mutable {
+  const bool queued = pool->submit([completion, pool, backend, memory, copy, busy, tuning]() mutable {
     auto bound = caught([&] {
       const std::shared_lock lock(memory->arenas);
-      return backend->bind(pool, memory, *copy);
+      return backend->bind(pool, memory, *copy, tuning);
     });
     busy.reset();
     backend.reset();
@@ -643,6 +672,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   export_function(env, exports, "closeMemory", close_memory);
   export_function(env, exports, "bind", bind);
   export_function(env, exports, "measurePeaks", measure_peaks);
+  export_function(env, exports, "tuning", tuning_report);
   export_function(env, exports, "dump", dump);
   export_function(env, exports, "setProfiling", set_profiling);
   export_function(env, exports, "step", step);

@@ -161,10 +161,10 @@ struct Work {
 };
 
 // On the fake driver's stream; at once where there is no driver.
-int queue(Stream stream, const std::function<void()>& work) {
-  using Queue = int (*)(Stream, const std::function<void()>&);
-  const auto on_stream = reinterpret_cast<Queue>(dlsym(RTLD_DEFAULT, "fake_cuda_queue"));
-  if (on_stream) return on_stream(stream, work) == 0 ? kSuccess : 13;
+int queue(Stream stream, const std::string& kernel, const std::function<void()>& work) {
+  using Queue = int (*)(Stream, const char*, const std::function<void()>&);
+  const auto on_stream = reinterpret_cast<Queue>(dlsym(RTLD_DEFAULT, "fake_cuda_queue_kernel"));
+  if (on_stream) return on_stream(stream, kernel.c_str(), work) == 0 ? kSuccess : 13;
   work();
   return kSuccess;
 }
@@ -333,7 +333,7 @@ EFF_FAKE(cublasLtMatmul, Handle handle, MatmulDesc desc_handle, const void* alph
                   needs,
                   *static_cast<const float*>(alpha),
                   *static_cast<const float*>(beta)};
-  return queue(stream, [work] { work.run(); });
+  return queue(stream, "cublaslt/" + std::to_string(algorithm->data[6]), [work] { work.run(); });
 }
 
 extern "C" __attribute__((visibility("default"))) int fake_cublaslt_live() {

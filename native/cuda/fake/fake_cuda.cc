@@ -11,8 +11,10 @@
 //   - Fresh device memory is 0xff: NaN. Using freed objects is an error; fake_cuda_live() counts what is left.
 //   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
 //     every later call fails too. FAKE_CUDA_IGNORE=name makes calls of a function do nothing: what a program does that
-//     lacks them. FAKE_CUDA_MEMORY, FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY describe
-//     the machine. FAKE_CUDA_LOG=file gets a line a call.
+//     lacks them. FAKE_CUDA_MEMORY, FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY, FAKE_CUDA_CACHE
+//     describe the machine. FAKE_CUDA_LOG=file gets a line a call.
+//   - Between two events lies 0.5 ms, or with FAKE_CUDA_TIMES=kernel=ms,kernel=ms what the kernels took that ran
+//     meanwhile: 1 ms where one is not listed. A library's are called by what it queues.
 #include <cuda.h>
 
 #include <algorithm>
@@ -39,6 +41,7 @@ namespace emulation = effnet::cuda::emulation;
 
 struct Work {
   std::function<void()> run;
+  std::string kernel = {};  // "" for what is none
   // Of a copy from page-locked memory, else nullptr.
   const void* from = nullptr;
   size_t bytes = 0;
@@ -68,6 +71,7 @@ struct Item {
 
 struct Event {
   uint64_t recorded = 0, reached = 0;  // how often recorded, and how far the streams have come
+  double at = 0;                       // the clock when it was reached last
   std::shared_ptr<Capture> capture;    // of its last record
   std::vector<size_t> nodes;
 };
@@ -95,6 +99,7 @@ struct Fake {
   std::thread::id capturing;
   std::map<const void*, size_t> page_locked;
   int fault = 0;
+  double clock = 0;  // milliseconds that kernels have taken
   std::mt19937 random{0};
 };
 
@@ -162,7 +167,15 @@ CUresult bury(void* object) {
 
 // ---- running what is queued --------------------------------------------------------------------------------------
 
+// Of FAKE_CUDA_TIMES.
+double duration(const std::string& kernel) {
+  const std::string times = "," + std::string(setting("FAKE_CUDA_TIMES", "")), entry = "," + kernel + "=";
+  const size_t at = times.find(entry);
+  return at == std::string::npos ? 1 : std::atof(times.c_str() + at + entry.size());
+}
+
 void run(const Work& work) {
+  if (!work.kernel.empty()) fake().clock += duration(work.kernel);
   if (work.from && sum_of(work.from, work.bytes) != work.sum && !fake().fault) {
     log_line("  page-locked memory was written while its copy was pending");
     fake().fault = CUDA_ERROR_LAUNCH_FAILED;
@@ -178,7 +191,9 @@ void run_front(Stream& s) {
   Item item = std::move(s.queue.front());
   s.queue.pop_front();
   run(item.work);
-  if (item.record) item.record->reached = std::max(item.record->reached, item.version);
+  if (!item.record) return;
+  item.record->reached = std::max(item.record->reached, item.version);
+  item.record->at = fake().clock;
 }
 
 // Until `done`, in the order asked for. False when nothing can go on: streams wait for each other.
@@ -307,7 +322,8 @@ EFF_FAKE(cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevic
   *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR            ? capability / 10
            : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR          ? capability % 10
            : attribute == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN ? kMostShared
-                                                                                : 0;
+           : attribute == CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE ? std::atoi(setting("FAKE_CUDA_CACHE", "50000000"))
+                                                            : 0;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuDeviceTotalMem, size_t* bytes, CUdevice) {
@@ -477,7 +493,7 @@ EFF_FAKE(cuEventElapsedTime, float* ms, CUevent from, CUevent to) {
   if (!alive(a) || !alive(b)) return CUDA_ERROR_INVALID_HANDLE;
   if (a->recorded == 0 || b->recorded == 0) return CUDA_ERROR_INVALID_HANDLE;
   if (a->reached < a->recorded || b->reached < b->recorded) return CUDA_ERROR_NOT_READY;
-  *ms = 0.5f;
+  *ms = std::getenv("FAKE_CUDA_TIMES") ? static_cast<float>(b->at - a->at) : 0.5f;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuLibraryLoadData, CUlibrary* library, const void* image, CUjit_option*, void**, unsigned, CUlibraryOption*,
@@ -526,9 +542,11 @@ EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, vo
   launch.args.assign(args, args + entry->second.args_bytes);  // parameters are copied at the call
   log_line("  " + launch.kernel);
   return add(config->hStream, {[launch] {
-               const unsigned order = static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
-               if (const char* problem = emulation::run(launch, order % 8)) emulation::fail(problem);
-             }});
+                                 const unsigned order =
+                                     static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
+                                 if (const char* problem = emulation::run(launch, order % 8)) emulation::fail(problem);
+                               },
+                               launch.kernel});
 }
 EFF_FAKE(cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode) {
   EFF_ENTER(cuStreamBeginCapture, false)
@@ -600,6 +618,13 @@ extern "C" __attribute__((visibility("default"))) int fake_cuda_queue(CUstream s
                                                                       const std::function<void()>& work) {
   EFF_ENTER(fake_cuda_queue, false)
   return add(stream, {work});
+}
+// As a kernel of that name, which takes its time (FAKE_CUDA_TIMES).
+extern "C" __attribute__((visibility("default"))) int fake_cuda_queue_kernel(CUstream stream, const char* kernel,
+                                                                             const std::function<void()>& work) {
+  EFF_ENTER(fake_cuda_queue_kernel, false)
+  log_line("  " + std::string(kernel));
+  return add(stream, {work, kernel});
 }
 
 // For the tests: a fault is over, calls are counted from 0 again.

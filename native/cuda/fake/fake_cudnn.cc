@@ -1,6 +1,6 @@
-// A libcudnn.so.9 without a GPU, for tests: it takes the descriptors that cudnn-frontend makes, offers one engine for
-// every graph, and computes graphs of a convolution and pointwise operations in double, on the streams of the fake
-// driver.
+// A libcudnn.so.9 without a GPU, for tests: it takes the descriptors that cudnn-frontend makes, offers engines 7, 8,
+// ... for every graph (FAKE_CUDNN_ENGINES of them, one by default), and computes graphs of a convolution and pointwise
+// operations in double, on the streams of the fake driver.
 //
 //   - Attributes are set before a descriptor is finalised, and read or referred to only after; descriptors must be
 //   live.
@@ -29,6 +29,7 @@
 namespace {
 
 constexpr int64_t kWorkspace = 4096;
+constexpr int64_t kFirstEngine = 7;
 
 struct Descriptor;
 using Ref = std::shared_ptr<Descriptor>;
@@ -268,17 +269,22 @@ class Interpreter {
 };
 
 // On the fake driver's stream; at once where there is no driver.
-cudnnStatus_t queue(cudaStream_t stream, const std::function<void()>& work) {
-  using Queue = int (*)(void*, const std::function<void()>&);
-  const auto on_stream = reinterpret_cast<Queue>(dlsym(RTLD_DEFAULT, "fake_cuda_queue"));
-  if (on_stream) return on_stream(stream, work) == 0 ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_EXECUTION_FAILED;
+cudnnStatus_t queue(cudaStream_t stream, const std::string& kernel, const std::function<void()>& work) {
+  using Queue = int (*)(void*, const char*, const std::function<void()>&);
+  const auto on_stream = reinterpret_cast<Queue>(dlsym(RTLD_DEFAULT, "fake_cuda_queue_kernel"));
+  if (on_stream)
+    return on_stream(stream, kernel.c_str(), work) == 0 ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_EXECUTION_FAILED;
   work();
   return CUDNN_STATUS_SUCCESS;
 }
 
-const Descriptor* graph_of(const Descriptor& plan) {
+const Descriptor* engine_of(const Descriptor& plan) {
   const Descriptor* config = plan.ref(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
-  const Descriptor* engine = config ? config->ref(CUDNN_ATTR_ENGINECFG_ENGINE) : nullptr;
+  return config ? config->ref(CUDNN_ATTR_ENGINECFG_ENGINE) : nullptr;
+}
+
+const Descriptor* graph_of(const Descriptor& plan) {
+  const Descriptor* engine = engine_of(plan);
   return engine ? engine->ref(CUDNN_ATTR_ENGINE_OPERATION_GRAPH) : nullptr;
 }
 
@@ -396,16 +402,22 @@ EFF_EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t handl
   switch (name) {
     case CUDNN_ATTR_ENGINEHEUR_RESULTS: {
       if (!descriptor->final) return wrong("results of heuristics that are not final");
-      if (count) *count = 1;
-      if (!values || wanted < 1) return CUDNN_STATUS_SUCCESS;
-      const Ref config = find(*static_cast<void**>(values));
-      if (!config) return wrong("no place for results");
-      auto engine = std::make_shared<Descriptor>();
-      engine->type = CUDNN_BACKEND_ENGINE_DESCRIPTOR;
-      engine->refs[CUDNN_ATTR_ENGINE_OPERATION_GRAPH] = descriptor->refs[CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH];
-      engine->final = true;
-      config->refs[CUDNN_ATTR_ENGINECFG_ENGINE] = {engine};
-      config->final = true;
+      const char* engines = std::getenv("FAKE_CUDNN_ENGINES");
+      const int64_t offered = engines ? std::atoi(engines) : 1;
+      if (count) *count = offered;
+      for (int64_t i = 0; values && i < std::min(wanted, offered); ++i) {
+        const Ref config = find(static_cast<void**>(values)[i]);
+        if (!config) return wrong("no place for results");
+        auto engine = std::make_shared<Descriptor>();
+        engine->type = CUDNN_BACKEND_ENGINE_DESCRIPTOR;
+        engine->refs[CUDNN_ATTR_ENGINE_OPERATION_GRAPH] = descriptor->refs[CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH];
+        const int64_t index = kFirstEngine + i;
+        const auto* bytes = reinterpret_cast<const uint8_t*>(&index);
+        engine->bytes[CUDNN_ATTR_ENGINE_GLOBAL_INDEX].assign(bytes, bytes + sizeof index);
+        engine->final = true;
+        config->refs[CUDNN_ATTR_ENGINECFG_ENGINE] = {engine};
+        config->final = true;
+      }
       return CUDNN_STATUS_SUCCESS;
     }
     case CUDNN_ATTR_ENGINECFG_ENGINE: {
@@ -419,7 +431,7 @@ EFF_EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t handl
     case CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE:
       return answer(kWorkspace);
     case CUDNN_ATTR_ENGINE_GLOBAL_INDEX:
-      return answer(int64_t{7});
+      return answer(descriptor->value<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX));
     case CUDNN_ATTR_ENGINECFG_SHARED_MEMORY_USED:
       return answer(int32_t{0});
     default:
@@ -453,7 +465,8 @@ EFF_EXPORT cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendD
       problem = "an address that is not aligned as promised";
   });
   if (!problem.empty()) return wrong(problem);
-  return queue(fake().handles[handle], [plan_handle, workspace, addresses] {
+  const auto engine = engine_of(*plan)->value<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+  return queue(fake().handles[handle], "cudnn/eng" + std::to_string(engine), [plan_handle, workspace, addresses] {
     const std::lock_guard<std::recursive_mutex> running(fake().mutex);
     const Ref still = find(plan_handle);
     if (!still) {

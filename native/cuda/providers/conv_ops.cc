@@ -117,11 +117,11 @@ std::optional<Convolution> convolution_of(const Op& op) {
   return call ? std::optional(call->convolution) : std::nullopt;
 }
 
-StatusOr<KernelPtr> make_convolution(const Cudnn& library, const Op& op) {
+StatusOr<KernelPtr> make_convolution(const Cudnn& library, const Op& op, const std::string& engine) {
   const std::optional<Call> found = typed_call_of(op);
   if (!found) return KernelPtr();
   const Convolution& c = found->convolution;
-  const auto plan = library.plan(c);
+  const auto plan = library.plan(c, engine);
   if (!plan.ok()) return plan.status();
   auto kernel = std::make_unique<Kernel>();
   kernel->name = plan::op_name(op.id) + (c.tf32 ? "_tf32" : suffix(c.dtype)) + ":cudnn";

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 
 #include "cuda/providers/library.h"
@@ -156,21 +157,51 @@ class Frontend final : public Cudnn {
  public:
   explicit Frontend(std::shared_ptr<const Opened> opened) : opened_(std::move(opened)) {}
 
-  StatusOr<std::shared_ptr<const ConvolutionPlan>> plan(const Convolution& convolution) const override {
+  StatusOr<std::shared_ptr<const ConvolutionPlan>> plan(const Convolution& convolution,
+                                                        const std::string& engine) const override {
     const std::lock_guard lock(opened_->mutex);
-    if (const auto known = plans_.find(convolution); known != plans_.end())
+    if (const auto known = plans_.find({convolution, engine}); known != plans_.end())
       if (auto plan = known->second.lock()) return plan;
-    try {
-      auto built = build(convolution);
-      if (built.ok()) plans_[convolution] = built.value();
-      return built;
-    } catch (const std::exception& failure) {
-      return error(Code::plan_invalid, "cuDNN: %s", failure.what());
-    }
+    Status status = error(Code::plan_invalid, "cuDNN has no engine %s for this graph", engine.c_str());
+    const auto built = build(convolution, engine, 1, status);
+    if (built.empty()) return status;
+    plans_[{convolution, engine}] = built[0];
+    return built[0];
+  }
+
+  std::vector<std::shared_ptr<const ConvolutionPlan>> plans(const Convolution& convolution, int most) const override {
+    const std::lock_guard lock(opened_->mutex);
+    Status status;
+    const auto built = build(convolution, {}, static_cast<size_t>(most), status);
+    for (const auto& plan : built) plans_[{convolution, plan->engine()}] = plan;
+    return built;
   }
 
  private:
-  StatusOr<std::shared_ptr<const ConvolutionPlan>> build(const Convolution& c) const {
+  using Built = std::vector<std::shared_ptr<const ConvolutionPlan>>;
+
+  // A graph each: who is not chosen is freed. `status`: why there is none.
+  Built build(const Convolution& c, const std::string& engine, size_t most, Status& status) const {
+    Built built;
+    std::set<std::string> tried;
+    try {
+      while (built.size() < most) {
+        auto next = build_next(c, engine, tried);
+        if (!next.ok()) {
+          status = next.status();
+          break;
+        }
+        built.push_back(std::move(next.value()));
+      }
+    } catch (const std::exception& failure) {
+      status = error(Code::plan_invalid, "cuDNN: %s", failure.what());
+    }
+    return built;
+  }
+
+  // The first engine that builds and is none of `tried`, to which it goes with those that do not build.
+  StatusOr<std::shared_ptr<const ConvolutionPlan>> build_next(const Convolution& c, const std::string& wanted,
+                                                              std::set<std::string>& tried) const {
     const std::shared_ptr<Graph> graph = Builder(c).build();
     if (opened_->properties) graph->set_device_properties(opened_->properties);
     EFF_RETURN_IF_ERROR(fe_status("graph", graph->validate()));
@@ -180,18 +211,19 @@ class Frontend final : public Cudnn {
       refused.insert(refused.end(), {fe::NumericalNote_t::TENSOR_CORE, fe::NumericalNote_t::DOWN_CONVERT_INPUTS,
                                      fe::NumericalNote_t::REDUCED_PRECISION_REDUCTION});
     // A guess is no answer: heuristics offer engines that then fail to build.
-    Status status = error(Code::plan_invalid, "cuDNN has no engine for this graph");
+    Status status = error(Code::plan_invalid, "cuDNN has no engine %s for this graph", wanted.c_str());
     for (const fe::HeurMode_t mode : {fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}) {
       if (graph->create_execution_plans({mode}).is_bad()) continue;
       graph->deselect_numeric_notes(refused);
       for (int64_t i = 0; i < std::min(kMostPlans, graph->get_execution_plan_count()); ++i) {
+        std::string engine;
+        (void)graph->get_plan_name_at_index(i, engine);
+        if ((!wanted.empty() && engine != wanted) || !tried.insert(engine).second) continue;
         const Status built = fe_status("plan", graph->build_plan_at_index(i));
         if (!built.ok()) {
           status = built;
           continue;
         }
-        std::string engine;
-        (void)graph->get_plan_name_at_index(i, engine);
         const auto workspace = static_cast<size_t>(graph->get_workspace_size_plan_at_index(i));
         return std::shared_ptr<const ConvolutionPlan>(std::make_shared<Plan>(opened_, graph, workspace, engine));
       }
@@ -200,7 +232,8 @@ class Frontend final : public Cudnn {
   }
 
   std::shared_ptr<const Opened> opened_;
-  mutable std::map<Convolution, std::weak_ptr<const ConvolutionPlan>> plans_;  // under the handle's mutex
+  // By engine, "" the first that builds; under the handle's mutex.
+  mutable std::map<std::pair<Convolution, std::string>, std::weak_ptr<const ConvolutionPlan>> plans_;
 };
 
 Status load() {

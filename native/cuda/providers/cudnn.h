@@ -5,6 +5,7 @@
 #include <compare>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/status.h"
 #include "plan/format.h"
@@ -50,9 +51,13 @@ class Cudnn {
   static const char* absent();
 
   virtual ~Cudnn() = default;
-  // The first of cuDNN's engines that builds a plan, which may take seconds; made once for all that are alike. Only
-  // deterministic ones, and in f32 without tf32 only those that do not round. Code::plan_invalid where there is none.
-  virtual StatusOr<std::shared_ptr<const ConvolutionPlan>> plan(const Convolution& convolution) const = 0;
+  // Of cuDNN's engines the first that builds a plan, which may take seconds, or the one of that name; made once for all
+  // that are alike. Only deterministic ones, and in f32 without tf32 only those that do not round. Code::plan_invalid
+  // where there is none.
+  virtual StatusOr<std::shared_ptr<const ConvolutionPlan>> plan(const Convolution& convolution,
+                                                                const std::string& engine = {}) const = 0;
+  // The first `most` of them that build, each by another engine.
+  virtual std::vector<std::shared_ptr<const ConvolutionPlan>> plans(const Convolution& convolution, int most) const = 0;
 };
 
 }  // namespace effnet::cuda

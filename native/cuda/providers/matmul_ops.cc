@@ -116,15 +116,21 @@ std::optional<Call> call_of(const Op& op) {
   }
 }
 
+bool has_type(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16; }
+
 }  // namespace
 
-StatusOr<KernelPtr> make_matmul(std::shared_ptr<const CublasLt> library, const Op& op) {
+bool is_product(const Op& op) {
+  const std::optional<Call> call = call_of(op);
+  return call && has_type(call->b->dtype);
+}
+
+StatusOr<KernelPtr> make_matmul(std::shared_ptr<const CublasLt> library, const Op& op, int algorithm) {
   std::optional<Call> found = call_of(op);
-  if (!found) return KernelPtr();
+  if (!found || !has_type(found->b->dtype)) return KernelPtr();
   const DType dtype = found->b->dtype;
-  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) return KernelPtr();
   found->product.tf32 = dtype == DType::f32 && op.allows_tf32();
-  const auto matmul = Matmul::create(std::move(library), found->product);
+  const auto matmul = Matmul::create(std::move(library), found->product, algorithm);
   if (!matmul.ok()) return matmul.status();
   const Product& p = found->product;
   auto kernel = std::make_unique<Kernel>();

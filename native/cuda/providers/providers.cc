@@ -29,6 +29,17 @@ Provider table_choice(const plan::Op& op, int capability) {
   return tensor_cores && c->kh > 1 && is_supported(capability, *c) ? Provider::cudnn : Provider::own;
 }
 
+const std::string kOwnId = "own", kCublasLtId = "cublaslt/", kCudnnId = "cudnn/";
+// Candidates of a library: the first are its own guess at the best, and a plan of cuDNN's may take seconds to build.
+constexpr int kMostOfLibrary = 4;
+
+std::string product_id(int algorithm) { return kCublasLtId + std::to_string(algorithm); }
+
+// "conv2d_f32:cudnn/eng7"; own kernels are named after their form already.
+void name_after(const std::string& id, Kernel& kernel) {
+  if (id != kOwnId) kernel.name = kernel.name.substr(0, kernel.name.rfind(':') + 1) + id;
+}
+
 struct Named {
   std::string_view name;
   Provider provider;
@@ -46,14 +57,25 @@ StatusOr<std::optional<Provider>> wanted() {
 
 }  // namespace
 
-StatusOr<KernelPtr> Providers::by_library(Provider provider, const plan::Op& op) {
+StatusOr<std::shared_ptr<const CublasLt>> Providers::cublaslt() {
   const std::lock_guard lock(mutex_);
-  if (provider == Provider::cublaslt) {
-    if (!cublaslt_) cublaslt_ = CublasLt::create();
-    return cublaslt_->ok() ? make_matmul(cublaslt_->value(), op) : cublaslt_->status();
-  }
+  if (!cublaslt_) cublaslt_ = CublasLt::create();
+  return *cublaslt_;
+}
+
+StatusOr<std::shared_ptr<const Cudnn>> Providers::cudnn() {
+  const std::lock_guard lock(mutex_);
   if (!cudnn_) cudnn_ = Cudnn::create();
-  return cudnn_->ok() ? make_convolution(*cudnn_->value(), op) : cudnn_->status();
+  return *cudnn_;
+}
+
+StatusOr<KernelPtr> Providers::by_library(Provider provider, const plan::Op& op) {
+  if (provider == Provider::cublaslt) {
+    auto library = cublaslt();
+    return library.ok() ? make_matmul(library.value(), op) : library.status();
+  }
+  const auto library = cudnn();
+  return library.ok() ? make_convolution(*library.value(), op) : library.status();
 }
 
 StatusOr<KernelPtr> Providers::bind(const plan::Op& op, KernelFactory own) {
@@ -73,6 +95,73 @@ StatusOr<KernelPtr> Providers::bind(const plan::Op& op, KernelFactory own) {
     default:
       return kernel;
   }
+}
+
+// ---- the candidates of a choice ----------------------------------------------------------------------------------
+
+bool Providers::has_choice(const plan::Op& op) const {
+  const auto asked = wanted();
+  if (!asked.ok() || asked.value()) return false;
+  return is_product(op) || convolution_of(op);
+}
+
+void Providers::add_products(const plan::Op& op, std::vector<Candidate>& candidates) {
+  const auto library = cublaslt();
+  for (int nth = 0; library.ok() && nth < kMostOfLibrary; ++nth) {
+    auto kernel = make_matmul(library.value(), op, nth);
+    if (!kernel.ok() || !kernel.value()) return;
+    candidates.push_back({product_id(nth), std::move(kernel.value())});
+  }
+}
+
+void Providers::add_convolutions(const plan::Op& op, std::vector<Candidate>& candidates) {
+  const std::optional<Convolution> convolution = convolution_of(op);
+  if (!convolution) return;
+  const auto library = cudnn();
+  if (!library.ok()) return;
+  for (const auto& plan : library.value()->plans(*convolution, kMostOfLibrary)) {
+    auto kernel = make_convolution(*library.value(), op, plan->engine());
+    if (kernel.ok() && kernel.value()) candidates.push_back({kCudnnId + plan->engine(), std::move(kernel.value())});
+  }
+}
+
+std::vector<Candidate> Providers::candidates(const plan::Op& op, KernelFactory own) {
+  std::vector<Candidate> of_own, products, convolutions;
+  if (auto kernel = own(op); kernel.ok()) of_own.push_back({kOwnId, std::move(kernel.value())});
+  add_products(op, products);
+  add_convolutions(op, convolutions);
+  const Provider first = table_choice(op, capability_);
+  std::vector<Candidate> all;
+  const auto append = [&](std::vector<Candidate>& some) {
+    for (Candidate& candidate : some) all.push_back(std::move(candidate));
+    some.clear();
+  };
+  if (first == Provider::cublaslt) append(products);
+  if (first == Provider::cudnn) append(convolutions);
+  append(of_own);
+  append(products);
+  append(convolutions);
+  // What was chosen among several says which it is.
+  for (Candidate& candidate : all) name_after(candidate.id, *candidate.kernel);
+  return all;
+}
+
+StatusOr<KernelPtr> Providers::bind_to(const std::string& id, const plan::Op& op, KernelFactory own) {
+  if (id == kOwnId) return own(op);
+  StatusOr<KernelPtr> kernel = KernelPtr();
+  if (id.starts_with(kCudnnId)) {
+    const auto library = cudnn();
+    kernel = library.ok() ? make_convolution(*library.value(), op, id.substr(kCudnnId.size())) : library.status();
+  } else {
+    for (int nth = 0; nth < kMostOfLibrary; ++nth) {
+      if (id != product_id(nth)) continue;
+      auto library = cublaslt();
+      kernel = library.ok() ? make_matmul(library.value(), op, nth) : library.status();
+    }
+  }
+  if (!kernel.ok() || !kernel.value()) return error(Code::plan_invalid, "there is no kernel %s here", id.c_str());
+  name_after(id, *kernel.value());
+  return kernel;
 }
 
 }  // namespace effnet::cuda

@@ -4,6 +4,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "cuda/kernel.h"
 #include "cuda/providers/cublaslt.h"
@@ -12,6 +14,13 @@
 namespace effnet::cuda {
 
 enum class Provider { own, cublaslt, cudnn };
+
+// A kernel that an op may get. `id`: "own", "cublaslt/1" (its second algorithm), "cudnn/eng7_k2=1" (by its engine's
+// name); with the same GPU, driver and versions of libraries it means the same kernel.
+struct Candidate {
+  std::string id;
+  KernelPtr kernel;
+};
 
 // The libraries of a GPU, opened when an op first asks for one.
 class Providers {
@@ -25,9 +34,21 @@ class Providers {
   // can do; else a table decides. Code::backend_missing where the one named is not there.
   StatusOr<KernelPtr> bind(const plan::Op& op, KernelFactory own);
 
+  // Whether kernels other than the table's may be tried: not where EFFNET_CUDA_PROVIDER decides.
+  bool has_choice(const plan::Op& op) const;
+  // The kernels that there are for an op that has a choice, the table's first. What a library cannot do, or has not, is
+  // left out.
+  std::vector<Candidate> candidates(const plan::Op& op, KernelFactory own);
+  // The one of that id. Code::plan_invalid where there is none here.
+  StatusOr<KernelPtr> bind_to(const std::string& id, const plan::Op& op, KernelFactory own);
+
  private:
+  StatusOr<std::shared_ptr<const CublasLt>> cublaslt();
+  StatusOr<std::shared_ptr<const Cudnn>> cudnn();
   // nullptr where the library cannot do this op. Code::backend_missing where there is no such library.
   StatusOr<KernelPtr> by_library(Provider provider, const plan::Op& op);
+  void add_products(const plan::Op& op, std::vector<Candidate>& candidates);
+  void add_convolutions(const plan::Op& op, std::vector<Candidate>& candidates);
 
   const int capability_;
   std::mutex mutex_;
@@ -35,11 +56,14 @@ class Providers {
   std::optional<StatusOr<std::shared_ptr<const Cudnn>>> cudnn_;
 };
 
-// The op as a matrix product of cuBLASLt; nullptr where it is none. Code::plan_invalid where the library cannot.
-StatusOr<KernelPtr> make_matmul(std::shared_ptr<const CublasLt> library, const plan::Op& op);
+// The op as a matrix product of cuBLASLt by that algorithm of those it offers; nullptr where it is none.
+// Code::plan_invalid where the library cannot.
+StatusOr<KernelPtr> make_matmul(std::shared_ptr<const CublasLt> library, const plan::Op& op, int algorithm = 0);
 
-// The op as a convolution of cuDNN, likewise.
-StatusOr<KernelPtr> make_convolution(const Cudnn& library, const plan::Op& op);
+// The op as a convolution of cuDNN by that engine, "" for the first that builds; likewise.
+StatusOr<KernelPtr> make_convolution(const Cudnn& library, const plan::Op& op, const std::string& engine = {});
+// Whether it is a product of matrices that the library knows the types of.
+bool is_product(const plan::Op& op);
 std::optional<Convolution> convolution_of(const plan::Op& op);
 
 }  // namespace effnet::cuda

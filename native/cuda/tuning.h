@@ -1,0 +1,47 @@
+// Which of an op's kernels is the fastest on this GPU: measured on the memory that the plan will run in.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/providers/providers.h"
+
+namespace effnet::cuda {
+
+// What an op's choice depends on, in words: "linear f32[8,1280] w:f32[5,1280] ...". Equal ones are measured once.
+std::string signature(const plan::Op& op);
+
+// Runs candidates one after another on a stream that does nothing else meanwhile. What it allocates goes with it.
+class Tuner {
+ public:
+  Tuner(std::shared_ptr<Device> device, CUstream stream) : device_(std::move(device)), stream_(stream) {}
+  ~Tuner();
+  Tuner(const Tuner&) = delete;
+  Tuner& operator=(const Tuner&) = delete;
+
+  // The fastest: of equals the first, and the first where memory for measuring is missing. One that fails is left out;
+  // an error is the GPU's. What the op writes is as before, but for activations and the plan's output. `at`: of the
+  // op, without scratch.
+  StatusOr<size_t> fastest(const plan::Op& op, const std::vector<Candidate>& candidates, Addresses at);
+
+ private:
+  struct Graph;
+  using Marks = std::pair<CUevent, CUevent>;
+
+  const Driver& driver() const { return device_->driver(); }
+  Status start();
+  // Copies, and puts back, what `op` writes that must not change.
+  Status put_aside(const plan::Op& op, const Addresses& at, bool back);
+  // Milliseconds of a run: the median; infinite for one that is much slower than `best`.
+  StatusOr<double> time(const Kernel& kernel, Addresses at, bool cold, double best);
+  Status run(const Graph& graph, const Marks& marks, bool cold);
+
+  std::shared_ptr<Device> device_;
+  CUstream stream_;
+  std::vector<Marks> marks_;  // around each run
+  DeviceBlock scratch_, aside_, flush_;
+};
+
+}  // namespace effnet::cuda

@@ -1,0 +1,297 @@
+// Which kernel an op gets where it may have several: the fastest by the clock of the driver without a GPU, which a test
+// sets (FAKE_CUDA_TIMES).
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "cuda/executable.h"
+#include "cuda/tuning.h"
+#include "fuzz/plan_editor.h"
+
+namespace effnet::test {
+namespace {
+
+using plan::Arena;
+
+fuzz::Bytes corpus_plan(const std::string& name) {
+  const auto folder = std::filesystem::path(__FILE__).parent_path() / "../fuzz/corpus/plan";
+  std::ifstream file(folder / name, std::ios::binary);
+  EXPECT_TRUE(file) << name;
+  fuzz::Bytes bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  fuzz::set_op_table_hash(bytes);
+  return bytes;
+}
+
+template <class F>
+F* of_fake(const char* library, const char* name) {
+  void* handle = dlopen((std::string(FAKE_NVIDIA_FOLDER "/") + library).c_str(), RTLD_NOW);
+  return reinterpret_cast<F*>(dlsym(handle, name));
+}
+int live_objects() { return of_fake<int()>("libcuda.so.1", "fake_cuda_live")(); }
+int calls(const char* name) { return of_fake<int(const char*)>("libcuda.so.1", "fake_cuda_calls")(name); }
+int live_of_libraries() {
+  return of_fake<int()>("libcublasLt.so.13", "fake_cublaslt_live")() +
+         of_fake<int()>("libcudnn.so.9", "fake_cudnn_live")();
+}
+
+constexpr const char* kSettings[] = {"FAKE_CUDA_FAIL",     "FAKE_CUDA_TIMES",      "FAKE_CUDA_CACHE",
+                                     "FAKE_CUDA_MEMORY",   "FAKE_CUDNN_ENGINES",   "FAKE_CUDNN_FAIL",
+                                     "FAKE_CUBLASLT_FAIL", "EFFNET_CUDA_PROVIDER", "FAKE_CUDA_ORDER"};
+
+class CudaTuning : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { setenv("EFFNET_LIB_DIR", FAKE_NVIDIA_FOLDER, 1); }
+  void SetUp() override {
+    auto opened = cuda::Device::open(0);
+    ASSERT_TRUE(opened.ok()) << opened.status().message();
+    device_ = opened.value();
+    reset();
+  }
+  void TearDown() override {
+    for (const char* name : kSettings) unsetenv(name);
+    reset();
+    for (const auto& [library, misuse] :
+         {std::pair("libcublasLt.so.13", "fake_cublaslt_misuse"), std::pair("libcudnn.so.9", "fake_cudnn_misuse")})
+      EXPECT_STREQ(of_fake<const char*()>(library, misuse)(), "");
+  }
+  static void reset() {
+    of_fake<void()>("libcuda.so.1", "fake_cuda_reset")();
+    of_fake<void()>("libcublasLt.so.13", "fake_cublaslt_reset")();
+    of_fake<void()>("libcudnn.so.9", "fake_cudnn_reset")();
+  }
+
+  // Arenas as large as the plan's, of numbers that every arena has others of.
+  std::shared_ptr<cuda::DeviceMemory> memory_for(const fuzz::Bytes& bytes) {
+    const auto plan = plan::Plan::load(std::as_bytes(std::span(bytes)));
+    EXPECT_TRUE(plan.ok()) << plan.status().message();
+    auto memory = cuda::DeviceMemory::create(device_).value();
+    for (int a = 0; a <= static_cast<int>(Arena::activations); ++a) {
+      const auto arena = static_cast<Arena>(a);
+      std::vector<float> values(plan.value()->arena_bytes(arena) / sizeof(float));
+      for (size_t i = 0; i < values.size(); ++i) values[i] = 0.25f + static_cast<float>((i * 7 + a * 13) % 97) / 128;
+      EXPECT_TRUE(memory->ensure(arena, plan.value()->arena_bytes(arena)).ok());
+      EXPECT_TRUE(memory->write(arena, 0, std::as_bytes(std::span(values))).ok());
+    }
+    return memory;
+  }
+  static StatusOr<std::shared_ptr<cuda::Executable>> bind(const std::shared_ptr<cuda::DeviceMemory>& memory,
+                                                          const fuzz::Bytes& bytes, const Tuning& tuning) {
+    return cuda::Executable::bind(std::make_shared<ThreadPool>(1), memory, std::as_bytes(std::span(bytes)), tuning);
+  }
+  // The kernel of the plan's first op.
+  std::string first_kernel(const fuzz::Bytes& bytes, const Tuning& tuning) {
+    const auto bound = bind(memory_for(bytes), bytes, tuning);
+    EXPECT_TRUE(bound.ok()) << bound.status().message();
+    return bound.ok() ? bound.value()->report()[0].kernel : "";
+  }
+  static std::vector<std::vector<std::byte>> contents(const cuda::DeviceMemory& memory) {
+    std::vector<std::vector<std::byte>> all;
+    for (int a = 0; a < static_cast<int>(Arena::activations); ++a) {
+      all.emplace_back(memory.bytes(static_cast<Arena>(a)));
+      EXPECT_TRUE(memory.read(static_cast<Arena>(a), 0, all.back()).ok());
+    }
+    return all;
+  }
+
+  std::shared_ptr<cuda::Device> device_;
+};
+
+const Tuning kMeasure{true, {}};
+
+const std::string kProduct = "linear-xxx.f32", kTraining = "gpu-train.bf16";
+
+TEST_F(CudaTuning, TheFastestByTheClockIsTaken) {
+  const auto product = corpus_plan(kProduct);
+  const struct {
+    const char *times, *kernel;
+  } cases[] = {{"cublaslt/0=3,cublaslt/1=0.5", "linear_f32:cublaslt/1"},
+               {"cublaslt/0=0.4,cublaslt/1=0.5", "linear_f32:cublaslt/0"},
+               {"cublaslt/0=0.02,cublaslt/1=0.01", "linear_f32:cublaslt/1"},  // so short that they are repeated
+               {"cublaslt/0=30,cublaslt/1=30", ":cuda"}};
+  for (const auto& [times, kernel] : cases) {
+    setenv("FAKE_CUDA_TIMES", times, 1);
+    EXPECT_TRUE(first_kernel(product, kMeasure).ends_with(kernel)) << times;
+  }
+  unsetenv("FAKE_CUDA_TIMES");  // all take the same: what the table says
+  EXPECT_EQ(first_kernel(product, kMeasure), "linear_f32:cublaslt/0");
+  EXPECT_EQ(first_kernel(product, {}), "linear_f32:cublaslt");
+}
+
+TEST_F(CudaTuning, EnginesOfCudnnAreMeasuredByName) {
+  const auto training = corpus_plan(kTraining);
+  setenv("FAKE_CUDNN_ENGINES", "3", 1);
+  setenv("FAKE_CUDA_TIMES", "cudnn/eng7=0.5,cudnn/eng8=0.1,cudnn/eng9=0.5", 1);
+  const auto bound = bind(memory_for(training), training, kMeasure).value();
+  std::set<std::string> convolutions;
+  for (const OpReport& row : bound->report())
+    if (row.kernel.find("cudnn") != std::string::npos) convolutions.insert(row.kernel);
+  EXPECT_EQ(convolutions, std::set<std::string>{"conv2d_stats_bf16:cudnn/eng8"});
+}
+
+TEST_F(CudaTuning, EqualOpsAreMeasuredOnce) {
+  const auto training = corpus_plan(kTraining);
+  const auto bound = bind(memory_for(training), training, kMeasure).value();
+  const TuningReport report = bound->tuning();
+  int with_choice = 0;
+  for (const plan::Op& op : bound->plan().ops()) with_choice += device_->providers().has_choice(op);
+  EXPECT_EQ(report.measured, static_cast<int>(report.choices.size()));
+  EXPECT_GT(with_choice, report.measured);
+  EXPECT_GE(report.measured, 3);
+}
+
+TEST_F(CudaTuning, WhatThePlanKeepsIsAsItWas) {
+  setenv("FAKE_CUDNN_ENGINES", "2", 1);
+  for (const std::string& name : {kTraining, std::string("gpu-train.f32")}) {
+    const auto training = corpus_plan(name);
+    const auto memory = memory_for(training);
+    const auto before = contents(*memory);
+    const auto bound = bind(memory, training, kMeasure);
+    ASSERT_TRUE(bound.ok()) << bound.status().message();
+    EXPECT_GT(bound.value()->tuning().measured, 0);
+    EXPECT_TRUE(contents(*memory) == before);
+  }
+}
+
+TEST_F(CudaTuning, KeptChoicesAreTakenWithoutMeasuringAndGiveTheSameBits) {
+  const auto training = corpus_plan(kTraining);
+  setenv("FAKE_CUDNN_ENGINES", "3", 1);
+  setenv("FAKE_CUDA_TIMES", "cudnn/eng9=0.1,cublaslt/1=0.2", 1);
+  const auto step = [&](const Tuning& tuning, TuningReport* report) {
+    const auto memory = memory_for(training);
+    reset();
+    auto bound = bind(memory, training, tuning).value();
+    *report = bound->tuning();
+    if (!tuning.kept.empty()) {
+      EXPECT_EQ(calls("cuGraphLaunch") + calls("cuEventElapsedTime"), 0);
+    }
+    std::vector<std::byte> input(bound->plan().arena_bytes(Arena::input)),
+        output(bound->plan().arena_bytes(Arena::output));
+    StepScalars scalars;
+    scalars.lr = 0.01;
+    scalars.eps = 1e-3;
+    scalars.alpha = 0.9;
+    EXPECT_TRUE(bound->step(input.data(), scalars, output.data()).ok());
+    return contents(*memory);
+  };
+  TuningReport measured, kept;
+  const auto want = step(kMeasure, &measured);
+  unsetenv("FAKE_CUDA_TIMES");
+  EXPECT_TRUE(step({true, measured.choices}, &kept) == want);
+  EXPECT_EQ(kept.choices, measured.choices);
+  EXPECT_EQ(kept.measured + kept.refused, 0);
+}
+
+TEST_F(CudaTuning, AKeptChoiceThatIsNotHereIsMeasuredAgain) {
+  const auto product = corpus_plan(kProduct);
+  const std::string key = bind(memory_for(product), product, kMeasure).value()->tuning().choices.begin()->first;
+  for (const char* kept : {"cudnn/eng7", "cublaslt/3", "cublaslt/x", "another"}) {
+    const auto again = bind(memory_for(product), product, {true, {{key, kept}}}).value();
+    EXPECT_EQ(again->tuning().refused, 1) << kept;
+    EXPECT_EQ(again->tuning().measured, 1) << kept;
+    EXPECT_EQ(again->report()[0].kernel, "linear_f32:cublaslt/0") << kept;
+    const auto table = bind(memory_for(product), product, {false, {{key, kept}}}).value();
+    EXPECT_EQ(table->tuning().refused, 1) << kept;
+    EXPECT_EQ(table->report()[0].kernel, "linear_f32:cublaslt") << kept;
+  }
+}
+
+// Only the candidate is lost.
+TEST_F(CudaTuning, ACandidateThatFailsIsLeftOut) {
+  const auto product = corpus_plan(kProduct);
+  setenv("FAKE_CUDA_TIMES", "cublaslt/0=0.1,cublaslt/1=0.2", 1);
+  for (const auto& [name, fault] :
+       {std::pair("FAKE_CUBLASLT_FAIL", "cublasLtMatmul:1:14"), std::pair("FAKE_CUDA_FAIL", "cuStreamBeginCapture:1:1"),
+        std::pair("FAKE_CUDA_FAIL", "cuGraphInstantiateWithFlags:1:2"),
+        std::pair("FAKE_CUDA_FAIL", "cuGraphLaunch:1:1"), std::pair("FAKE_CUDA_FAIL", "cuEventElapsedTime:1:1")}) {
+    reset();
+    setenv(name, fault, 1);
+    EXPECT_EQ(first_kernel(product, kMeasure), "linear_f32:cublaslt/1") << fault;
+    unsetenv(name);
+  }
+}
+
+TEST_F(CudaTuning, AFaultOfTheGpuIsAnError) {
+  const auto product = corpus_plan(kProduct);
+  const auto memory = memory_for(product);
+  for (const char* call : {"cuGraphLaunch:2:719", "cuEventRecord:5:700", "cuMemsetD8Async:1:719"}) {
+    reset();
+    setenv("FAKE_CUDA_FAIL", call, 1);
+    const auto bound = bind(memory, product, kMeasure);
+    EXPECT_EQ(bound.status().code(), Code::internal) << call;
+    EXPECT_NE(bound.status().message().find("GPU fault: "), std::string::npos) << bound.status().message();
+    unsetenv("FAKE_CUDA_FAIL");
+    reset();
+  }
+}
+
+TEST_F(CudaTuning, MemoryForMeasuringIsGivenBack) {
+  const auto training = corpus_plan(kTraining);
+  const auto memory = memory_for(training);
+  setenv("FAKE_CUDNN_ENGINES", "2", 1);
+  const int live = live_objects();
+  int open = 0;
+  {
+    const auto table = bind(memory, training, {});
+    open = live_objects();
+  }
+  EXPECT_EQ(live_objects(), live);
+  int libraries = -1;
+  for (int i = 0; i < 3; ++i) {
+    {
+      const auto tuned = bind(memory, training, kMeasure);
+      ASSERT_TRUE(tuned.ok());
+      EXPECT_EQ(live_objects(), open);
+    }
+    EXPECT_EQ(live_objects(), live);
+    if (libraries < 0) libraries = live_of_libraries();
+    EXPECT_EQ(live_of_libraries(), libraries);
+  }
+}
+
+TEST_F(CudaTuning, WithoutMemoryForMeasuringTheTableDecides) {
+  const auto training = corpus_plan(kTraining);
+  const auto memory = memory_for(training);
+  size_t free = 0, total = 0;
+  {
+    const auto table = bind(memory, training, {}).value();
+    ASSERT_EQ(device_->driver().cuMemGetInfo(&free, &total), CUDA_SUCCESS);
+  }
+  setenv("FAKE_CUDA_MEMORY", std::to_string(total - free).c_str(), 1);
+  setenv("FAKE_CUDA_TIMES", "cublaslt/1=0.1", 1);
+  const auto bound = bind(memory, training, kMeasure);
+  ASSERT_TRUE(bound.ok()) << bound.status().message();
+  for (const auto& [key, choice] : bound.value()->tuning().choices) {
+    if (key.starts_with("linear_bwd_weights")) {
+      EXPECT_EQ(choice, "cublaslt/0");
+    }
+  }
+}
+
+TEST_F(CudaTuning, WhatDoesNotFitTheCacheIsMeasuredCold) {
+  const auto product = corpus_plan(kProduct);
+  const auto memsets = [&](const char* cache) {
+    setenv("FAKE_CUDA_CACHE", cache, 1);
+    // The device asks for it when it is opened.
+    device_ = cuda::Device::open(0).value();
+    const auto memory = memory_for(product);
+    reset();
+    EXPECT_TRUE(bind(memory, product, kMeasure).ok());
+    return calls("cuMemsetD8Async");
+  };
+  EXPECT_GT(memsets("16"), memsets("50000000") + 20);
+}
+
+TEST_F(CudaTuning, AProviderThatWasAskedForIsTaken) {
+  setenv("EFFNET_CUDA_PROVIDER", "own", 1);
+  const auto product = corpus_plan(kProduct);
+  const auto bound = bind(memory_for(product), product, {true, {{"any", "own"}}}).value();
+  EXPECT_TRUE(bound->report()[0].kernel.ends_with(":cuda"));
+  EXPECT_TRUE(bound->tuning().choices.empty());
+}
+
+}  // namespace
+}  // namespace effnet::test
