@@ -282,7 +282,7 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
       EFF_RETURN_IF_ERROR(accumulate(scalars));
       if (scalars.part + 1 < scalars.parts) break;
     }
-    // All groups of parameters are updated before it is said that one is not finite; the average is left alone.
+    // All groups of parameters are updated before it is said that one is not finite; no average takes what is not.
     if (unsound && op.id == plan::OpId::ema_update) break;
     if (!updating && plan::updates_parameters(op.id)) {
       updating = true;

@@ -161,6 +161,7 @@ Addresses Executable::addresses(const Slot& slot) {
     at.arenas[i] = memory_->arena(static_cast<Arena>(i));
     at.working_arenas[i] = folded().working[i].data();
   }
+  at.working_type = working_;
   at.arenas[static_cast<int>(Arena::prepared)] = folded().prepared.data();
   at.arenas[static_cast<int>(Arena::input)] = slot.device_input();
   at.arenas[static_cast<int>(Arena::output)] = output_.data();
@@ -227,9 +228,7 @@ Status Executable::record(const Slot& slot, Recording& recording) {
 Status Executable::queue_begin(const Use& use) const {
   const auto& [slot, recording] = use;
   EFF_CUDA(driver(), cuMemcpyHtoDAsync, slot.device.address(), slot.scalars.data(), slot.scalars.bytes(), stream());
-  EFF_RETURN_IF_ERROR(queue_launches(device(), recording.begin, stream()));
-  if (!updates_weights_) return ok_status();
-  return queue_launches(device(), recording.casts[static_cast<int>(Arena::weights)], stream());
+  return queue_launches(device(), recording.begin, stream());
 }
 
 Status Executable::queue_op(const Recording& recording, size_t op) const {
@@ -250,11 +249,10 @@ Status Executable::queue_output(const Use& use) const {
   return ok_status();
 }
 
-// A step that changes weights copies them itself: preparing does so for the others.
 Status Executable::queue(Part part, const Use& use) const {
   const Recording& recording = use.recording;
   const bool prepare = part == Part::prepare;
-  if (prepare && !updates_weights_)
+  if (prepare)
     EFF_RETURN_IF_ERROR(queue_launches(device(), recording.casts[static_cast<int>(Arena::weights)], stream()));
   if (part == Part::step || part == Part::batch) EFF_RETURN_IF_ERROR(queue_begin(use));
   const size_t first = part == Part::update ? update_at_ : 0, end = part == Part::batch ? update_at_ : bound_.size();
@@ -266,8 +264,7 @@ Status Executable::queue(Part part, const Use& use) const {
   return queue_output(use);
 }
 
-bool Executable::prepares() const {
-  if (working_ != plan::DType::f32 && !updates_weights_) return true;
+bool Executable::has_prepare_ops() const {
   return std::any_of(bound_.begin(), bound_.end(), [](const Bound& bound) { return bound.op->is_prepare(); });
 }
 
@@ -326,7 +323,7 @@ StatusOr<Slot*> Executable::stage(const std::byte* input, const StepScalars& sca
 }
 
 Status Executable::fold(const Use& use) {
-  if (!prepares()) return ok_status();
+  if (working_ == plan::DType::f32 && !has_prepare_ops()) return ok_status();
   if (weights_changed.exchange(false)) folded_[0].stale = folded_[1].stale = true;
   Folded& now = folded();
   const uint64_t version = memory_->weights_version.load();
@@ -351,7 +348,7 @@ StatusOr<Slot*> Executable::queue_step(const std::byte* input, const StepScalars
   if (!staged.ok()) return staged.status();
   Slot& slot = *staged.value();
   const Use use{slot, recording(slot)};
-  if (updates_weights_) ++memory_->weights_version;
+  const uint64_t version = updates_weights_ ? ++memory_->weights_version : 0;
   if (scalars.parts > 1) {
     EFF_RETURN_IF_ERROR(run(Part::batch, use));
     if (scalars.part + 1 == scalars.parts) EFF_RETURN_IF_ERROR(run(Part::update, use));
@@ -360,6 +357,8 @@ StatusOr<Slot*> Executable::queue_step(const std::byte* input, const StepScalars
   } else {
     EFF_RETURN_IF_ERROR(run(Part::step, use));
   }
+  // An update writes the 16-bit copies of what it changes itself.
+  if (version == folded().version + 1 && !has_prepare_ops()) folded().version = version;
   EFF_CUDA(driver(), cuEventRecord, slot.done, stream());
   slot.waits_for_results = true;
   return &slot;

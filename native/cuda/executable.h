@@ -82,8 +82,8 @@ class Executable final : public effnet::Executable {
   Addresses addresses(const Slot& slot);
   Status prepare_to_accumulate();
   Status record(const Slot& slot, Recording& recording);
-  // Whether anything is to be done when weights have changed, apart from a step.
-  bool prepares() const;
+  // Whether something is to be made of weights that have changed besides 16-bit copies.
+  bool has_prepare_ops() const;
 
   // Onto the memory's stream.
   Status queue(Part part, const Use& use) const;

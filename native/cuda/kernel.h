@@ -22,6 +22,7 @@ struct Addresses {
   std::byte* arenas[plan::kArenaCount] = {};
   // 16-bit copies of the arenas that weights lie in, for kernels that ask for them (Kernel::working).
   std::byte* working_arenas[plan::kArenaCount] = {};
+  plan::DType working_type = plan::DType::f32;  // of them; f32: there are none
   const StepScalars* scalars = nullptr;
   std::byte* scratch = nullptr;          // of this op: scratch_bytes, 256-byte aligned, undefined at its first launch
   const std::byte* constants = nullptr;  // the op's, as uploaded once

@@ -8,6 +8,7 @@
 
 #include "core/math.h"
 #include "plan/op_ports.h"
+#include "plan/op_traits.h"
 #include "plan/plan.h"
 #include "plan/shapes.h"
 
@@ -283,7 +284,7 @@ class Loader {
       if ((one_moment || two_moments) && !(mirrors(Arena::grads) && mirrors(Arena::moment0)))
         return bad("op", i, "the arenas of gradients and moments are smaller than the weights");
       if (two_moments && !mirrors(Arena::moment1)) return bad("op", i, "the arena of second moments is too small");
-      if (id == OpId::ema_update && !mirrors(Arena::ema)) return bad("op", i, "the arena of the average is too small");
+      if (averages(ops[i]) && !mirrors(Arena::ema)) return bad("op", i, "the arena of the average is too small");
     }
     return ok_status();
   }

@@ -185,17 +185,17 @@ enum Out : int { out_norm = 0 };
 namespace optimizer_sgd {
 enum In : int { in_norm = 0, in_grad = 1 };
 enum Update : int { upd_param = 0 };
-enum Attr : int { attr_decay_mult = 0, attr_nesterov = 1 };
+enum Attr : int { attr_decay_mult = 0, attr_nesterov = 1, attr_ema = 2 };
 }
 namespace optimizer_rmsprop {
 enum In : int { in_norm = 0, in_grad = 1 };
 enum Update : int { upd_param = 0 };
-enum Attr : int { attr_decay_mult = 0, attr_tf_form = 1 };
+enum Attr : int { attr_decay_mult = 0, attr_tf_form = 1, attr_ema = 2 };
 }
 namespace optimizer_adamw {
 enum In : int { in_norm = 0, in_grad = 1 };
 enum Update : int { upd_param = 0 };
-enum Attr : int { attr_decay_mult = 0 };
+enum Attr : int { attr_decay_mult = 0, attr_ema = 1 };
 }
 namespace ema_update {
 enum In : int { in_src = 0 };

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "plan/op_ports.h"
+
 namespace effnet::plan {
 namespace {
 
@@ -25,6 +27,21 @@ bool updates_parameters(OpId id) {
 }
 
 bool is_of_update(OpId id) { return id == OpId::grad_norm || updates_parameters(id); }
+
+bool averages(const Op& op) {
+  switch (op.id) {
+    case OpId::ema_update:
+      return true;
+    case OpId::optimizer_sgd:
+      return op.attr(op::optimizer_sgd::attr_ema) == 1;
+    case OpId::optimizer_rmsprop:
+      return op.attr(op::optimizer_rmsprop::attr_ema) == 1;
+    case OpId::optimizer_adamw:
+      return op.attr(op::optimizer_adamw::attr_ema) == 1;
+    default:
+      return false;
+  }
+}
 
 double operand_bytes(const Op& op, int64_t images) {
   double bytes = 0;

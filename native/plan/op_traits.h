@@ -13,6 +13,9 @@ bool updates_parameters(OpId id);
 // The norm of the gradients and what follows it: where an update takes several batches, done after the last of them.
 bool is_of_update(OpId id);
 
+// Whether it moves averages: of its operands, or of what it updates.
+bool averages(const Op& op);
+
 // Bytes of an op's operands, those of a region's images counted for `images` of them.
 double operand_bytes(const Op& op, int64_t images);
 

@@ -605,6 +605,56 @@ TEST_F(CudaRuntime, AdamCountsTheStepsThatWereMade) {
   EXPECT_FALSE(weights(5, 0) == weights(2, 0));
 }
 
+// ---- 16-bit copies of weights ------------------------------------------------------------------------------------
+
+// The copies that an update writes are those that would be made of the weights anew, in every step that follows: also
+// one behind a step that was skipped, or behind one of another plan over the same memory.
+TEST_F(CudaRuntime, AnUpdateWritesThe16BitCopiesThatTheNextStepReads) {
+  const Named named = corpus_plan("gpu-train.bf16");
+  Start start(*plan::Plan::load(named.span()).value());
+  start.scalars.optimizer_step = 20;
+  start.scalars.scale_interval = 1000;
+  const std::byte* input = start.arenas[static_cast<int>(Arena::input)].data();
+  std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
+  const auto weights = [&](bool anew) {
+    const auto memory = memory_with(start);
+    const auto executable = bound_to(memory, named), other = bound_to(memory, named);
+    for (const auto& each : {executable, executable, executable, other, executable}) {
+      const bool skipped = each == executable && start.scalars.seed == 8;
+      EXPECT_TRUE(memory->set_loss_scale({skipped ? 3e38f : 1.0f, 0, 0}).ok());
+      if (anew) each->weights_changed = true;
+      const auto before = weights_of(*memory);
+      EXPECT_TRUE(each->step(input, start.scalars, output.data()).ok());
+      EXPECT_EQ(weights_of(*memory) == before, skipped);
+      ++start.scalars.seed;
+    }
+    start.scalars.seed = 7;
+    return std::pair(weights_of(*memory), output);
+  };
+  reset_fake();
+  const auto kept = weights(false);
+  // Five steps; copies are made at the first of each plan, and behind the other's.
+  EXPECT_EQ(calls("cuGraphLaunch"), 5 + 3);
+  const auto anew = weights(true);
+  EXPECT_EQ(calls("cuGraphLaunch"), 5 + 3 + 5 + 5);
+  EXPECT_TRUE(kept == anew);
+}
+
+TEST_F(CudaRuntime, WeightsThatAreWrittenBetweenStepsAreCopied) {
+  const Named named = corpus_plan("gpu-train.bf16");
+  const Start start(*plan::Plan::load(named.span()).value());
+  const std::byte* input = start.arenas[static_cast<int>(Arena::input)].data();
+  std::vector<std::byte> first(start.arenas[static_cast<int>(Arena::output)].size()), again = first;
+  const auto memory = memory_with(start);
+  const auto executable = bound_to(memory, named);
+  EXPECT_TRUE(executable->step(input, start.scalars, first.data()).ok());
+  for (int a = 0; a <= static_cast<int>(Arena::activations); ++a)
+    EXPECT_TRUE(memory->write(static_cast<Arena>(a), 0, start.arenas[a]).ok());
+  executable->weights_changed = true;
+  EXPECT_TRUE(executable->step(input, start.scalars, again.data()).ok());
+  EXPECT_TRUE(again == first);
+}
+
 // ---- updates from several batches --------------------------------------------------------------------------------
 
 TEST_F(CudaRuntime, GradientsOfSeveralBatchesAreAveraged) {

@@ -220,6 +220,7 @@ class Rig {
       allow(t, t->arena);
       allow(t, Arena::moment0);
       allow(t, Arena::moment1);
+      allow(t, Arena::ema);
     }
     if (op_.outputs.empty() && op_.updates.empty()) {
       for (const Tensor* t : op_.inputs) allow(t, Arena::ema);

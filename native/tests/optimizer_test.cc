@@ -6,8 +6,7 @@ namespace {
 // Parameters in the arenas as a model has them: some neighbours without a gap, some not, one longer than a shard.
 struct Parameters {
   std::vector<Tensor*> weights, grads;
-  std::vector<Values> w, g, m0, m1;
-  Values norm;
+  std::vector<Values> w, g, m0, m1, averages;
 
   Parameters(Rig& rig, std::vector<int64_t> sizes, bool with_norm, double norm_value = 0) {
     if (with_norm) {
@@ -22,6 +21,7 @@ struct Parameters {
       g.push_back(stored(DType::f32, random_values(n, seed++)));
       m0.push_back(stored(DType::f32, random_values(n, seed++, 1.0, 0.1)));
       m1.push_back(stored(DType::f32, random_values(n, seed++, 1.0, 0.1)));
+      averages.push_back(stored(DType::f32, random_values(n, seed++)));
       weights.push_back(rig.tensor(Arena::weights, DType::f32, {size}, w.back()));
       rig.add_update(weights.back());
     }
@@ -30,9 +30,11 @@ struct Parameters {
       rig.add_in(grads.back());
       moment0.push_back(rig.twin(weights[i], Arena::moment0, m0[i]));
       moment1.push_back(rig.twin(weights[i], Arena::moment1, m1[i]));
+      ema.push_back(rig.twin(weights[i], Arena::ema, averages[i]));
     }
   }
-  std::vector<Tensor*> moment0, moment1;
+  std::vector<Tensor*> moment0, moment1, ema;
+  double ema_share = 0;  // 1 - decay, where the op averages
 
   // step(w, g, m0, m1) updates one element in double.
   template <class F>
@@ -42,6 +44,8 @@ struct Parameters {
       expect_near(rig.get(weights[p]), w[p], tolerance, 1, "weights");
       expect_near(rig.get(moment0[p]), m0[p], tolerance, 1, "moment0");
       expect_near(rig.get(moment1[p]), m1[p], tolerance, 1, "moment1");
+      for (size_t i = 0; i < w[p].size(); ++i) averages[p][i] += ema_share * (w[p][i] - averages[p][i]);
+      expect_near(rig.get(ema[p]), averages[p], tolerance, ema_share > 0 ? 1 : 0, "ema");
     }
   }
 };
@@ -65,8 +69,10 @@ TEST(OptimizerSgd, EqualsTheReference) {
   for (const bool nesterov : {false, true}) {
     for (const double decay_mult : {0.0, 1.0}) {
       const Hyper h;
-      Rig rig(backend::make_optimizer_sgd, {decay_mult, double(nesterov)});
+      Rig rig(backend::make_optimizer_sgd, {decay_mult, double(nesterov), 1});
       Parameters p(rig, kSizes, false);
+      rig.scalars().ema_decay = 0.75;
+      p.ema_share = 0.25;
       h.set(rig);
       ASSERT_NO_FATAL_FAILURE(rig.run());
       EXPECT_GT(rig.parts(), 2);
@@ -83,8 +89,10 @@ TEST(OptimizerRmsprop, EqualsTheReference) {
   for (const bool tf : {false, true}) {
     for (const double decay_mult : {0.0, 1.0}) {
       const Hyper h;
-      Rig rig(backend::make_optimizer_rmsprop, {decay_mult, double(tf)});
+      Rig rig(backend::make_optimizer_rmsprop, {decay_mult, double(tf), 1});
       Parameters p(rig, kSizes, false);
+      rig.scalars().ema_decay = 0.75;
+      p.ema_share = 0.25;
       h.set(rig);
       ASSERT_NO_FATAL_FAILURE(rig.run());
       p.expect(rig, 1, [&](double& w, double g, double& m0, double& m1) {
@@ -113,8 +121,10 @@ void adamw(const Hyper& h, double decay, double& w, double g, double& m0, double
 TEST(OptimizerAdamw, EqualsTheReference) {
   for (const double decay_mult : {0.0, 1.0}) {
     const Hyper h{.lr = 0.01, .momentum = 0.9, .alpha = 0.999, .eps = 1e-8, .weight_decay = 0.05, .step = 7};
-    Rig rig(backend::make_optimizer_adamw, {decay_mult});
+    Rig rig(backend::make_optimizer_adamw, {decay_mult, 1});
     Parameters p(rig, kSizes, false);
+    rig.scalars().ema_decay = 0.75;
+    p.ema_share = 0.25;
     h.set(rig);
     ASSERT_NO_FATAL_FAILURE(rig.run());
     p.expect(rig, 1,
@@ -124,7 +134,7 @@ TEST(OptimizerAdamw, EqualsTheReference) {
 
 TEST(OptimizerAdamw, FollowsAHandWrittenLoop) {
   Hyper h{.lr = 1e-3, .momentum = 0.9, .alpha = 0.999, .eps = 1e-8, .weight_decay = 0.1, .step = 1};
-  Rig rig(backend::make_optimizer_adamw, {1});
+  Rig rig(backend::make_optimizer_adamw, {1, 0});
   Parameters p(rig, {5}, false);
   double w[5], m0[5] = {}, m1[5] = {};
   rig.set(p.moment0[0], Values(5, 0));
@@ -154,7 +164,7 @@ TEST(OptimizerRmsprop, FollowsTheWorkedExample) {
   };
   const double gradients[] = {0.1, -0.2, 0.05, 0};
   for (const Variant& v : variants) {
-    Rig rig(backend::make_optimizer_rmsprop, {1, v.tf});
+    Rig rig(backend::make_optimizer_rmsprop, {1, v.tf, 0});
     Parameters p(rig, {3}, false);
     Hyper{.lr = 0.01, .momentum = 0.9, .alpha = 0.9, .eps = v.eps, .weight_decay = v.weight_decay}.set(rig);
     rig.set(p.weights[0], Values(3, 1));
@@ -174,7 +184,7 @@ TEST(Optimizer, ClipsByTheGlobalNorm) {
   };
   for (const Case& c : {Case{4, 1, 0.25}, Case{0.5, 1, 1}, Case{4, 0, 1}}) {
     const Hyper h;
-    Rig rig(backend::make_optimizer_sgd, {1, 0});
+    Rig rig(backend::make_optimizer_sgd, {1, 0, 0});
     Parameters p(rig, {40, 3}, true, c.norm);
     h.set(rig);
     rig.scalars().clip_norm = c.clip;
@@ -186,8 +196,25 @@ TEST(Optimizer, ClipsByTheGlobalNorm) {
   }
 }
 
+// Beside a weight that is not finite, finite ones are averaged; its own average waits.
+TEST(Optimizer, AveragesOnlyWhatIsFinite) {
+  Rig rig(backend::make_optimizer_sgd, {1, 0, 1});
+  Parameters p(rig, {19}, false);
+  rig.scalars().lr = 1;
+  rig.scalars().ema_decay = 0.5;
+  Values g = p.g[0];
+  g[3] = std::numeric_limits<double>::infinity();
+  g[18] = std::numeric_limits<double>::quiet_NaN();
+  rig.set(p.grads[0], g);
+  ASSERT_NO_FATAL_FAILURE(rig.run());
+  Values want = p.averages[0];
+  for (size_t i = 0; i < want.size(); ++i)
+    if (i != 3 && i != 18) want[i] = 0.5 * want[i] + 0.5 * (p.w[0][i] - g[i]);
+  expect_near(rig.get(p.ema[0]), want, 1e-6, 1, "ema");
+}
+
 TEST(Optimizer, RefusesListsThatDoNotFit) {
-  Rig rig(backend::make_optimizer_sgd, {1, 0});
+  Rig rig(backend::make_optimizer_sgd, {1, 0, 0});
   Parameters p(rig, {40, 3}, false);
   rig.op().inputs.pop_back();
   EXPECT_EQ(rig.make().code(), Code::plan_invalid);

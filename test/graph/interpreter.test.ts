@@ -101,7 +101,7 @@ describe('interpret', () => {
     const w = graph.parameter('w', [1], anyParam([1]))
     const into = { dst: graph.tensor('g', [1], 'f32', 'gradient', { of: w }) }
     const gradient = graph.node('fill', {}, { value: 1 }, { name: 'fill', into })['dst']!
-    graph.node('optimizer_sgd', { grad: [gradient] }, { decay_mult: 0, nesterov: 0 }, { name: 'sgd', updates: [w] })
+    graph.node('optimizer_sgd', { grad: [gradient] }, { decay_mult: 0, nesterov: 0, ema: 0 }, { name: 'sgd', updates: [w] })
     const state = emptyState()
     const scalars = { lr: 1, momentum: 0.5 }
     const first = interpret(graph, { values: new Map([['w', Float64Array.of(0)]]), scalars, state })

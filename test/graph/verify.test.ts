@@ -73,7 +73,7 @@ describe('verify', () => {
     const w = graph.parameter('w', [1], anyParam([1]))
     const grad = graph.tensor('g', [1], 'f32', 'gradient', { of: w })
     graph.node('fill', {}, { value: 1 }, { name: 'fill', into: { dst: grad } })
-    graph.node('optimizer_sgd', { grad: [grad] }, { decay_mult: 0, nesterov: 0 }, { name: 'sgd', updates: [w] })
+    graph.node('optimizer_sgd', { grad: [grad] }, { decay_mult: 0, nesterov: 0, ema: 0 }, { name: 'sgd', updates: [w] })
     verify(graph)
     graph.node('activation', { src: w }, { act: actCode('relu') }, { name: 'late' })
     expect(() => verify(graph)).toThrow('reads w after its update')

@@ -124,8 +124,8 @@ class Run {
   /** An average that does not exist yet starts from the values before this step. */
   private snapshotAverages(): void {
     for (const node of this.graph.nodes) {
-      if (node.op !== 'ema_update') continue
-      for (const t of node.inputs) if (t && !this.state.ema.has(t.name)) this.state.ema.set(t.name, this.value(t).data.slice())
+      const averaged = node.op === 'ema_update' ? node.inputs : node.attrs['ema'] === 1 ? node.updates : []
+      for (const t of averaged) if (t && !this.state.ema.has(t.name)) this.state.ema.set(t.name, this.value(t).data.slice())
     }
   }
 

@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0x7d5f0e2e
+export const OP_TABLE_HASH = 0x2f657c95
 
 export const OP_NAMES = [
   'input_normalize',
@@ -464,7 +464,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     inputs: [port('norm', true), port('grad', false, true)],
     outputs: [],
     updates: [port('param', false, true)],
-    attrs: ['decay_mult', 'nesterov'],
+    attrs: ['decay_mult', 'nesterov', 'ema'],
     fused: false,
     imageWise: false,
   },
@@ -474,7 +474,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     inputs: [port('norm', true), port('grad', false, true)],
     outputs: [],
     updates: [port('param', false, true)],
-    attrs: ['decay_mult', 'tf_form'],
+    attrs: ['decay_mult', 'tf_form', 'ema'],
     fused: false,
     imageWise: false,
   },
@@ -484,7 +484,7 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     inputs: [port('norm', true), port('grad', false, true)],
     outputs: [],
     updates: [port('param', false, true)],
-    attrs: ['decay_mult'],
+    attrs: ['decay_mult', 'ema'],
     fused: false,
     imageWise: false,
   },

@@ -17,7 +17,10 @@ export interface OptimizerSpec {
   decays?: (parameter: Tensor) => boolean
 }
 
-/** Appends grad_norm (with `clip`), an update for each decay group, ema_update (with `ema`). Throws EFF_INTERNAL without gradients. */
+/**
+ * Appends grad_norm (with `clip`), an update for each decay group, and with `ema` averaging: in the update, of what is updated, and in
+ * an ema_update of the rest. Throws EFF_INTERNAL without gradients.
+ */
 export const appendOptimizer = parted(function* (graph: Graph, spec: OptimizerSpec): Parts<void> {
   const gradients = graph.tensors.filter((t) => t.role === 'gradient')
   if (gradients.length === 0) throw new EffnetError('EFF_INTERNAL', `graph ${graph.name} has no gradients to update from`)
@@ -34,7 +37,7 @@ export const appendOptimizer = parted(function* (graph: Graph, spec: OptimizerSp
     graph.node(
       op,
       { norm, grad: group },
-      { ...attrs, decay_mult: decayMult },
+      { ...attrs, decay_mult: decayMult, ema: spec.ema ? 1 : 0 },
       {
         name: decayMult === 1 ? 'optimizer' : 'optimizer.no_decay',
         updates: group.map((t) => t.of!),
@@ -42,7 +45,9 @@ export const appendOptimizer = parted(function* (graph: Graph, spec: OptimizerSp
     )
   }
   yield
-  if (spec.ema) graph.node('ema_update', { src: [...graph.parameters, ...graph.buffers] }, {}, { name: 'ema' })
+  const updated = new Set(gradients.map((t) => t.of))
+  const rest = [...graph.parameters, ...graph.buffers].filter((t) => !updated.has(t))
+  if (spec.ema && rest.length > 0) graph.node('ema_update', { src: rest }, {}, { name: 'ema' })
 })
 
 /** In the order of the parameters, so that neighbours in the arenas are neighbours in the list. */

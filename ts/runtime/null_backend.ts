@@ -25,7 +25,7 @@ export function planWithoutMemory(
 ): NullPlan {
   const layout = weightsLayout(modelParams(config))
   const mirrors = graph.nodes.some((n) => n.op.startsWith('optimizer_'))
-    ? { grads: true, moment0: true, moment1: true, ema: graph.nodes.some((n) => n.op === 'ema_update') }
+    ? { grads: true, moment0: true, moment1: true, ema: graph.nodes.some((n) => n.op === 'ema_update' || n.attrs['ema'] === 1) }
     : {}
   const request = { weightOffsets: layout.offsets, weightBytes: layout.bytes, mirrors }
   const plan = emit(graph, planMemory(graph, request, region), options)

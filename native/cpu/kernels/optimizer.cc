@@ -1,5 +1,6 @@
 // Updates of the weights over flat arenas: SGD, RMSProp (two forms), AdamW, the moving average, and the gradient norm.
-// One pass: reads weights, gradients and moments, writes weights and moments. Formulas: the update functions below.
+// One pass: reads weights, gradients and moments, writes weights, moments and, where there is one, the average of the
+// new weights. Formulas: the update functions below.
 // Constants are made in double from the step's scalars; the arithmetic is FP32, the norm double.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels/optimizer.cc"
@@ -26,6 +27,7 @@ struct UpdateArgs {
   std::span<const Segment> segments;
   std::byte *weights, *moment0, *moment1;
   const std::byte* grads;
+  std::byte* ema;  // or nullptr
   const StepScalars* scalars;
   double weight_decay, grad_factor;
 };
@@ -53,6 +55,7 @@ struct Constants {
   Vec lr, momentum, one_minus_momentum, alpha, one_minus_alpha, eps, weight_decay, grad_factor;
   Vec adam_step, adam_inv_root;  // lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
   Vec adam_decay;                // lr * weight_decay
+  Vec ema_share;                 // 1 - decay
   HWY_INLINE explicit Constants(const UpdateArgs& k) {
     const StepScalars& s = *k.scalars;
     const auto set = [](double v) HWY_ATTR { return splat(static_cast<float>(v)); };
@@ -67,6 +70,7 @@ struct Constants {
     adam_step = set(s.lr / (1 - std::pow(s.momentum, s.optimizer_step)));
     adam_inv_root = set(1 / std::sqrt(1 - std::pow(s.alpha, s.optimizer_step)));
     adam_decay = set(s.lr * k.weight_decay);
+    ema_share = set(1 - s.ema_decay);
   }
 };
 
@@ -97,7 +101,12 @@ HWY_INLINE void update(const Constants& k, Vec& w, Vec g, Vec& m0, Vec& m1) {
   }
 }
 
-// False when a parameter is NaN or infinite now. The sum of w * 0 tells: it costs nothing beside the traffic.
+// ema += (1-d) * (weights - ema): settles around the weights, where d*ema + (1-d)*weights in FP32 would settle beside
+// them, because d and 1-d, both rounded, do not add up to 1.
+HWY_INLINE Vec averaged(Vec share, Vec ema, Vec w) { return hn::MulAdd(share, hn::Sub(w, ema), ema); }
+
+// False when a parameter is NaN or infinite now, whose average stays as it is. The sum of w * 0 tells: it costs nothing
+// beside the traffic.
 template <Rule rule>
 bool update_segments(const UpdateArgs& k) {
   constexpr bool second = rule != Rule::sgd && rule != Rule::sgd_nesterov;
@@ -107,6 +116,7 @@ bool update_segments(const UpdateArgs& k) {
     float* w = reinterpret_cast<float*>(k.weights + s.offset);
     float* m0 = reinterpret_cast<float*>(k.moment0 + s.offset);
     float* m1 = second ? reinterpret_cast<float*>(k.moment1 + s.offset) : nullptr;
+    float* ema = k.ema ? reinterpret_cast<float*>(k.ema + s.offset) : nullptr;
     const float* g = reinterpret_cast<const float*>(k.grads + s.grad_offset);
     for_each_vector(s.count, [&](int64_t i, size_t n, auto full) HWY_ATTR {
       Vec vw = load_part(w + i, n, full), v0 = load_part(m0 + i, n, full), v1 = zero();
@@ -115,6 +125,10 @@ bool update_segments(const UpdateArgs& k) {
       store_part(vw, w + i, n, full);
       store_part(v0, m0 + i, n, full);
       if constexpr (second) store_part(v1, m1 + i, n, full);
+      if (ema) {
+        const Vec e = load_part(ema + i, n, full);
+        store_part(hn::IfThenElse(hn::IsFinite(vw), averaged(constants.ema_share, e, vw), e), ema + i, n, full);
+      }
       if constexpr (!full.value) vw = hn::IfThenElseZero(hn::FirstN(F32(), n), vw);
       witness = hn::MulAdd(vw, zero(), witness);
     });
@@ -138,8 +152,6 @@ bool update_weights(const UpdateArgs& k) {
   return true;
 }
 
-// ema += (1-d) * (weights - ema): settles around the weights, where d*ema + (1-d)*weights in FP32 would settle beside
-// them, because d and 1-d, both rounded, do not add up to 1.
 void update_ema(const EmaArgs& k) {
   const Vec share = splat(static_cast<float>(1 - k.decay));
   for (const Segment& s : k.segments) {
@@ -147,7 +159,7 @@ void update_ema(const EmaArgs& k) {
     float* ema = reinterpret_cast<float*>(k.ema + s.offset);
     for_each_vector(s.count, [&](int64_t i, size_t n, auto full) HWY_ATTR {
       const Vec e = load_part(ema + i, n, full);
-      store_part(hn::MulAdd(share, hn::Sub(load_part(w + i, n, full), e), e), ema + i, n, full);
+      store_part(averaged(share, e, load_part(w + i, n, full)), ema + i, n, full);
     });
   }
 }
@@ -181,8 +193,10 @@ HWY_EXPORT(sum_squares);
 
 class Update : public Kernel {
  public:
-  Update(const char* base, Rule rule, const plan::Tensor* norm, double decay_mult, Segments segments, plan::Arena grads)
+  Update(const char* base, Rule rule, const plan::Tensor* norm, double decay_mult, bool averages, Segments segments,
+         plan::Arena grads)
       : rule_(rule),
+        averages_(averages),
         norm_(norm),
         decay_mult_(decay_mult),
         segments_(std::move(segments)),
@@ -197,12 +211,14 @@ class Update : public Kernel {
       factor = s.clip_norm / std::max(static_cast<double>(*ctx.ptr<const float>(norm_)), s.clip_norm);
     const bool sound = EFF_DISPATCH(update_weights)(
         {rule_, segments_.shard(shard), ctx.arena(plan::Arena::weights), ctx.arena(plan::Arena::moment0),
-         ctx.arena(plan::Arena::moment1), ctx.arena(grads_), ctx.scalars, s.weight_decay * decay_mult_, factor});
+         ctx.arena(plan::Arena::moment1), ctx.arena(grads_), averages_ ? ctx.arena(plan::Arena::ema) : nullptr,
+         ctx.scalars, s.weight_decay * decay_mult_, factor});
     if (!sound) ctx.mark_unsound();
   }
 
  private:
   Rule rule_;
+  bool averages_;
   const plan::Tensor* norm_;
   double decay_mult_;
   Segments segments_;
@@ -254,7 +270,7 @@ class GradNorm : public Kernel {
 
 bool is_f32(const plan::Tensor* t) { return t && t->dtype == plan::DType::f32 && t->elements() > 0; }
 
-StatusOr<KernelPtr> make_update(const plan::Op& op, const char* base, Rule rule, double decay_mult) {
+StatusOr<KernelPtr> make_update(const plan::Op& op, const char* base, Rule rule, double decay_mult, bool averages) {
   // The three optimizer ops have the same ports: norm, then a gradient for each updated parameter.
   const plan::Tensor* norm = op.in(op::optimizer_sgd::in_norm);
   const size_t first = op::optimizer_sgd::in_grad;
@@ -273,7 +289,7 @@ StatusOr<KernelPtr> make_update(const plan::Op& op, const char* base, Rule rule,
     segments.add(param->offset, grad->offset, param->elements());
   }
   segments.finish();
-  return KernelPtr(new Update(base, rule, norm, decay_mult, std::move(segments), any->arena));
+  return KernelPtr(new Update(base, rule, norm, decay_mult, averages, std::move(segments), any->arena));
 }
 
 }  // namespace
@@ -281,17 +297,18 @@ StatusOr<KernelPtr> make_update(const plan::Op& op, const char* base, Rule rule,
 StatusOr<KernelPtr> make_optimizer_sgd(const plan::Op& op) {
   using namespace op::optimizer_sgd;
   return make_update(op, "optimizer_sgd", op.attr(attr_nesterov) != 0 ? Rule::sgd_nesterov : Rule::sgd,
-                     op.attr(attr_decay_mult));
+                     op.attr(attr_decay_mult), op.attr(attr_ema) == 1);
 }
 
 StatusOr<KernelPtr> make_optimizer_rmsprop(const plan::Op& op) {
   using namespace op::optimizer_rmsprop;
   const Rule rule = op.attr(attr_tf_form) != 0 ? Rule::rmsprop_tf : Rule::rmsprop_torch;
-  return make_update(op, "optimizer_rmsprop", rule, op.attr(attr_decay_mult));
+  return make_update(op, "optimizer_rmsprop", rule, op.attr(attr_decay_mult), op.attr(attr_ema) == 1);
 }
 
 StatusOr<KernelPtr> make_optimizer_adamw(const plan::Op& op) {
-  return make_update(op, "optimizer_adamw", Rule::adamw, op.attr(op::optimizer_adamw::attr_decay_mult));
+  using namespace op::optimizer_adamw;
+  return make_update(op, "optimizer_adamw", Rule::adamw, op.attr(attr_decay_mult), op.attr(attr_ema) == 1);
 }
 
 StatusOr<KernelPtr> make_ema_update(const plan::Op& op) {

@@ -56,11 +56,12 @@ KernelPtr over_chunks(const char* name, const ChunkTable& table, Kernel::Record 
 
 float* floats(const Addresses& at, Arena arena) { return reinterpret_cast<float*>(at.arena(arena)); }
 
-KernelPtr update(const char* name, const Op& op, Rule rule, double decay_mult) {
+KernelPtr update(const char* name, const Op& op, Rule rule, double decay_mult, bool averages) {
   // The three optimizer ops have the same ports: norm, then a gradient for each updated parameter.
   const Tensor* norm = op.in(op::optimizer_sgd::in_norm);
+  const uint8_t done = kGranuleUpdated | kGranuleDecays | (averages ? kGranuleAveraged : 0);
   ChunkTable table;
-  for (const Tensor* parameter : op.updates) table.add(parameter, kGranuleUpdated | kGranuleDecays);
+  for (const Tensor* parameter : op.updates) table.add(parameter, done);
   const size_t count = table.count();
   return over_chunks(name, table, [=](const Addresses& at, std::vector<Launch>& launches) {
     const UpdateArgs args{ChunkTable::at(at.constants, count),
@@ -69,9 +70,9 @@ KernelPtr update(const char* name, const Op& op, Rule rule, double decay_mult) {
                           floats(at, Arena::moment0),
                           floats(at, Arena::moment1),
                           floats(at, Arena::grads),
-                          nullptr,
-                          nullptr,
-                          {},
+                          averages ? floats(at, Arena::ema) : nullptr,
+                          at.working_arenas[static_cast<int>(Arena::weights)],
+                          at.working_type,
                           at.scalars,
                           at.ptr<const float>(norm),
                           decay_mult,
@@ -86,17 +87,18 @@ KernelPtr update(const char* name, const Op& op, Rule rule, double decay_mult) {
 StatusOr<KernelPtr> make_optimizer_sgd(const Op& op) {
   using namespace op::optimizer_sgd;
   return update("optimizer_sgd", op, op.attr(attr_nesterov) == 1 ? Rule::sgd_nesterov : Rule::sgd,
-                op.attr(attr_decay_mult));
+                op.attr(attr_decay_mult), op.attr(attr_ema) == 1);
 }
 
 StatusOr<KernelPtr> make_optimizer_rmsprop(const Op& op) {
   using namespace op::optimizer_rmsprop;
   return update("optimizer_rmsprop", op, op.attr(attr_tf_form) == 1 ? Rule::rmsprop_tf : Rule::rmsprop_torch,
-                op.attr(attr_decay_mult));
+                op.attr(attr_decay_mult), op.attr(attr_ema) == 1);
 }
 
 StatusOr<KernelPtr> make_optimizer_adamw(const Op& op) {
-  return update("optimizer_adamw", op, Rule::adamw, op.attr(op::optimizer_adamw::attr_decay_mult));
+  using namespace op::optimizer_adamw;
+  return update("optimizer_adamw", op, Rule::adamw, op.attr(attr_decay_mult), op.attr(attr_ema) == 1);
 }
 
 StatusOr<KernelPtr> make_ema_update(const Op& op) {

@@ -31,17 +31,25 @@ function updateAll(inputs: readonly (RefTensor | null)[], ctx: RefContext, stepO
     const step = stepOf(param)
     const [w, g] = [at(ctx.updates, k).data, at(grads, k).data]
     for (let i = 0; i < w.length; i++) w[i] = step(i, w[i]!, g[i]! * scale)
+    if (ctx.node.attrs['ema'] === 1) average(ctx, param, w)
   })
   return []
 }
 
 const scalar = (ctx: RefContext, name: string): number => ctx.scalars[name] ?? 0
 
+function average(ctx: RefContext, t: Tensor, value: Float64Array): void {
+  const d = scalar(ctx, 'ema_decay')
+  const ema = ctx.state('ema', t)
+  for (let i = 0; i < ema.length; i++) ema[i] = d * ema[i]! + (1 - d) * value[i]!
+}
+
 /** torch: g += wd w; buf = m buf + g; w -= lr (nesterov ? g + m buf : buf). moment0 = buf, starting at 0. */
 export const optimizerSgd: OpDef = {
   name: 'optimizer_sgd',
   infer(inputs, attrs, hints) {
     expectFlag(attrs, 'nesterov')
+    expectFlag(attrs, 'ema')
     return inferUpdates(inputs, attrs, hints)
   },
   reference(inputs, attrs, _outputs, ctx) {
@@ -64,6 +72,7 @@ export const optimizerRmsprop: OpDef = {
   name: 'optimizer_rmsprop',
   infer(inputs, attrs, hints) {
     expectFlag(attrs, 'tf_form')
+    expectFlag(attrs, 'ema')
     return inferUpdates(inputs, attrs, hints)
   },
   reference(inputs, attrs, _outputs, ctx) {
@@ -85,7 +94,10 @@ export const optimizerRmsprop: OpDef = {
 /** torch: decoupled decay; beta1 = momentum, beta2 = alpha; bias corrections with `optimizer_step` (from 1). */
 export const optimizerAdamw: OpDef = {
   name: 'optimizer_adamw',
-  infer: inferUpdates,
+  infer(inputs, attrs, hints) {
+    expectFlag(attrs, 'ema')
+    return inferUpdates(inputs, attrs, hints)
+  },
   reference(inputs, attrs, _outputs, ctx) {
     const [lr, beta1, beta2, eps] = [scalar(ctx, 'lr'), scalar(ctx, 'momentum'), scalar(ctx, 'alpha'), scalar(ctx, 'eps')]
     const wd = scalar(ctx, 'weight_decay') * attr(attrs, 'decay_mult')
@@ -116,7 +128,7 @@ export const gradNorm: OpDef = {
   },
 }
 
-/** ema = decay * ema + (1 - decay) * value, for the parameters and buffers given. */
+/** ema = decay * ema + (1 - decay) * value, for the parameters and buffers given: those that no update with `ema` averages. */
 export const emaUpdate: OpDef = {
   name: 'ema_update',
   infer(inputs) {
@@ -125,10 +137,8 @@ export const emaUpdate: OpDef = {
     return []
   },
   reference(inputs, _attrs, _outputs, ctx) {
-    const d = scalar(ctx, 'ema_decay')
     ctx.node.inputs.forEach((t, k) => {
-      const [ema, value] = [ctx.state('ema', at([t], 0)), at(inputs, k).data]
-      for (let i = 0; i < ema.length; i++) ema[i] = d * ema[i]! + (1 - d) * value[i]!
+      average(ctx, at([t], 0), at(inputs, k).data)
     })
     return []
   },
