@@ -59,6 +59,24 @@ export interface DumpOp {
   ms: number
 }
 
+/** Of ops that have several kernels on this device, by what an op's choice depends on (shapes, types, attributes): its kernel's id. */
+export type KernelChoices = Record<string, string>
+
+/** How a binding chooses: kept choices first, then the fastest by measuring, else by a table. */
+export interface Tuning {
+  measure: boolean
+  choices: KernelChoices
+}
+
+/** What a binding has come to. */
+export interface TuningReport {
+  choices: KernelChoices
+  /** Of them, at this binding. */
+  measured: number
+  /** Kept ones that cannot be had here. */
+  refused: number
+}
+
 /** The first tensor of a step that holds NaN or infinity. */
 export interface NonFinite {
   /** 'weights': before the step; 'gradient': of the update that made such weights; else where in the step. */
@@ -265,8 +283,12 @@ export interface NativeBinding {
 
   /** The native verifier alone: allocates nothing, binds nothing (the null backend). */
   verifyPlan(plan: Uint8Array): { ops: number; tensors: number; arenaBytes: number[] }
-  /** Verifies the plan, binds kernels, allocates. Runs on an engine thread. */
-  bind(pool: PoolHandle, memory: MemoryHandle, plan: Uint8Array): Promise<ExecutableHandle>
+  /**
+   * Verifies the plan, binds kernels, allocates. Runs on an engine thread. With `tuning.measure` the memory's activations are written
+   * over; without `tuning` ops get what a table says.
+   */
+  bind(pool: PoolHandle, memory: MemoryHandle, plan: Uint8Array, tuning?: Tuning): Promise<ExecutableHandle>
+  tuning(executable: ExecutableHandle): TuningReport
   dump(executable: ExecutableHandle): DumpOp[]
   setProfiling(executable: ExecutableHandle, on: boolean): void
   /**

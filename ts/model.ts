@@ -46,7 +46,7 @@ const IMAGENET_CLASSES = 1000
 /** Last tensor of a classifier under the names of timm, torchvision and NVIDIA. */
 const CLASSIFIER_BIASES = ['classifier.bias', 'classifier.1.bias', 'classifier.fc.bias']
 
-const LOAD_KEYS = { device: true, precision: true, threads: true, ema: true } as const satisfies Record<
+const LOAD_KEYS = { device: true, precision: true, threads: true, deterministic: true, ema: true } as const satisfies Record<
   keyof LoadModelOptions,
   true
 >
@@ -60,6 +60,7 @@ const CREATE_KEYS = {
   precision: true,
   threads: true,
   seed: true,
+  deterministic: true,
 } as const satisfies Record<keyof CreateModelOptions, true>
 
 /** How `fit` changed what an image becomes before the network. */
@@ -349,6 +350,11 @@ export function checkTensorSizes(config: ModelConfig, most = constants.MAX_LENGT
   )
 }
 
+const sessionOptions = ({ threads, deterministic }: Pick<LoadModelOptions, 'threads' | 'deterministic'>) => ({
+  threads,
+  deterministic,
+})
+
 /** The session is closed again when what follows its creation fails. */
 async function withSession<T>(session: Session, work: (session: Session) => Promise<T>): Promise<T> {
   try {
@@ -391,7 +397,7 @@ export async function createModel(name: ModelName | (string & {}), options: Crea
     ...(imageSize === undefined ? {} : { imageSize }),
   })
   checkTensorSizes(config)
-  const session = await Session.create({ config, precision, threads: options.threads, device })
+  const session = await Session.create({ config, precision, device, ...sessionOptions(options) })
   return withSession(session, async () => {
     const source = await fillWeights(session, config, file, options.seed ?? 0)
     const names = classes ?? (file !== undefined && config.numClasses === IMAGENET_CLASSES ? imagenetLabels() : undefined)
@@ -449,7 +455,7 @@ export async function loadModel(dir: string, options: LoadModelOptions = {}): Pr
   if (options.ema && !hasEma) {
     throw new EffnetError('EFF_CKPT_MISSING', `${folder}: no moving average in this checkpoint`, { hint: 'load it without ema' })
   }
-  const session = await Session.create({ config: model.config, precision, threads: options.threads, device })
+  const session = await Session.create({ config: model.config, precision, device, ...sessionOptions(options) })
   return withSession(session, async () => {
     const total = session.slots.length
     const made = new Model(session, model.config, { kind: 'random', matched: 0, total }, model.classes ?? undefined)

@@ -14,7 +14,6 @@ const table = defineOptions({
   steps: { kind: 'int', value: 'N', min: 1, max: 9, help: 'steps' },
   resume: { kind: 'text', value: 'PATH', optional: true, help: 'go on' },
   out: { kind: 'text', value: 'DIR', help: 'folder' },
-  deterministic: { kind: 'flag', env: ['EFFNET_DETERMINISTIC'], help: 'same bits' },
   ...ENGINE,
 })
 

@@ -40,6 +40,7 @@ const options: ResolvedOptions = {
   maxSteps: null,
   maxTimeMs: null,
   seed: 7,
+  deterministic: false,
   valEvery: 1,
   logEvery: 10,
   checkpoint: { everyEpochs: 1, everySteps: 0, everyMinutes: 0, monitor: 'val/top1', mode: 'max' },

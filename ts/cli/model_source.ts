@@ -13,6 +13,7 @@ export interface EngineValues {
   precision: Precision | undefined
   device: string | undefined
   threads: number | undefined
+  deterministic: boolean
 }
 
 export interface WeightsValues extends EngineValues {
@@ -28,6 +29,7 @@ export const engineOptions = (o: EngineValues): LoadModelOptions & Pick<CreateMo
   device: (o.device ?? 'cpu') as Device,
   ...(o.precision === undefined ? {} : { precision: o.precision }),
   ...(o.threads === undefined ? {} : { threads: o.threads }),
+  ...(o.deterministic ? { deterministic: true } : {}),
 })
 
 function checkWords(o: WeightsValues): void {

@@ -117,6 +117,11 @@ export const ENGINE = defineOptions({
     shown: 'what this container may use',
     help: 'worker threads',
   },
+  deterministic: {
+    kind: 'flag',
+    env: ['EFFNET_DETERMINISTIC'],
+    help: 'GPUs: the same kernels each time, unmeasured',
+  },
 })
 
 export const OPTIMIZER = {

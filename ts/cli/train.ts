@@ -117,7 +117,6 @@ function trainerOptions(o: TrainValues, model: Model, outDir: string, config: Re
       maxSteps: o.maxSteps,
       maxTime: o.maxTime,
       seed: o.seed,
-      deterministic: o.deterministic ? (true as const) : undefined,
       logEvery: o.logEvery,
       checkpoint: o.checkpointEvery === undefined ? undefined : { everySteps: o.checkpointEvery },
       workers: o.workers,

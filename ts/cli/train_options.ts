@@ -50,7 +50,6 @@ export const TRAIN = defineOptions({
   clipNorm: { kind: 'number', value: 'X', min: 0, shown: 'off', help: 'largest norm of the gradient' },
   freeze: { kind: 'text', value: 'SEL', help: "'backbone' trains the classifier alone; or a glob over tensor names" },
   seed: { kind: 'int', value: 'S', min: 0, max: Number.MAX_SAFE_INTEGER, env: ['EFFNET_SEED'], shown: '0', help: 'seed' },
-  deterministic: { kind: 'flag', env: ['EFFNET_DETERMINISTIC'], help: 'same bits each time; always so on one machine' },
   valSplit: { kind: 'number', value: 'X', min: 0, above: true, max: 0.999, help: 'share held out where there is no val/' },
   maxSteps: { kind: 'int', value: 'N', min: 1, help: 'end after so many steps' },
   maxTime: { kind: 'text', value: 'T', help: '12h, 90m: checkpoint and exit 75 when used up' },

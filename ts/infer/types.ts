@@ -31,12 +31,19 @@ export interface CreateModelOptions {
   threads?: number
   /** Of the random initialisation; default 0. */
   seed?: number
+  /**
+   * On a GPU ops get the kernels that are fastest there, which are measured once; true: those of a fixed table, so that every run
+   * gives the same bits with the same GPU and libraries. CPUs always do. Default false.
+   */
+  deterministic?: boolean
 }
 
 export interface LoadModelOptions {
   device?: Device
   precision?: PrecisionInput
   threads?: number
+  /** As of `createModel`. */
+  deterministic?: boolean
   /** The moving average instead of the raw weights; EFF_CKPT_MISSING where the checkpoint has none. Default false. */
   ema?: boolean
 }

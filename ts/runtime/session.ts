@@ -29,6 +29,7 @@ import { checkCpuPrecision, FORMATS, type NumberFormat, type SessionPrecision } 
 import { availableMemory } from './memory_limit.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
 import { packScalars, type StepScalars } from './scalars.js'
+import { KernelTuning } from './tuning.js'
 import { type WeightSlot, type WeightsLayout, weightsLayout } from './weights_layout.js'
 
 export type { SessionPrecision }
@@ -40,6 +41,8 @@ export interface SessionOptions {
   threads?: number | undefined
   /** Default `cpu`. */
   device?: string | undefined
+  /** Kernels by a table, so that results do not depend on what is fast here and now. Default false; CPUs are always so. */
+  deterministic?: boolean | undefined
 }
 
 export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'optimizer' | 'target'> {
@@ -106,6 +109,16 @@ function changeMemory<T>(memory: MemoryHandle, change: () => Promise<T>): Promis
   return turn
 }
 
+interface BindingSite {
+  pool: PoolHandle
+  threads: number
+  format: NumberFormat
+  available(): Promise<number>
+  /** Of a GPU. */
+  tuning: KernelTuning | undefined
+  deterministic: boolean
+}
+
 /** A graph compiled for a session: the plan's bytes, the native executable, and where its outputs lie. */
 class Compiled {
   private executable: ExecutableHandle | undefined
@@ -121,12 +134,7 @@ class Compiled {
   }
 
   static async create(
-    {
-      pool,
-      threads,
-      format,
-      available,
-    }: { pool: PoolHandle; threads: number; format: NumberFormat; available(): Promise<number> },
+    { pool, threads, format, available, tuning, deterministic }: BindingSite,
     memory: MemoryHandle,
     { graph, region }: { graph: Graph; region: ImageRegion | null },
     request: MemoryRequest,
@@ -145,7 +153,10 @@ class Compiled {
         await native.ensureArena(memory, arena, size)
         held[arena] = size
       }
-      return native.bind(pool, memory, bytes)
+      if (!tuning) return native.bind(pool, memory, bytes)
+      const bound = await native.bind(pool, memory, bytes, await tuning.request(hash, deterministic))
+      await tuning.settle(hash, native.tuning(bound))
+      return bound
     })
     return new Compiled(executable, graph, plan, hash, arenaBytes)
   }
@@ -336,6 +347,10 @@ export class Session implements AsyncDisposable {
     readonly device: string,
     private readonly deviceHandle: DeviceHandle,
     readonly layout: WeightsLayout,
+    /** Of a GPU: which kernels its ops get. */
+    readonly tuning: KernelTuning | undefined,
+    /** Plans that are bound from now on get their kernels by a table. */
+    public deterministic: boolean,
   ) {
     const sizes = new Array<number>(ARENA_COUNT).fill(0)
     sizes[ARENA.weights] = layout.bytes
@@ -351,7 +366,7 @@ export class Session implements AsyncDisposable {
 
   /**
    * Starts threads and allocates the weights (zero until written).
-   * @throws EFF_BACKEND_MISSING (the addon, or the device), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (see `checkCpuPrecision`), EFF_OOM
+   * @throws EFF_BACKEND_MISSING (the addon, or the device), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (see `checkCpuPrecision`), EFF_OOM, EFF_CONFIG_VALUE (EFFNET_CUDA_TUNE)
    */
   static async create(options: SessionOptions): Promise<Session> {
     const { config, precision } = options
@@ -363,7 +378,9 @@ export class Session implements AsyncDisposable {
     }
     const handle = await openDevice(device)
     const threads = device === 'cpu' ? (options.threads ?? cpu.cpus) : 1
-    return new Session(config, precision, threads, device, handle, weightsLayout(modelParams(config)))
+    const tuning = device === 'cpu' ? undefined : await KernelTuning.open(device)
+    const layout = weightsLayout(modelParams(config))
+    return new Session(config, precision, threads, device, handle, layout, tuning, options.deterministic ?? false)
   }
 
   /** Whether inputs are taken ahead. */
@@ -399,6 +416,11 @@ export class Session implements AsyncDisposable {
     return this.device === 'cpu' ? { device: 'cpu', isa: binding().cpuInfo().isa } : { device: 'cuda' }
   }
 
+  private site(pool: PoolHandle): BindingSite {
+    const { threads, format, tuning, deterministic } = this
+    return { pool, threads, format, tuning, deterministic, available: () => this.availableBytes() }
+  }
+
   private openPool(): PoolHandle {
     if (!this.pool) throw new EffnetError('EFF_CLOSED', 'the model has been closed')
     return this.pool
@@ -413,7 +435,7 @@ export class Session implements AsyncDisposable {
     const graph = await inTurns(trainProgram.parts(this.config, { ...options, clip, dtype, target: this.target }))
     const { name } = options.optimizer
     const compiled = await Compiled.create(
-      { pool, threads: this.threads, format: this.format, available: () => this.availableBytes() },
+      this.site(pool),
       this.memory,
       { graph, region: null },
       {
@@ -435,7 +457,7 @@ export class Session implements AsyncDisposable {
       evalProgram.parts(this.config, { ...options, dtype: this.format.dtype, target: this.target }),
     )
     const compiled = await Compiled.create(
-      { pool, threads: this.threads, format: this.format, available: () => this.availableBytes() },
+      this.site(pool),
       this.memory,
       { graph, region },
       {

@@ -8,6 +8,7 @@ import { binding, type LossScale } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import type { ModelConfig } from '../nn/index.js'
 import type { Session } from '../runtime/session.js'
+import type { KernelState } from '../runtime/tuning.js'
 import { packageVersion } from '../version.js'
 import {
   CHECKPOINT_VERSION,
@@ -65,6 +66,8 @@ export interface TrainState {
   frozen: readonly string[]
   data: { images: number; sha256: string; classes: readonly string[] }
   machine: MachineState
+  /** The kernels that a GPU's ops had, where they were measured. */
+  kernels?: KernelState | null
   elapsedMs: number
   trainedMs: number
   trainedImages: number

@@ -343,6 +343,11 @@ export class FitRun implements TrainerContext, ValidationHost {
     const o = this.options
     const { session, plans } = this.model
     const frozen = new Set(this.model.frozen)
+    session.deterministic = o.deterministic
+    if (session.tuning) {
+      session.tuning.onWarning = (...w) => this.warn(...w)
+      if (!o.deterministic) session.tuning.resume(resume?.state.kernels)
+    }
     await plans.exclusive(async () => {
       this.plan = await session.trainPlan({
         batchSize: o.batchSize,
@@ -685,6 +690,7 @@ export class FitRun implements TrainerContext, ValidationHost {
         frozen: this.model.frozen,
         data: data!,
         machine: machineState(),
+        kernels: this.model.session.tuning?.state ?? null,
         result,
       },
       best,
@@ -757,6 +763,8 @@ export class FitRun implements TrainerContext, ValidationHost {
     this.evaluator?.close()
     this.plan?.close()
     this.plan = undefined
+    const { tuning } = this.model.session
+    if (tuning) tuning.onWarning = undefined
     await this.quietly('onTeardown', () => this.callbacks.call('onTeardown', this))
     await this.lock?.release()
   }

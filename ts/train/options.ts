@@ -105,7 +105,7 @@ const schema = z.strictObject({
   maxSteps: countFrom1.optional(),
   maxTime: z.union([z.string(), z.number()]).optional(),
   seed: z.number().int().gte(0).lte(MAX_SEED).optional(),
-  deterministic: z.literal(true).optional(),
+  deterministic: z.boolean().optional(),
   valEvery: count.optional(),
   logEvery: countFrom1.optional(),
   checkpoint: z
@@ -223,6 +223,7 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
     maxSteps: options.maxSteps ?? null,
     maxTimeMs: options.maxTime === undefined ? null : durationMs(options.maxTime, 'maxTime'),
     seed: options.seed ?? 0,
+    deterministic: options.deterministic ?? model.session?.deterministic ?? false,
     valEvery: options.valEvery ?? 1,
     logEvery: options.logEvery ?? 50,
     checkpoint: {

@@ -117,8 +117,11 @@ export interface TrainerOptions {
   /** Milliseconds, '12h', '90m', '30s' or 'DD:HH:MM:SS'; when used up: checkpoint, status 'interrupted'. */
   maxTime?: number | string
   seed?: number
-  /** Results are always deterministic on one machine; accepted so that a configuration can state it. */
-  deterministic?: true
+  /**
+   * As of `createModel`; counts for what the model binds from then on. Without it a run on a GPU keeps the kernels that it began
+   * with in its checkpoints, so that going on gives the bits of an uninterrupted run.
+   */
+  deterministic?: boolean
   /** Epochs between validations; default 1, 0 = only at the end. */
   valEvery?: number
   /** Steps between lines of steps.jsonl; default: 400 lines a run, every 50 steps at most. */
@@ -171,6 +174,7 @@ export interface ResolvedOptions {
   maxSteps: number | null
   maxTimeMs: number | null
   seed: number
+  deterministic: boolean
   valEvery: number
   logEvery: number
   checkpoint: Required<CheckpointOptions>

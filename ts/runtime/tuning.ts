@@ -1,0 +1,194 @@
+/**
+ * Which kernels a GPU's ops get where there are several. What was measured is kept on disk, a file for each machine and plan, and in
+ * checkpoints, so that a run that goes on computes the same bits.
+ */
+import { createHash } from 'node:crypto'
+import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import os from 'node:os'
+import path from 'node:path'
+import { binding, type KernelChoices, type Tuning, type TuningReport } from '../binding.js'
+import { EffnetError } from '../errors.js'
+import { packageVersion } from '../version.js'
+
+const FORMAT = 'effnet-kernels'
+/** Those that have kernels for ops. */
+const KERNEL_LIBRARIES: ReadonlySet<string> = new Set(['cuBLASLt', 'cuDNN'])
+
+/** With an equal one a choice means the same kernel. */
+export interface TuningMachine {
+  package: string
+  gpu: string
+  computeCapability: number
+  /** Newest CUDA that it knows. */
+  driver: number
+  /** Versions by name, of those that are there. */
+  libraries: Record<string, string>
+}
+
+/** As a checkpoint has it. */
+export interface KernelState {
+  machine: TuningMachine
+  choices: KernelChoices
+}
+
+export type Warn = (code: string, message: string) => void
+
+/** By EFFNET_CUDA_TUNE. `table`: no measuring, and nothing that is kept counts. `again`: what is kept does not count, and is replaced. */
+type Mode = 'table' | 'measure' | 'again'
+
+const MODES: Readonly<Record<string, Mode>> = { '': 'measure', '0': 'table', '1': 'measure', again: 'again' }
+
+/** @throws EFF_CONFIG_VALUE */
+function modeOf(value = ''): Mode {
+  const mode = Object.hasOwn(MODES, value) ? MODES[value] : undefined
+  if (mode) return mode
+  throw new EffnetError('EFF_CONFIG_VALUE', `EFFNET_CUDA_TUNE=${value}: there are 0, 1 and again`, {
+    hint: '0 takes kernels by a table, again measures what was measured before',
+  })
+}
+
+/** Where the package keeps what can be made again: EFFNET_CACHE_DIR, else `effnet-native` in XDG_CACHE_HOME or ~/.cache. */
+export function cacheFolder(env: NodeJS.ProcessEnv = process.env): string {
+  const { EFFNET_CACHE_DIR: own, XDG_CACHE_HOME: xdg } = env
+  return own
+    ? path.resolve(own)
+    : path.join(xdg && path.isAbsolute(xdg) ? xdg : path.join(os.homedir(), '.cache'), 'effnet-native')
+}
+
+const isChoices = (value: unknown): value is KernelChoices =>
+  typeof value === 'object' && value !== null && Object.values(value).every((choice) => typeof choice === 'string')
+
+const sameMachine = (a: TuningMachine, b: TuningMachine): boolean => JSON.stringify(a) === JSON.stringify(b)
+
+/** By name, those of `libraries` too. */
+const leaves = ({ libraries, ...rest }: TuningMachine): Record<string, string> =>
+  Object.fromEntries(Object.entries({ ...rest, ...libraries }).map(([key, value]) => [key, String(value)]))
+
+async function machineOf(device: string): Promise<TuningMachine> {
+  const { driverVersion, gpus, libraries } = await binding().cudaInfo()
+  const gpu = gpus[Number(device.split(':')[1] ?? 0)]
+  const found = libraries
+    .filter((library) => library.version !== '' && KERNEL_LIBRARIES.has(library.name))
+    .map(({ name, version }) => [name, version] as const)
+  return {
+    package: packageVersion(),
+    gpu: gpu?.name ?? '',
+    computeCapability: gpu?.computeCapability ?? 0,
+    driver: driverVersion,
+    libraries: Object.fromEntries(found.sort(([a], [b]) => a.localeCompare(b))),
+  }
+}
+
+/** The choices of one model on a GPU. */
+export class KernelTuning {
+  /** Who hears of what could not be kept or used; without, the process's warnings have it. */
+  onWarning: Warn | undefined
+  /** Of a checkpoint. */
+  private resumed: KernelChoices = {}
+  /** In force in some plan. */
+  private chosen: KernelChoices = {}
+  private warned = false
+
+  private constructor(
+    readonly machine: TuningMachine,
+    private readonly mode: Mode,
+  ) {}
+
+  /** For "cuda:N". @throws EFF_CONFIG_VALUE for an EFFNET_CUDA_TUNE that there is not */
+  static async open(device: string): Promise<KernelTuning> {
+    const mode = modeOf(process.env['EFFNET_CUDA_TUNE'])
+    return new KernelTuning(await machineOf(device), mode)
+  }
+
+  /** For a checkpoint; null where no op has been measured. */
+  get state(): KernelState | null {
+    return Object.keys(this.chosen).length > 0 ? { machine: this.machine, choices: this.chosen } : null
+  }
+
+  /** What a checkpoint's run had: plans that are bound from now on have it too. */
+  resume(state: KernelState | null | undefined): void {
+    if (!state || this.mode !== 'measure' || !isChoices(state.choices)) return
+    if (sameMachine(state.machine, this.machine)) {
+      this.resumed = state.choices
+      return
+    }
+    const then = leaves(state.machine)
+    const others = Object.entries(leaves(this.machine)).filter(([key, value]) => then[key] !== value)
+    const list = others.map(([key, value]) => `${key} was ${then[key] ?? 'absent'} and is ${value}`)
+    this.tell(
+      'resume-kernels',
+      `${list.join(', ') || 'libraries changed'}: the run's kernels are measured again; results will not be bit-identical to an uninterrupted run`,
+    )
+  }
+
+  /** How the plan of that hash is to be bound. `table`: as for a run that must not depend on what is measured. */
+  async request(planHash: string, table: boolean): Promise<Tuning> {
+    if (table || this.mode === 'table') return { measure: false, choices: {} }
+    if (this.mode === 'again') return { measure: true, choices: this.chosen }
+    return { measure: true, choices: { ...(await this.read(planHash)), ...this.chosen, ...this.resumed } }
+  }
+
+  /** What came of it. */
+  async settle(planHash: string, { choices, measured, refused }: TuningReport): Promise<void> {
+    if (refused > 0) {
+      this.tell('kernels', `${refused} kernels that were kept cannot be had here now: others were measured and taken`)
+    }
+    this.chosen = { ...this.chosen, ...choices }
+    if (measured > 0) await this.write(planHash, choices)
+  }
+
+  private file(planHash: string): string {
+    const key = createHash('sha256').update(JSON.stringify(this.machine)).update(planHash).digest('hex')
+    return path.join(cacheFolder(), 'kernels', `${key.slice(0, 32)}.json`)
+  }
+
+  private async read(planHash: string): Promise<KernelChoices> {
+    const file = this.file(planHash)
+    let why: string
+    try {
+      const kept = JSON.parse(await readFile(file, 'utf8')) as {
+        format: unknown
+        machine: TuningMachine
+        plan: unknown
+        choices: unknown
+      }
+      const whole = kept.format === FORMAT && kept.plan === planHash && sameMachine(kept.machine, this.machine)
+      if (whole && isChoices(kept.choices)) return kept.choices
+      why = 'it is not what was written'
+    } catch (cause) {
+      const { code, message } = cause as NodeJS.ErrnoException
+      if (code === 'ENOENT' || code === 'ENOTDIR') return {}
+      why = message
+    }
+    this.warnOnce(`${file}: damaged (${why}); kernels are measured again`)
+    return {}
+  }
+
+  private async write(planHash: string, choices: KernelChoices): Promise<void> {
+    const file = this.file(planHash)
+    const temporary = `${file}.${process.pid}.${Math.random().toString(36).slice(2)}`
+    try {
+      await mkdir(path.dirname(file), { recursive: true })
+      await writeFile(
+        temporary,
+        `${JSON.stringify({ format: FORMAT, machine: this.machine, plan: planHash, choices }, null, 2)}\n`,
+      )
+      await rename(temporary, file)
+    } catch (cause) {
+      await rm(temporary, { force: true }).catch(() => undefined)
+      this.warnOnce(
+        `${file}: not written (${(cause as Error).message}); the next start measures kernels again. EFFNET_CACHE_DIR names another folder`,
+      )
+    }
+  }
+
+  private tell(code: string, message: string): void {
+    if (this.onWarning) this.onWarning(code, message)
+    else process.emitWarning(message, { type: 'EffnetWarning', code })
+  }
+
+  private warnOnce(message: string): void {
+    if (!this.warned) this.tell('kernel-cache', message)
+    this.warned = true
+  }
+}
