@@ -210,7 +210,8 @@ export interface CudaInfo {
   driverPath: string
   /** Newest CUDA that the driver knows, e.g. 13000; 0 without a driver. */
   driverVersion: number
-  gpus: { name: string; computeCapability: number; memoryBytes: number }[]
+  /** `problem`: why one cannot be used; "": it can. */
+  gpus: { name: string; computeCapability: number; memoryBytes: number; problem: string }[]
   /** NVIDIA's libraries, each optional; none without the backend. */
   libraries: CudaLibrary[]
 }
@@ -226,9 +227,9 @@ export interface CudaLibrary {
   mend: string
 }
 
-/** What all threads of a machine reach at once, per second. */
+/** What all of a machine reaches at once, per second; 0: not measured. */
 export interface Peaks {
-  /** A multiply-add counts 2. */
+  /** A multiply-add counts 2. Of a GPU nothing is measured. */
   fp32Flops: number
   /** Of dot products summed in FP32; 0 where the CPU has neither AVX512_BF16 nor AMX. */
   bf16Flops: number
@@ -242,8 +243,8 @@ export interface NativeBinding {
   /** Native bytes held now, by kind; leak tests compare these exactly. */
   memoryUsage(): { arenas: number; kernels: number; batches: number; handles: number }
 
-  /** Measures the machine for about half a second, on threads of its own. */
-  measurePeaks(threads: number): Promise<Peaks>
+  /** Measures a device, else the CPU, for about half a second, on threads of its own. */
+  measurePeaks(threads: number, device?: DeviceHandle): Promise<Peaks>
 
   /**
    * Elements [begin, end) of `into`, at once, in 2 to 5 ns each; `begin` is a multiple of 4. A value depends on seed, stream (32
@@ -257,12 +258,17 @@ export interface NativeBinding {
 
   /** "cpu", "cuda" or "cuda:N". @throws EFF_BACKEND_MISSING (message: what is missing and the mend) */
   openDevice(device: string): Promise<DeviceHandle>
-  /** @throws EFF_INTERNAL after a device fault */
-  deviceInfo(device: DeviceHandle): { name: string; availableBytes: number }
+  /** @throws EFF_GPU_FAULT after one */
+  deviceInfo(device: DeviceHandle): { name: string; availableBytes: number; totalBytes: number }
   cudaInfo(): Promise<CudaInfo>
 
-  /** Arenas on a device; without one on the CPU. Plans bound to them run there. @throws EFF_OOM */
-  createMemory(arenaBytes: readonly number[], device?: DeviceHandle): MemoryHandle
+  /**
+   * Arenas on a device; without one on the CPU. Plans bound to them run there. `limit`: bytes that they, and on a GPU the plans, may
+   * take. @throws EFF_OOM
+   */
+  createMemory(arenaBytes: readonly number[], device?: DeviceHandle, limit?: number): MemoryHandle
+  /** Bytes; the limit may be infinite. */
+  memoryBudget(memory: MemoryHandle): { limit: number; used: number }
   /**
    * Grows an arena to `bytes` if it is smaller, keeping its contents (but not the activations'). This, `copyArena` and `swapArenas`
    * work off the event loop, after the snapshots of a save; a step that is asked for meanwhile waits.
@@ -351,6 +357,15 @@ export interface NativeBinding {
 
 let loaded: NativeBinding | undefined
 
+/** Of an error that native code found, where that code does not know how it was called. */
+function nativeError(code: string, message: string): EffnetError {
+  if (code !== 'EFF_GPU_FAULT') return new EffnetError(code as ErrorCode, message)
+  const hint = message.startsWith('op ')
+    ? 'the same op every time: a bug of its kernel, report it; another one each time: look at the GPU (nvidia-smi -q -d ECC, dmesg)'
+    : 'go on from the last checkpoint in another process; with EFFNET_CUDA_SYNC=1 that one waits for every op and names the one at fault'
+  return new EffnetError(code, message, { hint })
+}
+
 /** Loads the addon once. Throws EFF_BACKEND_MISSING with every path tried and the mend. */
 export function binding(): NativeBinding {
   if (loaded) return loaded
@@ -369,7 +384,7 @@ export function binding(): NativeBinding {
     }
     try {
       const native = require(file) as NativeBinding & { setErrorFactory(f: (code: string, message: string) => Error): void }
-      native.setErrorFactory((code, message) => new EffnetError(code as ErrorCode, message))
+      native.setErrorFactory(nativeError)
       loaded = native
       return native
     } catch (cause) {

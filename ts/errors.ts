@@ -20,6 +20,7 @@ export type ErrorCode =
   | 'EFF_CKPT_MISSING'
   | 'EFF_RUN_EXISTS'
   | 'EFF_BACKEND_MISSING'
+  | 'EFF_GPU_FAULT'
   | 'EFF_CPU_UNSUPPORTED'
   | 'EFF_PRECISION'
   | 'EFF_OOM'

@@ -46,10 +46,14 @@ const IMAGENET_CLASSES = 1000
 /** Last tensor of a classifier under the names of timm, torchvision and NVIDIA. */
 const CLASSIFIER_BIASES = ['classifier.bias', 'classifier.1.bias', 'classifier.fc.bias']
 
-const LOAD_KEYS = { device: true, precision: true, threads: true, deterministic: true, ema: true } as const satisfies Record<
-  keyof LoadModelOptions,
-  true
->
+const LOAD_KEYS = {
+  device: true,
+  precision: true,
+  threads: true,
+  memoryLimit: true,
+  deterministic: true,
+  ema: true,
+} as const satisfies Record<keyof LoadModelOptions, true>
 const CREATE_KEYS = {
   pretrained: true,
   numClasses: true,
@@ -59,6 +63,7 @@ const CREATE_KEYS = {
   device: true,
   precision: true,
   threads: true,
+  memoryLimit: true,
   seed: true,
   deterministic: true,
 } as const satisfies Record<keyof CreateModelOptions, true>
@@ -350,10 +355,11 @@ export function checkTensorSizes(config: ModelConfig, most = constants.MAX_LENGT
   )
 }
 
-const sessionOptions = ({ threads, deterministic }: Pick<LoadModelOptions, 'threads' | 'deterministic'>) => ({
+const sessionOptions = ({
   threads,
+  memoryLimit,
   deterministic,
-})
+}: Pick<LoadModelOptions, 'threads' | 'memoryLimit' | 'deterministic'>) => ({ threads, memoryLimit, deterministic })
 
 /** The session is closed again when what follows its creation fails. */
 async function withSession<T>(session: Session, work: (session: Session) => Promise<T>): Promise<T> {

@@ -12,6 +12,7 @@
 
 #include "core/device_images.h"
 #include "core/memory.h"
+#include "core/peaks.h"
 #include "core/step_scalars.h"
 #include "core/thread_pool.h"
 #include "plan/plan.h"
@@ -100,11 +101,17 @@ class Backend {
   virtual std::string name() const = 0;
   // What arenas could have of the machine's memory now; where that is the host's, all of it.
   virtual StatusOr<uint64_t> available_bytes() const = 0;
+  // Of the machine, whether free or not.
+  virtual uint64_t total_bytes() const = 0;
+  // Takes about half a second, inside a task of `pool`.
+  virtual StatusOr<Peaks> measure_peaks(ThreadPool& pool) = 0;
   // Makes batches where steps read them. Code::backend_missing where this machine cannot, with what is missing.
   virtual StatusOr<std::unique_ptr<DeviceImages>> create_images(const DeviceImages::Options& options) {
     return error(Code::backend_missing, "images are decoded on a GPU only where plans run on one");
   }
-  virtual StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) = 0;
+  // `limit`: what the memory and the executables over it may take together, bytes.
+  virtual StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount],
+                                                          uint64_t limit) = 0;
   // Verifies the plan and binds every op to a kernel. `memory` is of this backend; measuring kernels leaves its arenas
   // as they are but for the activations. Run inside a task of `pool`.
   virtual StatusOr<std::shared_ptr<Executable>> bind(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Memory> memory,

@@ -72,9 +72,22 @@ StatusOr<Block> Block::allocate(uint64_t bytes, Kind kind) {
   return block;
 }
 
-StatusOr<std::shared_ptr<HostMemory>> HostMemory::create(const uint64_t (&arena_bytes)[plan::kArenaCount]) {
-  auto memory = std::make_shared<HostMemory>();
+Status Budget::take(uint64_t bytes) {
+  uint64_t used = used_.load();
+  do {
+    if (bytes > limit_ - used)
+      return error(Code::oom, "%.1f MiB were needed; the limit of %.1f MiB leaves %.1f MiB",
+                   static_cast<double>(bytes) / (1 << 20), static_cast<double>(limit_) / (1 << 20),
+                   static_cast<double>(limit_ - used) / (1 << 20));
+  } while (!used_.compare_exchange_weak(used, used + bytes));
+  return ok_status();
+}
+
+StatusOr<std::shared_ptr<HostMemory>> HostMemory::create(const uint64_t (&arena_bytes)[plan::kArenaCount],
+                                                         uint64_t limit) {
+  auto memory = std::make_shared<HostMemory>(limit);
   for (int i = 0; i < plan::kArenaCount; ++i) {
+    EFF_RETURN_IF_ERROR(memory->budget()->take(arena_bytes[i]));
     auto block = Block::allocate(arena_bytes[i], Block::Kind::arena);
     if (!block.ok()) return block.status();
     memory->blocks_[i] = std::move(block.value());
@@ -86,9 +99,11 @@ Status HostMemory::ensure(plan::Arena a, uint64_t bytes) {
   Block& block = blocks_[static_cast<int>(a)];
   if (bytes <= block.bytes()) return ok_status();
   const uint64_t before = block.bytes();
+  EFF_RETURN_IF_ERROR(budget()->take(bytes - before));
   if (a == plan::Arena::activations) block = Block();  // freed first, so that the peak is not the sum
   auto grown = Block::allocate(bytes, Block::Kind::arena);
   if (!grown.ok()) {
+    budget()->give_back(bytes - before);
     // Plans bound earlier still run in what there was.
     if (block.bytes() < before)
       if (auto again = Block::allocate(before, Block::Kind::arena); again.ok()) block = std::move(again.value());

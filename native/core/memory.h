@@ -49,9 +49,29 @@ class Block {
 // Bytes held by live blocks of a kind, process-wide. Leak tests compare it exactly.
 uint64_t native_bytes(Block::Kind kind);
 
+// How much of a machine's memory a model may take, and has.
+class Budget {
+ public:
+  static constexpr uint64_t kNoLimit = UINT64_MAX;
+
+  explicit Budget(uint64_t limit = kNoLimit) : limit_(limit) {}
+  // Code::oom, and nothing is taken, where the limit leaves less.
+  Status take(uint64_t bytes);
+  void give_back(uint64_t bytes) { used_ -= bytes; }
+  uint64_t limit() const { return limit_; }
+  uint64_t used() const { return used_; }
+
+ private:
+  const uint64_t limit_;
+  std::atomic<uint64_t> used_{0};
+};
+
 class Memory {
  public:
+  explicit Memory(uint64_t limit = Budget::kNoLimit) : budget_(std::make_shared<Budget>(limit)) {}
   virtual ~Memory() = default;
+  // Of the CPU: of the arenas.
+  const std::shared_ptr<Budget>& budget() const { return budget_; }
 
   virtual uint64_t bytes(plan::Arena a) const = 0;
   // Grows an arena to `bytes` if it is smaller, keeping its contents (new bytes are zero). Activations are undefined
@@ -102,6 +122,7 @@ class Memory {
   LossScale loss_scale_;
 
  private:
+  std::shared_ptr<Budget> budget_;
   std::mutex pin_mutex_;
   std::condition_variable unpinned_;
   int pins_ = 0, changes_ = 0;
@@ -110,7 +131,9 @@ class Memory {
 // Arenas in the main memory of the machine, where the CPU computes.
 class HostMemory final : public Memory {
  public:
-  static StatusOr<std::shared_ptr<HostMemory>> create(const uint64_t (&arena_bytes)[plan::kArenaCount]);
+  using Memory::Memory;
+  static StatusOr<std::shared_ptr<HostMemory>> create(const uint64_t (&arena_bytes)[plan::kArenaCount],
+                                                      uint64_t limit = Budget::kNoLimit);
 
   std::byte* arena(plan::Arena a) const { return blocks_[static_cast<int>(a)].data(); }
   uint64_t bytes(plan::Arena a) const override { return blocks_[static_cast<int>(a)].bytes(); }

@@ -21,6 +21,7 @@ enum class Code : int {
   io,                // EFF_IO: a file could not be read or written (message has errno)
   no_space,          // EFF_CKPT_NO_SPACE
   backend_missing,   // EFF_BACKEND_MISSING
+  gpu_fault,         // EFF_GPU_FAULT: the GPU is lost to this process
   aborted,           // EFF_ABORTED
   closed,            // EFF_CLOSED: used after close()
   nan,               // EFF_NAN

@@ -8,6 +8,7 @@
 
 #include "cpu/cpu_info.h"
 #include "cpu/kernels/dispatch.h"
+#include "cpu/probe.h"
 #include "plan/op_ports.h"
 #include "plan/op_traits.h"
 
@@ -345,8 +346,11 @@ class CpuBackend final : public Backend {
  public:
   std::string name() const override { return cpu_info().model; }
   StatusOr<uint64_t> available_bytes() const override { return cpu_info().memory_bytes; }
-  StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) override {
-    auto memory = HostMemory::create(arena_bytes);
+  uint64_t total_bytes() const override { return cpu_info().memory_bytes; }
+  StatusOr<Peaks> measure_peaks(ThreadPool& pool) override { return cpu::measure_peaks(pool); }
+  StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount],
+                                                  uint64_t limit) override {
+    auto memory = HostMemory::create(arena_bytes, limit);
     if (!memory.ok()) return memory.status();
     return std::shared_ptr<Memory>(std::move(memory.value()));
   }

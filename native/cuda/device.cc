@@ -1,5 +1,9 @@
 #include "cuda/device.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <sstream>
+
 #include "cuda/images.h"
 
 namespace effnet::cuda {
@@ -7,7 +11,39 @@ namespace {
 
 constexpr int kOldestCapability = 80;
 
+// "90a" runs on 9.0 alone, "80" on 8.x, "80-ptx" on all from 8.0 on.
+bool runs_on(const std::string& architecture, int capability) {
+  const int built = std::atoi(architecture.c_str());
+  if (architecture.ends_with("-ptx")) return capability >= built;
+  if (architecture.ends_with("a")) return capability == built;
+  return capability / 10 == built / 10 && capability >= built;
+}
+
+// A stream and two events, given back.
+struct Scope {
+  explicit Scope(const Driver& d) : driver(d) {}
+  ~Scope() {
+    if (stream) driver.cuStreamSynchronize(stream);
+    for (const CUevent event : events)
+      if (event) driver.cuEventDestroy(event);
+    if (stream) driver.cuStreamDestroy(stream);
+  }
+  const Driver& driver;
+  CUstream stream = nullptr;
+  CUevent events[2] = {};
+};
+
 }  // namespace
+
+std::string unusable_gpu(const std::string& name, int capability, const std::string& architectures) {
+  const std::string version = std::to_string(capability / 10) + "." + std::to_string(capability % 10);
+  if (capability < kOldestCapability)
+    return name + " has compute capability " + version + "; 8.0 (Ampere) or later is needed";
+  std::stringstream list(architectures);
+  for (std::string each; std::getline(list, each, ';');)
+    if (runs_on(each, capability)) return "";
+  return "this build has no kernels for " + name + " (compute capability " + version + ")";
+}
 
 StatusOr<std::shared_ptr<Device>> Device::open(int ordinal) {
   std::shared_ptr<Device> device(new Device());
@@ -45,9 +81,7 @@ Status Device::start(int ordinal) {
   auto properties = Device::properties(*driver_, ordinal);
   if (!properties.ok()) return properties.status();
   properties_ = properties.value();
-  if (properties_.capability < kOldestCapability)
-    return error(Code::backend_missing, "%s has compute capability %d.%d; 8.0 (Ampere) or later is needed",
-                 properties_.name.c_str(), properties_.capability / 10, properties_.capability % 10);
+  if (properties_.capability < kOldestCapability) return unusable();
   providers_ = std::make_unique<Providers>(properties_.capability);
   EFF_CUDA(*driver_, cuDevicePrimaryCtxRetain, &context_, properties_.handle);
   retained_ = true;
@@ -68,13 +102,15 @@ Status Device::enter() const {
   return ok_status();
 }
 
+Status Device::unusable() const {
+  return Status(Code::backend_missing, unusable_gpu(properties_.name, properties_.capability, ""));
+}
+
 Status Device::load_kernels() {
   for (const KernelImage& image : kernel_images()) {
     CUlibrary library;
     const CUresult result = driver_->cuLibraryLoadData(&library, image.data, nullptr, nullptr, 0, nullptr, nullptr, 0);
-    if (result == CUDA_ERROR_NO_BINARY_FOR_GPU)
-      return error(Code::backend_missing, "this build has no kernels for %s (compute capability %d.%d)",
-                   properties_.name.c_str(), properties_.capability / 10, properties_.capability % 10);
+    if (result == CUDA_ERROR_NO_BINARY_FOR_GPU) return unusable();
     EFF_RETURN_IF_ERROR(driver_status(*driver_, "cuLibraryLoadData", result));
     libraries_.push_back(library);
   }
@@ -117,19 +153,56 @@ Status Device::launch(const Launch& launch, CUfunction function, CUstream stream
   return Status(status.code(), launch.kernel + ": " + status.message());
 }
 
-DeviceBlock::~DeviceBlock() {
-  if (!address_ || !device_->enter().ok()) return;
-  device_->driver().cuMemFree(address_);
+StatusOr<Peaks> Device::measure_peaks() {
+  constexpr uint64_t kMostBytes = 256 << 20;  // several times the largest cache
+  constexpr int kRounds = 8;
+  EFF_RETURN_IF_ERROR(enter());
+  size_t free = 0, total = 0;
+  EFF_CUDA(*driver_, cuMemGetInfo, &free, &total);
+  Scope scope(*driver_);
+  EFF_CUDA(*driver_, cuStreamCreateWithPriority, &scope.stream, CU_STREAM_NON_BLOCKING, 0);
+  for (CUevent& event : scope.events) EFF_CUDA(*driver_, cuEventCreate, &event, CU_EVENT_DEFAULT);
+  const uint64_t bytes = std::min<uint64_t>(kMostBytes, free / 4);
+  DeviceBlock blocks[2];
+  for (DeviceBlock& block : blocks) {
+    auto allocated = DeviceBlock::allocate(shared_from_this(), bytes, scope.stream);
+    if (!allocated.ok()) return allocated.status();
+    block = std::move(allocated.value());
+  }
+  float best = 0;
+  for (int i = 0; i < kRounds; ++i) {
+    EFF_CUDA(*driver_, cuEventRecord, scope.events[0], scope.stream);
+    EFF_CUDA(*driver_, cuMemcpyDtoDAsync, blocks[0].address(), blocks[1].address(), bytes, scope.stream);
+    EFF_CUDA(*driver_, cuEventRecord, scope.events[1], scope.stream);
+    EFF_CUDA(*driver_, cuEventSynchronize, scope.events[1]);
+    float ms = 0;
+    EFF_CUDA(*driver_, cuEventElapsedTime, &ms, scope.events[0], scope.events[1]);
+    if (ms > 0 && (best == 0 || ms < best)) best = ms;
+  }
+  Peaks peaks;
+  if (best > 0) peaks.bytes = 2e3 * static_cast<double>(bytes) / static_cast<double>(best);
+  return peaks;
 }
 
-StatusOr<DeviceBlock> DeviceBlock::allocate(const std::shared_ptr<Device>& device, uint64_t bytes, CUstream stream) {
+DeviceBlock::~DeviceBlock() {
+  if (!address_) return;
+  if (device_->enter().ok()) device_->driver().cuMemFree(address_);
+  if (budget_) budget_->give_back(bytes_);
+}
+
+StatusOr<DeviceBlock> DeviceBlock::allocate(const std::shared_ptr<Device>& device, uint64_t bytes, CUstream stream,
+                                            std::shared_ptr<Budget> budget) {
   DeviceBlock block;
   if (bytes == 0) return block;
   const Driver& driver = device->driver();
   EFF_RETURN_IF_ERROR(device->enter());
+  if (budget) EFF_RETURN_IF_ERROR(budget->take(bytes));
   const CUresult result = driver.cuMemAlloc(&block.address_, bytes);
-  if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+  if (result != CUDA_SUCCESS) {
     block.address_ = 0;
+    if (budget) budget->give_back(bytes);
+  }
+  if (result == CUDA_ERROR_OUT_OF_MEMORY) {
     size_t free = 0, total = 0;
     driver.cuMemGetInfo(&free, &total);
     return error(Code::oom, "%.1f MiB of GPU memory could not be allocated; %.1f of %.1f MiB are free",
@@ -138,6 +211,7 @@ StatusOr<DeviceBlock> DeviceBlock::allocate(const std::shared_ptr<Device>& devic
   }
   EFF_RETURN_IF_ERROR(driver_status(driver, "cuMemAlloc", result));
   block.device_ = device;
+  block.budget_ = std::move(budget);
   block.bytes_ = bytes;
   EFF_CUDA(driver, cuMemsetD8Async, block.address_, 0, bytes, stream);
   return block;

@@ -9,11 +9,16 @@
 #include <string>
 #include <vector>
 
+#include "core/memory.h"
+#include "core/peaks.h"
 #include "cuda/driver.h"
 #include "cuda/launch.h"
 #include "cuda/providers/providers.h"
 
 namespace effnet::cuda {
+
+// Why a GPU is of no use to kernels for `architectures` (e.g. "80;90a;80-ptx"); empty: it is.
+std::string unusable_gpu(const std::string& name, int capability, const std::string& architectures);
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
@@ -36,6 +41,7 @@ class Device : public std::enable_shared_from_this<Device> {
   const Driver& driver() const { return *driver_; }
   const std::string& name() const { return properties_.name; }
   int cache_bytes() const { return properties_.cache_bytes; }
+  uint64_t total_bytes() const { return properties_.total_bytes; }
   Providers& providers() { return *providers_; }
 
   // Makes the context current on the calling thread: before any driver call.
@@ -43,11 +49,14 @@ class Device : public std::enable_shared_from_this<Device> {
   // Code::plan_invalid where the package has no kernel of that name. Any thread.
   StatusOr<CUfunction> function(const std::string& kernel);
   Status launch(const Launch& launch, CUfunction function, CUstream stream) const;
+  // How fast it copies in its own memory.
+  StatusOr<Peaks> measure_peaks();
 
  private:
   Device() = default;
   Status start(int ordinal);
   Status load_kernels();
+  Status unusable() const;
 
   const Driver* driver_ = nullptr;
   Properties properties_;
@@ -70,8 +79,10 @@ class DeviceBlock {
     swap(taken);
     return *this;
   }
-  // Code::oom with what was asked for and what is free. `stream` zeroes it: other streams wait for that one.
-  static StatusOr<DeviceBlock> allocate(const std::shared_ptr<Device>& device, uint64_t bytes, CUstream stream);
+  // Code::oom with what was asked for and what is free, or what `budget` leaves. `stream` zeroes it: other streams wait
+  // for that one.
+  static StatusOr<DeviceBlock> allocate(const std::shared_ptr<Device>& device, uint64_t bytes, CUstream stream,
+                                        std::shared_ptr<Budget> budget = nullptr);
   CUdeviceptr address() const { return address_; }
   std::byte* data() const { return reinterpret_cast<std::byte*>(address_); }
   uint64_t bytes() const { return bytes_; }
@@ -79,10 +90,12 @@ class DeviceBlock {
  private:
   void swap(DeviceBlock& other) {
     std::swap(device_, other.device_);
+    std::swap(budget_, other.budget_);
     std::swap(address_, other.address_);
     std::swap(bytes_, other.bytes_);
   }
   std::shared_ptr<Device> device_;
+  std::shared_ptr<Budget> budget_;
   CUdeviceptr address_ = 0;
   uint64_t bytes_ = 0;
 };

@@ -5,13 +5,13 @@
 
 namespace effnet::cuda {
 
-StatusOr<std::shared_ptr<DeviceMemory>> DeviceMemory::create(std::shared_ptr<Device> device) {
-  std::shared_ptr<DeviceMemory> memory(new DeviceMemory(std::move(device)));
+StatusOr<std::shared_ptr<DeviceMemory>> DeviceMemory::create(std::shared_ptr<Device> device, uint64_t limit) {
+  std::shared_ptr<DeviceMemory> memory(new DeviceMemory(std::move(device), limit));
   EFF_RETURN_IF_ERROR(memory->device_->enter());
   const Driver& driver = memory->device_->driver();
   EFF_CUDA(driver, cuStreamCreateWithPriority, &memory->stream_, CU_STREAM_NON_BLOCKING, 0);
   EFF_CUDA(driver, cuStreamCreateWithPriority, &memory->copy_stream_, CU_STREAM_NON_BLOCKING, 0);
-  auto state = DeviceBlock::allocate(memory->device_, sizeof(StepState), memory->stream_);
+  auto state = memory->allocate(sizeof(StepState));
   if (!state.ok()) return state.status();
   memory->state_ = std::move(state.value());
   EFF_RETURN_IF_ERROR(memory->set_loss_scale({}));
@@ -38,11 +38,11 @@ Status DeviceMemory::ensure(plan::Arena a, uint64_t bytes) {
   ++generation_;
   const uint64_t before = block.bytes();
   if (!keep) block = DeviceBlock();  // freed first, so that the peak is not the sum
-  auto grown = DeviceBlock::allocate(device_, bytes, stream_);
+  auto grown = allocate(bytes);
   if (!grown.ok()) {
     // Plans bound earlier still run in what there was.
     if (block.bytes() < before)
-      if (auto again = DeviceBlock::allocate(device_, before, stream_); again.ok()) block = std::move(again.value());
+      if (auto again = allocate(before); again.ok()) block = std::move(again.value());
     return grown.status();
   }
   if (keep && block.bytes())

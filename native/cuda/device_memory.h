@@ -13,12 +13,18 @@ namespace effnet::cuda {
 
 class DeviceMemory final : public Memory {
  public:
-  static StatusOr<std::shared_ptr<DeviceMemory>> create(std::shared_ptr<Device> device);
+  static StatusOr<std::shared_ptr<DeviceMemory>> create(std::shared_ptr<Device> device,
+                                                        uint64_t limit = Budget::kNoLimit);
   ~DeviceMemory() override;
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
 
   const std::shared_ptr<Device>& device() const { return device_; }
+  // Counted in the budget; zeroed by `stream`, or the one of the steps.
+  StatusOr<DeviceBlock> allocate(uint64_t bytes, CUstream stream) const {
+    return DeviceBlock::allocate(device_, bytes, stream, budget());
+  }
+  StatusOr<DeviceBlock> allocate(uint64_t bytes) const { return allocate(bytes, stream_); }
   // Where all steps of the model run, one after another.
   CUstream stream() const { return stream_; }
   // Where inputs are copied beside a step.
@@ -43,7 +49,7 @@ class DeviceMemory final : public Memory {
   Status set_loss_scale(const LossScale& scale) override;
 
  private:
-  explicit DeviceMemory(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  DeviceMemory(std::shared_ptr<Device> device, uint64_t limit) : Memory(limit), device_(std::move(device)) {}
   CUdeviceptr address(plan::Arena a) const { return blocks_[static_cast<int>(a)].address(); }
 
   std::shared_ptr<Device> device_;

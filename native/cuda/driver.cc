@@ -1,6 +1,7 @@
 #include "cuda/driver.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <vector>
@@ -32,9 +33,7 @@ Status load(Driver* driver) {
   std::string tried;
   void* library = open_library(driver->path, tried);
   if (!library)
-    return error(Code::backend_missing,
-                 "no NVIDIA driver: %s. Install driver 580 or later; in a container, run it with --gpus all",
-                 tried.c_str());
+    return error(Code::backend_missing, "no NVIDIA driver: %s. %s", tried.c_str(), missing_driver_mend().c_str());
 #define X(name)                                                                                          \
   driver->name = reinterpret_cast<decltype(driver->name)>(dlsym(library, EFF_TEXT(name)));               \
   if (!driver->name)                                                                                     \
@@ -77,12 +76,39 @@ StatusOr<const Driver*> driver(DriverFacts* facts) {
   return &loaded->driver;
 }
 
-// After these every call of the process fails.
-static bool is_fault(CUresult result) {
-  return (result >= CUDA_ERROR_ILLEGAL_ADDRESS && result <= CUDA_ERROR_LAUNCH_FAILED &&
-          result != CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED && result != CUDA_ERROR_PEER_ACCESS_NOT_ENABLED &&
-          result != CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED && result != CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED) ||
-         result == CUDA_ERROR_ECC_UNCORRECTABLE || result == CUDA_ERROR_NVLINK_UNCORRECTABLE;
+std::string missing_driver_mend(const std::string& root) {
+  const auto there = [&](const char* file) { return access((root + file).c_str(), F_OK) == 0; };
+  if (there("/dev/dxg"))
+    return "Under WSL the driver is the one of Windows: install 580 or later there, none here; /usr/lib/wsl/lib then "
+           "has "
+           "libcuda.so.1";
+  if (there("/.dockerenv") || there("/run/.containerenv"))
+    return "This is a container: install driver 580 or later and the NVIDIA container toolkit on its host, and run it "
+           "with "
+           "--gpus all";
+  return "Install driver 580 or later; in a container, run it with --gpus all";
+}
+
+bool is_fault(CUresult result) {
+  switch (result) {
+    case CUDA_ERROR_ECC_UNCORRECTABLE:
+    case CUDA_ERROR_NVLINK_UNCORRECTABLE:
+    case CUDA_ERROR_CONTAINED:
+    case CUDA_ERROR_ILLEGAL_ADDRESS:
+    case CUDA_ERROR_LAUNCH_TIMEOUT:
+    case CUDA_ERROR_CONTEXT_IS_DESTROYED:
+    case CUDA_ERROR_ASSERT:
+    case CUDA_ERROR_HARDWARE_STACK_ERROR:
+    case CUDA_ERROR_ILLEGAL_INSTRUCTION:
+    case CUDA_ERROR_MISALIGNED_ADDRESS:
+    case CUDA_ERROR_INVALID_ADDRESS_SPACE:
+    case CUDA_ERROR_INVALID_PC:
+    case CUDA_ERROR_LAUNCH_FAILED:
+    case CUDA_ERROR_TENSOR_MEMORY_LEAK:
+      return true;
+    default:
+      return false;
+  }
 }
 
 Status driver_status(const Driver& driver, const char* call, CUresult result) {
@@ -91,11 +117,8 @@ Status driver_status(const Driver& driver, const char* call, CUresult result) {
   if (driver.cuGetErrorName(result, &name) != CUDA_SUCCESS || !name) name = "unknown error";
   if (driver.cuGetErrorString(result, &text) != CUDA_SUCCESS || !text) text = "";
   if (is_fault(result))
-    return error(Code::internal,
-                 "GPU fault: %s failed: %s (%d) %s. This process cannot use the GPU any more; a run goes on from its "
-                 "last checkpoint in another one. With EFFNET_CUDA_SYNC=1 it waits for every op and names the one at "
-                 "fault",
-                 call, name, static_cast<int>(result), text);
+    return error(Code::gpu_fault, "GPU fault: %s failed: %s (%d) %s. This process cannot use the GPU any more", call,
+                 name, static_cast<int>(result), text);
   const Code code = result == CUDA_ERROR_OUT_OF_MEMORY ? Code::oom : Code::internal;
   return error(code, "%s failed: %s (%d) %s", call, name, static_cast<int>(result), text);
 }

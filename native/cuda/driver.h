@@ -73,8 +73,14 @@ struct DriverFacts {
 };
 StatusOr<const Driver*> driver(DriverFacts* facts = nullptr);
 
-// What a driver call says: ok, Code::oom for memory, else Code::internal with the call and the error's name; of a fault
-// that ends the context, with what can be done.
+// What brings a driver where none was found: on the machine, into a container, under WSL. `root`: where its files lie.
+std::string missing_driver_mend(const std::string& root = "");
+
+// Whether every later call of the process fails, too: the context is lost.
+bool is_fault(CUresult result);
+
+// What a driver call says: ok, Code::oom for memory, Code::gpu_fault, else Code::internal; with the call and the
+// error's name.
 Status driver_status(const Driver& driver, const char* call, CUresult result);
 
 #define EFF_CUDA(driver, call, ...) \

@@ -6,6 +6,7 @@
 
 #include "cuda/image_batches.h"
 #include "cuda/kernels/step.h"
+#include "cuda/nvtx.h"
 #include "cuda/ops/weights.h"
 #include "plan/op_traits.h"
 #include "plan/segments.h"
@@ -109,7 +110,7 @@ Status Executable::allocate() {
                                                       {&statistics_list_, statistics_.size() * sizeof(plan::Segment)},
                                                       {&aside_, statistics_bytes_}};
   for (const auto& [block, bytes] : blocks) {
-    auto allocated = DeviceBlock::allocate(memory_->device(), bytes, stream());
+    auto allocated = memory_->allocate(bytes);
     if (!allocated.ok()) return allocated.status();
     *block = std::move(allocated.value());
   }
@@ -132,7 +133,7 @@ Status Executable::allocate_scratch() {
   size_t bytes = 0;
   for (const Bound& bound : bound_) bytes = std::max(bytes, bound.kernel->scratch_bytes);
   if (bytes <= scratch_.bytes()) return ok_status();
-  auto allocated = DeviceBlock::allocate(memory_->device(), bytes, stream());
+  auto allocated = memory_->allocate(bytes);
   if (!allocated.ok()) return allocated.status();
   scratch_ = std::move(allocated.value());
   return ok_status();
@@ -140,7 +141,7 @@ Status Executable::allocate_scratch() {
 
 Status Executable::allocate(Folded& folded) {
   const auto on_device = [&](DeviceBlock& block, uint64_t bytes) -> Status {
-    auto allocated = DeviceBlock::allocate(memory_->device(), bytes, stream());
+    auto allocated = memory_->allocate(bytes);
     if (!allocated.ok()) return allocated.status();
     block = std::move(allocated.value());
     return ok_status();
@@ -174,7 +175,7 @@ Addresses Executable::addresses(const Slot& slot) {
 Status Executable::prepare_to_accumulate() {
   const uint64_t bytes = plan_->arena_bytes(Arena::grads);
   if (gradient_sums_.bytes() >= bytes) return ok_status();
-  auto sums = DeviceBlock::allocate(memory_->device(), bytes, stream());
+  auto sums = memory_->allocate(bytes);
   if (!sums.ok()) return sums.status();
   gradient_sums_ = std::move(sums.value());
   for (auto& of_slot : recordings_)
@@ -232,6 +233,7 @@ Status Executable::queue_begin(const Use& use) const {
 }
 
 Status Executable::queue_op(const Recording& recording, size_t op) const {
+  const Range range(bound_[op].op->name);
   const Status queued = queue_launches(device(), recording.ops[op], stream());
   if (!synchronous_) return queued;
   const Status done =
@@ -336,6 +338,8 @@ Status Executable::fold(const Use& use) {
 }
 
 Status Executable::run(Part part, const Use& use) {
+  static constexpr const char* kNames[kParts] = {"prepare", "step", "batch", "update"};
+  const Range range(kNames[static_cast<int>(part)]);
   if (synchronous_) return queue(part, use);
   const auto captured = graph(part, use);
   if (!captured.ok()) return captured.status();
@@ -384,6 +388,7 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
 
 // The same launches as the graph's, with the time between them.
 Status Executable::profiled_step(const Use& use) {
+  const Range range("profiled step");
   while (marks_.size() <= bound_.size()) {
     CUevent mark = nullptr;
     EFF_CUDA(driver(), cuEventCreate, &mark, CU_EVENT_DEFAULT);

@@ -18,7 +18,7 @@ Status InputRing::add_slot(const DeviceMemory& memory, CUstream stream) {
   EFF_RETURN_IF_ERROR(pinned(slot->scalars, sizeof(StepScalars)));
   EFF_RETURN_IF_ERROR(pinned(slot->input, input_bytes_));
   EFF_RETURN_IF_ERROR(pinned(slot->output, output_bytes_));
-  auto block = DeviceBlock::allocate(device, Slot::kInputAt + input_bytes_, stream);
+  auto block = memory.allocate(Slot::kInputAt + input_bytes_, stream);
   if (!block.ok()) return block.status();
   slot->device = std::move(block.value());
   slots_.push_back(std::move(slot));

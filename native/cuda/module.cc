@@ -26,8 +26,11 @@ class CudaBackend final : public Backend {
     if (!images.ok()) return images.status();
     return std::unique_ptr<DeviceImages>(std::move(images.value()));
   }
-  StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount]) override {
-    auto memory = DeviceMemory::create(device_);
+  uint64_t total_bytes() const override { return device_->total_bytes(); }
+  StatusOr<Peaks> measure_peaks(ThreadPool&) override { return device_->measure_peaks(); }
+  StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount],
+                                                  uint64_t limit) override {
+    auto memory = DeviceMemory::create(device_, limit);
     if (!memory.ok()) return memory.status();
     for (int i = 0; i < plan::kArenaCount; ++i)
       EFF_RETURN_IF_ERROR(memory.value()->ensure(static_cast<plan::Arena>(i), arena_bytes[i]));
@@ -72,7 +75,9 @@ Status describe(Facts& facts) {
   for (int i = 0; i < count; ++i) {
     auto gpu = Device::properties(cuda, i);
     if (!gpu.ok()) return gpu.status();
-    facts.gpus.push_back({gpu.value().name, gpu.value().capability, gpu.value().total_bytes});
+    const Device::Properties& p = gpu.value();
+    facts.gpus.push_back(
+        {p.name, p.capability, p.total_bytes, unusable_gpu(p.name, p.capability, EFFNET_CUDA_ARCHITECTURES)});
   }
   return ok_status();
 }

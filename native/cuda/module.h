@@ -27,6 +27,7 @@ struct Facts {
     std::string name;
     int capability = 0;  // major * 10 + minor
     uint64_t total_bytes = 0;
+    std::string problem;  // why it cannot be used; empty: it can
   };
   std::vector<Gpu> gpus;
   std::vector<LibraryFacts> libraries;

@@ -25,6 +25,8 @@ const char* code_text(Code code) {
       return "EFF_CKPT_NO_SPACE";
     case Code::backend_missing:
       return "EFF_BACKEND_MISSING";
+    case Code::gpu_fault:
+      return "EFF_GPU_FAULT";
     case Code::aborted:
       return "EFF_ABORTED";
     case Code::closed:

@@ -11,7 +11,6 @@
 #include "cpu/kernels/dispatch.h"
 #include "cpu/onednn/adapter.h"
 #include "io/task_pool.h"
-#include "cpu/probe.h"
 #include "napi/backends.h"
 #include "napi/handles.h"
 #include "napi/io_values.h"
@@ -93,6 +92,7 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("name", backend->name());
   object.Set("availableBytes", static_cast<double>(available.value()));
+  object.Set("totalBytes", static_cast<double>(backend->total_bytes()));
   return object;
 }
 
@@ -105,11 +105,12 @@ Napi::Value cuda_object(Napi::Env env, const CudaDescription& cuda) {
   object.Set("driverVersion", cuda.facts.driver_version);
   Napi::Array gpus = Napi::Array::New(env, cuda.facts.gpus.size());
   for (uint32_t i = 0; i < cuda.facts.gpus.size(); ++i) {
-    const auto& [name, capability, total_bytes] = cuda.facts.gpus[i];
+    const auto& [name, capability, total_bytes, problem] = cuda.facts.gpus[i];
     Napi::Object gpu = Napi::Object::New(env);
     gpu.Set("name", name);
     gpu.Set("computeCapability", capability / 10.0);
     gpu.Set("memoryBytes", static_cast<double>(total_bytes));
+    gpu.Set("problem", problem);
     gpus.Set(i, gpu);
   }
   object.Set("gpus", gpus);
@@ -181,7 +182,9 @@ Napi::Value create_memory(const Napi::CallbackInfo& info) {
     sizes[i] = static_cast<uint64_t>(get_number(env, list.Get(i), "arenaBytes", 0, 4e12));
     total += sizes[i];
   }
-  auto memory = backend.value()->create_memory(sizes);
+  const uint64_t limit =
+      info[2].IsUndefined() ? Budget::kNoLimit : static_cast<uint64_t>(get_number(env, info[2], "limit", 0, 9e15));
+  auto memory = backend.value()->create_memory(sizes, limit);
   check(env, memory.status());
   auto handle = std::make_shared<MemoryHandle>(env);
   handle->backend = backend.value();
@@ -248,6 +251,15 @@ Napi::Value copy_arena(const Napi::CallbackInfo& info) {
 Napi::Value swap_arenas(const Napi::CallbackInfo& info) {
   const plan::Arena a = get_arena(info, 1, "a"), b = get_arena(info, 2, "b");
   return change_memory(info, [=](Memory& memory) { return memory.swap(a, b); });
+}
+
+Napi::Value memory_budget(const Napi::CallbackInfo& info) {
+  const std::shared_ptr<Budget> budget = open_memory(info, 0)->budget();
+  const bool limited = budget->limit() != Budget::kNoLimit;
+  Napi::Object object = Napi::Object::New(info.Env());
+  object.Set("limit", limited ? static_cast<double>(budget->limit()) : std::numeric_limits<double>::infinity());
+  object.Set("used", static_cast<double>(budget->used()));
+  return object;
 }
 
 void close_memory(const Napi::CallbackInfo& info) {
@@ -365,6 +377,8 @@ Napi::Value bind(const Napi::CallbackInfo& info) {
 Napi::Value measure_peaks(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const double threads = get_number(env, info[0], "threads", 1, 256);
+  auto backend = info[1].IsUndefined() ? open_backend("cpu") : get_handle<DeviceHandle>(info, 1)->backend;
+  check(env, backend.status());
   std::shared_ptr<ThreadPool> pool;
   try {
     pool = make_pool(static_cast<int>(threads));
@@ -372,8 +386,8 @@ Napi::Value measure_peaks(const Napi::CallbackInfo& info) {
     throw_status(env, error(Code::oom, "no %d threads to measure with: %s", static_cast<int>(threads), e.what()));
   }
   const Completion completion = Completion::create(env);
-  const bool queued = pool->submit([completion, pool] {
-    const auto peaks = caught([&] { return StatusOr<cpu::Peaks>(cpu::measure_peaks(*pool)); });
+  const bool queued = pool->submit([completion, pool, backend = backend.value()] {
+    const auto peaks = caught([&] { return backend->measure_peaks(*pool); });
     if (!peaks.ok()) return completion.reject(peaks.status());
     completion.resolve([p = peaks.value()](Napi::Env e) {
       Napi::Object object = Napi::Object::New(e);
@@ -669,6 +683,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   export_function(env, exports, "writeArena", write_arena);
   export_function(env, exports, "copyArena", copy_arena);
   export_function(env, exports, "swapArenas", swap_arenas);
+  export_function(env, exports, "memoryBudget", memory_budget);
   export_function(env, exports, "closeMemory", close_memory);
   export_function(env, exports, "bind", bind);
   export_function(env, exports, "measurePeaks", measure_peaks);

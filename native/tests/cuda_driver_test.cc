@@ -4,6 +4,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <string>
 
@@ -55,7 +57,26 @@ TEST(CudaDriver, OpensAGpu) { EXPECT_EQ(opening(fake()), std::to_string(static_c
 TEST(CudaDriver, NoDriver) {
   if (access("/usr/lib/x86_64-linux-gnu/libcuda.so.1", F_OK) == 0) GTEST_SKIP() << "this machine has a driver";
   EXPECT_TRUE(says(opening({{"EFFNET_LIB_DIR", "/nonexistent"}}),
-                   {"no NVIDIA driver", "/nonexistent/libcuda.so.1", "Install driver 580", "--gpus all"}));
+                   {"no NVIDIA driver", "/nonexistent/libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1", "driver 580"}));
+}
+
+TEST(CudaDriver, WhatBringsADriver) {
+  namespace fs = std::filesystem;
+  char name[] = "/tmp/effnet-driver-XXXXXX";
+  const fs::path root = mkdtemp(name);
+  const auto mend = [&](const char* file) {
+    if (*file) {
+      fs::create_directories((root / file).parent_path());
+      std::ofstream(root / file) << "";
+    }
+    return cuda::missing_driver_mend(root.string());
+  };
+  EXPECT_TRUE(mend("").starts_with("Install driver 580 or later; in a container")) << mend("");
+  EXPECT_TRUE(mend("run/.containerenv").starts_with("This is a container: ")) << mend("");
+  EXPECT_NE(mend("").find("--gpus all"), std::string::npos);
+  EXPECT_NE(mend("dev/dxg").find("/usr/lib/wsl/lib"), std::string::npos) << mend("");
+  EXPECT_NE(mend("").find("Windows"), std::string::npos);
+  fs::remove_all(root);
 }
 
 TEST(CudaDriver, ADriverThatIsTooOld) {
@@ -84,9 +105,34 @@ TEST(CudaDriver, ADriverThatDoesNotStart) {
   EXPECT_TRUE(says(opening(fake({{"FAKE_CUDA_FAIL", "cuInit:1:999"}})), {"does not start", "(999)"}));
 }
 
+TEST(CudaDriver, GpusThatABuildHasKernelsFor) {
+  const auto runs = [](int capability, const char* architectures) {
+    return cuda::unusable_gpu("GPU", capability, architectures).empty();
+  };
+  const char* release = "80;86;89;90a;100;120;80-ptx";
+  for (const int capability : {80, 86, 87, 89, 90, 100, 103, 120, 121})
+    EXPECT_TRUE(runs(capability, release)) << capability;
+  EXPECT_FALSE(runs(75, release));
+  EXPECT_TRUE(runs(90, "90a"));
+  EXPECT_FALSE(runs(80, "90a"));
+  EXPECT_FALSE(runs(100, "90a"));
+  EXPECT_FALSE(runs(86, "89;90a"));
+  EXPECT_TRUE(runs(120, "80-ptx"));
+  EXPECT_EQ(cuda::unusable_gpu("T4", 75, release), "T4 has compute capability 7.5; 8.0 (Ampere) or later is needed");
+  EXPECT_EQ(cuda::unusable_gpu("A100", 80, "90a"), "this build has no kernels for A100 (compute capability 8.0)");
+}
+
 TEST(CudaDriver, KernelsOfAnotherArchitecture) {
   EXPECT_TRUE(
       says(opening(fake({{"FAKE_CUDA_FAIL", "cuLibraryLoadData:1:209"}})), {"no kernels for Fake H200", "9.0"}));
+}
+
+// Codes after which every call of the process fails, and some that are near them and do not.
+TEST(CudaDriver, Faults) {
+  for (const int code : {214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721})
+    EXPECT_TRUE(cuda::is_fault(static_cast<CUresult>(code))) << code;
+  for (const int code : {0, 1, 2, 100, 209, 400, 600, 701, 704, 705, 708, 712, 713, 720, 900, 901, 999})
+    EXPECT_FALSE(cuda::is_fault(static_cast<CUresult>(code))) << code;
 }
 
 }  // namespace

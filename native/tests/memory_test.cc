@@ -35,6 +35,22 @@ TEST(Memory, AFailedGrowthLeavesTheArenaAsLargeAsItWas) {
   }
 }
 
+TEST(Memory, ALimitHoldsForAllArenasTogether) {
+  uint64_t bytes[plan::kArenaCount] = {};
+  bytes[static_cast<int>(Arena::weights)] = 3 << 20;
+  EXPECT_EQ(HostMemory::create(bytes, 2 << 20).status().code(), Code::oom);
+  const auto memory = HostMemory::create(bytes, 8 << 20).value();
+  EXPECT_EQ(memory->budget()->used(), uint64_t{3 << 20});
+  ASSERT_TRUE(memory->ensure(Arena::activations, 4 << 20).ok());
+  const Status refused = memory->ensure(Arena::grads, 3 << 20);
+  EXPECT_EQ(refused.code(), Code::oom);
+  EXPECT_EQ(refused.message(), "3.0 MiB were needed; the limit of 8.0 MiB leaves 1.0 MiB");
+  EXPECT_TRUE(memory->ensure(Arena::activations, 5 << 20).ok());  // by what it grows
+  EXPECT_EQ(memory->budget()->used(), uint64_t{8 << 20});
+  EXPECT_EQ(memory->ensure(Arena::weights, kTooMuch).code(), Code::oom);
+  EXPECT_EQ(memory->budget()->used(), uint64_t{8 << 20});
+}
+
 TEST(Memory, ClearedArenasAreZeroAndAsLarge) {
   const auto memory = memory_of(4096, 4 << 20);
   const uint64_t held = native_bytes(Block::Kind::arena);
@@ -43,7 +59,9 @@ TEST(Memory, ClearedArenasAreZeroAndAsLarge) {
     if (bytes) memory->arena(arena)[bytes - 1] = std::byte{1};
     ASSERT_TRUE(memory->clear(arena).ok());
     ASSERT_EQ(memory->bytes(arena), bytes);
-    if (bytes) EXPECT_EQ(memory->arena(arena)[bytes - 1], std::byte{0});
+    if (bytes) {
+      EXPECT_EQ(memory->arena(arena)[bytes - 1], std::byte{0});
+    }
   }
   EXPECT_EQ(native_bytes(Block::Kind::arena), held);
 }

@@ -1,5 +1,10 @@
-import { describe, expect, it } from 'vitest'
-import { checkLibrary } from '../../ts/cli/doctor.js'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import { type Check, checkGpu, checkLibrary, checkVisible } from '../../ts/cli/doctor.js'
+import { packageRoot } from '../../ts/paths.js'
+import { spawnEffnet } from './helpers/spawn.js'
 
 const library = {
   name: 'cuDNN',
@@ -23,5 +28,75 @@ describe('libraries in the doctor', () => {
       value: '/opt/libcudnn.so.9 is 9.10.2, 9.19.0 or later is needed: dense convolutions use own kernels',
       mend: 'pip install nvidia-cudnn-cu13',
     })
+  })
+})
+
+describe('GPUs in the doctor', () => {
+  const gpu = { name: 'NVIDIA A100', computeCapability: 8, memoryBytes: 80 * 2 ** 30, problem: '' }
+
+  it('tells what it is, or why it cannot be used and what to do', () => {
+    expect(checkGpu(gpu, 0)).toMatchObject({
+      name: 'cuda:0',
+      status: 'ok',
+      value: expect.stringMatching(/A100.*8\.0, 80\.0 GiB/),
+    })
+    const problem = 'this build has no kernels for NVIDIA A100 (compute capability 8.0)'
+    expect(checkGpu({ ...gpu, problem }, 1)).toMatchObject({
+      name: 'cuda:1',
+      status: 'warn',
+      value: `${problem} (for --device cuda only)`,
+      mend: expect.stringContaining('-D EFFNET_CUDA_ARCHITECTURES=80'),
+    })
+  })
+
+  it('tells which of them CUDA_VISIBLE_DEVICES leaves, and how they are counted', () => {
+    expect(checkVisible(undefined, 2)).toEqual([])
+    expect(checkVisible('3,1', 2)[0]).toMatchObject({ status: 'ok', value: expect.stringContaining('"3,1"') })
+    expect(checkVisible('3,1', 2)[0]!.value).toContain('cuda:0 to cuda:1')
+    expect(checkVisible('', 0)[0]).toMatchObject({ status: 'warn', mend: expect.stringContaining('nvidia-smi -L') })
+  })
+})
+
+const driver = path.join(packageRoot(), 'build/fake_cuda')
+const built =
+  existsSync(path.join(driver, 'libcuda.so.1')) && existsSync(path.join(packageRoot(), 'build/Release/effnet_cuda.so'))
+const nowhere = mkdtempSync(path.join(os.tmpdir(), 'effnet-doctor-'))
+afterAll(() => rmSync(nowhere, { recursive: true, force: true }))
+
+describe.skipIf(!built)(`effnet doctor${built ? '' : ' (no fake driver: npm run setup -- --test)'}`, () => {
+  const checks = async (env: Record<string, string>): Promise<Map<string, Check>> => {
+    const { code, stdout } = await spawnEffnet(['doctor', '--json'], { EFFNET_LIB_DIR: driver, ...env }).done
+    expect(code).toBe(0)
+    const [line] = stdout.trim().split('\n')
+    return new Map((JSON.parse(line!) as { checks: Check[] }).checks.map((check) => [check.name, check]))
+  }
+
+  it('shows driver, CUDA, device, compute capability and every library', async () => {
+    const found = await checks({ FAKE_CUDA_DEVICES: '2', CUDA_VISIBLE_DEVICES: '1,0' })
+    expect(found.get('cuda driver')!.value).toBe(`${driver}/libcuda.so.1, CUDA 13.0`)
+    expect(found.get('cuda backend')!.value).toMatch(/effnet_cuda\.so, kernels for sm_/)
+    expect(found.get('cuda:1')).toMatchObject({
+      status: 'ok',
+      value: expect.stringMatching(/^Fake H200, compute capability 9\.0/),
+    })
+    expect(found.get('CUDA_VISIBLE_DEVICES')!.value).toContain('cuda:0 to cuda:1')
+    for (const name of ['cuDNN', 'cuBLASLt', 'nvJPEG']) expect(found.get(name), name).toBeDefined()
+  })
+
+  it.each([
+    ['an old driver', { FAKE_CUDA_VERSION: '12080' }, 'cuda', /supports CUDA 12\.8; CUDA 13\.0 is needed/, /driver 580 or later/],
+    [
+      'no GPU',
+      { FAKE_CUDA_DEVICES: '0' },
+      'cuda',
+      /no GPU that this process may use/,
+      /CUDA_VISIBLE_DEVICES; in a container.*--gpus all/,
+    ],
+    ['hidden GPUs', { FAKE_CUDA_DEVICES: '0', CUDA_VISIBLE_DEVICES: '-1' }, 'CUDA_VISIBLE_DEVICES', /"-1" hides/, /unset/],
+    ['an old GPU', { FAKE_CUDA_CAPABILITY: '75' }, 'cuda:0', /compute capability 7\.5; 8\.0 \(Ampere\)/, /A100/],
+    ['no driver', { EFFNET_LIB_DIR: nowhere }, 'cuda', /no NVIDIA driver: .*wsl\/lib\/libcuda\.so\.1/, /580 or later/],
+  ])('tells the mend of %s', async (_, env, name, value, mend) => {
+    const check = (await checks(env as Record<string, string>)).get(name)
+    expect(check).toMatchObject({ status: 'warn', value: expect.stringMatching(value), mend: expect.stringMatching(mend) })
   })
 })

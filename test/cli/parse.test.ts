@@ -158,6 +158,11 @@ describe('help', () => {
     expect(lines[1]).toMatch(new RegExp(`^ {2}effnet ${verb}`))
   })
 
+  it('names in one line what few need, and tells it in docs/cli.md', async () => {
+    const { stdout } = await effnet(['train', '--help'])
+    expect(stdout).toMatch(/^ {2}--exit-143-on-sigterm {3}--memory-limit X {3}\(docs\/cli\.md\)$/m)
+  })
+
   it('without a verb lists them all', async () => {
     const { code, stdout } = await effnet(['--help'])
     expect(code).toBe(0)

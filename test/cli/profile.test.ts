@@ -41,6 +41,20 @@ describe('profileOf', () => {
       { op: 'linear', count: 1, ms: 9, floorMs: 8 },
     ])
   })
+
+  it('sums what runs the same kernel, and takes what was not measured for no bound', () => {
+    const add = (ms: number) => row('add', 'f32[8] -> f32[8]', ms, 1e9, 10e6)
+    const { ops, kernels } = profileOf([add(1.5), { ...add(9), kernel: 'other' }, add(2)], {
+      ...peaks,
+      fp32Flops: 0,
+      bf16Flops: 0,
+    })
+    expect(ops.map((o) => o.floorMs)).toEqual([1, 1, 1])
+    expect(kernels).toEqual([
+      { op: 'add', kernel: 'other', count: 1, ms: 9, bytes: 10e6, flops: 1e9, floorMs: 1 },
+      { op: 'add', kernel: 'k', count: 2, ms: 3.5, bytes: 20e6, flops: 2e9, floorMs: 2 },
+    ])
+  })
 })
 
 describe('bench --profile', () => {
@@ -63,8 +77,9 @@ describe('bench --profile', () => {
 
   it('shows kinds of ops, then the ops', async () => {
     const { stdout } = await effnet(argv)
-    expect(stdout).toMatch(/^peak {3}fp32 \d+ GF\/s · .*memory [\d.]+ GB\/s$/m)
+    expect(stdout).toMatch(/^peak {3}fp32 \d+ GF\/s · .*memory [\d.]+ GB\/s, measured$/m)
     expect(stdout).toMatch(/^op +n +ms +% +floor ms +floor % +loss ms$/m)
+    expect(stdout).toMatch(/^kernel +n +ms +% +MB +GB\/s +floor %$/m)
     expect(stdout).toMatch(/^ *ms +loss ms +floor % +GF\/s +GB\/s +op +kernel +shapes$/m)
     expect(stdout).toMatch(/conv2d_bias_act .*f32\[1,32,32,3\]/)
   })

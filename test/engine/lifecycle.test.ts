@@ -8,11 +8,12 @@ import { EffnetError } from '../../ts/errors.js'
 import { getModelConfig, modelParams } from '../../ts/nn/index.js'
 import { emit } from '../../ts/passes/emit.js'
 import { planMemory } from '../../ts/passes/plan_memory.js'
+import { openDevice } from '../../ts/runtime/device.js'
 import { evalProgram } from '../../ts/runtime/programs.js'
 import { packScalars } from '../../ts/runtime/scalars.js'
 import { Session } from '../../ts/runtime/session.js'
 import { weightsLayout } from '../../ts/runtime/weights_layout.js'
-import { goldenSession, hashPixels } from './harness.js'
+import { FAKE_DRIVER, goldenSession, hashPixels } from './harness.js'
 
 const config = getModelConfig('efficientnet_b0', { numClasses: 5 })
 const pixels = hashPixels(1, 32 * 32 * 3)
@@ -26,11 +27,20 @@ const codeOf = async (work: Promise<unknown> | (() => unknown)): Promise<string>
   return 'ok'
 }
 
-describe('closing', () => {
+// Read when a GPU is asked for first.
+process.env['EFFNET_LIB_DIR'] = FAKE_DRIVER.folder
+
+/** On a GPU all runs in emulation (native/cuda/fake). */
+const DEVICES = [
+  { device: 'cpu', batchSize: 8, imageSize: 128 },
+  { device: 'cuda', batchSize: 1, imageSize: 32 },
+].filter(({ device }) => device === 'cpu' || FAKE_DRIVER.built)
+
+describe.each(DEVICES)('closing, on $device', ({ device }) => {
   it('gives back every native byte and handle', async () => {
     const before = binding().memoryUsage()
     for (let i = 0; i < 3; i++) {
-      const session = await goldenSession(config)
+      const session = await goldenSession(config, 'fp32', 2, device)
       const plan = await session.evalPlan({ batchSize: 1, imageSize: 32 })
       await plan.run(plan.packInput(pixels))
       session.close()
@@ -38,10 +48,12 @@ describe('closing', () => {
     }
     const after = binding().memoryUsage()
     expect({ ...after, handles: 0 }).toEqual({ ...before, handles: 0 })
+    const gpu = device === 'cpu' ? undefined : binding().deviceInfo(await openDevice('cuda:0'))
+    expect(gpu?.availableBytes).toBe(gpu?.totalBytes)
   })
 
   it('refuses later use with EFF_CLOSED', async () => {
-    const session = await goldenSession(config)
+    const session = await goldenSession(config, 'fp32', 2, device)
     const plan = await session.evalPlan({ batchSize: 1, imageSize: 32 })
     session.close()
     expect(await codeOf(() => plan.run({ bytes: new Uint8Array(4096) }))).toBe('EFF_CLOSED')
@@ -50,7 +62,7 @@ describe('closing', () => {
   })
 
   it('settles steps in flight', async () => {
-    const session = await goldenSession(config)
+    const session = await goldenSession(config, 'fp32', 2, device)
     const plan = await session.evalPlan({ batchSize: 1, imageSize: 32 })
     const running = Array.from({ length: 20 }, () => codeOf(plan.run(plan.packInput(pixels))))
     session.close()
@@ -138,15 +150,15 @@ describe('bad input', () => {
   })
 })
 
-describe('processes and threads', () => {
+describe.each(DEVICES)('processes and threads, on $device', ({ device, batchSize, imageSize }) => {
   // The built package, as users run it.
   const dist = (file: string): string => JSON.stringify(pathToFileURL(path.resolve('dist', file)).href)
   const script = (body: string): string => `(async () => {
     const { getModelConfig } = await import(${dist('nn/index.js')})
     const { Session } = await import(${dist('runtime/session.js')})
-    const session = await Session.create({ config: getModelConfig('efficientnet_b0'), precision: 'fp32', threads: 2 })
-    const plan = await session.evalPlan({ batchSize: 8, imageSize: 128 })
-    const input = plan.packInput(new Uint8Array(8 * 128 * 128 * 3))
+    const session = await Session.create({ config: getModelConfig('efficientnet_b0'), precision: 'fp32', threads: 2, device: '${device}' })
+    const plan = await session.evalPlan({ batchSize: ${batchSize}, imageSize: ${imageSize} })
+    const input = plan.packInput(new Uint8Array(${batchSize * imageSize ** 2 * 3}))
     ${body}
   })()`
   const run = (body: string): { status: number; stderr: string } => {
@@ -186,11 +198,11 @@ describe('processes and threads', () => {
         worker.once('message', resolve)
         worker.once('error', reject)
       })
-      expect(size).toBe(8 * 1000)
+      expect(size).toBe(batchSize * 1000)
       if (after) await worker.terminate()
       await ended
     }
-    const session = await Session.create({ config, precision: 'fp32', threads: 1 })
+    const session = await Session.create({ config, precision: 'fp32', threads: 1, device })
     session.close()
   })
 })

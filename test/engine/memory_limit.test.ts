@@ -4,8 +4,9 @@ import os from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { ARENA } from '../../ts/graph/plan_format.js'
-import { availableMemory } from '../../ts/runtime/memory_limit.js'
-import { checkMemory } from '../../ts/runtime/session.js'
+import { createModel } from '../../ts/index.js'
+import { availableMemory, memoryBytes } from '../../ts/runtime/memory_limit.js'
+import { checkMemory, type Demand } from '../../ts/runtime/out_of_memory.js'
 
 const GIB = 2 ** 30
 let root: string
@@ -56,23 +57,84 @@ describe('a plan too large', () => {
   arenas[ARENA.weights] = GIB / 4
   arenas[ARENA.activations] = 8 * GIB
 
+  const demand = (more: Partial<Demand> = {}): Demand => ({
+    what: 'a plan',
+    batchSize: 32,
+    arenaBytes: arenas,
+    held: [],
+    largest: [{ name: 'wide', shape: 'f32[32,8]', bytes: 3 * 2 ** 20 }],
+    ...more,
+  })
+
   it('is refused with the batch that fits', () => {
-    const check = () => checkMemory(arenas, [], 'a plan', 32, 2 * GIB)
-    expect(check).toThrow(expect.objectContaining({ code: 'EFF_OOM', hint: '--batch-size 6' }))
+    expect(() => checkMemory(demand(), { available: 2 * GIB })).toThrow(
+      expect.objectContaining({
+        code: 'EFF_OOM',
+        message: 'a plan needs 8.3 GiB of memory; 2.0 GiB are available; the largest tensors: wide f32[32,8] (3.0 MiB)',
+        hint: '--batch-size 6',
+      }),
+    )
     // 0.9 of 2 GiB less the weights, a quarter GiB an image.
-    expect(() =>
-      checkMemory(
-        arenas.map((b, i) => (i === ARENA.activations ? (b * 6) / 32 : b)),
-        [],
-        'a plan',
-        6,
-        2 * GIB,
-      ),
-    ).not.toThrow()
+    const fitting = arenas.map((b, i) => (i === ARENA.activations ? (b * 6) / 32 : b))
+    expect(() => checkMemory(demand({ arenaBytes: fitting, batchSize: 6 }), { available: 2 * GIB })).not.toThrow()
+    expect(() => checkMemory(demand({ arenaBytes: fitting, batchSize: 6, beside: GIB }), { available: 2 * GIB })).toThrow()
+  })
+
+  it('names the limit where that is what it does not fit into', () => {
+    expect(() => checkMemory(demand(), { available: GIB / 4, limit: 3 * GIB })).toThrow(
+      expect.objectContaining({
+        message: expect.stringContaining('0.3 GiB are left of the limit of 3.0 GiB'),
+        hint: 'a smaller --image-size or model, or a larger memoryLimit',
+      }),
+    )
   })
 
   it('is only charged for what is not there yet', () => {
-    const held = [...arenas]
-    expect(() => checkMemory(arenas, held, 'a plan', 32, GIB)).not.toThrow()
+    expect(() => checkMemory(demand({ held: [...arenas] }), { available: GIB })).not.toThrow()
+  })
+})
+
+describe('a memory limit', () => {
+  it('is a share of the machine or an amount', () => {
+    const total = 10 * GIB
+    for (const [given, bytes] of [
+      [0.5, 5 * GIB],
+      ['0.5', 5 * GIB],
+      ['50%', 5 * GIB],
+      [1, total],
+      [2e9, 2e9],
+      ['2e9', 2e9],
+      ['2GB', 2e9],
+      ['1.5 GiB', 1.5 * GIB],
+      ['500MiB', 500 * 2 ** 20],
+      ['8G', 8 * GIB],
+    ] as const)
+      expect(memoryBytes(given, total), String(given)).toBe(bytes)
+    for (const wrong of ['', 'all', '-1', 0, '0GiB', '120%', '8gb', '8 T', Number.NaN, '1 000'])
+      expect(() => memoryBytes(wrong, total), String(wrong)).toThrow(
+        expect.objectContaining({ code: 'EFF_CONFIG_VALUE', hint: expect.stringContaining("'8GiB'") }),
+      )
+  })
+
+  it('holds for all plans of a model together, and names the batch that fits below it', async () => {
+    const model = await createModel('efficientnet_b0', { memoryLimit: '120MiB', threads: 1 })
+    const plan = (batchSize: number) => model.session.evalPlan({ batchSize, imageSize: 64 })
+    await plan(1)
+    const refused = await plan(4096).then(
+      () => undefined,
+      (error: unknown) => error as { code: string; message: string; details: { batchSizeThatFits: number } },
+    )
+    expect(refused).toMatchObject({
+      code: 'EFF_OOM',
+      message: expect.stringMatching(/left of the limit of 0\.1 GiB; the largest/),
+    })
+    const fits = refused!.details.batchSizeThatFits
+    expect(fits).toBeGreaterThan(1)
+    await plan(fits)
+    await model.close()
+    await expect(createModel('efficientnet_b0', { memoryLimit: '5MB' })).rejects.toMatchObject({
+      code: 'EFF_OOM',
+      message: expect.stringMatching(/were needed; the limit of 4\.8 MiB leaves/),
+    })
   })
 })

@@ -4,7 +4,7 @@ import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine } from './model_source.js'
 import { defineOptions, ENGINE, OPTIMIZER } from './options.js'
-import { profileOf, profileTables } from './profile.js'
+import { groupKernels, profileObject, profileOf, profileTables } from './profile.js'
 import { compact, grouped, mebibytes, type Ui } from './ui.js'
 
 const BENCH = defineOptions({
@@ -94,23 +94,6 @@ export interface KernelRow {
   flops: number
 }
 
-export type KernelGroup = Omit<KernelRow, 'shapes'> & { count: number }
-
-/** Time, bytes and FLOPs of ops that run the same kernel, slowest first. */
-function groupKernels(rows: readonly KernelRow[]): KernelGroup[] {
-  const groups = new Map<string, KernelGroup>()
-  for (const row of rows) {
-    const key = `${row.op} ${row.kernel}`
-    const group = groups.get(key) ?? { op: row.op, kernel: row.kernel, ms: 0, bytes: 0, flops: 0, count: 0 }
-    group.ms += row.ms
-    group.bytes += row.bytes
-    group.flops += row.flops
-    group.count++
-    groups.set(key, group)
-  }
-  return [...groups.values()].sort((a, b) => b.ms - a.ms)
-}
-
 function kernelTable(ui: Ui, rows: readonly KernelRow[]): void {
   const groups = groupKernels(rows)
   const total = groups.reduce((sum, g) => sum + g.ms, 0)
@@ -197,7 +180,7 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
       let step = 0
       measured = await measure(plan, () => plan.step(input, { ...scalars, step, optimizer_step: ++step }), call)
     }
-    if (o.profile) measured.peaks = await (await import('../binding.js')).binding().measurePeaks(session.threads)
+    if (o.profile) measured.peaks = await session.measurePeaks()
     report(ui, measured, batchSize)
   } finally {
     await model.close()
@@ -216,18 +199,7 @@ function report(ui: Ui, { times, rows, arenaBytes, peaks }: Measured, batchSize:
     arena_bytes: arenaBytes,
     steps: times.length,
     kernels: rows.map(({ op, kernel, ms, bytes, flops }) => ({ op, kernel, ms, bytes, flops })),
-    ...(profile && {
-      peaks: { fp32_flops: profile.peaks.fp32Flops, bf16_flops: profile.peaks.bf16Flops, bytes_per_s: profile.peaks.bytes },
-      ops: profile.ops.map(({ op, kernel, shapes, ms, bytes, flops, floorMs }) => ({
-        op,
-        kernel,
-        shapes,
-        ms,
-        bytes,
-        flops,
-        floor_ms: floorMs,
-      })),
-    }),
+    ...(profile && profileObject(profile)),
   })
   if (ui.json) return
   ui.answer(`speed  ${compact(imagesPerS)} img/s over ${times.length} steps`)

@@ -87,21 +87,46 @@ export function checkLibrary(library: CudaLibrary): Check {
   return { name: library.name, status: 'warn', value: `${library.problem}: ${library.without}`, mend: library.mend }
 }
 
+type Gpu = CudaInfo['gpus'][number]
+
+export function checkGpu({ name, computeCapability, memoryBytes, problem }: Gpu, i: number): Check {
+  if (problem !== '') {
+    const build = `cmake build -D EFFNET_CUDA_ARCHITECTURES=${Math.round(10 * computeCapability)} && npm run build`
+    const mend =
+      computeCapability < 8
+        ? 'use a GPU from 2020 or later: A100, RTX 30, L4, H100 and their successors'
+        : `name another GPU (--device cuda:N), or build for this one: ${build}`
+    return { name: `cuda:${i}`, status: 'warn', value: `${problem} (for --device cuda only)`, mend }
+  }
+  const value = `${name}, compute capability ${computeCapability.toFixed(1)}, ${mebibytes(memoryBytes)}; also tf32, fp16-mixed, bf16-mixed`
+  return ok(`cuda:${i}`, value)
+}
+
+/** NVIDIA's own way to choose and to hide GPUs; the driver counts what is left from 0. */
+export function checkVisible(visible: string | undefined, count: number): Check[] {
+  if (visible === undefined) return []
+  const name = 'CUDA_VISIBLE_DEVICES'
+  if (count > 0) return [ok(name, `"${visible}": of all GPUs these, in this order, are cuda:0 to cuda:${count - 1}`)]
+  return [
+    {
+      name,
+      status: 'warn',
+      value: `"${visible}" hides every GPU`,
+      mend: `unset ${name}, or name GPUs as nvidia-smi -L has them`,
+    },
+  ]
+}
+
 /** Only whoever asks for `--device cuda` needs it: what is missing is no failure. */
 function checkCuda(info: CudaInfo): Check[] {
-  const gpus = info.gpus.map((gpu, i) =>
-    ok(
-      `cuda:${i}`,
-      `${gpu.name}, compute capability ${gpu.computeCapability.toFixed(1)}, ${mebibytes(gpu.memoryBytes)}; also tf32, fp16-mixed, bf16-mixed`,
-    ),
-  )
   const found: Check[] = []
   if (info.architectures !== '')
     found.push(ok('cuda backend', `${info.library}, kernels for sm_${info.architectures.replaceAll(';', ', sm_')}`))
   if (info.driverVersion > 0) found.push(ok('cuda driver', `${info.driverPath}, CUDA ${cudaVersion(info.driverVersion)}`))
   const libraries = info.libraries.filter((library) => info.driverVersion > 0 || library.path !== '')
   found.push(...libraries.map(checkLibrary))
-  if (info.unavailable === null) return [...found, ...gpus]
+  if (info.driverVersion > 0) found.push(...checkVisible(process.env['CUDA_VISIBLE_DEVICES'], info.gpus.length))
+  if (info.unavailable === null) return [...found, ...info.gpus.map(checkGpu)]
   const [value, ...mend] = info.unavailable.split('. ')
   return [
     ...found,

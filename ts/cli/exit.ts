@@ -38,6 +38,7 @@ const EXIT_OF_CODE: Record<ErrorCode, number> = {
   EFF_CPU_UNSUPPORTED: EXIT.backendMissing,
   EFF_PRECISION: EXIT.backendMissing,
   EFF_NAN: EXIT.trainingFailed,
+  EFF_GPU_FAULT: EXIT.trainingFailed,
   EFF_OOM: EXIT.outOfMemory,
   EFF_RUN_EXISTS: EXIT.cannotCreate,
   EFF_DATA_STALLED: EXIT.io,

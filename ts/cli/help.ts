@@ -9,12 +9,17 @@ function signature(key: string, def: OptionDef): string {
 }
 
 function optionLines(table: OptionTable): string[] {
-  const rows = Object.entries(table).map(([key, def]) => {
+  const rows = Object.entries(table).flatMap(([key, def]) => {
+    if (def.aside) return []
     const extra = [def.shown ? `default ${def.shown}` : '', def.env ? def.env[0] : ''].filter(Boolean).join('; ')
-    return [signature(key, def), `${def.help}${extra ? ` [${extra}]` : ''}`] as const
+    return [[signature(key, def), `${def.help}${extra ? ` [${extra}]` : ''}`] as const]
   })
   const width = Math.max(...rows.map(([left]) => left.length))
-  return rows.map(([left, right]) => `  ${left.padEnd(width)}  ${right}`.slice(0, WIDTH))
+  const aside = Object.entries(table).flatMap(([key, def]) => (def.aside ? [signature(key, def)] : []))
+  return [
+    ...rows.map(([left, right]) => `  ${left.padEnd(width)}  ${right}`.slice(0, WIDTH)),
+    ...(aside.length > 0 ? [`  ${aside.join('   ')}   (docs/cli.md)`] : []),
+  ]
 }
 
 export function verbHelp(verb: VerbDef<OptionTable>): string {

@@ -14,6 +14,7 @@ export interface EngineValues {
   device: string | undefined
   threads: number | undefined
   deterministic: boolean
+  memoryLimit: string | undefined
 }
 
 export interface WeightsValues extends EngineValues {
@@ -30,6 +31,7 @@ export const engineOptions = (o: EngineValues): LoadModelOptions & Pick<CreateMo
   ...(o.precision === undefined ? {} : { precision: o.precision }),
   ...(o.threads === undefined ? {} : { threads: o.threads }),
   ...(o.deterministic ? { deterministic: true } : {}),
+  ...(o.memoryLimit === undefined ? {} : { memoryLimit: o.memoryLimit }),
 })
 
 function checkWords(o: WeightsValues): void {

@@ -15,6 +15,8 @@ interface Common {
   /** Shown in `--help`; the value itself is the library's. */
   shown?: string
   short?: string
+  /** In `--help` by its name alone: few need it, and a verb's text fits a screen. */
+  aside?: true
 }
 export interface FlagOption extends Common {
   kind: 'flag'
@@ -121,6 +123,14 @@ export const ENGINE = defineOptions({
     kind: 'flag',
     env: ['EFFNET_DETERMINISTIC'],
     help: 'GPUs: the same kernels each time, unmeasured',
+  },
+  memoryLimit: {
+    kind: 'text',
+    value: 'X',
+    env: ['EFFNET_MEMORY_LIMIT'],
+    shown: 'all',
+    help: '0.5 or 8GiB of the device’s memory',
+    aside: true,
   },
 })
 

@@ -12,9 +12,7 @@ import type { Ui } from './ui.js'
 /** Read by native/cuda/executable.cc. */
 const SYNC = 'EFFNET_CUDA_SYNC'
 
-/** The driver's words for a context that is lost (native/cuda/driver.cc). */
-export const isGpuFault = (error: unknown): error is EffnetError =>
-  error instanceof EffnetError && error.message.includes('GPU fault: ')
+export const isGpuFault = (error: unknown): error is EffnetError => error instanceof EffnetError && error.code === 'EFF_GPU_FAULT'
 
 /** The other process's exit code; undefined where there is none to start: it would be such a process itself, or has no checkpoint. */
 export async function rerun(outDir: string, { json, env, ui }: { json: boolean; env: Env; ui: Ui }): Promise<number | undefined> {

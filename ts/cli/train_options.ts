@@ -59,7 +59,7 @@ export const TRAIN = defineOptions({
   maxBad: { kind: 'number', value: 'X', min: 0, shown: '0.001', help: 'unreadable files: count, or share below 1' },
   ...EXIF,
   grace: { kind: 'number', value: 'SECONDS', min: 1, max: 86_400, shown: '25', help: 'after SIGTERM, for the checkpoint' },
-  exit143OnSigterm: { kind: 'flag', help: 'exit 143 in place of 75 when SIGTERM ended the run' },
+  exit143OnSigterm: { kind: 'flag', aside: true, help: 'exit 143 in place of 75 when SIGTERM ended the run' },
   ...ENGINE,
 })
 

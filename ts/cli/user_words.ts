@@ -22,6 +22,7 @@ const FLAGS: Readonly<Record<string, string>> = {
   maxEpochs: '--epochs',
   maxSteps: '--max-steps',
   maxTime: '--max-time',
+  memoryLimit: '--memory-limit',
   numClasses: '--num-classes',
   outDir: '--out',
   topK: '--top-k',

@@ -29,6 +29,11 @@ export interface CreateModelOptions {
   precision?: PrecisionInput
   /** Engine threads; default the CPUs this process may use. */
   threads?: number
+  /**
+   * What the model may take of its device's memory: a share (0.5, '50%') or an amount ('8GiB', bytes). On a GPU its arenas and plans, on
+   * the CPU its arenas. EFF_OOM says which batch fits. Default: what is free.
+   */
+  memoryLimit?: number | string
   /** Of the random initialisation; default 0. */
   seed?: number
   /**
@@ -44,6 +49,8 @@ export interface LoadModelOptions {
   threads?: number
   /** As of `createModel`. */
   deterministic?: boolean
+  /** As in `CreateModelOptions`. */
+  memoryLimit?: number | string
   /** The moving average instead of the raw weights; EFF_CKPT_MISSING where the checkpoint has none. Default false. */
   ema?: boolean
 }

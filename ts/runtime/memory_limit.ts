@@ -1,6 +1,7 @@
-/** What this process may still allocate, so that a plan too large is refused before the system kills the process for it. */
+/** What this process may still allocate, so that a plan too large is refused before the system kills the process for it; and limits. */
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
+import { EffnetError } from '../errors.js'
 
 const read = (file: string): Promise<string | undefined> => readFile(file, 'utf8').catch(() => undefined)
 
@@ -39,4 +40,22 @@ export async function availableMemory(root = '/'): Promise<number> {
   const names = ['limit_in_bytes', 'usage_in_bytes', 'stat']
   const [limit, used, stat = ''] = await Promise.all(names.map((name) => at(v1, `memory.${name}`)))
   return Math.min(least, leftInGroup(limit, used, stat, ['total_inactive_file', 'total_active_file']))
+}
+
+const UNITS: Readonly<Record<string, number>> = { MB: 1e6, GB: 1e9, M: 2 ** 20, MiB: 2 ** 20, G: 2 ** 30, GiB: 2 ** 30 }
+
+/**
+ * Bytes of a limit as users write it: a share of the machine's memory (0.5, '50%') or an amount (2e9, '2GB', '1.5GiB' or '1.5G').
+ * @throws EFF_CONFIG_VALUE
+ */
+export function memoryBytes(given: number | string, total: number): number {
+  const text = String(given).trim()
+  const [, number, unit = ''] = /^(\d+(?:\.\d+)?(?:e\d+)?)\s*(\w*|%)$/.exec(text) ?? []
+  const amount = Number(number)
+  const share = unit === '%' ? amount / 100 : unit === '' && amount <= 1 ? amount : undefined
+  const bytes = Math.floor(share === undefined ? amount * (unit === '' ? 1 : (UNITS[unit] ?? Number.NaN)) : share * total)
+  if (bytes >= 1 && (share ?? 0) <= 1) return bytes
+  throw new EffnetError('EFF_CONFIG_VALUE', `memoryLimit = ${given}: no such amount`, {
+    hint: "a share of the device's memory (0.5, '50%') or an amount ('8GiB', '500MB', bytes)",
+  })
 }

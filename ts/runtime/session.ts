@@ -11,6 +11,7 @@ import {
   type LossScale,
   type MemoryHandle,
   type NonFinite,
+  type Peaks,
   type PoolHandle,
   type StepInput,
 } from '../binding.js'
@@ -26,7 +27,8 @@ import { inTurns } from '../turns.js'
 import { deviceName, openDevice } from './device.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { checkCpuPrecision, FORMATS, type NumberFormat, type SessionPrecision } from './formats.js'
-import { availableMemory } from './memory_limit.js'
+import { availableMemory, memoryBytes } from './memory_limit.js'
+import { checkMemory, type Demand, largestTensors, outOfMemory, type Room } from './out_of_memory.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
 import { packScalars, type StepScalars } from './scalars.js'
 import { KernelTuning } from './tuning.js'
@@ -43,6 +45,8 @@ export interface SessionOptions {
   device?: string | undefined
   /** Kernels by a table, so that results do not depend on what is fast here and now. Default false; CPUs are always so. */
   deterministic?: boolean | undefined
+  /** See `CreateModelOptions`. */
+  memoryLimit?: number | string | undefined
 }
 
 export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'optimizer' | 'target'> {
@@ -72,29 +76,6 @@ export interface EvalResult extends StepResult {
   features: Float32Array
 }
 
-const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`
-
-/**
- * Before anything is allocated: a plan that needs more than this process can have is refused, with the batch that would fit.
- * `held` are the bytes of each arena that the session has already.
- */
-export function checkMemory(
-  arenaBytes: readonly number[],
-  held: readonly number[],
-  what: string,
-  batchSize: number,
-  limit: number,
-): void {
-  const needed = arenaBytes.reduce((sum, bytes, arena) => sum + Math.max(0, bytes - (held[arena] ?? 0)), 0)
-  if (needed <= limit) return
-  const perImage = (arenaBytes[ARENA.activations]! + arenaBytes[ARENA.input]! + arenaBytes[ARENA.output]!) / batchSize
-  const fits = Math.floor((0.9 * limit - (needed - perImage * batchSize)) / perImage)
-  throw new EffnetError('EFF_OOM', `${what} needs ${gib(needed)} of memory; ${gib(limit)} are available`, {
-    hint: fits >= 1 ? `--batch-size ${fits}` : 'a smaller --image-size or model, or a machine with more memory',
-    details: { needed, available: limit, batchSize, batchSizeThatFits: Math.max(fits, 0) },
-  })
-}
-
 function* planStages(graph: Graph, request: MemoryRequest, region: ImageRegion | null, { tf32 }: NumberFormat) {
   const plan = yield* planMemory.parts(graph, request, region)
   return { plan, ...(yield* emit.parts(graph, plan, { tf32 })) }
@@ -113,7 +94,9 @@ interface BindingSite {
   pool: PoolHandle
   threads: number
   format: NumberFormat
-  available(): Promise<number>
+  room(): Promise<Room>
+  /** Bytes of an executable beside its arenas. */
+  beside(arenaBytes: readonly number[]): number
   /** Of a GPU. */
   tuning: KernelTuning | undefined
   deterministic: boolean
@@ -134,7 +117,7 @@ class Compiled {
   }
 
   static async create(
-    { pool, threads, format, available, tuning, deterministic }: BindingSite,
+    { pool, threads, format, room, beside, tuning, deterministic }: BindingSite,
     memory: MemoryHandle,
     { graph, region }: { graph: Graph; region: ImageRegion | null },
     request: MemoryRequest,
@@ -147,16 +130,29 @@ class Compiled {
     const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
     const executable = await changeMemory(memory, async () => {
       const sums = accumulates ? arenaBytes[ARENA.grads]! : 0
-      checkMemory(arenaBytes.with(ARENA.image, sums), held, graph.name, batchSize, await available())
-      for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
-        if (size <= (held[arena] ?? 0)) continue
-        await native.ensureArena(memory, arena, size)
-        held[arena] = size
+      const demand: Demand = {
+        what: graph.name,
+        batchSize,
+        arenaBytes,
+        held: [...held],
+        beside: sums + beside(arenaBytes),
+        largest: largestTensors(graph, plan),
       }
-      if (!tuning) return native.bind(pool, memory, bytes)
-      const bound = await native.bind(pool, memory, bytes, await tuning.request(hash, deterministic))
-      await tuning.settle(hash, native.tuning(bound))
-      return bound
+      checkMemory(demand, await room())
+      try {
+        for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
+          if (size <= (held[arena] ?? 0)) continue
+          await native.ensureArena(memory, arena, size)
+          held[arena] = size
+        }
+        if (!tuning) return await native.bind(pool, memory, bytes)
+        const bound = await native.bind(pool, memory, bytes, await tuning.request(hash, deterministic))
+        await tuning.settle(hash, native.tuning(bound))
+        return bound
+      } catch (cause) {
+        if (!(cause instanceof EffnetError) || cause.code !== 'EFF_OOM') throw cause
+        throw outOfMemory(demand, await room(), cause)
+      }
     })
     return new Compiled(executable, graph, plan, hash, arenaBytes)
   }
@@ -351,10 +347,11 @@ export class Session implements AsyncDisposable {
     readonly tuning: KernelTuning | undefined,
     /** Plans that are bound from now on get their kernels by a table. */
     public deterministic: boolean,
+    limit: number | undefined,
   ) {
     const sizes = new Array<number>(ARENA_COUNT).fill(0)
     sizes[ARENA.weights] = layout.bytes
-    this.memoryHandle = binding().createMemory(sizes, deviceHandle)
+    this.memoryHandle = binding().createMemory(sizes, deviceHandle, limit)
     try {
       this.pool = binding().createPool(threads)
     } catch (cause) {
@@ -379,8 +376,10 @@ export class Session implements AsyncDisposable {
     const handle = await openDevice(device)
     const threads = device === 'cpu' ? (options.threads ?? cpu.cpus) : 1
     const tuning = device === 'cpu' ? undefined : await KernelTuning.open(device)
+    const limit =
+      options.memoryLimit === undefined ? undefined : memoryBytes(options.memoryLimit, binding().deviceInfo(handle).totalBytes)
     const layout = weightsLayout(modelParams(config))
-    return new Session(config, precision, threads, device, handle, layout, tuning, options.deterministic ?? false)
+    return new Session(config, precision, threads, device, handle, layout, tuning, options.deterministic ?? false, limit)
   }
 
   /** Whether inputs are taken ahead. */
@@ -393,9 +392,23 @@ export class Session implements AsyncDisposable {
     return binding().deviceInfo(this.deviceHandle).name
   }
 
-  private async availableBytes(): Promise<number> {
+  private async room(): Promise<Room> {
     const { availableBytes } = binding().deviceInfo(this.deviceHandle)
-    return this.device === 'cpu' ? Math.min(availableBytes, await availableMemory()) : availableBytes
+    const available = this.device === 'cpu' ? Math.min(availableBytes, await availableMemory()) : availableBytes
+    const { limit, used } = binding().memoryBudget(this.memory)
+    return limit - used < available ? { available: limit - used, limit } : { available }
+  }
+
+  /** What an executable has beside its arenas: on a GPU a second input, and 16-bit copies of the weights. */
+  private besideArenas(arenaBytes: readonly number[]): number {
+    if (this.device === 'cpu') return 0
+    const weights = this.format.dtype === 'f32' ? 0 : arenaBytes[ARENA.weights]! + arenaBytes[ARENA.prepared]!
+    return arenaBytes[ARENA.input]! + weights / 2
+  }
+
+  /** How fast the machine is: the yardstick of a profile. */
+  measurePeaks(): Promise<Peaks> {
+    return binding().measurePeaks(this.threads, this.deviceHandle)
   }
 
   /** Parameters and buffers in the order of the model's state dict. */
@@ -418,7 +431,15 @@ export class Session implements AsyncDisposable {
 
   private site(pool: PoolHandle): BindingSite {
     const { threads, format, tuning, deterministic } = this
-    return { pool, threads, format, tuning, deterministic, available: () => this.availableBytes() }
+    return {
+      pool,
+      threads,
+      format,
+      tuning,
+      deterministic,
+      room: () => this.room(),
+      beside: (arenaBytes) => this.besideArenas(arenaBytes),
+    }
   }
 
   private openPool(): PoolHandle {

@@ -359,6 +359,7 @@ EFF_FAKE(cuMemAlloc, CUdeviceptr* address, size_t bytes) {
   if (!data) return CUDA_ERROR_OUT_OF_MEMORY;
   std::memset(data, 0xff, bytes);
   *address = reinterpret_cast<CUdeviceptr>(data);
+  log_line("  " + std::to_string(bytes) + " bytes");
   f.memory[*address] = bytes;
   f.used += bytes;
   return CUDA_SUCCESS;
@@ -644,4 +645,10 @@ extern "C" __attribute__((visibility("default"))) int fake_cuda_calls(const char
 extern "C" __attribute__((visibility("default"))) int fake_cuda_live() {
   const Lock lock(fake().mutex);
   return static_cast<int>(fake().objects.size() + fake().memory.size());
+}
+
+// Of device memory, in use.
+extern "C" __attribute__((visibility("default"))) size_t fake_cuda_bytes() {
+  const Lock lock(fake().mutex);
+  return fake().used;
 }

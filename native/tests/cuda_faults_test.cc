@@ -1,0 +1,132 @@
+// What the driver may do to whole plans: no memory, failing calls, device faults. And what a plan may take of it.
+#include "cuda_runtime_rig.h"
+
+namespace effnet::test {
+namespace {
+
+class CudaFaults : public CudaRuntime {};
+
+// The driver's own cleanup calls are left out: nobody can do anything about their failing.
+TEST_F(CudaFaults, EveryFailingCallIsAnErrorAndLosesNothing) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  const auto want = on_cuda(named, start);
+  ASSERT_TRUE(want.ok());
+  const int live = live_objects();
+  int failed = 0;
+  for (const char* call :
+       {"cuCtxSetCurrent", "cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemsetD8Async",
+        "cuStreamCreateWithPriority", "cuStreamSynchronize", "cuLaunchKernelEx", "cuStreamBeginCapture",
+        "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphLaunch"}) {
+    reset_fake();
+    ASSERT_TRUE(on_cuda(named, start).ok());
+    const int times = calls(call);
+    EXPECT_GT(times, 0) << call;
+    for (int nth = 1; nth <= std::min(times, 12); ++nth) {
+      SCOPED_TRACE(testing::Message() << call << " " << nth);
+      reset_fake();
+      Status status;
+      {
+        const Setting setting("FAKE_CUDA_FAIL", std::string(call) + ":" + std::to_string(nth) + ":1");
+        status = on_cuda(named, start).status();
+      }
+      // A context that cannot be entered on the way out leaves its objects; every other failure leaves nothing.
+      if (std::string(call) == "cuCtxSetCurrent") continue;
+      EXPECT_EQ(live_objects(), live);
+      if (status.ok()) continue;  // the call was one of the cleanup
+      ++failed;
+      EXPECT_EQ(status.code(), Code::internal);
+      EXPECT_NE(status.message().find("CUDA_ERROR_FAKE (1)"), std::string::npos) << status.message();
+      const auto again = on_cuda(named, start);
+      ASSERT_TRUE(again.ok());
+      ASSERT_TRUE(again.value() == want.value());
+    }
+  }
+  EXPECT_GT(failed, 40);
+}
+
+TEST_F(CudaFaults, MemoryThatIsNotThereIsSaidInNumbers) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  const int live = live_objects();
+  {
+    const Setting setting("FAKE_CUDA_MEMORY", "20000");
+    const Status status = on_cuda(named, start).status();
+    EXPECT_EQ(status.code(), Code::oom);
+    EXPECT_NE(status.message().find("MiB of GPU memory could not be allocated"), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find("are free"), std::string::npos) << status.message();
+  }
+  EXPECT_EQ(live_objects(), live);
+}
+
+// Everything that a model has on the device counts: arenas, what executables have, and nothing when they are gone.
+TEST_F(CudaFaults, ALimitHoldsForArenasAndExecutablesTogether) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  const uint64_t before = device_bytes();
+  const auto run = [&](uint64_t limit) -> StatusOr<std::shared_ptr<Budget>> {
+    auto memory = cuda::DeviceMemory::create(device(), limit);
+    if (!memory.ok()) return memory.status();
+    for (int a = 0; a <= static_cast<int>(Arena::activations); ++a) {
+      EFF_RETURN_IF_ERROR(memory.value()->ensure(static_cast<Arena>(a), start.arenas[a].size()));
+      EFF_RETURN_IF_ERROR(memory.value()->write(static_cast<Arena>(a), 0, start.arenas[a]));
+    }
+    const auto bound = cuda::Executable::bind(std::make_shared<ThreadPool>(1), memory.value(), named.span());
+    if (!bound.ok()) return bound.status();
+    std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
+    EFF_RETURN_IF_ERROR(
+        bound.value()->step(start.arenas[static_cast<int>(Arena::input)].data(), start.scalars, output.data()));
+    EXPECT_EQ(before + memory.value()->budget()->used(), device_bytes());
+    return memory.value()->budget();
+  };
+  const auto whole = run(Budget::kNoLimit);
+  ASSERT_TRUE(whole.ok()) << whole.status().message();
+  EXPECT_EQ(whole.value()->used(), 0u);
+  uint64_t most = 0;
+  for (int a = 0; a <= static_cast<int>(Arena::activations); ++a) most += start.arenas[a].size();
+  // Enough for the arenas, and not for what the plan has beside them.
+  const Status refused = run(most + 2048).status();
+  EXPECT_EQ(refused.code(), Code::oom);
+  EXPECT_NE(refused.message().find("the limit of"), std::string::npos) << refused.message();
+  EXPECT_EQ(device_bytes(), before);
+}
+
+// As a GPU that has fallen off: from then on every call fails, the ones of the cleanup too.
+TEST_F(CudaFaults, ADeviceFaultEndsInAnError) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  for (const char* call : {"cuLaunchKernelEx", "cuGraphLaunch", "cuStreamSynchronize", "cuMemcpyDtoHAsync"}) {
+    reset_fake();
+    const Setting setting("FAKE_CUDA_FAIL", std::string(call) + ":2:719");
+    const Status status = on_cuda(named, start, 2).status();
+    EXPECT_EQ(status.code(), Code::gpu_fault) << call;
+    EXPECT_NE(status.message().find("(719)"), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find("GPU fault: "), std::string::npos) << status.message();
+  }
+  reset_fake();
+}
+
+// Without graphs, and every op waited for: a fault is that of the op in work.
+TEST_F(CudaFaults, ASynchronousRunNamesTheOpAtFault) {
+  const Named named = corpus_plan("train.f32");
+  const auto plan = plan::Plan::load(named.span()).value();
+  const Start start(*plan);
+  const auto want = on_cuda(named, start, 2);
+  const Setting synchronous("EFFNET_CUDA_SYNC", "1");
+  reset_fake();
+  const auto got = on_cuda(named, start, 2);
+  ASSERT_TRUE(got.ok() && want.ok());
+  EXPECT_TRUE(got.value() == want.value());
+  EXPECT_EQ(calls("cuGraphLaunch"), 0);
+  const int waits = calls("cuStreamSynchronize");
+  EXPECT_GT(waits, static_cast<int>(plan->ops().size()));
+  reset_fake();
+  const Setting fault("FAKE_CUDA_FAIL", "cuStreamSynchronize:" + std::to_string(waits / 2) + ":700");
+  const Status status = on_cuda(named, start, 2).status();
+  EXPECT_TRUE(status.message().starts_with("op ")) << status.message();
+  EXPECT_NE(status.message().find(":cuda): GPU fault: "), std::string::npos) << status.message();
+  reset_fake();
+}
+
+}  // namespace
+}  // namespace effnet::test
