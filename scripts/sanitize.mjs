@@ -4,16 +4,24 @@
  *
  *   address    the native tests under AddressSanitizer (leaks too) and UndefinedBehaviorSanitizer
  *   thread     the native tests under ThreadSanitizer
+ *   cuda       the CUDA kernels, emulated, under all three: what CI runs (native/cuda/device/emulation.h)
  *   fuzz       mutated plans, tensor transfers and images (native/fuzz) under the first two
  *   libfuzzer  the same guided by coverage, where clang is installed (apt-get install clang-16 libclang-rt-16-dev)
  *
  * TEST names tests (bn_test) or targets (plan, transfer, image); default all.
  *   --runs N (fuzz; default 1000000)   --seed N (fuzz; default 1)   --seconds N (libfuzzer, each target; default 60)   --jobs N
+ *   --short (cuda): AddressSanitizer too sees a kernel on few shapes; without it, on all
+ *
+ * Emulated kernels take one order of their threads under AddressSanitizer, and under ThreadSanitizer two, on the first shape
+ * of a test program that brings a kernel, one block or several, and its operands: races lie in a kernel's text. All orders and shapes
+ * are the plain tests' matter, which compare results. EFFNET_RUNS_OF_A_FORM=N asks for more shapes. A kernel that no
+ * test ran in any type is a failure.
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { defaultJobs } from './lib/build.mjs'
+import { recordStage } from './lib/results.mjs'
 import { cache, elapsed, fail, probe, root, run, SetupError, say } from './lib/run.mjs'
 
 const { values, positionals } = parseArgs({
@@ -23,6 +31,7 @@ const { values, positionals } = parseArgs({
     seed: { type: 'string', default: '1' },
     seconds: { type: 'string', default: '60' },
     jobs: { type: 'string' },
+    short: { type: 'boolean', default: false },
   },
 })
 const [kind, ...names] = positionals
@@ -53,13 +62,15 @@ async function build(folder, options, targets) {
 const FINDING = /ERROR: (?:Address|Leak)Sanitizer: .*|WARNING: ThreadSanitizer: .*|\S+: runtime error: .*/g
 
 /** Every test program once (and on the lower instruction sets that it has runs for): a row each, findings below. */
-async function tests(folder, options) {
-  const at = await build(folder, ['-DEFFNET_TESTS=ON', ...options], names)
+async function tests(folder, options, wanted = names, more = {}) {
+  const at = await build(folder, ['-DEFFNET_TESTS=ON', ...options], wanted)
   const junit = path.join(cache, `logs/${folder}.xml`)
   rmSync(junit, { force: true })
-  const filter = names.length > 0 ? ['-R', `^(${names.join('|')})(_avx2|_avx3(_bf16)?)?$`] : []
+  const filter = wanted.length > 0 ? ['-R', `^(${wanted.join('|')})(_avx2|_avx3(_bf16)?)?$`] : []
   const args = ['--test-dir', at, '-j', jobs, '--timeout', '1800', '--no-tests=error', '--output-junit', junit, ...filter]
-  const { status } = probe('ctest', args, { env: { ...process.env, ...env }, maxBuffer: 1 << 28 })
+  // ThreadSanitizer knows one layout of memory: without randomisation where a process may ask for that.
+  const command = probe('setarch', ['-R', 'true']).status === 0 ? ['setarch', '-R', 'ctest', ...args] : ['ctest', ...args]
+  const { status } = probe(command[0], command.slice(1), { env: { ...process.env, ...env, ...more }, maxBuffer: 1 << 28 })
   if (!existsSync(junit)) throw new SetupError(`ctest ended with ${status} and wrote no report`)
   let failed = 0
   for (const [, name, seconds, state, rest] of readFileSync(junit, 'utf8').matchAll(
@@ -72,6 +83,29 @@ async function tests(folder, options) {
     if (!ok) process.stdout.write(`${found.map((f) => `  ${f}\n`).join('')}${found.length === 0 ? rest.slice(-2000) : ''}\n`)
   }
   if (status !== 0 && failed === 0) failed = 1
+  return failed
+}
+
+// The kernels' own tests, from the list that CMake has.
+function kernelTests() {
+  const list = /set\(CUDA_KERNEL_TESTS ([^)]+)\)/.exec(readFileSync(path.join(root, 'CMakeLists.txt'), 'utf8'))[1]
+  return ['cuda_emulation_test', ...list.split(/\s+/).map((name) => `cuda_${name}_test`)]
+}
+
+async function kernels(folder, options, more) {
+  const wanted = names.length > 0 ? names : kernelTests()
+  const ran = path.join(cache, `logs/${folder}.kernels.txt`)
+  rmSync(ran, { force: true })
+  let failed = await tests(folder, options, wanted, { EFFNET_KERNELS_RUN: ran, ...more })
+  if (names.length > 0) return failed
+  const all = Object.keys(JSON.parse(readFileSync(path.join(root, 'native/cuda/budgets.json'), 'utf8')).sm_90a)
+  const text = (name) => name.replace(/(_(f32|tf32|bf16|f16))+$/, '')
+  const found = new Set(existsSync(ran) ? readFileSync(ran, 'utf8').split('\n').map(text) : [])
+  const missing = all.filter((name) => !found.has(text(name)))
+  if (missing.length > 0) failed++
+  process.stdout.write(
+    `kernels run, in some type: ${all.length - missing.length} of ${all.length}${missing.map((n) => `\n  not ${n}`).join('')}\n`,
+  )
   return failed
 }
 
@@ -120,6 +154,16 @@ function clang() {
 const kinds = {
   address: () => tests('build-asan', [`-DEFFNET_SANITIZE=${ADDRESS}`]),
   thread: () => tests('build-tsan', ['-DEFFNET_SANITIZE=thread']),
+  cuda: async () => {
+    const address = await kernels(
+      'build-asan',
+      [`-DEFFNET_SANITIZE=${ADDRESS}`],
+      values.short ? { EFFNET_RUNS_OF_A_FORM: '1' } : {},
+    )
+    const thread = await kernels('build-tsan', ['-DEFFNET_SANITIZE=thread'], {})
+    recordStage('sanitize', address + thread === 0)
+    return address + thread
+  },
   // Binding and running take a hundred times as long as verifying: of accepted plans one in sixteen goes all the way.
   fuzz: () =>
     fuzz('build-asan', [`-DEFFNET_SANITIZE=${ADDRESS}`], (_, corpus) => [

@@ -60,6 +60,7 @@ TEST(BnStats, EqualsTheReference) {
       const Values x = stored(dtype, random_values(s.size(), 3, 0.7, 1.5));
       const double eps = 1e-3, momentum = 0.1;
       StatsRig t(dtype, s, x, eps, momentum);
+      if (t.rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(t.rig.run());
       expect_form(t.rig, dtype, s.c, false);
       const Stats want = reference_stats(s, x);
@@ -100,6 +101,7 @@ TEST(BnStats, AConstantChannelHasNoVariance) {
     Values x(s.size());
     for (size_t i = 0; i < x.size(); ++i) x[i] = i % 17 == 4 ? 0 : 0.1 * static_cast<double>(i % 17) + 1000;
     StatsRig t(dtype, s, stored(dtype, x), 1e-5, 1);
+    if (t.rig.covered()) continue;
     ASSERT_NO_FATAL_FAILURE(t.rig.run());
     for (const double var : t.rig.get(t.running_var)) EXPECT_EQ(var, 0);
     for (const double inv_std : t.rig.get(t.inv_std)) EXPECT_NEAR(inv_std, 316.22776601683796, 1e-4);
@@ -225,6 +227,7 @@ TEST(BnAct, EqualsTheReference) {
     else
       rig.add_in(nullptr);
     const Tensor* dst = rig.out(p.dtype, p.dims());
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     Values want(p.s.size());
     for (size_t i = 0; i < want.size(); ++i) {
@@ -269,6 +272,7 @@ TEST(BnApply, EqualsTheReference) {
       rig.in(dtype, p.dims(), p.src);
       add_parameters(rig, p, true);
       const Tensor* dst = rig.out(dtype, p.dims());
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       Values want(s.size());
       for (size_t i = 0; i < want.size(); ++i) want[i] = p.z(i);
@@ -322,6 +326,7 @@ TEST(BnActBwdReduce, EqualsTheReference) {
       rig.add_in(nullptr);
     const Tensor* diff_scale = rig.out(DType::f32, {p.s.c});
     const Tensor* diff_shift = rig.out(DType::f32, {p.s.c});
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     expect_form(rig, p.dtype, p.s.c, true);
     const Sums want = reference_sums(p);
@@ -382,6 +387,7 @@ TEST(BnActBwdSums, EqualsTheReference) {
       const Tensor* sums = rig.out(DType::f32, {p.s.n, 4, p.s.c});
       const Tensor* dst = remake ? rig.out(p.dtype, p.dims()) : nullptr;
       if (!remake) rig.add_out(nullptr);
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       const ImageSums want = reference_image_sums(p);
       expect_sums(p.dtype, rig.get(diff_gate), want.parts[0], want.terms[0], "diff_gate", want.slack[0]);
@@ -433,6 +439,7 @@ TEST(BnActBwdMerge, GivesTheReductionsOfTheWholeGradient) {
         rig.add_in(nullptr);
       const Tensor* diff_scale = rig.out(DType::f32, {s.c});
       const Tensor* diff_shift = rig.out(DType::f32, {s.c});
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       const Sums want = reference_sums(p);
       // The two parts of g may cancel pixel by pixel: the error is of their sum without signs.
@@ -458,6 +465,7 @@ TEST(BnBwdReduce, EqualsTheReference) {
       add_parameters(rig, p, false);
       const Tensor* diff_scale = rig.out(DType::f32, {s.c});
       const Tensor* diff_shift = rig.out(DType::f32, {s.c});
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       const Sums want = reference_sums(p);
       expect_sums(p.dtype, rig.get(diff_scale), want.diff_scale, want.scale_terms, "diff_scale");
@@ -509,6 +517,7 @@ TEST(BnActBwdApply, EqualsTheReference) {
       Values slack(p.s.size());
       for (size_t i = 0; i < slack.size(); ++i)
         slack[i] = std::abs(p.scale[p.channel(i)] * p.inv_std[p.channel(i)]) * p.g_slack(i);
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       expect_near(rig.get(diff_src), reference_apply(p, batch_stats, diff_scale, diff_shift), tolerance(p.dtype),
                   p.dtype == DType::f32 ? 2 : 2e-2, "diff_src", slack);
@@ -538,6 +547,7 @@ TEST(BnBwdApply, EqualsTheReference) {
           rig.add_in(nullptr);
         }
         const Tensor* diff_src = rig.out(dtype, p.dims());
+        if (rig.covered()) continue;
         ASSERT_NO_FATAL_FAILURE(rig.run());
         expect_near(rig.get(diff_src), reference_apply(p, batch_stats, diff_scale, diff_shift), tolerance(dtype),
                     dtype == DType::f32 ? 2 : 1e-3, "diff_src");
@@ -584,6 +594,7 @@ TEST(FoldBn, EqualsTheReference) {
     for (const auto& v : {scale, shift, mean, var}) rig.in(DType::f32, {c}, v);
     const Tensor* folded_weights = rig.out(DType::f32, t.dims);
     const Tensor* folded_bias = rig.out(DType::f32, {c});
+    if (rig.covered()) continue;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     Values want(count), bias(channels);
     const auto factor = [&](size_t i) { return scale[i] / std::sqrt(var[i] + eps); };

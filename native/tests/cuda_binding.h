@@ -38,12 +38,19 @@ class Binding {
     kernel_ = std::move(made.value());
     std::vector<cuda::Launch> launches;
     kernel_->record({}, launches);
-    for (const cuda::Launch& l : launches) parts_ = std::max(parts_, static_cast<int>(l.grid.x * l.grid.y * l.grid.z));
+    form_.clear();
+    for (const cuda::Launch& l : launches) {
+      const auto blocks = static_cast<int>(l.grid.x * l.grid.y * l.grid.z);
+      parts_ = std::max(parts_, blocks);
+      form_ += l.kernel + (blocks > 1 ? "+ " : " ");
+    }
     return ok_status();
   }
   bool made() const { return kernel_ != nullptr; }
   const std::string& name() const { return kernel_->name; }
   int parts() const { return parts_; }
+  // The kernels that it launches, with a sign behind those of several blocks.
+  const std::string& form() const { return form_; }
   double flops() const { return kernel_->flops; }
 
  protected:
@@ -63,6 +70,7 @@ class Binding {
   KernelFactory factory_;
   cuda::KernelPtr kernel_;
   int parts_ = 0;
+  std::string form_;
 };
 
 }  // namespace effnet::test::backend

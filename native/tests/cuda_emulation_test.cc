@@ -1,5 +1,28 @@
-// Whether the emulation finds what it is there for: a right kernel, and the same with one mistake in it at a time. What
-// only a sanitizer can see is asked for in that build.
+// Whether the emulation finds what it is there for: a right kernel, and the same with one mistake in it at a time, each
+// asked for in the builds that find it (P: plain, A: AddressSanitizer, T: ThreadSanitizer).
+//
+//   no barrier after a tile is loaded         P A  MissingBarriersAndValuesShowInTheNumbers
+//                                             T    ThreadSanitizerSeesRaces
+//   border off by one                         P T  AWrongBorderShowsInTheNumbers
+//                                             A    AddressSanitizerSeesWhatLiesOutside
+//   shared write past the tile                A    AddressSanitizerSeesWhatLiesOutside
+//   another lane in a shuffle                 all  AWrongLaneShowsInTheNumbers
+//   prologue applied to padding               all  APrologueOnPaddingShowsInTheNumbers
+//   stage overwritten while it is read        P A  AStageOverwrittenWhileItIsReadShows
+//                                             T    ThreadSanitizerSeesRacesOfThePipeline
+//   scratch of a reduction used too soon      P A  MissingBarriersAndValuesShowInTheNumbers
+//                                             T    ThreadSanitizerSeesRaces
+//   no fence before the last block's sum      T    ThreadSanitizerSeesRaces
+//   shared value read before it is written    P A  MissingBarriersAndValuesShowInTheNumbers
+//                                             T    ThreadSanitizerSeesRaces
+//   barrier in a branch                       all  ThreadsThatDoNotMeetAreADeadlock
+//   wait for a copy too short                 all  AWaitThatIsTooShortShows
+//   pitch that breaks alignment               all  CopiesAreOfSixteenAlignedBytes
+//   launch declares too little shared memory  all  SharedMemoryIsWhatTheLaunchDeclares
+//
+// Those of the pipeline are in cuda_tensor_core_test.cc. What streams can do wrong, a missing wait for an event and a
+// host block or an input that is written while its copy is pending, is planted in cuda_runtime_test.cc
+// (AMissingWaitShows, AHostBlockOrAnInputThatIsWrittenTooEarlyShows).
 #include <gtest/gtest.h>
 
 #include <array>
@@ -24,6 +47,7 @@ enum class Mistake {
   border_off_by_one,
   shared_write_past_the_tile,
   other_lane,
+  prologue_on_padding,
   scratch_reused_too_early,
   barrier_in_a_branch,
   lane_left_out_of_a_shuffle,
@@ -35,7 +59,8 @@ struct Args {
   Mistake mistake;
 };
 
-// dst[b] = sum over i of (i + 1) * (src[i] mirrored within the block + its right neighbour, 0 behind the last)
+// dst[b] = sum over i of (i + 1) * (src[i] mirrored within the block + 2 more than its right neighbour, 0 behind the
+// last)
 EFF_KERNEL(mirrored_sum, Args, kThreads) {
   cuda::Shared shared;
   float* tile = shared.take<float>(kThreads);
@@ -51,8 +76,9 @@ EFF_KERNEL(mirrored_sum, Args, kThreads) {
     EFF_SYNC_BLOCK();
   }
   const int right = first + t + 1, end = a.mistake == Mistake::border_off_by_one ? count + 1 : count;
-  float v =
-      static_cast<float>(t + 1) * (tile[static_cast<int>(kThreads) - 1 - t] + (right < end ? a.src[right] : 0.0f));
+  const float padding = a.mistake == Mistake::prologue_on_padding ? 2.0f : 0.0f;
+  float v = static_cast<float>(t + 1) *
+            (tile[static_cast<int>(kThreads) - 1 - t] + (right < end ? a.src[right] + 2 : padding));
   if (a.mistake == Mistake::lane_left_out_of_a_shuffle && t == 5) return;
   for (unsigned mask = 16; mask > 0; mask /= 2)
     v += EFF_SHUFFLE_XOR(v, a.mistake == Mistake::other_lane && mask == 2 ? 4u : mask);
@@ -94,8 +120,12 @@ EFF_KERNEL(last_block, TicketArgs, kThreads) {
 constexpr size_t kShared = kThreads * 4 + 16;
 
 std::array<float, kBlocks> run(Mistake mistake, unsigned schedule, size_t shared = kShared) {
-  // Exactly as long as the kernel may read.
+  // As long as the kernel may read, and under AddressSanitizer no longer.
+#if defined(__SANITIZE_ADDRESS__)
   std::vector<float> src(kBlocks * kThreads);
+#else
+  std::vector<float> src(kBlocks * kThreads + 1);
+#endif
   for (size_t i = 0; i < src.size(); ++i) src[i] = static_cast<float>(i % 17) + 1;
   std::array<float, kBlocks> dst{};
   const Launch launch =
@@ -107,13 +137,13 @@ std::array<float, kBlocks> run(Mistake mistake, unsigned schedule, size_t shared
 std::array<float, kBlocks> expected() {
   std::array<float, kBlocks> sums{};
   const auto value = [](int i) {
-    return i < kBlocks * static_cast<int>(kThreads) ? static_cast<float>(i % 17) + 1 : 0;
+    return i < kBlocks * static_cast<int>(kThreads) ? static_cast<float>(i % 17) + 1 : -2;
   };
   for (int b = 0; b < kBlocks; ++b)
     for (int t = 0; t < static_cast<int>(kThreads); ++t) {
       const int first = b * static_cast<int>(kThreads);
       sums[static_cast<size_t>(b)] +=
-          static_cast<float>(t + 1) * (value(first + static_cast<int>(kThreads) - 1 - t) + value(first + t + 1));
+          static_cast<float>(t + 1) * (value(first + static_cast<int>(kThreads) - 1 - t) + value(first + t + 1) + 2);
     }
   return sums;
 }
@@ -142,6 +172,12 @@ TEST(CudaEmulation, MissingBarriersAndValuesShowInTheNumbers) {
 }
 
 TEST(CudaEmulation, AWrongLaneShowsInTheNumbers) { EXPECT_TRUE(shows(Mistake::other_lane)); }
+
+TEST(CudaEmulation, APrologueOnPaddingShowsInTheNumbers) { EXPECT_TRUE(shows(Mistake::prologue_on_padding)); }
+
+#if !defined(__SANITIZE_ADDRESS__)
+TEST(CudaEmulation, AWrongBorderShowsInTheNumbers) { EXPECT_TRUE(shows(Mistake::border_off_by_one)); }
+#endif
 
 TEST(CudaEmulation, ThreadsThatDoNotMeetAreADeadlock) {
   EXPECT_DEATH(run(Mistake::barrier_in_a_branch, 0), "different __syncthreads|deadlock");
@@ -189,6 +225,7 @@ void ends_after(void (*work)()) {
 }
 void missing_barrier() { run(Mistake::no_barrier_after_the_tile, 0); }
 void scratch_too_early() { run(Mistake::scratch_reused_too_early, 0); }
+void read_before_written() { run(Mistake::shared_read_before_written, 0); }
 void missing_fence() {
   float parts[kBlocks] = {}, dst = 0;
   uint32_t tickets = 0;
@@ -196,7 +233,7 @@ void missing_fence() {
   cuda::emulation::run(cuda::make_launch("last_block_without_a_fence", {kBlocks, 1, 1}, 32, 0, args), 0);
 }
 TEST(CudaEmulation, ThreadSanitizerSeesRaces) {
-  for (void (*work)() : {missing_barrier, scratch_too_early, missing_fence})
+  for (void (*work)() : {missing_barrier, scratch_too_early, read_before_written, missing_fence})
     EXPECT_EXIT(ends_after(work), testing::ExitedWithCode(66), "data race");
 }
 #endif

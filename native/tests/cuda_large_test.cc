@@ -7,9 +7,8 @@
 #include <deque>
 #include <random>
 
-#include "cuda/device/emulation.h"
 #include "plan/op_ports.h"
-#include "tests/cuda_binding.h"
+#include "tests/cuda_runner.h"
 
 namespace effnet::test {
 namespace {
@@ -162,7 +161,7 @@ Result run(const Case& c, int64_t images, size_t last_blocks) {
   binding.kernel().record(addresses, launches);
   for (size_t i = 0; i < launches.size(); ++i) {
     cuda::emulation::machine().last_blocks = i < casts ? 0 : last_blocks;
-    const char* problem = cuda::emulation::run(launches[i], 0);
+    const char* problem = emulate(launches[i], 0);
     EXPECT_EQ(problem, nullptr) << problem;
   }
   cuda::emulation::machine().last_blocks = 0;

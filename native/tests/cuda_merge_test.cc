@@ -4,7 +4,6 @@
 #include <cmath>
 #include <vector>
 
-#include "cuda/device/emulation.h"
 #include "cuda/ops/batch_norm.h"
 #include "tests/cuda_runner.h"
 #include "tests/kernel_rig.h"
@@ -40,7 +39,7 @@ void run(const std::vector<cuda::Launch>& launches, const cuda::StepState& state
   for (const unsigned schedule : backend::Runner::kSchedules) {
     std::fill(results.begin(), results.end(), 0.5f);
     for (const cuda::Launch& launch : launches) {
-      const char* problem = cuda::emulation::run(launch, schedule);
+      const char* problem = emulate(launch, schedule);
       ASSERT_EQ(problem, nullptr) << problem;
     }
     for (const uint32_t counter : state.block_counters) ASSERT_EQ(counter, 0u);

@@ -135,6 +135,7 @@ TEST_P(SourceNorm, ForwardWithStatistics) {
       const Tensor *mean = rig.out(DType::f32, {c.oc}), *inv_std = rig.out(DType::f32, {c.oc});
       const Values ones(static_cast<size_t>(c.oc), 1);
       for (int i = 0; i < 2; ++i) rig.add_update(rig.tensor(Arena::weights, DType::f32, {c.oc}, ones));
+      if (rig.covered()) continue;
       rig.run();
       if (HasFatalFailure()) FAIL() << c.name();
       const Values value =
@@ -192,6 +193,7 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
         diff_shift = rig.out(DType::f32, {c.ic});
         rig.absent_outputs(2);
       }
+      if (rig.covered()) continue;
       rig.run();
       if (HasFatalFailure()) FAIL() << c.name();
 
@@ -291,6 +293,7 @@ TEST_P(SourceNorm, BothGradientsOfDepthwise) {
       const Tensor* diff_src = rig.out(dtype(), {s.n, s.h, s.w, s.c});
       const Tensor* diff_weights = rig.out(DType::f32, {s.k, s.k, s.c});
       const Tensor *diff_scale = rig.out(DType::f32, {s.c}), *diff_shift = rig.out(DType::f32, {s.c});
+      if (rig.covered()) continue;
       rig.run();
       if (HasFatalFailure()) FAIL() << name;
 

@@ -172,9 +172,6 @@ TEST(CudaTensorCore, WrongFragmentsAndLanesShowInTheNumbers) {
 }
 
 TEST(CudaTensorCore, AWaitThatIsTooShortShows) {
-#if defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "it is a race there";
-#endif
   EXPECT_TRUE(shows(Mistake::wait_too_short));
   const Operands<Bf16> operands(kRows);
   EXPECT_DEATH(operands.run("product_bf16", false, Mistake::no_wait_at_the_end, 0), "ends with copies pending");

@@ -65,7 +65,7 @@ TEST(Update, DoesAllInOnePass) {
       args.scalars = &s;
       args.decay_mult = 1;
       args.state = &state;
-      const char* problem = cuda::emulation::run(
+      const char* problem = emulate(
           cuda::make_launch("update_weights", {kChunks, 1, 1}, cuda::kOptimizerThreads, cuda::kUpdateShared, args),
           schedule);
       ASSERT_EQ(problem, nullptr) << problem;
@@ -105,7 +105,7 @@ TEST(Update, LeavesAllAloneWhenAStepIsSkipped) {
   args.state = &state;
   const cuda::Launch launch =
       cuda::make_launch("update_weights", {1, 1, 1}, cuda::kOptimizerThreads, cuda::kUpdateShared, args);
-  ASSERT_EQ(cuda::emulation::run(launch, 0), nullptr);
+  ASSERT_EQ(emulate(launch, 0), nullptr);
   EXPECT_EQ(values, std::vector<float>(kChunk, 1));
 }
 

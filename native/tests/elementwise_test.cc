@@ -34,6 +34,7 @@ TEST(Activation, EqualsTheReference) {
       Rig rig(backend::make_activation, {double(int(act))});
       rig.in(dtype, dims(s), x);
       const Tensor* dst = rig.out(dtype, dims(s));
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       Values want, slack;
       for (const double v : x) {
@@ -53,6 +54,7 @@ TEST(ActivationBwd, EqualsTheReference) {
       rig.in(dtype, dims(s), d);
       rig.in(dtype, dims(s), x);
       const Tensor* diff_src = rig.out(dtype, dims(s));
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       Values want, slack;
       for (size_t i = 0; i < x.size(); ++i) {
@@ -82,6 +84,7 @@ TEST(Add, EqualsTheReference) {
     rig.in(dtype, dims(s), x);
     rig.in(dtype, dims(s), y);
     const Tensor* dst = rig.out(dtype, dims(s));
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     Values want;
     for (size_t i = 0; i < x.size(); ++i) want.push_back(round_to(dtype, x[i] + y[i]));
@@ -98,6 +101,7 @@ TEST(Cast, RoundsToNearestEven) {
       Rig rig(backend::make_cast);
       rig.in(from, dims(s), x);
       const Tensor* dst = rig.out(to, dims(s));
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       EXPECT_EQ(rig.get(dst), stored(DType::bf16, x));
     }
@@ -112,6 +116,7 @@ TEST(ChannelScale, EqualsTheReference) {
     rig.in(dtype, dims(s), x);
     rig.in(DType::f32, {s.n, s.c}, gate);
     const Tensor* dst = rig.out(dtype, dims(s));
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     Values want;
     for (size_t i = 0; i < x.size(); ++i) want.push_back(round_to(dtype, x[i] * gate[image_channel(s, i)]));
@@ -125,6 +130,7 @@ TEST(GlobalAvgPoolBwd, EqualsTheReference) {
     Rig rig(backend::make_global_avg_pool_bwd);
     rig.in(DType::f32, {s.n, s.c}, d);
     const Tensor* diff_src = rig.out(dtype, dims(s));
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     Values want(s.size());
     for (size_t i = 0; i < want.size(); ++i) want[i] = d[image_channel(s, i)] / static_cast<double>(s.h * s.w);
@@ -188,6 +194,7 @@ TEST(GlobalAvgPool, EqualsTheReference) {
     Rig rig(backend::make_global_avg_pool);
     rig.in(dtype, dims(s), x);
     const Tensor* dst = rig.out(DType::f32, {s.n, s.c});
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     expect_sums(rig.get(dst), pixel_sums(s, [&](size_t i) { return x[i]; }), static_cast<double>(s.h * s.w), 5e-7);
   });
@@ -211,6 +218,7 @@ TEST(ChannelScaleBwdGate, EqualsTheReference) {
     rig.in(dtype, dims(s), in.diff_dst);
     rig.in(dtype, dims(s), in.src);
     const Tensor* diff_gate = rig.out(DType::f32, {s.n, s.c});
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     expect_sums(rig.get(diff_gate), pixel_sums(s, [&](size_t i) { return in.diff_dst[i] * in.src[i]; }), 1, 5e-7);
   });
@@ -227,6 +235,7 @@ TEST(BnActPool, EqualsTheReference) {
       const bool storing = act == Act::silu;
       const Tensor* dst = storing ? rig.out(dtype, dims(s)) : nullptr;
       if (!storing) rig.add_out(nullptr);
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       if (storing) {
         Values want(s.size()), slack(s.size());
@@ -258,6 +267,7 @@ TEST(BnActBwdGate, EqualsTheReference) {
       rig.in(dtype, dims(s), in.src);
       in.add_to(rig, s);
       const Tensor* diff_gate = rig.out(DType::f32, {s.n, s.c});
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       expect_sums(rig.get(diff_gate),
                   pixel_sums(
@@ -285,6 +295,7 @@ TEST(DropPath, DropsWholeImages) {
       rig.scalars().step = static_cast<double>(kStep);
       rig.in(dtype, dims(s), x);
       const Tensor* dst = rig.out(dtype, dims(s));
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       Values want;
       for (size_t i = 0; i < x.size(); ++i) want.push_back(x[i] * kept(rate, i / (9 * 17)));
@@ -339,6 +350,7 @@ TEST(InputNormalize, EqualsTheReference) {
       Rig rig(backend::make_input_normalize, {mean[0], mean[1], mean[2], deviation[0], deviation[1], deviation[2]});
       rig.in(DType::u8, dims(s), x);
       const Tensor* dst = rig.out(dtype, dims(s));
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       Values want;
       for (size_t i = 0; i < x.size(); ++i) want.push_back((x[i] - mean[i % 3]) / deviation[i % 3]);

@@ -50,6 +50,7 @@ TEST_P(ExpandDepthwise, EqualsTheTwoConvolutions) {
     rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc}, taps_bias));
     const Tensor* dst = rig.out(dtype, {c.n, c.oh(), c.ow(), c.oc});
     const Tensor* pooled = rig.out(DType::f32, {c.n, c.oc});
+    if (rig.covered()) continue;
     rig.run();
     if (HasFatalFailure()) return;
 

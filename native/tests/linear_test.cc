@@ -69,6 +69,7 @@ TEST(Linear, EqualsTheReference) {
         rig.add_in(nullptr);
       }
       const Tensor* dst = rig.out(DType::f32, {in.g.n, in.g.o});
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       Product want = product(
           in.g.n, in.g.o, in.g.k, [&](int64_t n, int64_t k) { return in.x(n, k); },
@@ -107,6 +108,7 @@ TEST(LinearBwdData, EqualsTheReference) {
     rig.in(DType::f32, {in.g.n, in.g.o}, in.diff_dst);
     rig.in(DType::f32, {in.g.o, in.g.k}, in.weights);
     const Tensor* diff_src = rig.out(DType::f32, {in.g.n, in.g.k});
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     expect_product(rig.get(diff_src),
                    product(
@@ -129,6 +131,7 @@ TEST(LinearBwdWeights, EqualsTheReference) {
       } else {
         rig.add_out(nullptr);
       }
+      if (rig.covered()) continue;
       ASSERT_NO_FATAL_FAILURE(rig.run());
       expect_product(rig.get(diff_weights),
                      product(

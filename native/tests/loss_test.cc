@@ -61,6 +61,7 @@ TEST(SoftmaxCrossEntropy, EqualsTheReference) {
         for (int64_t b = 0; b < n; ++b)
           labels[static_cast<size_t>(b)] = b % 3 == 1 ? -1 : static_cast<double>((b * 31) % k);
         LossRig t(n, k, logits, labels, s);
+        if (t.rig.covered()) continue;
         ASSERT_NO_FATAL_FAILURE(t.rig.run());
         const Loss want = reference(n, k, logits, labels, s);
         expect_near(t.rig.get(t.loss), {want.loss}, 1e-6, 0.1, "loss");
@@ -129,6 +130,7 @@ TEST(Softmax, EqualsTheReference) {
     Rig rig(backend::make_softmax);
     rig.in(DType::f32, {n, k}, logits);
     const Tensor* probs = rig.out(DType::f32, {n, k});
+    if (rig.covered()) continue;
     ASSERT_NO_FATAL_FAILURE(rig.run());
     Values want(logits.size());
     for (int64_t b = 0; b < n; ++b) {

@@ -75,6 +75,7 @@ TEST(SeGate, EqualsTheReference) {
         rig.in(DType::f32, {se.c}, se.bias1);
         const Tensor* gate = rig.out(DType::f32, {se.n, se.c});
         const Tensor* hidden = rig.out(DType::f32, {se.n, se.r});
+        if (rig.covered()) return;
         ASSERT_NO_FATAL_FAILURE(rig.run());
         expect_near(rig.get(hidden), se.hidden, 1e-6, 2, "hidden");
         expect_near(rig.get(gate), se.gate, 2e-6, 0.5, "gate");
@@ -98,6 +99,7 @@ TEST(SeGateBwd, EqualsTheReference) {
     const Tensor* diff_bias0 = rig.out(DType::f32, {se.r});
     const Tensor* diff_weights1 = rig.out(DType::f32, {se.c, se.r});
     const Tensor* diff_bias1 = rig.out(DType::f32, {se.c});
+    if (rig.covered()) return;
     ASSERT_NO_FATAL_FAILURE(rig.run());
 
     Values pooled(Se::size(se.n, se.c)), weights0(Se::size(se.r, se.c)), bias0(static_cast<size_t>(se.r));
