@@ -6,7 +6,8 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { packageRoot } from '../../ts/paths.js'
-import { checkLayers } from '../helpers/layer_check.js'
+import { detectorGraph } from '../helpers/detector.js'
+import { checkGraph, checkLayers } from '../helpers/layer_check.js'
 
 const driver = path.join(packageRoot(), 'build/fake_cuda')
 const built = [path.join(driver, 'libcuda.so.1'), path.join(packageRoot(), 'build/Release/effnet_cuda.so')].every((file) =>
@@ -27,5 +28,21 @@ describe.skipIf(!built)(`layers on CUDA kernels${built ? '' : ' (no fake driver:
     const { tried, wrong } = await checkLayers({ model, dtype, imageSize, batchSize: 2, device: 'cuda' })
     expect(wrong).toEqual([])
     expect(tried).toBeGreaterThan(60)
+  })
+
+  // The widths of EfficientDet D0 to D2 on odd sizes; 810 and 36 outputs are no whole vectors of a 16-bit type.
+  it.each([
+    ['f32', 320, 64, 810],
+    ['bf16', 320, 64, 810],
+    ['f16', 40, 64, 36],
+    ['bf16', 112, 88, 36],
+    ['f16', 120, 88, 810],
+    ['bf16', 48, 112, 36],
+    ['f32', 120, 112, 36],
+  ] as const)('detector %s: %i channels to %i, %i outputs', { timeout: 120_000 }, async (dtype, channels, width, outputs) => {
+    const graph = detectorGraph({ dtype, channels, width, outputs, size: [9, 7] })
+    const { tried, wrong } = await checkGraph(graph, dtype, 'cuda')
+    expect(wrong).toEqual([])
+    expect(tried).toBeGreaterThan(15)
   })
 })

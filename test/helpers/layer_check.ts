@@ -4,7 +4,7 @@
  */
 import { ARENA, binding, type MemoryHandle, type PoolHandle } from '../../ts/binding.js'
 import { Graph } from '../../ts/graph/graph.js'
-import { interpret } from '../../ts/graph/interpreter.js'
+import { interpret, rounded } from '../../ts/graph/interpreter.js'
 import { OP_TABLE } from '../../ts/graph/op_table.js'
 import { type DType, elements, type Node, type Tensor } from '../../ts/graph/types.js'
 import { getModelConfig } from '../../ts/nn/index.js'
@@ -176,11 +176,8 @@ export interface LayerCheck {
   device: string
 }
 
-/** Ops tried, and for each tensor that is off further than it may be a line that says where and how far. */
-export async function checkLayers(o: LayerCheck): Promise<{ tried: number; wrong: string[] }> {
-  const native = binding()
-  const pool = native.createPool(1)
-  const memory = native.createMemory(new Array(Object.keys(ARENA).length).fill(0), await native.openDevice(o.device))
+/** Those of a model. */
+export function checkLayers(o: LayerCheck): Promise<Checked> {
   const graph = trainProgram(getModelConfig(o.model), {
     batchSize: o.batchSize,
     imageSize: o.imageSize,
@@ -193,8 +190,24 @@ export async function checkLayers(o: LayerCheck): Promise<{ tried: number; wrong
     ema: false,
     target: { device: 'cuda' },
   })
+  return checkGraph(graph, o.dtype, o.device)
+}
+
+export interface Checked {
+  /** Ops. */
+  tried: number
+  /** For each tensor that is off further than it may be a line that says where and how far. */
+  wrong: string[]
+}
+
+/** Every op of a graph that is fused and differentiated already. */
+export async function checkGraph(graph: Graph, dtype: LayerCheck['dtype'], device: string): Promise<Checked> {
+  const native = binding()
+  const pool = native.createPool(1)
+  const memory = native.createMemory(new Array(Object.keys(ARENA).length).fill(0), await native.openDevice(device))
   // The values behind a step's updates are not those that its ops have read.
-  const before = networkValues(graph, 7)
+  const types = new Map(graph.tensors.map((t) => [t.name, t.dtype]))
+  const before = new Map([...networkValues(graph, 7)].map(([name, given]) => [name, rounded(given, types.get(name)!)]))
   const values = new Map([...interpret(graph, { values: before, scalars: SCALARS, storage: 'as-typed' }), ...before])
   const seen = new Set<string>()
   const wrong: string[] = []
@@ -205,7 +218,7 @@ export async function checkLayers(o: LayerCheck): Promise<{ tried: number; wrong
       const one = alone(node)
       const { kernel, values: got } = await run(one, values, pool, memory)
       const want = interpret(one, { values, scalars: SCALARS, storage: 'as-typed' })
-      const limit = limits(one, values, o.dtype)
+      const limit = limits(one, values, dtype)
       for (const [t, result] of got) {
         const off = error(result, want.get(t.name)!, t.dtype)
         if (!(off <= limit(t))) wrong.push(`${node.name} ${kernel} ${t.name} [${t.shape}]: ${off} > ${limit(t)}`)
