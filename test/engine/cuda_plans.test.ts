@@ -19,6 +19,16 @@ process.env['EFFNET_LIB_DIR'] = driver
 const table = (rows: readonly DumpRow[]): string =>
   rows.map(({ name, kernel, shapes, life }) => `${[name, kernel, shapes, life].join('\t').trimEnd()}\n`).join('')
 
+const FILES = path.join(packageRoot(), 'test/fixtures/plans')
+const TRAINING = {
+  optimizer: { name: 'rmsprop_tf' },
+  labelSmoothing: 0.1,
+  dropRate: 0.2,
+  dropPathRate: 0.2,
+  ema: true,
+  clip: true,
+} as const
+
 describe.skipIf(!built)(`plans for GPUs${built ? '' : ' (no fake driver: npm run setup -- --test)'}`, () => {
   it.each([
     ['efficientnet_b0', 'bf16-mixed', 224],
@@ -27,24 +37,39 @@ describe.skipIf(!built)(`plans for GPUs${built ? '' : ' (no fake driver: npm run
   ] as const)('%s %s', { timeout: 60_000 }, async (name, precision, imageSize) => {
     const model = await createModel(name, { device: 'cuda', precision, seed: 0 })
     const train = await model.session.trainPlan({
+      ...TRAINING,
       batchSize: 4,
       imageSize,
-      optimizer: { name: 'rmsprop_tf' },
-      labelSmoothing: 0.1,
-      dropRate: 0.2,
-      dropPathRate: 0.2,
-      ema: true,
-      clip: true,
     })
-    const files = path.join(packageRoot(), 'test/fixtures/plans')
-    await expect(table(train.dump())).toMatchFileSnapshot(path.join(files, `cuda_${name}_${precision}_train.tsv`))
+    await expect(table(train.dump())).toMatchFileSnapshot(path.join(FILES, `cuda_${name}_${precision}_train.tsv`))
     train.close()
     for (const batchSize of [1, 4]) {
       const evaluation = await model.session.evalPlan({ batchSize, imageSize })
       const file = `cuda_${name}_${precision}_infer_${batchSize}.tsv`
-      await expect(table(evaluation.dump())).toMatchFileSnapshot(path.join(files, file))
+      await expect(table(evaluation.dump())).toMatchFileSnapshot(path.join(FILES, file))
       evaluation.close()
     }
     await model.close()
+  })
+
+  // Larger batches get other forms: tiles, blocks of several tiles, splits of reductions.
+  it.each([
+    ['efficientnet_b0', 224],
+    ['efficientnet_b4', 380],
+    ['efficientnetv2_s', 300],
+  ] as const)('%s in batches of 256', { timeout: 60_000 }, async (name, imageSize) => {
+    process.env['FAKE_CUDA_MEMORY'] = String(2 ** 40)
+    try {
+      const model = await createModel(name, { device: 'cuda', precision: 'bf16-mixed', seed: 0 })
+      const train = await model.session.trainPlan({ ...TRAINING, batchSize: 256, imageSize })
+      await expect(table(train.dump())).toMatchFileSnapshot(path.join(FILES, `cuda_${name}_bf16-mixed_train_256.tsv`))
+      train.close()
+      const evaluation = await model.session.evalPlan({ batchSize: 256, imageSize })
+      await expect(table(evaluation.dump())).toMatchFileSnapshot(path.join(FILES, `cuda_${name}_bf16-mixed_infer_256.tsv`))
+      evaluation.close()
+      await model.close()
+    } finally {
+      delete process.env['FAKE_CUDA_MEMORY']
+    }
   })
 })

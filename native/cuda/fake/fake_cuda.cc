@@ -15,7 +15,10 @@
 //     describe the machine. FAKE_CUDA_LOG=file gets a line a call.
 //   - Between two events lies 0.5 ms, or with FAKE_CUDA_TIMES=kernel=ms,kernel=ms what the kernels took that ran
 //     meanwhile: 1 ms where one is not listed. A library's are called by what it queues.
+//   - An allocation of a gigabyte and more is zeros that take no memory until they are written: plans of large batches
+//     can be bound, if not run.
 #include <cuda.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -86,6 +89,8 @@ struct Stream {
 // Of a block: the least that a supported GPU has (compute capability 8.6, 8.9, 12.0), so that what runs here fits on
 // all.
 constexpr int kMostShared = 99 << 10;
+
+constexpr size_t kReserved = 1 << 30;  // as large an allocation takes no memory by itself
 
 struct Fake {
   std::recursive_mutex mutex;
@@ -355,9 +360,11 @@ EFF_FAKE(cuMemAlloc, CUdeviceptr* address, size_t bytes) {
   Fake& f = fake();
   if (f.used + bytes > static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000"))))
     return CUDA_ERROR_OUT_OF_MEMORY;
-  void* data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (!data) return CUDA_ERROR_OUT_OF_MEMORY;
-  std::memset(data, 0xff, bytes);
+  const bool reserved = bytes >= kReserved;
+  void* data = reserved ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+                        : std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (!data || data == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (!reserved) std::memset(data, 0xff, bytes);
   *address = reinterpret_cast<CUdeviceptr>(data);
   log_line("  " + std::to_string(bytes) + " bytes");
   f.memory[*address] = bytes;
@@ -370,9 +377,13 @@ EFF_FAKE(cuMemFree, CUdeviceptr address) {
   const auto found = f.memory.find(address);
   if (found == f.memory.end()) return CUDA_ERROR_INVALID_VALUE;
   for (Stream* s : f.streams) synchronise(s);  // as the driver does
-  f.used -= found->second;
+  const size_t bytes = found->second;
+  f.used -= bytes;
   f.memory.erase(found);
-  std::free(reinterpret_cast<void*>(address));
+  if (bytes >= kReserved)
+    munmap(reinterpret_cast<void*>(address), bytes);
+  else
+    std::free(reinterpret_cast<void*>(address));
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemHostAlloc, void** data, size_t bytes, unsigned) {
@@ -419,7 +430,13 @@ EFF_FAKE(cuMemcpyDtoDAsync, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUst
 EFF_FAKE(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
   EFF_ENTER(cuMemsetD8Async, false)
   if (!in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
-  return add(stream, {[=] { std::memset(reinterpret_cast<void*>(to), value, bytes); }});
+  return add(stream, {[=] {
+               void* const data = reinterpret_cast<void*>(to);
+               if (value == 0 && fake().memory.count(to) && bytes >= kReserved)
+                 madvise(data, bytes, MADV_DONTNEED);  // zeros again
+               else
+                 std::memset(data, value, bytes);
+             }});
 }
 EFF_FAKE(cuStreamCreateWithPriority, CUstream* stream, unsigned, int) {
   EFF_ENTER(cuStreamCreateWithPriority, false)
