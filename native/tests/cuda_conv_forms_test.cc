@@ -4,6 +4,7 @@
 
 #include "conv_reference.h"
 #include "cuda/ops/conv.h"
+#include "cuda/ops/conv_once.h"
 #include "kernel_rig.h"
 
 namespace effnet::test {
@@ -56,6 +57,45 @@ TEST(ConvForms, FollowFromShapesAndTypes) {
     EXPECT_EQ(cuda::conv_forward_form(row.g, row.type).name(), row.forward);
     EXPECT_EQ(cuda::conv_backward_data_form(row.g, row.type).name(), row.data);
     EXPECT_EQ(cuda::conv_backward_weights_form(row.g, row.type).name(), row.weights);
+  }
+}
+
+TEST(ConvForms, NarrowLayersAreReadOnceBackward) {
+  using cuda::OnceSource;
+  struct Row {
+    ConvGeometry g;
+    OnceSource source;
+    const char* form;  // "": by a gradient of the result that is stored
+    int64_t slices, blocks;
+  };
+  const Row rows[] = {
+      // B0 at 224, batch 256: a block an image, or as many as fill a GPU.
+      {geometry(256, 112, 32, 16), OnceSource::gated, "once_gate_16x32", 1, 256},
+      {geometry(256, 112, 16, 96), OnceSource::stored, "once_96x16", 1, 263},
+      {geometry(256, 56, 144, 24), OnceSource::gated, "once_gate_32x96", 2, 256},
+      {geometry(256, 28, 40, 240), OnceSource::stored, "once_240x48", 1, 251},
+      {geometry(256, 14, 672, 112), OnceSource::gated, "once_gate_112x64", 11, 26},
+      {geometry(4, 56, 144, 24), OnceSource::gated, "once_gate_32x96", 2, 132},
+      {geometry(256, 14, 80, 480), OnceSource::stored, "", 0, 0},
+      {geometry(256, 7, 1152, 192), OnceSource::gated, "", 0, 0},
+      // B4, V2-S.
+      {geometry(128, 95, 32, 192), OnceSource::stored, "once_192x32", 1, 264},
+      {geometry(256, 75, 192, 48), OnceSource::normed, "once_bn_48x96", 2, 132},
+      {geometry(256, 38, 256, 64), OnceSource::normed, "once_bn_64x64", 4, 66},
+      // So many slices of the source's channels would read the result too often.
+      {geometry(256, 14, 2688, 112), OnceSource::gated, "once_gate_112x64", 42, 7},
+      {geometry(256, 28, 36, 240), OnceSource::stored, "", 0, 0},
+      {geometry(256, 28, 40, 240, 3), OnceSource::stored, "", 0, 0},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(testing::Message() << row.g.h << "x" << row.g.ic << "->" << row.g.oc);
+    EXPECT_FALSE(cuda::conv_once_form(row.g, kF32, row.source, false));
+    const auto form = cuda::conv_once_form(row.g, kBf16, row.source, false);
+    EXPECT_EQ(form ? form->name() : "", row.form);
+    if (!form) continue;
+    EXPECT_EQ(form->slices, row.slices);
+    EXPECT_EQ(form->blocks(), row.blocks);
+    EXPECT_LE(form->shared_bytes, size_t{99} << 10);
   }
 }
 

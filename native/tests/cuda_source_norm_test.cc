@@ -161,17 +161,59 @@ TEST_P(SourceNorm, ForwardWithStatistics) {
   }
 }
 
+enum class Source { stored, normed, gated };
+
+ConvCase pointwise(int64_t n, int64_t h, int64_t w, int64_t ic, int64_t oc) {
+  return {n, h, w, ic, oc, 1, 1, 0, 0, 0, 0};
+}
+
 // Without a gate diff_src is the gradient of bn(src) and has its sums; with one the gradient of the gated value.
 TEST_P(SourceNorm, BothGradientsOfPointwise) {
-  for (const ConvCase& c : kCases) {
-    for (const bool gated : {false, true}) {
+  struct Row {
+    ConvCase c;
+    Source source;
+    const char* form = "";  // of 16-bit types
+  };
+  std::vector<Row> rows;
+  for (const ConvCase& c : kCases)
+    for (const Source source : {Source::stored, Source::normed, Source::gated}) rows.push_back({c, source});
+  // What is read once: tiles with and without channels and pixels that they do not fill, several slices of channels.
+  rows.insert(rows.end(), {{pointwise(2, 7, 7, 16, 96), Source::stored, "once_96x16_"},
+                           {pointwise(3, 8, 8, 8, 40), Source::stored, "once_96x16_"},
+                           {pointwise(1, 14, 9, 24, 144), Source::stored, "once_144x32_"},
+                           {pointwise(1, 5, 9, 32, 192), Source::stored, "once_192x32_"},
+                           {pointwise(1, 9, 5, 40, 240), Source::stored, "once_240x48_"},
+                           {pointwise(2, 7, 7, 144, 24), Source::normed, "once_bn_32x96_"},
+                           {pointwise(2, 5, 8, 192, 48), Source::normed, "once_bn_48x96_"},
+                           {pointwise(1, 7, 9, 256, 64), Source::normed, "once_bn_64x64_"},
+                           {pointwise(2, 9, 8, 32, 16), Source::gated, "once_gate_16x32_"},
+                           {pointwise(3, 7, 7, 144, 24), Source::gated, "once_gate_32x96_"},
+                           {pointwise(2, 7, 7, 200, 40), Source::gated, "once_gate_48x96_"},
+                           {pointwise(2, 6, 6, 240, 80), Source::gated, "once_gate_80x80_"},
+                           {pointwise(2, 6, 6, 480, 112), Source::gated, "once_gate_112x64_"}});
+  // Blocks of several tiles, and of several images.
+  if (!kThreadSanitizer && dtype() == DType::bf16)
+    rows.insert(rows.end(), {{pointwise(1, 130, 132, 8, 8), Source::stored, "once_96x16_"},
+                             {pointwise(3, 54, 54, 8, 8), Source::normed, "once_bn_32x96_"},
+                             {pointwise(1, 130, 132, 8, 8), Source::gated, "once_gate_16x32_"},
+                             {pointwise(529, 1, 3, 8, 8), Source::gated, "once_gate_16x32_"}});
+  constexpr uint64_t kSeed = 5'000'000'123, kStep = 77;
+  constexpr uint32_t kStream = 9;
+  for (const auto& [c, kind, form] : rows) {
+    if (dtype() == DType::f32 && *form) continue;
+    for (const double drop_rate : {0.0, 0.5}) {
+      if (drop_rate > 0 && (c.n == 1 || kind == Source::stored)) continue;
+      const bool gated = kind == Source::gated;
       const ConvData d(c, dtype());
       const Bn bn(c.ic, 20);
       const Values gate = gates(c.n, c.ic);
       const Behind behind(c.oc, d.diff_dst.size(), Act::identity, dtype());
       auto attrs = c.attrs();
-      attrs.insert(attrs.end(), {0, 0, 0, 1, static_cast<double>(Act::silu)});
+      attrs.insert(attrs.end(),
+                   {0, drop_rate, kStream, 1, static_cast<double>(kind == Source::stored ? Act::identity : Act::silu)});
       Rig rig(backend::make_conv2d_bwd, attrs);
+      rig.scalars().seed = static_cast<double>(kSeed);
+      rig.scalars().step = static_cast<double>(kStep);
       rig.in(dtype(), {c.n, c.h, c.w, c.ic}, d.src);
       rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, 1, 1, c.ic}, d.weights));
       rig.in(dtype(), {c.n, c.h, c.w, c.oc}, d.diff_dst);
@@ -180,7 +222,7 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
       rig.in(DType::f32, {c.oc}, behind.diff_scale);
       rig.in(DType::f32, {c.oc}, behind.diff_shift);
       gated ? void(rig.in(DType::f32, {c.n, c.ic}, gate)) : rig.absent_inputs(1);
-      bn.add_to(rig);
+      kind == Source::stored ? rig.absent_inputs(4) : bn.add_to(rig);
       const Tensor* diff_src = rig.out(dtype(), {c.n, c.h, c.w, c.ic});
       const Tensor* diff_weights = rig.out(DType::f32, {c.oc, 1, 1, c.ic});
       const Tensor *diff_scale = nullptr, *diff_shift = nullptr, *diff_gate = nullptr, *sums = nullptr;
@@ -188,6 +230,8 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
         rig.absent_outputs(2);
         diff_gate = rig.out(DType::f32, {c.n, c.ic});
         sums = rig.out(DType::f32, {c.n, 4, c.ic});
+      } else if (kind == Source::stored) {
+        rig.absent_outputs(4);
       } else {
         diff_scale = rig.out(DType::f32, {c.ic});
         diff_shift = rig.out(DType::f32, {c.ic});
@@ -196,19 +240,28 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
       if (rig.covered()) continue;
       rig.run();
       if (HasFatalFailure()) FAIL() << c.name();
+      if (dtype() != DType::f32) {
+        EXPECT_NE(rig.name().find(form), std::string::npos) << rig.name();
+      }
 
       const auto channels = static_cast<size_t>(c.ic), image = static_cast<size_t>(c.h * c.w) * channels;
-      const Values dy = behind.diff(d.diff_dst, nullptr, nullptr, static_cast<size_t>(c.h * c.w * c.oc), dtype());
-      const Values value = activated(d.src, bn, Act::silu, gated ? &gate : nullptr, image, dtype());
+      Values kept = d.diff_dst;
+      for (size_t i = 0; i < kept.size(); ++i)
+        kept[i] *= survival(drop_rate, kSeed, kStep, kStream, i / static_cast<size_t>(c.h * c.w * c.oc));
+      const Values dy = behind.diff(kept, nullptr, nullptr, static_cast<size_t>(c.h * c.w * c.oc), dtype());
+      Values value = d.src, off(d.src.size());
+      if (kind != Source::stored) {
+        value = activated(d.src, bn, Act::silu, gated ? &gate : nullptr, image, dtype());
+        off = activated_slack(d.src, bn, Act::silu, value, dtype());
+      }
       const Values w = stored(dtype(), d.weights), got = rig.get(diff_src);
       Values want(got.size()), want_weights(w.size()), slack(got.size()), squares(w.size());
-      const Values off = activated_slack(d.src, bn, Act::silu, value, dtype());
       for_each_product(c, [&](size_t s, size_t k, size_t t) {
         want[s] += dy[t] * w[k];
         want_weights[k] += value[s] * dy[t];
         squares[k] += square(off[s] * dy[t]);
       });
-      for (size_t i = 0; i < want.size() && !gated; ++i) {
+      for (size_t i = 0; i < want.size() && kind == Source::normed; ++i) {
         const double z = bn.z(d.src[i], i % channels);
         slack[i] = std::abs(want[i]) * act_slope_slack(dtype(), Act::silu, z);
         want[i] *= act_slope(Act::silu, z);
@@ -218,7 +271,8 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
       // dy may be the neighbouring 16-bit value where it lies between two.
       expect_near(rig.get(diff_weights), want_weights, dtype() == DType::f32 ? 3e-6 : 0x1p-10, std::sqrt(pixels) * 3,
                   c.name() + " diff_weights", of_squares(squares));
-      if (!gated) {
+      if (kind == Source::stored) continue;
+      if (kind == Source::normed) {
         Values want_scale(channels), want_shift(channels);
         for (size_t i = 0; i < got.size(); ++i) {
           want_shift[i % channels] += got[i];
@@ -335,8 +389,8 @@ TEST_P(SourceNorm, BothGradientsOfDepthwise) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, SourceNorm, testing::Values(DType::f32, DType::bf16),
-                         [](const auto& info) { return info.param == DType::bf16 ? "bf16" : "f32"; });
+INSTANTIATE_TEST_SUITE_P(Types, SourceNorm, testing::Values(DType::f32, DType::bf16, DType::f16),
+                         [](const auto& info) { return std::string(plan::dtype_name(info.param)); });
 
 }  // namespace
 }  // namespace effnet::test

@@ -73,6 +73,32 @@ struct ConvBwdWeightsArgs {
   float* parts;  // [splits][oc][kh * kw * ic]
 };
 
+// Both gradients of a 1x1 convolution whose result `dst` is normalised; `diff_dst` is the gradient of the normalised
+// value. Images are cut into tiles; a block makes some tiles of one image, or some images, of `slice` channels.
+struct ConvBwdOnceArgs {
+  int64_t images, image_pixels, oc, ic;  // one image, where nothing is constant in images
+  const void *diff_dst, *dst;
+  Norm norm;                             // of dst, without its shift
+  const float *diff_scale, *diff_shift;  // both or neither
+  float inv_rows;
+  DropArgs drop;
+  const void* weights;  // of the images' type
+  ConvSource src;
+  void* diff_src;
+  int64_t tiles_a_block, blocks_an_image, images_a_block;  // one of the last two is 1
+  int64_t slice;
+  float* parts;  // [blocks][oc][ic]
+  // Of a normalised source a tile of BnSumsMergeArgs a block; of a gated one [image][blocks of it][5][ic].
+  float* sums;
+};
+
+// Five sums by image and channel, added up over the blocks of an image: the first to `value`, the others to `sums`.
+struct ConvImageSumsArgs {
+  const float* parts;  // [image][parts_count][5][c]
+  int64_t images, parts_count, c;
+  float *value, *sums;  // [image][c], [image][4][c]
+};
+
 // dst[i] = sum over parts of parts[part][i], in order.
 struct SumPartsArgs {
   const float* parts;

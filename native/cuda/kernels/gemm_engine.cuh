@@ -11,6 +11,50 @@
 
 namespace effnet::cuda {
 
+// Operands of TensorEngine's instructions out of shared memory: 16 rows of A, or 16 columns of B (two fragments), by
+// kStep terms from term k on. `row`, `column`: the first of them.
+template <class T, Layout kLayout, int kPitch>
+struct Fragments {
+  static constexpr int kStep = 32 / static_cast<int>(sizeof(T));  // terms of an instruction
+
+  static EFF_DEVICE void load_a(uint32_t (&r)[4], const T* a, int row, int k) {
+    const int lane = static_cast<int>(thread_id()) % 32;
+    if constexpr (kLayout == Layout::by_rows) {
+      load_matrices(r, a + (row + lane % 16) * kPitch + k + lane / 16 * (kStep / 2));
+      if constexpr (sizeof(T) == 4) to_tf32_all(r);
+    } else if constexpr (sizeof(T) == 2) {
+      load_matrices_transposed(r, a + (k + lane / 16 * 8 + lane % 8) * kPitch + row + lane / 8 % 2 * 8);
+    } else {
+      const T* at = a + (k + lane % 4) * kPitch + row + lane / 4;
+      r[0] = to_tf32(at[0]);
+      r[1] = to_tf32(at[8]);
+      r[2] = to_tf32(at[4 * kPitch]);
+      r[3] = to_tf32(at[4 * kPitch + 8]);
+    }
+  }
+  static EFF_DEVICE void load_b(uint32_t (&r)[4], const T* b, int column, int k) {
+    const int lane = static_cast<int>(thread_id()) % 32;
+    if constexpr (kLayout == Layout::by_rows) {
+      load_matrices(r, b + (column + lane / 16 * 8 + lane % 8) * kPitch + k + lane / 8 % 2 * (kStep / 2));
+      if constexpr (sizeof(T) == 4) to_tf32_all(r);
+    } else if constexpr (sizeof(T) == 2) {
+      load_matrices_transposed(r, b + (k + lane % 16) * kPitch + column + lane / 16 * 8);
+    } else {
+      const T* at = b + (k + lane % 4) * kPitch + column + lane / 4;
+      r[0] = to_tf32(at[0]);
+      r[1] = to_tf32(at[4 * kPitch]);
+      r[2] = to_tf32(at[8]);
+      r[3] = to_tf32(at[4 * kPitch + 8]);
+    }
+  }
+
+ private:
+  static EFF_DEVICE void to_tf32_all(uint32_t (&r)[4]) {
+    EFF_UNROLL
+    for (int i = 0; i < 4; ++i) r[i] = to_tf32(bits_to_float(r[i]));
+  }
+};
+
 // Bf16, F16: mma.m16n8k16; float: as TF32, mma.m16n8k8.
 template <class T, class Shape>
 class TensorEngine {
@@ -37,11 +81,11 @@ class TensorEngine {
       if (k >= terms) break;
       uint32_t fa[kRowTiles][4];
       EFF_UNROLL
-      for (int i = 0; i < kRowTiles; ++i) load_a(fa[i], a, row + 16 * i, k);
+      for (int i = 0; i < kRowTiles; ++i) A::load_a(fa[i], a, row + 16 * i, k);
       EFF_UNROLL
       for (int j = 0; j < kColumnTiles; j += 2) {
         uint32_t fb[4];
-        load_b(fb, b, column + 8 * j, k);
+        B::load_b(fb, b, column + 8 * j, k);
         EFF_UNROLL
         for (int i = 0; i < kRowTiles; ++i) {
           mma<T>(sums_[i][j], fa[i], {fb[0], fb[1]});
@@ -66,44 +110,8 @@ class TensorEngine {
   }
 
  private:
-  static constexpr int kPitchA = Shape::kPitchA, kPitchB = Shape::kPitchB;
-
-  // Rows row .. + 15 of A, terms k .. + kStep - 1.
-  static EFF_DEVICE void load_a(uint32_t (&r)[4], const T* a, int row, int k) {
-    const int lane = static_cast<int>(thread_id()) % 32;
-    if constexpr (Shape::kLayoutA == Layout::by_rows) {
-      load_matrices(r, a + (row + lane % 16) * kPitchA + k + lane / 16 * (kStep / 2));
-      if constexpr (sizeof(T) == 4) to_tf32_all(r);
-    } else if constexpr (sizeof(T) == 2) {
-      load_matrices_transposed(r, a + (k + lane / 16 * 8 + lane % 8) * kPitchA + row + lane / 8 % 2 * 8);
-    } else {
-      const T* at = a + (k + lane % 4) * kPitchA + row + lane / 4;
-      r[0] = to_tf32(at[0]);
-      r[1] = to_tf32(at[8]);
-      r[2] = to_tf32(at[4 * kPitchA]);
-      r[3] = to_tf32(at[4 * kPitchA + 8]);
-    }
-  }
-  // Columns column .. + 15 of B: two fragments.
-  static EFF_DEVICE void load_b(uint32_t (&r)[4], const T* b, int column, int k) {
-    const int lane = static_cast<int>(thread_id()) % 32;
-    if constexpr (Shape::kLayoutB == Layout::by_rows) {
-      load_matrices(r, b + (column + lane / 16 * 8 + lane % 8) * kPitchB + k + lane / 8 % 2 * (kStep / 2));
-      if constexpr (sizeof(T) == 4) to_tf32_all(r);
-    } else if constexpr (sizeof(T) == 2) {
-      load_matrices_transposed(r, b + (k + lane % 16) * kPitchB + column + lane / 16 * 8);
-    } else {
-      const T* at = b + (k + lane % 4) * kPitchB + column + lane / 4;
-      r[0] = to_tf32(at[0]);
-      r[1] = to_tf32(at[4 * kPitchB]);
-      r[2] = to_tf32(at[8]);
-      r[3] = to_tf32(at[4 * kPitchB + 8]);
-    }
-  }
-  static EFF_DEVICE void to_tf32_all(uint32_t (&r)[4]) {
-    EFF_UNROLL
-    for (int i = 0; i < 4; ++i) r[i] = to_tf32(bits_to_float(r[i]));
-  }
+  using A = Fragments<T, Shape::kLayoutA, Shape::kPitchA>;
+  using B = Fragments<T, Shape::kLayoutB, Shape::kPitchB>;
 
   float sums_[kRowTiles][kColumnTiles][4];
 };

@@ -13,13 +13,13 @@ uint32_t tiles(int64_t count) { return static_cast<uint32_t>((count + kGemmTile 
 
 int64_t weights_count(const ConvGeometry& g) { return g.oc * g.kh * g.kw * g.ic; }
 
+}  // namespace
+
 ConvSource conv_source(const SourceNorm& source, const Addresses& at) {
   const auto* gate = at.ptr<const float>(source.gate);
   if (!source) return {at.ptr(source.src), {}, {}, gate};
   return {at.ptr(source.src), source.norm(at), source.act, gate};
 }
-
-}  // namespace
 
 ConvGeometry conv_geometry(const Op& op, int first_attr, const Tensor* src, const Tensor* dst, int64_t kh, int64_t kw) {
   return {src->n(),
@@ -86,9 +86,13 @@ void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, Conv
                     {static_cast<uint32_t>((width + form.tile_n - 1) / form.tile_n),
                      static_cast<uint32_t>((g.oc + form.tile_m - 1) / form.tile_m), static_cast<uint32_t>(splits)},
                     kTileThreads, form.shared_bytes, args));
-  if (splits == 1) return;
-  const SumPartsArgs sum{args.parts, diff_weights, weights_count(g), splits};
-  launches.push_back(make_launch("sum_parts", grid_for(sum.count, kGemmThreads), kGemmThreads, 0, sum));
+  if (splits > 1) record_sum_parts(args.parts, splits, weights_count(g), diff_weights, launches);
+}
+
+void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, float* dst,
+                      std::vector<Launch>& launches) {
+  launches.push_back(make_launch("sum_parts", grid_for(count, kGemmThreads), kGemmThreads, 0,
+                                 SumPartsArgs{parts, dst, count, parts_count}));
 }
 
 KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType type, Kernel::Record record,
@@ -225,81 +229,6 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const Op& op) {
         record_conv_bwd_weights(args, form, type, at.ptr<float>(diff_weights), launches);
       },
       conv_bwd_weights_scratch(g, form), conv_flops(g));
-}
-
-StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
-  using namespace op::conv2d_bwd;
-  const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.in(in_dst),
-               *diff_src = op.out(out_diff_src), *diff_weights = op.out(out_diff_weights);
-  const BnBackward back{op.in(in_diff_dst),
-                        dst,
-                        op.in(in_mean),
-                        op.in(in_inv_std),
-                        op.in(in_scale),
-                        op.in(in_shift),
-                        nullptr,
-                        nullptr,
-                        op.act(attr_act),
-                        op.attr(attr_drop_rate),
-                        static_cast<uint32_t>(op.attr_int(attr_rng_stream))};
-  const bool batch = op.attr(attr_batch_stats) == 1;
-  const Tensor *diff_scale = batch ? op.in(in_diff_scale) : nullptr,
-               *diff_shift = batch ? op.in(in_diff_shift) : nullptr;
-  const SourceNorm source{src,
-                          op.in(in_src_mean),
-                          op.in(in_src_inv_std),
-                          op.in(in_src_scale),
-                          op.in(in_src_shift),
-                          op.in(in_gate),
-                          op.act(attr_src_act)};
-  const Tensor *src_diff_scale = op.out(out_src_diff_scale), *src_diff_shift = op.out(out_src_diff_shift),
-               *diff_gate = op.out(out_diff_gate), *image_sums = op.out(out_sums);
-  // What is stored without a gate is the gradient of bn(src) already, so its sums need no activation.
-  const BnBackward linear{diff_src, src, source.mean, source.inv_std};
-  const bool to_bn = src_diff_scale;
-  const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
-  const ConvType type(src->dtype, op.allows_tf32());
-  const ConvForm data = over_weights(weights, type, conv_backward_data_form(g, type)),
-                 by_weights = conv_backward_weights_form(g, type, source.mean || source.gate);
-  const bool sums_apart = to_bn && data.plain();
-  const int64_t sum_tiles = to_bn && !sums_apart ? data.row_blocks() : 0;
-  ScratchLayout layout;
-  const size_t diff_at = layout.add(dst->bytes), parts_at = layout.add(conv_bwd_weights_scratch(g, by_weights));
-  const size_t sums_at = layout.add(sums_apart ? linear.reduce_scratch_bytes()
-                                               : static_cast<size_t>(sum_tiles * 2 * g.ic) * sizeof(float));
-  const size_t image_sums_at = layout.add(image_sums ? source.sums_scratch_bytes() : 0);
-  const size_t merge_at = layout.add(sum_tiles ? bn_merge_scratch_bytes(sum_tiles, g.ic) : 0);
-  return conv_kernel(
-      "conv2d_bwd", data, type,
-      [=](const Addresses& at, std::vector<Launch>& launches) {
-        void* diff = at.scratch + diff_at;
-        back.record_apply(at, diff_scale, diff_shift, diff, launches);
-        ConvBwdWeightsArgs of_weights{};
-        of_weights.g = g;
-        of_weights.src = conv_source(source, at);
-        of_weights.diff_dst = diff;
-        of_weights.parts = reinterpret_cast<float*>(at.scratch + parts_at);
-        record_conv_bwd_weights(of_weights, by_weights, type, at.ptr<float>(diff_weights), launches);
-        ConvBwdDataArgs of_data{};
-        of_data.g = g;
-        of_data.diff_dst = diff;
-        of_data.weights = weights_at(at, weights, data, type);
-        of_data.diff_src = at.ptr(diff_src);
-        if (to_bn) {
-          of_data.slope_of = at.ptr(src);
-          of_data.act = source.act;
-          of_data.slope_norm = source.norm(at);
-          if (!sums_apart) of_data.sums = reinterpret_cast<float*>(at.scratch + sums_at);
-        }
-        launches.push_back(conv_bwd_data_launch(of_data, data, type));
-        if (sums_apart) linear.record_reduce(at, at.scratch + sums_at, src_diff_scale, src_diff_shift, launches);
-        if (sum_tiles)
-          BnBackward::record_merge(at, linear.merge_args(at, of_data.sums, sum_tiles, src_diff_scale, src_diff_shift),
-                                   at.scratch + merge_at, launches);
-        if (image_sums)
-          source.record_sums(at, at.scratch + image_sums_at, at.ptr(diff_src), diff_gate, image_sums, launches);
-      },
-      layout.bytes(), 2 * conv_flops(g));
 }
 
 }  // namespace effnet::cuda

@@ -1,6 +1,7 @@
 // Convolution launches that several ops are made of.
 #pragma once
 
+#include "cuda/ops/batch_norm.h"
 #include "cuda/ops/conv_form.h"
 
 namespace effnet::cuda {
@@ -9,6 +10,7 @@ namespace effnet::cuda {
 ConvGeometry conv_geometry(const plan::Op& op, int first_attr, const plan::Tensor* src, const plan::Tensor* dst,
                            int64_t kh, int64_t kw);
 double conv_flops(const ConvGeometry& g);
+ConvSource conv_source(const SourceNorm& source, const Addresses& at);
 
 // A matrix product as a convolution: src [rows, in], dst [rows, out], weights [out, in].
 ConvGeometry matrix_geometry(int64_t rows, int64_t in, int64_t out);
@@ -31,5 +33,8 @@ size_t conv_bwd_weights_scratch(const ConvGeometry& g, const ConvForm& form);
 // `args.parts` is the scratch.
 void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, ConvType type, float* diff_weights,
                              std::vector<Launch>& launches);
+// dst[i] = sum over parts of parts[part][i]
+void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, float* dst,
+                      std::vector<Launch>& launches);
 
 }  // namespace effnet::cuda

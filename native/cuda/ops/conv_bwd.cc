@@ -1,0 +1,186 @@
+// The backward part of a 1x1 convolution whose result is normalised: in one read of its operands, or by a gradient of
+// the result that is stored for both products.
+#include "cuda/ops/conv.h"
+#include "cuda/ops/conv_once.h"
+#include "cuda/ops/drop.h"
+
+namespace effnet::cuda {
+namespace {
+
+using namespace op::conv2d_bwd;
+using plan::Op;
+using plan::Tensor;
+
+struct ConvBackward {
+  const Tensor *src, *weights, *dst, *diff_src, *diff_weights;
+  BnBackward back;
+  const Tensor *diff_scale, *diff_shift;  // of the BN behind the convolution, or nullptr
+  SourceNorm source;
+  const Tensor *src_diff_scale, *src_diff_shift, *diff_gate, *image_sums;
+  ConvGeometry g;
+  ConvType type;
+
+  explicit ConvBackward(const Op& op);
+  // What is stored without a gate is the gradient of bn(src) already, so its sums need no activation.
+  BnBackward linear() const { return {diff_src, src, source.mean, source.inv_std}; }
+  OnceSource once_source() const {
+    return !source ? OnceSource::stored : source.gate ? OnceSource::gated : OnceSource::normed;
+  }
+};
+
+ConvBackward::ConvBackward(const Op& op)
+    : src(op.in(in_src)),
+      weights(op.in(in_weights)),
+      dst(op.in(in_dst)),
+      diff_src(op.out(out_diff_src)),
+      diff_weights(op.out(out_diff_weights)),
+      back{op.in(in_diff_dst),
+           dst,
+           op.in(in_mean),
+           op.in(in_inv_std),
+           op.in(in_scale),
+           op.in(in_shift),
+           nullptr,
+           nullptr,
+           op.act(attr_act),
+           op.attr(attr_drop_rate),
+           static_cast<uint32_t>(op.attr_int(attr_rng_stream))},
+      diff_scale(op.attr(attr_batch_stats) == 1 ? op.in(in_diff_scale) : nullptr),
+      diff_shift(op.attr(attr_batch_stats) == 1 ? op.in(in_diff_shift) : nullptr),
+      source{src,
+             op.in(in_src_mean),
+             op.in(in_src_inv_std),
+             op.in(in_src_scale),
+             op.in(in_src_shift),
+             op.in(in_gate),
+             op.act(attr_src_act)},
+      src_diff_scale(op.out(out_src_diff_scale)),
+      src_diff_shift(op.out(out_src_diff_shift)),
+      diff_gate(op.out(out_diff_gate)),
+      image_sums(op.out(out_sums)),
+      g(conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2])),
+      type(src->dtype, op.allows_tf32()) {}
+
+KernelPtr once(const ConvBackward& op, const ConvOnceForm& form) {
+  const int64_t blocks = form.blocks(), count = op.g.oc * op.g.ic;
+  const bool gated = form.source == OnceSource::gated, normed = form.source == OnceSource::normed;
+  const int64_t sum_rows = gated ? form.images * form.blocks_an_image * 5 : normed ? blocks * 2 : 0;
+  ScratchLayout layout;
+  const size_t parts_at = layout.add(blocks > 1 ? static_cast<size_t>(blocks * count) * sizeof(float) : 0);
+  const size_t sums_at = layout.add(static_cast<size_t>(sum_rows * op.g.ic) * sizeof(float));
+  const size_t merge_at = layout.add(normed ? bn_merge_scratch_bytes(blocks, op.g.ic) : 0);
+  auto kernel = make_kernel(
+      "conv2d_bwd_" + form.name(), op.type.dtype,
+      [=](const Addresses& at, std::vector<Launch>& launches) {
+        auto* diff_weights = at.ptr<float>(op.diff_weights);
+        auto* sums = reinterpret_cast<float*>(at.scratch + sums_at);
+        ConvBwdOnceArgs args{};
+        args.images = form.images;
+        args.image_pixels = form.image_pixels;
+        args.oc = op.g.oc;
+        args.ic = op.g.ic;
+        args.diff_dst = at.ptr(op.back.diff_dst);
+        args.dst = at.ptr(op.dst);
+        args.norm = {at.ptr<const float>(op.back.mean), at.ptr<const float>(op.back.inv_std),
+                     at.ptr<const float>(op.back.scale), nullptr};
+        args.diff_scale = at.ptr<const float>(op.diff_scale);
+        args.diff_shift = at.ptr<const float>(op.diff_shift);
+        args.inv_rows = 1.0f / static_cast<float>(op.g.dst_pixels());
+        args.drop = DropSpec{op.back.drop_rate, op.back.drop_stream}.at(at.scalars);
+        args.weights = at.working(op.weights);
+        args.src = conv_source(op.source, at);
+        args.diff_src = at.ptr(op.diff_src);
+        args.tiles_a_block = form.tiles_a_block;
+        args.blocks_an_image = form.blocks_an_image;
+        args.images_a_block = form.images_a_block;
+        args.slice = form.slice;
+        args.parts = blocks > 1 ? reinterpret_cast<float*>(at.scratch + parts_at) : diff_weights;
+        args.sums = sums;
+        launches.push_back(make_launch("conv2d_bwd_" + form.name() + op.type.suffix(),
+                                       {static_cast<uint32_t>(form.slices), static_cast<uint32_t>(blocks), 1},
+                                       kOnceThreads, form.shared_bytes, args));
+        if (blocks > 1) record_sum_parts(args.parts, blocks, count, diff_weights, launches);
+        if (normed) {
+          const BnBackward linear = op.linear();
+          BnBackward::record_merge(at, linear.merge_args(at, sums, blocks, op.src_diff_scale, op.src_diff_shift),
+                                   at.scratch + merge_at, launches);
+        }
+        if (gated) {
+          const ConvImageSumsArgs add{sums,
+                                      form.images,
+                                      form.blocks_an_image,
+                                      op.g.ic,
+                                      at.ptr<float>(op.diff_gate),
+                                      at.ptr<float>(op.image_sums)};
+          launches.push_back(make_launch("conv2d_bwd_image_sums", grid_for(form.images * 5 * op.g.ic, kGemmThreads),
+                                         kGemmThreads, 0, add));
+        }
+      },
+      layout.bytes(), 2 * conv_flops(op.g));
+  kernel->working = op.type.dtype;
+  return kernel;
+}
+
+KernelPtr by_stored_gradient(const ConvBackward& op) {
+  const bool to_bn = op.src_diff_scale;
+  const ConvForm data = over_weights(op.weights, op.type, conv_backward_data_form(op.g, op.type)),
+                 by_weights = conv_backward_weights_form(op.g, op.type, op.source.mean || op.source.gate);
+  const bool sums_apart = to_bn && data.plain();
+  const int64_t sum_tiles = to_bn && !sums_apart ? data.row_blocks() : 0;
+  ScratchLayout layout;
+  const size_t diff_at = layout.add(op.dst->bytes), parts_at = layout.add(conv_bwd_weights_scratch(op.g, by_weights));
+  const size_t sums_at = layout.add(sums_apart ? op.linear().reduce_scratch_bytes()
+                                               : static_cast<size_t>(sum_tiles * 2 * op.g.ic) * sizeof(float));
+  const size_t image_sums_at = layout.add(op.image_sums ? op.source.sums_scratch_bytes() : 0);
+  const size_t merge_at = layout.add(sum_tiles ? bn_merge_scratch_bytes(sum_tiles, op.g.ic) : 0);
+  return conv_kernel(
+      "conv2d_bwd", data, op.type,
+      [=](const Addresses& at, std::vector<Launch>& launches) {
+        const BnBackward linear = op.linear();
+        void* diff = at.scratch + diff_at;
+        op.back.record_apply(at, op.diff_scale, op.diff_shift, diff, launches);
+        ConvBwdWeightsArgs of_weights{};
+        of_weights.g = op.g;
+        of_weights.src = conv_source(op.source, at);
+        of_weights.diff_dst = diff;
+        of_weights.parts = reinterpret_cast<float*>(at.scratch + parts_at);
+        record_conv_bwd_weights(of_weights, by_weights, op.type, at.ptr<float>(op.diff_weights), launches);
+        ConvBwdDataArgs of_data{};
+        of_data.g = op.g;
+        of_data.diff_dst = diff;
+        of_data.weights = weights_at(at, op.weights, data, op.type);
+        of_data.diff_src = at.ptr(op.diff_src);
+        if (to_bn) {
+          of_data.slope_of = at.ptr(op.src);
+          of_data.act = op.source.act;
+          of_data.slope_norm = op.source.norm(at);
+          if (!sums_apart) of_data.sums = reinterpret_cast<float*>(at.scratch + sums_at);
+        }
+        launches.push_back(conv_bwd_data_launch(of_data, data, op.type));
+        if (sums_apart) linear.record_reduce(at, at.scratch + sums_at, op.src_diff_scale, op.src_diff_shift, launches);
+        if (sum_tiles)
+          BnBackward::record_merge(at,
+                                   linear.merge_args(at, of_data.sums, sum_tiles, op.src_diff_scale, op.src_diff_shift),
+                                   at.scratch + merge_at, launches);
+        if (op.image_sums)
+          op.source.record_sums(at, at.scratch + image_sums_at, at.ptr(op.diff_src), op.diff_gate, op.image_sums,
+                                launches);
+      },
+      layout.bytes(), 2 * conv_flops(op.g));
+}
+
+}  // namespace
+
+StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
+  const ConvBackward backward(op);
+  const bool linear = backward.back.act == plan::Act::identity;
+  const bool copied =
+      !over_weights(backward.weights, backward.type, conv_backward_data_form(backward.g, backward.type)).plain();
+  if (linear && copied) {
+    const auto form = conv_once_form(backward.g, backward.type, backward.once_source(), backward.back.drop_rate > 0);
+    if (form) return once(backward, *form);
+  }
+  return by_stored_gradient(backward);
+}
+
+}  // namespace effnet::cuda
