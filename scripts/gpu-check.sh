@@ -14,10 +14,15 @@
 #   bench      training and inference, images/s; the longest ops
 #   peer       PyTorch on the same work
 #   counters   hardware counters of a step's kernels
-#   racecheck  kernel tests under compute-sanitizer's search for races; when asked for by name
+# A second call, --stage second (or by name), has what the first has no time for:
+#   racecheck  kernel tests under compute-sanitizer's search for races
+#   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
+#   shapes     the layers of the models at the sizes, types and precisions that `layers` leaves out
+#   finetune   a training run on the photos of models/demo, its accuracy beside the CPU's
 #
 # Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results are appended to
-# DIR (default gpu-check-results): table.txt, a log a stage. Exit code: 0 all passed, 69 no GPU, 1 otherwise.
+# DIR (default gpu-check-results): table.txt, a log a stage. `node scripts/gpu/results.mjs DIR` puts the figures into
+# bench/results/gpu. Exit code: 0 all passed, 69 no GPU, 1 otherwise.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
@@ -26,7 +31,7 @@ out=gpu-check-results
 while [ $# -gt 0 ]; do
   case "$1" in
     --pack) exec node scripts/gpu/pack.mjs "$pack" ;;
-    --stage) stages=$2; shift 2 ;;
+    --stage) stages=$2; shift 2; [ "$stages" = second ] && stages=smoke,racecheck,libraries,shapes,finetune ;;
     --out) out=$2; shift 2 ;;
     --rehearse) export EFFNET_REHEARSE=1; shift ;;
     *) echo "gpu-check.sh: unknown argument $1; --pack, --stage A,B, --out DIR, --rehearse" >&2; exit 64 ;;
@@ -46,7 +51,8 @@ mkdir -p "$at/scripts" && cp -r bin models package.json "$at" && cp -r scripts/g
 cd "$at" || exit 1
 export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib" PYTHONUNBUFFERED=1
 rehearsing=${EFFNET_REHEARSE:-0}
-deadline=$((SECONDS + (rehearsing ? 7200 : 540)))
+# Of the whole script, unpacking included.
+deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
 failed=0
 printf '%s\n' "gpu-check $(date -u +%FT%TZ) $(cat version.txt)" "$(printf '%-9s %-7s %6s  %s' stage result s note)" >>"$out/table.txt"
 
@@ -81,6 +87,9 @@ if [ $smoke -eq 0 ]; then
   stage peer 90 bash scripts/gpu/peer.sh
   stage counters 60 bash scripts/gpu/counters.sh
   stage racecheck 200 bash scripts/gpu/memcheck.sh racecheck
+  stage libraries 60 bash scripts/gpu/kernels.sh libraries
+  stage shapes 120 bash scripts/gpu/layers.sh more
+  stage finetune 100 node scripts/gpu/finetune.mjs
 fi
 cat "$out/table.txt"
 [ $smoke -eq 69 ] && exit 69
