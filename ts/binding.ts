@@ -181,6 +181,8 @@ export interface LoaderOptions {
   prefetch: number
   /** Decodes what is not a JPEG (sharp): gets bytes, gives raw RGB. */
   decodeOther?: (bytes: Uint8Array, path: string) => Promise<DecodedImage>
+  /** A GPU that makes the batches; for plans on it. @throws EFF_BACKEND_MISSING */
+  device?: DeviceHandle
 }
 
 export interface LoaderBatch {
@@ -192,6 +194,8 @@ export interface LoaderBatch {
   count: number
   /** Positions in `files` of the samples, in order. */
   indices: Uint32Array
+  /** Of a batch made on a GPU: positions in `files` of those that the CPU decoded. */
+  onCpu: Uint32Array
   /** Files that could not be read; their slots were filled by the next good sample. */
   bad: { index: number; code: ErrorCode; message: string }[]
   /** Milliseconds this call waited for data. */

@@ -5,6 +5,7 @@ import { packageVersion } from './version.js'
 export { imageFolder, isImagePath } from './data/image_folder.js'
 export type {
   BadFile,
+  DataBackend,
   DataLoaderOptions,
   EvalTransform,
   ImageBatch,

@@ -333,6 +333,94 @@ TEST_F(CudaImages, FailingCallsEndTheEpochAndLeaveNothing) {
   }
 }
 
+std::vector<std::string> files_in(const std::filesystem::path& folder) {
+  std::vector<std::string> files;
+  if (test_data().empty()) return files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder))
+    if (const auto extension = entry.path().extension(); extension == ".jpg" || extension == ".jpeg")
+      files.push_back(entry.path().string());
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+// Damaged, cut, of odd sampling, progressive, huge: what can be read, and what is said of the rest.
+TEST_F(CudaImages, AwkwardFilesAreReadOrNotAsOnTheCpu) {
+  const auto files = files_in(test_data() / "jpeg-torture");
+  if (files.empty()) GTEST_SKIP() << "EFFNET_TEST_DATA is not set";
+  ASSERT_GE(files.size(), 50u);
+  std::vector<uint32_t> order;
+  for (uint32_t i = 0; i < files.size(); ++i) order.push_back(i);
+  for (const Mode mode : {Mode::eval, Mode::train}) {
+    std::vector<Epoch> epochs;
+    for (const bool on_device : {false, true}) {
+      LoaderOptions with = options(mode, on_device);
+      with.files = files;
+      with.labels.clear();
+      for (const uint32_t index : order) with.labels.push_back(static_cast<int32_t>(index) + 100);
+      const auto loader = create(std::move(with));
+      epochs.push_back(epoch_of(*loader, order));
+    }
+    EXPECT_EQ(epochs[1].indices, epochs[0].indices);
+    for (Epoch& epoch : epochs) std::sort(epoch.messages.begin(), epoch.messages.end());
+    EXPECT_EQ(epochs[1].messages, epochs[0].messages);
+    EXPECT_FALSE(epochs[0].messages.empty());
+    if (mode == Mode::eval) {
+      EXPECT_TRUE(epochs[1].bytes == epochs[0].bytes);
+    }
+    EXPECT_LT(epochs[1].on_cpu.size(), files.size() / 2);
+  }
+}
+
+// The CPU's training transform decodes no more of a file than it needs: at a half, a quarter or an eighth of its size
+// where the crop stays large enough. Here the whole image is decoded, then resized: the same crop, by another filter.
+TEST_F(CudaImages, PhotosAreTheCpuPipelinesWithinATolerance) {
+  const auto files = files_in(test_data() / "imagenet-samples");
+  if (files.empty()) GTEST_SKIP() << "EFFNET_TEST_DATA is not set";
+  ASSERT_GE(files.size(), 3u);
+  for (const int size : {224, 64}) {
+    const size_t square = static_cast<size_t>(size) * size * 3;
+    double worst_mean = 0, mean = 0;
+    int worst = 0;
+    std::vector<Bytes> epochs[2];
+    for (const bool on_device : {false, true}) {
+      LoaderOptions with = options(Mode::train, on_device);
+      with.files = files;
+      with.labels.assign(files.size(), 100);
+      with.transform.size = size;
+      const auto loader = create(std::move(with));
+      std::vector<uint32_t> order;
+      for (uint32_t i = 0; i < files.size(); ++i) order.push_back(i);
+      ASSERT_TRUE(loader->start(order, 0, 1, 7, false).ok());
+      for (;;) {
+        const Result result = next(*loader);
+        ASSERT_TRUE(result.ok()) << result.status().message();
+        if (!result.value()) break;
+        EXPECT_TRUE(result.value()->bad.empty());
+        epochs[on_device].push_back(bytes_of(*result.value()->batch));
+      }
+    }
+    ASSERT_EQ(epochs[0].size(), epochs[1].size());
+    for (size_t i = 0; i < files.size(); ++i) {
+      const uint8_t* here = epochs[0][i / kBatch].data() + i % kBatch * square;
+      const uint8_t* there = epochs[1][i / kBatch].data() + i % kBatch * square;
+      double sum = 0;
+      for (size_t b = 0; b < square; ++b) {
+        const int apart = std::abs(here[b] - there[b]);
+        sum += apart;
+        worst = std::max(worst, apart);
+      }
+      worst_mean = std::max(worst_mean, sum / static_cast<double>(square));
+      mean += sum / static_cast<double>(square * files.size());
+    }
+    // At 224 px these photos are too small to be decoded at a half.
+    SCOPED_TRACE(size);
+    EXPECT_LE(mean, size == 224 ? 0 : 2.0);
+    EXPECT_LE(worst_mean, size == 224 ? 0 : 6.0);
+    EXPECT_LE(worst, size == 224 ? 0 : 64);
+    RecordProperty("mean_" + std::to_string(size), std::to_string(mean));
+  }
+}
+
 // ---- the copy to where a step reads it -----------------------------------------------------------------------------
 
 // Eight batches of files that nvJPEG takes, so that it decodes as many at once each time and nothing waits for that.

@@ -41,6 +41,7 @@ const options: ResolvedOptions = {
   maxTimeMs: null,
   seed: 7,
   deterministic: false,
+  dataBackend: 'cpu',
   valEvery: 1,
   logEvery: 10,
   checkpoint: { everyEpochs: 1, everySteps: 0, everyMinutes: 0, monitor: 'val/top1', mode: 'max' },

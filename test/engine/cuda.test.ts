@@ -8,7 +8,16 @@ import path from 'node:path'
 import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ARENA, binding } from '../../ts/binding.js'
-import { createModel, imageFolder, loadModel, type Model, type StepEvent, Trainer, type TrainerOptions } from '../../ts/index.js'
+import {
+  createModel,
+  evaluateModel,
+  imageFolder,
+  loadModel,
+  type Model,
+  type StepEvent,
+  Trainer,
+  type TrainerOptions,
+} from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
 import { relativeError } from './harness.js'
 
@@ -107,6 +116,22 @@ describe.skipIf(missing !== undefined)(`device "cuda"${missing ? ` (no ${missing
       message: expect.stringMatching(/"cuda:3".*no GPU 3.*sees 1/),
       hint: "device 'cpu'",
     })
+  })
+
+  it('refuses to decode images without nvJPEG, and says how to get it', async () => {
+    const { val } = await imageFolder(path.join(packageRoot(), 'models/demo'))
+    const outDir = path.join(scratch, 'no-nvjpeg')
+    const refusal = {
+      code: 'EFF_BACKEND_MISSING',
+      message: expect.stringMatching(/nvJPEG.*libnvjpeg\.so\.13/),
+      hint: expect.stringMatching(/nvidia-nvjpeg.*dataBackend: 'cpu'/),
+    }
+    const model = await createModel('tf_efficientnet_b0', { pretrained: true, numClasses: 10, device: 'cuda' })
+    await expect(evaluateModel(model, { data: val!, dataBackend: 'gpu' })).rejects.toMatchObject(refusal)
+    const run = new Trainer({ model, outDir, dataBackend: 'gpu' })
+    await expect(run.fit({ train: val! })).rejects.toMatchObject(refusal)
+    expect(existsSync(outDir)).toBe(false)
+    await model.close()
   })
 
   it('says what a plan needs before it allocates', async () => {

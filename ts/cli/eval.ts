@@ -3,7 +3,7 @@ import { EffnetError } from '../errors.js'
 import { defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, headerLine, modelLine, openModel } from './model_source.js'
-import { CROPS, defineOptions, ENGINE, EXIF, WEIGHTS } from './options.js'
+import { CROPS, DATA_BACKEND, defineOptions, ENGINE, EXIF, WEIGHTS } from './options.js'
 import { shown } from './paths_ui.js'
 import { bar, duration, grouped } from './ui.js'
 
@@ -14,6 +14,7 @@ const options = defineOptions({
   valSplit: { kind: 'number', value: 'X', min: 0, above: true, max: 0.999, help: 'hold out this share where there is no val/' },
   seed: { kind: 'int', value: 'S', min: 0, env: ['EFFNET_SEED'], shown: '0', help: 'of --val-split' },
   maxBad: { kind: 'number', value: 'X', min: 0, help: 'unreadable files allowed: a count, or a share below 1', shown: '0.001' },
+  ...DATA_BACKEND,
   ...EXIF,
   ...ENGINE,
 })
@@ -63,6 +64,7 @@ export const verb = defineVerb(
         ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),
         ...(o.cropPct === undefined ? {} : { cropPct: o.cropPct }),
         ...(o.maxBad === undefined ? {} : { maxBad: o.maxBad }),
+        ...(o.dataBackend === undefined ? {} : { dataBackend: o.dataBackend }),
         onProgress: (done, total) =>
           ui.progress(() => {
             const seconds = (performance.now() - started) / 1e3
@@ -74,11 +76,12 @@ export const verb = defineVerb(
             ]
           }),
       })
-      const { metrics, images, imagesPerS, badFiles } = result
+      const { metrics, images, imagesPerS, badFiles, cpuDecodedFiles } = result
       const text = ['val/top1', 'val/top5'].map((k) => `${k} ${metrics[k]!.toFixed(2)} %`).join(' · ')
       if (!ui.json)
         ui.answer(`${text} · val/loss ${metrics['val/loss']!.toFixed(5)} · ${images} images · ${grouped(imagesPerS)} img/s`)
       for (const bad of badFiles) ui.warn(bad.code, `${bad.code}  ${shown(bad.path)}: ${bad.message}`)
+      if (cpuDecodedFiles) ui.line(`gpu    ${grouped(cpuDecodedFiles)} files were decoded on the CPU: nvJPEG does not take them`)
       ui.warningsLeft()
       ui.object({
         result: {
@@ -87,6 +90,7 @@ export const verb = defineVerb(
           images,
           images_per_s: imagesPerS,
           bad_files: badFiles.length,
+          ...(cpuDecodedFiles === undefined ? {} : { cpu_decoded_files: cpuDecodedFiles }),
           model: model.config.name,
           ...(o.checkpoint === undefined ? {} : { checkpoint: o.checkpoint }),
         },

@@ -25,7 +25,6 @@ function optionLines(table: OptionTable): string[] {
 export function verbHelp(verb: VerbDef<OptionTable>): string {
   const lines = [
     ...verb.examples.map((e) => `  ${e}`),
-    '',
     `effnet ${verb.name}${verb.positional ? ` ${verb.positional.usage}` : ''} [options]   ${verb.summary}`,
     ...optionLines(verb.options),
     `  ${Object.entries(GLOBAL)

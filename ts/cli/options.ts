@@ -178,6 +178,16 @@ export const EXIF = defineOptions({
   },
 })
 
+export const DATA_BACKEND = defineOptions({
+  dataBackend: {
+    kind: 'choice',
+    value: 'B',
+    choices: ['cpu', 'gpu'],
+    shown: 'cpu',
+    help: 'where images are decoded: cpu or gpu',
+  },
+})
+
 export interface RawValue {
   value: string | boolean | string[]
   /** What to name in an error: `--lr` or `EFFNET_SEED`. */

@@ -1,4 +1,4 @@
-import { COMPAT, defineOptions, ENGINE, EXIF, OPTIMIZER, type Values } from './options.js'
+import { COMPAT, DATA_BACKEND, defineOptions, ENGINE, EXIF, OPTIMIZER, type Values } from './options.js'
 
 const share = { kind: 'number', value: 'X', min: 0, max: 0.999 } as const
 
@@ -55,6 +55,7 @@ export const TRAIN = defineOptions({
   maxTime: { kind: 'text', value: 'T', help: '12h, 90m: checkpoint and exit 75 when used up' },
   checkpointEvery: { kind: 'int', value: 'N', min: 1, help: 'checkpoints also every N steps' },
   logEvery: { kind: 'int', value: 'N', min: 1, shown: '400 a run, 50 at most', help: 'steps between log lines' },
+  ...DATA_BACKEND,
   workers: { kind: 'int', value: 'N', min: 1, max: 256, shown: 'usable CPUs', help: 'decoding threads' },
   maxBad: { kind: 'number', value: 'X', min: 0, shown: '0.001', help: 'unreadable files: count, or share below 1' },
   ...EXIF,

@@ -248,6 +248,8 @@ export function endBlock(ui: Ui, result: FitResult, context: EndContext): void {
     ui.line(
       `bad    ${result.badFiles.length} files could not be read${result.outDir ? `: ${shown(path.join(result.outDir, 'bad_files.csv'))}` : ''}`,
     )
+  if (result.cpuDecodedFiles)
+    ui.line(`gpu    ${grouped(result.cpuDecodedFiles)} files were decoded on the CPU: nvJPEG does not take them`)
   const files = [result.report, result.outDir && path.join(result.outDir, 'metrics.csv'), result.checkpoint].filter(
     (f): f is string => Boolean(f),
   )

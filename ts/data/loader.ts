@@ -2,14 +2,14 @@
  * Batches of a dataset from the native pipeline: order and augmentation depend on (seed, epoch, position) only, so a
  * position is all that a resume needs.
  */
-import { type BatchHandle, binding, type LoaderBatch, type LoaderHandle } from '../binding.js'
+import { type BatchHandle, binding, type DeviceHandle, type LoaderBatch, type LoaderHandle } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { decodeOptions, decodeOther } from './decode.js'
 import { permutation, sequence } from './order.js'
 import type { BadFile, DataLoaderOptions, ImageBatch, ImageDataset, ImageLoader, LoaderState } from './types.js'
 
 const MAX_WORKERS = 16
-const DEFAULT_PREFETCH = 3
+export const DEFAULT_PREFETCH = 3
 const BAD_FRACTION = 0.001
 const BAD_AT_LEAST = 10
 /** Without a batch for so long, and a second for each of its images, the disk is taken to be stuck. */
@@ -61,6 +61,13 @@ export function createImageLoader(dataset: ImageDataset, options: DataLoaderOpti
   return new NativeImageLoader(dataset, options)
 }
 
+export interface NativeLoaderOptions extends DataLoaderOptions {
+  /** The GPU that makes the batches; default: they are made on the CPU. */
+  device?: DeviceHandle | undefined
+  /** Hears of the first file that the CPU had to decode for the GPU. */
+  onCpuDecoded?: ((file: string) => void) | undefined
+}
+
 export class NativeImageLoader implements ImageLoader {
   readonly batchSize: number
   readonly batches: number
@@ -69,13 +76,15 @@ export class NativeImageLoader implements ImageLoader {
   private readonly dropLast: boolean
   private readonly limit: number
   private readonly bad = new Map<string, BadFile>()
+  private readonly onCpu = new Set<number>()
+  private readonly onCpuDecoded: ((file: string) => void) | undefined
   private position: LoaderState
   private closed = false
   private running = false
 
   constructor(
     private readonly dataset: ImageDataset,
-    options: DataLoaderOptions,
+    options: NativeLoaderOptions,
     private readonly stalledMs = STALLED_MS + STALLED_IMAGE_MS * options.batchSize,
   ) {
     if (dataset.length === 0) throw new EffnetError('EFF_DATA_EMPTY', `${dataset.root}: no images`)
@@ -93,6 +102,7 @@ export class NativeImageLoader implements ImageLoader {
     }
     this.limit = badLimit(dataset.length, options.maxBad)
     this.position = { epoch: 0, sample: 0, seed: options.seed ?? 0 }
+    this.onCpuDecoded = options.onCpuDecoded
     const decode = decodeOptions(options.transform)
     this.handle = binding().createLoader({
       files: dataset.files,
@@ -102,7 +112,13 @@ export class NativeImageLoader implements ImageLoader {
       workers: options.workers ?? defaultWorkers(),
       prefetch: options.prefetch ?? DEFAULT_PREFETCH,
       decodeOther: (bytes, name) => decodeOther(bytes, name, decode),
+      ...(options.device ? { device: options.device } : {}),
     })
+  }
+
+  /** Files that the CPU decoded for a GPU that makes the batches. */
+  get cpuDecoded(): number {
+    return this.onCpu.size
   }
 
   get badFiles(): readonly BadFile[] {
@@ -210,6 +226,9 @@ export class NativeImageLoader implements ImageLoader {
   }
 
   private note(batch: LoaderBatch): void {
+    // Told before it is counted.
+    if (this.onCpu.size === 0 && batch.onCpu.length > 0) this.onCpuDecoded?.(this.dataset.files[batch.onCpu[0]!]!)
+    for (const index of batch.onCpu) this.onCpu.add(index)
     for (const bad of batch.bad) {
       const file = this.dataset.files[bad.index]!
       this.bad.set(file, { path: file, code: bad.code, message: bad.message })

@@ -3,6 +3,9 @@ import type { ErrorCode } from '../errors.js'
 
 export type Interpolation = 'bicubic' | 'bilinear'
 
+/** Where files become batches: decoded and cropped on the CPU, or by the GPU that the model runs on. */
+export type DataBackend = 'cpu' | 'gpu'
+
 export interface ImageFolderOptions {
   /**
    * Fraction of each class, 0 < f < 1, to hold out as validation set where the folder has no `val/` (or `validation/`).

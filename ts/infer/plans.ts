@@ -1,5 +1,5 @@
 /** Evaluation plans of a model by batch and image size, and the order in which they may run. */
-import type { NonFinite, StepInput } from '../binding.js'
+import type { BatchHandle, NonFinite, StepInput } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import type { EvalPlan, EvalResult, Session } from '../runtime/session.js'
 
@@ -32,6 +32,17 @@ export class PlanCache {
   /** Runs one batch of exactly `batch` images (labels -1 where unknown). */
   run(batch: number, size: number, input: StepInput): Promise<EvalResult> {
     return this.exclusive(async () => (await this.entry(batch, size).plan).run(input))
+  }
+
+  /** Compiles the plan of such batches, so that the first one can be taken to the device ahead. */
+  async prepare(batch: number, size: number): Promise<void> {
+    await this.exclusive(() => this.entry(batch, size).plan)
+  }
+
+  /** Takes a batch that will be run to the device beside what runs, where its plan is there. */
+  async prefetch(batch: number, size: number, input: BatchHandle): Promise<void> {
+    const known = this.entries.find((e) => e.batch === batch && e.size === size)
+    await (await known?.plan)?.prefetch(input)
   }
 
   /** Where a batch first gave NaN or infinity; null where it does not. */

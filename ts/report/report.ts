@@ -245,7 +245,10 @@ function health({ result, details }: RunFiles): string {
     bad.length === 0
       ? `<p>No unreadable files. ${imbalance}</p>`
       : `<p>${bad.length} unreadable files were skipped (bad_files.csv). ${imbalance}</p><div class="scroll"><table><tbody>${rows}</tbody></table></div>`
-  return `<section><h2>Data</h2>${body}</section>`
+  const onCpu = result.cpuDecodedFiles
+    ? `<p>${result.cpuDecodedFiles} files were decoded on the CPU: nvJPEG does not take them.</p>`
+    : ''
+  return `<section><h2>Data</h2>${body}${onCpu}</section>`
 }
 
 /** `a.b` for nested keys. */

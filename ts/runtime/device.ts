@@ -1,5 +1,6 @@
 /** Devices by the names that users give them, opened once a process. */
 import { binding, type DeviceHandle } from '../binding.js'
+import type { DataBackend } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 
 export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
@@ -29,4 +30,31 @@ export function openDevice(name: string): Promise<DeviceHandle> {
     })
   opened.set(name, device)
   return device
+}
+
+/** @throws EFF_CONFIG_VALUE where images are to be decoded on a GPU and the model is on none */
+export function checkDataBackend(backend: DataBackend | undefined, device: string): void {
+  if (backend === undefined || backend === 'cpu') return
+  if (backend !== 'gpu') {
+    throw new EffnetError('EFF_CONFIG_VALUE', `dataBackend = ${JSON.stringify(backend)}: 'cpu' or 'gpu'`)
+  }
+  if (device !== 'cpu') return
+  throw new EffnetError(
+    'EFF_CONFIG_VALUE',
+    "dataBackend 'gpu' decodes images on the GPU of the model, and this model is on the CPU",
+    {
+      hint: "dataBackend: 'cpu', or createModel(name, { device: 'cuda' })",
+    },
+  )
+}
+
+/** What `dataBackend: 'gpu'` needs beside the GPU. @throws EFF_BACKEND_MISSING with what was looked for, and the mend */
+export async function checkImageDecoder(backend: DataBackend): Promise<void> {
+  if (backend === 'cpu') return
+  const { libraries } = await binding().cudaInfo()
+  const found = libraries.find(({ name }) => name === 'nvJPEG')
+  if (!found || found.problem === '') return
+  throw new EffnetError('EFF_BACKEND_MISSING', `dataBackend 'gpu' needs nvJPEG: ${found.problem}`, {
+    hint: `${found.mend}; or dataBackend: 'cpu'`,
+  })
 }

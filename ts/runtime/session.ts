@@ -15,6 +15,7 @@ import {
   type PoolHandle,
   type StepInput,
 } from '../binding.js'
+import type { DataBackend } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Graph } from '../graph/graph.js'
 import { ARENA_COUNT } from '../graph/plan_format.js'
@@ -24,7 +25,7 @@ import { emit } from '../passes/emit.js'
 import type { ImageRegion, OptimizerSpec, Target } from '../passes/index.js'
 import { activationBytes, type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
 import { inTurns } from '../turns.js'
-import { deviceName, openDevice } from './device.js'
+import { checkDataBackend, deviceName, openDevice } from './device.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { checkCpuPrecision, FORMATS, type NumberFormat, type SessionPrecision } from './formats.js'
 import { availableMemory, memoryBytes } from './memory_limit.js'
@@ -164,21 +165,38 @@ class Compiled {
 
   /** Of the inputs that the device has taken ahead: their batches. */
   private readonly ahead: BatchHandle[] = []
+  /** Inputs brought by themselves: how many so far, and how many of them now. Each takes the place of those that wait. */
+  private brought = 0
+  private bringing = 0
 
   async prefetch(batch: BatchHandle): Promise<void> {
-    if (await binding().prefetch(this.handle, { batch })) this.ahead.push(batch)
+    if (this.bringing > 0) return
+    const { brought } = this
+    if ((await binding().prefetch(this.handle, { batch })) && brought === this.brought) this.ahead.push(batch)
   }
 
   step(input: StepInput, scalars: Partial<StepScalars>): Promise<Uint8Array> {
-    const taken = this.ahead.length > 0 && this.ahead[0] === input.batch
-    // Another input takes the place of those that wait.
-    if (taken) this.ahead.shift()
-    else this.ahead.length = 0
-    return binding().step(this.handle, taken ? { prefetched: true } : input, packScalars(scalars))
+    const packed = packScalars(scalars)
+    if (this.ahead.length === 0 || this.ahead[0] !== input.batch) {
+      return this.bring(() => binding().step(this.handle, input, packed))
+    }
+    this.ahead.shift()
+    return binding().step(this.handle, { prefetched: true }, packed)
   }
 
   findNonFinite(input: StepInput, scalars: Partial<StepScalars>): Promise<NonFinite | null> {
-    return binding().findNonFinite(this.handle, input, packScalars(scalars))
+    return this.bring(() => binding().findNonFinite(this.handle, input, packScalars(scalars)))
+  }
+
+  private async bring<T>(work: () => Promise<T>): Promise<T> {
+    this.brought++
+    this.bringing++
+    this.ahead.length = 0
+    try {
+      return await work()
+    } finally {
+      this.bringing--
+    }
   }
 
   private tensor(name: string): { tensor: Tensor; offset: number } {
@@ -268,6 +286,11 @@ abstract class BoundPlan {
     return this.compiled.findNonFinite(input, scalars)
   }
 
+  /** Takes the batch of the next step to the device beside the present step, where the device does so. */
+  prefetch(batch: BatchHandle): Promise<void> {
+    return this.compiled.prefetch(batch)
+  }
+
   close(): void {
     this.compiled.close()
   }
@@ -279,11 +302,6 @@ export class TrainPlan extends BoundPlan {
   constructor(compiled: Compiled, options: TrainPlanOptions) {
     super(compiled, options.batchSize, options.imageSize)
     this.clips = options.clip
-  }
-
-  /** Takes the batch of the next step to the device beside the present step, where the device does so. */
-  prefetch(batch: BatchHandle): Promise<void> {
-    return this.compiled.prefetch(batch)
   }
 
   /**
@@ -380,6 +398,12 @@ export class Session implements AsyncDisposable {
       options.memoryLimit === undefined ? undefined : memoryBytes(options.memoryLimit, binding().deviceInfo(handle).totalBytes)
     const layout = weightsLayout(modelParams(config))
     return new Session(config, precision, threads, device, handle, layout, tuning, options.deterministic ?? false, limit)
+  }
+
+  /** Where batches are made; undefined: on the CPU. @throws EFF_CONFIG_VALUE for a model that is on no GPU */
+  imageDevice(backend: DataBackend | undefined): DeviceHandle | undefined {
+    checkDataBackend(backend, this.device)
+    return backend === 'gpu' ? this.deviceHandle : undefined
   }
 
   /** Whether inputs are taken ahead. */

@@ -1,10 +1,12 @@
 /** Top-1, top-5 and cross-entropy of a model over a labelled dataset. */
-import { NativeImageLoader } from '../data/loader.js'
+import { DEFAULT_PREFETCH, type NativeBatch, NativeImageLoader } from '../data/loader.js'
 import type { BadFile, ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
 import { evalGeometry } from '../nn/index.js'
 import { checkKeys } from '../option_keys.js'
+import { checkImageDecoder } from '../runtime/device.js'
+import { ahead, HELD_AHEAD } from './ahead.js'
 import { DetailedMetrics, RunningMetrics } from './metrics.js'
 import { notFinite } from './not_finite.js'
 import type { EvaluateModelOptions, EvaluateResult } from './types.js'
@@ -46,6 +48,7 @@ const EVALUATE_KEYS = {
   maxBad: true,
   exifOrientation: true,
   maxPixels: true,
+  dataBackend: true,
 } as const satisfies Record<keyof EvaluateModelOptions, true>
 
 export interface Watch {
@@ -63,6 +66,7 @@ export class Evaluator {
   constructor(
     private readonly model: Model,
     private readonly options: EvaluateModelOptions,
+    onCpuDecoded?: (file: string) => void,
   ) {
     const { config } = model
     this.size = options.imageSize ?? config.evalSize
@@ -80,8 +84,10 @@ export class Evaluator {
       },
       shuffle: false,
       ...(options.workers === undefined ? {} : { workers: options.workers }),
-      ...(options.prefetch === undefined ? {} : { prefetch: options.prefetch }),
+      prefetch: (options.prefetch ?? DEFAULT_PREFETCH) + (model.session.stagesAhead ? HELD_AHEAD - 1 : 0),
       ...(options.maxBad === undefined ? {} : { maxBad: options.maxBad }),
+      device: model.session.imageDevice(options.dataBackend),
+      onCpuDecoded,
     })
   }
 
@@ -94,7 +100,7 @@ export class Evaluator {
     const started = performance.now()
     let done = 0
     loader.load({ epoch: 0, sample: 0, seed: 0 })
-    for await (const batch of loader.epoch(watch.signal)) {
+    for await (const batch of this.batches(watch.signal)) {
       const input = { batch: batch.handle }
       const output = await model.plans.run(loader.batchSize, this.size, input)
       if (!Number.isFinite(output.loss)) {
@@ -123,12 +129,25 @@ export class Evaluator {
       imagesPerS: (1000 * running.count) / elapsedMs,
       elapsedMs,
       badFiles: loader.badFiles,
+      ...(options.dataBackend === 'gpu' ? { cpuDecodedFiles: loader.cpuDecoded } : {}),
       ...(detailed ? { details: detailed.result() } : {}),
     }
   }
 
   get badFiles(): readonly BadFile[] {
     return this.loader.badFiles
+  }
+
+  get cpuDecoded(): number {
+    return this.loader.cpuDecoded
+  }
+
+  private async *batches(signal: AbortSignal | undefined): AsyncGenerator<NativeBatch, void, undefined> {
+    const { loader, size } = this
+    const { plans, session } = this.model
+    if (!session.stagesAhead) return yield* loader.epoch(signal)
+    await plans.prepare(loader.batchSize, size)
+    yield* ahead(loader.epoch(signal, HELD_AHEAD), (batch) => plans.prefetch(loader.batchSize, size, batch.handle))
   }
 
   close(): void {
@@ -143,6 +162,8 @@ export class Evaluator {
 export async function evaluateModel(model: Model, options: EvaluateModelOptions): Promise<EvaluateResult> {
   checkKeys('evaluateModel', options, EVALUATE_KEYS)
   checkClasses(model, options.data)
+  model.session.imageDevice(options.dataBackend)
+  await checkImageDecoder(options.dataBackend ?? 'cpu')
   const evaluator = new Evaluator(model, options)
   try {
     const { signal, onProgress } = options

@@ -4,10 +4,11 @@
  */
 import path from 'node:path'
 import type { LossScale, NonFinite, StepInput } from '../binding.js'
-import type { NativeBatch, NativeImageLoader } from '../data/loader.js'
-import type { BadFile, ImageDataset } from '../data/types.js'
+import type { NativeBatch } from '../data/loader.js'
+import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
+import { checkImageDecoder } from '../runtime/device.js'
 import type { StepScalars } from '../runtime/scalars.js'
 import type { StepResult, TrainPlan } from '../runtime/session.js'
 import { ahead, HELD_AHEAD } from './ahead.js'
@@ -15,10 +16,10 @@ import { CallbackList, CsvLogger, JsonlLogger } from './callbacks.js'
 import { hasAverage, machineState, type TrainState } from './checkpoint.js'
 import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
 import { CheckpointKeeper } from './checkpoint_keeper.js'
-import { checkClasses, type Evaluator } from './evaluate.js'
+import { checkClasses } from './evaluate.js'
 import type { EventHub } from './events.js'
 import { faultPoint } from './fault.js'
-import { evaluatorOf, trainLoader } from './loaders.js'
+import { Readers } from './loaders.js'
 import { metricNames, noSuchMetric } from './metric_names.js'
 import { notFinite } from './not_finite.js'
 import { Progress } from './progress.js'
@@ -64,8 +65,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   private readonly folder: RunFolder | undefined
   private callbacks: CallbackList
   private plan: TrainPlan | undefined
-  private loader: NativeImageLoader | undefined
-  private evaluator: Evaluator | undefined
+  private readers: Readers | undefined
   private validation: Validation | undefined
   private keeper: CheckpointKeeper | undefined
   private schedule: ScheduleSpec | undefined
@@ -217,6 +217,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     checkClasses(this.model, options.train)
     if (options.val) checkClasses(this.model, options.val)
     checkTrainable(this.model)
+    await checkImageDecoder(this.options.dataBackend)
     const { folder } = this
     if (folder) this.lock = await lockFolder(folder, options.resume)
     const resume = await findResume(options.resume, folder, (...w) => this.warn(...w))
@@ -267,12 +268,9 @@ export class FitRun implements TrainerContext, ValidationHost {
       interpolation: o.interpolation,
       exifOrientation: o.exifOrientation,
     })
-    this.loader = trainLoader(train, o, model.session.stagesAhead ? HELD_AHEAD : 1)
-    if (val) {
-      this.evaluator = evaluatorOf(model, val, o)
-      this.validation = new Validation(this, this.evaluator)
-    }
-    this.stepsPerEpoch = Math.floor(this.loader.batches / o.accumulate)
+    this.readers = new Readers(model, { train, ...(val ? { val } : {}) }, o, (...w) => this.warn(...w))
+    if (this.readers.val) this.validation = new Validation(this, this.readers.val)
+    this.stepsPerEpoch = Math.floor(this.readers.train.batches / o.accumulate)
     this.totalSteps = Math.min(o.maxEpochs * this.stepsPerEpoch, o.maxSteps ?? Number.POSITIVE_INFINITY)
     if (this.given.logEvery === undefined) this.options = { ...o, logEvery: logInterval(this.totalSteps) }
     this.schedule = {
@@ -430,7 +428,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   /** False when the run ended within the epoch. */
   private async epochSteps(): Promise<boolean> {
     const { progress, options } = this
-    const loader = this.loader!
+    const loader = this.readers!.train
     loader.load({ epoch: progress.epoch, sample: progress.sample, seed: options.seed })
     this.speed.startEpoch()
     await this.callbacks.call('onEpochStart', this)
@@ -454,8 +452,9 @@ export class FitRun implements TrainerContext, ValidationHost {
   }
 
   private batches(): AsyncGenerator<NativeBatch, void, undefined> {
-    if (!this.model.session.stagesAhead) return this.loader!.epoch(this.signal)
-    return ahead(this.loader!.epoch(this.signal, HELD_AHEAD), (batch) => this.plan!.prefetch(batch.handle))
+    const { train } = this.readers!
+    if (!this.model.session.stagesAhead) return train.epoch(this.signal)
+    return ahead(train.epoch(this.signal, HELD_AHEAD), (batch) => this.plan!.prefetch(batch.handle))
   }
 
   /** False where the update is still to come. */
@@ -652,11 +651,6 @@ export class FitRun implements TrainerContext, ValidationHost {
     if (progress.noteBest(measured, options.checkpoint, progress.epoch)) this.bestAtEnd = true
   }
 
-  /** That this process met. */
-  private get badFiles(): readonly BadFile[] {
-    return [...(this.loader?.badFiles ?? []), ...(this.evaluator?.badFiles ?? [])]
-  }
-
   private result(status: FitResult['status'], reason: string): FitResult {
     const { progress, folder } = this
     return {
@@ -670,7 +664,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       imagesPerS: progress.imagesPerS || this.speed.imagesPerS,
       dataWait: progress.dataWait,
       elapsedMs: progress.elapsedMs,
-      badFiles: this.badFiles,
+      ...this.readers!.result(),
       ...(folder ? runPaths(folder, progress.best !== null) : {}),
     }
   }
@@ -743,7 +737,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       }
     }
     await folder.settleLogs()
-    await this.quietly('bad_files.csv', () => folder.writeBadFiles(this.badFiles, this.continued))
+    await this.quietly('bad_files.csv', () => folder.writeBadFiles(this.readers?.result().badFiles ?? [], this.continued))
     const message = cause instanceof EffnetError ? `${cause.code}: ${cause.message}` : String(cause)
     if (cause instanceof EffnetError && cause.code === 'EFF_CKPT_NO_SPACE') folder.noteFull()
     await this.quietly('status.json', () => this.writeStatus('failed', message))
@@ -759,8 +753,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   }
 
   private async teardown(): Promise<void> {
-    this.loader?.close()
-    this.evaluator?.close()
+    this.readers?.close()
     this.plan?.close()
     this.plan = undefined
     const { tuning } = this.model.session

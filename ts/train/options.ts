@@ -1,10 +1,11 @@
 /** Trainer options: validation (unknown keys and wrong values are errors that say the mend) and defaults. */
 import { z } from 'zod'
 import { DEFAULT_CROP_PCT, DEFAULT_MAX_PIXELS } from '../data/decode.js'
-import { defaultWorkers } from '../data/loader.js'
+import { DEFAULT_PREFETCH, defaultWorkers } from '../data/loader.js'
 import { EffnetError } from '../errors.js'
 import { normalizePrecision } from '../infer/precision.js'
 import { nearest } from '../nearest.js'
+import { checkDataBackend } from '../runtime/device.js'
 import { FORMATS } from '../runtime/formats.js'
 import { checkCallbacks } from './callback_check.js'
 import { durationMs } from './duration.js'
@@ -119,6 +120,7 @@ const schema = z.strictObject({
     .optional(),
   callbacks: z.array(z.unknown()).optional(),
   outDir: z.string().min(1).optional(),
+  dataBackend: z.enum(['cpu', 'gpu']).optional(),
   workers: countFrom1.optional(),
   prefetch: countFrom1.optional(),
   maxBad: notNegative.optional(),
@@ -179,6 +181,7 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
   const imageSize = options.imageSize ?? model.config.imageSize
   const maxEpochs = options.maxEpochs ?? recipe.epochs
   checkPrecision(options)
+  checkDataBackend(options.dataBackend, model.device)
   const chosen = typeof options.optimizer === 'object' ? options.optimizer : { name: options.optimizer ?? recipe.optimizer }
   const defaults = optimizerDefaults(chosen.name)
   const lr = options.lr ?? ('lr' in chosen ? chosen.lr : undefined) ?? recipe.lr(batchSize * (options.accumulate ?? 1))
@@ -233,8 +236,9 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
       monitor,
       mode: options.checkpoint?.mode ?? (monitor.endsWith('loss') ? 'min' : 'max'),
     },
+    dataBackend: options.dataBackend ?? 'cpu',
     workers: options.workers ?? defaultWorkers(),
-    prefetch: options.prefetch ?? 3,
+    prefetch: options.prefetch ?? DEFAULT_PREFETCH,
     maxBad: options.maxBad ?? null,
     exifOrientation: options.exifOrientation ?? model.config.preprocessing.exifOrientation,
     maxPixels: options.maxPixels ?? DEFAULT_MAX_PIXELS,

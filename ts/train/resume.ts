@@ -186,7 +186,11 @@ const DECISIVE = [
   'maxEpochs',
   'maxSteps',
   'seed',
+  'dataBackend',
 ] as const satisfies readonly (keyof ResolvedOptions)[]
+
+/** Of runs from before there was such an option. */
+const BEFORE: Partial<Record<keyof ResolvedOptions, unknown>> = { accumulate: 1, dataBackend: 'cpu' }
 
 /** Values by the path to them: `optimizer.lr`. A list is one value. */
 function leaves(value: unknown, name: string): [string, string][] {
@@ -198,8 +202,7 @@ function leaves(value: unknown, name: string): [string, string][] {
 /** Of the decisive options each value that is another now, in words: `optimizer.lr was 0.001 and is 0.5`. */
 export function changedOptions(then: ResolvedOptions, now: ResolvedOptions): string[] {
   return DECISIVE.flatMap((key) => {
-    // Runs from before there was such an option.
-    const before = new Map(leaves(key === 'accumulate' ? (then.accumulate ?? 1) : then[key], key))
+    const before = new Map(leaves(then[key] ?? BEFORE[key], key))
     return leaves(now[key], key)
       .filter(([name, value]) => before.get(name) !== value)
       .map(([name, value]) => `${name} was ${before.get(name) ?? 'not set'} and is ${value}`)

@@ -146,6 +146,7 @@ export class Trainer {
       imageSize: imageSize ?? o.evalImageSize,
       cropPct: o.cropPct,
       interpolation: o.interpolation,
+      dataBackend: o.dataBackend,
       workers: o.workers,
       prefetch: o.prefetch,
       exifOrientation: o.exifOrientation,

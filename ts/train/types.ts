@@ -1,5 +1,5 @@
 /** Public types of the training side: options of the Trainer, results, events, callbacks. */
-import type { BadFile, EvalTransform, ImageDataset, Interpolation } from '../data/types.js'
+import type { BadFile, DataBackend, EvalTransform, ImageDataset, Interpolation } from '../data/types.js'
 import type { EffnetError } from '../errors.js'
 import type { PrecisionInput } from '../infer/types.js'
 import type { Model } from '../model.js'
@@ -130,6 +130,11 @@ export interface TrainerOptions {
   callbacks?: readonly Callback[]
   /** The run folder. Without it nothing is written. */
   outDir?: string
+  /**
+   * Where images are decoded, cropped and flipped, of training and of validation. 'gpu': by the GPU of the model, with nvJPEG; what
+   * that does not take (other formats, CMYK) the CPU decodes, as a warning and `cpuDecodedFiles` say. Default 'cpu'.
+   */
+  dataBackend?: DataBackend
   /** Decoding threads; default: usable CPUs. */
   workers?: number
   prefetch?: number
@@ -178,6 +183,7 @@ export interface ResolvedOptions {
   valEvery: number
   logEvery: number
   checkpoint: Required<CheckpointOptions>
+  dataBackend: DataBackend
   workers: number
   prefetch: number
   /** null: 0.1 %, at least 10 files. */
@@ -220,6 +226,8 @@ export interface FitResult {
   outDir?: string
   report?: string
   badFiles: readonly BadFile[]
+  /** With dataBackend 'gpu': files of this process that the CPU decoded. */
+  cpuDecodedFiles?: number
 }
 
 export interface EvaluateOptions {
@@ -238,6 +246,8 @@ export interface EvaluateOptions {
 export interface EvaluateModelOptions extends Omit<EvaluateOptions, 'checkpoint'> {
   cropPct?: number
   interpolation?: EvalTransform['interpolation']
+  /** Where images are decoded and cropped; default 'cpu'. */
+  dataBackend?: DataBackend
   workers?: number
   prefetch?: number
   maxBad?: number
@@ -270,6 +280,8 @@ export interface EvaluateResult {
   imagesPerS: number
   elapsedMs: number
   badFiles: readonly BadFile[]
+  /** With dataBackend 'gpu': files that the CPU decoded. */
+  cpuDecodedFiles?: number
   details?: EvaluateDetails
 }
 
