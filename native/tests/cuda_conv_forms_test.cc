@@ -1,8 +1,10 @@
 // Which kernel computes which convolution, and what only these kernels have: TF32, and blocks that make several tiles
 // one below the other.
 #include <bit>
+#include <cstring>
 
 #include "conv_reference.h"
+#include "cuda/kernels/gemm_tile.h"
 #include "cuda/ops/conv.h"
 #include "cuda/ops/conv_once.h"
 #include "kernel_rig.h"
@@ -190,6 +192,141 @@ TEST(ConvForms, ABlockMakesSeveralTiles) {
       for (size_t row = first; row < last; ++row) squares += std::pow(value(row) - mean, 2);
       EXPECT_NEAR(stats[block * 2 * oc + c], mean, 1e-6 * (8 + std::abs(mean)));
       EXPECT_NEAR(stats[(block * 2 + 1) * oc + c], squares, 3e-6 * squares + 1e-9);
+    }
+  }
+}
+
+// Small layers get narrow tiles; the wide ones, which a training step has, must give their bits: a value's products
+// come in the same order. Of statistics the order is a tile's own, the same under every schedule. Columns that do not
+// fill the last tile, rows that do not fill the last one below.
+struct Widths {
+  ConvType type;
+  bool tensor_cores;
+  std::vector<int> of;
+};
+const Widths kWidths[] = {
+    {kBf16, true, {128, 96, 64}}, {kF16, true, {128, 96, 64}}, {kTf32, true, {128, 96, 64}}, {kF32, false, {128, 64}}};
+
+template <int kElement, cuda::Layout kB, int... kN>
+size_t shared_of(int columns) {
+  size_t bytes = 0;
+  ((columns == kN ? void(bytes = cuda::TileShape<kElement, 128, kN, cuda::Layout::by_rows, kB>::kShared) : void()),
+   ...);
+  return bytes;
+}
+template <cuda::Layout kB>
+size_t tile_bytes(DType dtype, int columns) {
+  return dtype == DType::f32 ? shared_of<4, kB, 128, 96, 64, 32>(columns) : shared_of<2, kB, 128, 96, 64, 32>(columns);
+}
+
+// Of values of about size 1 in 128 rows.
+void expect_sums(const std::vector<float>& got, const std::vector<float>& want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5 * (10 + std::abs(want[i]))) << i;
+}
+
+ConvForm widened(ConvForm form, const Widths& w, int columns, size_t shared_bytes) {
+  form.tensor_cores = w.tensor_cores;
+  form.tile_n = columns;
+  form.shared_bytes = shared_bytes;
+  return form;
+}
+
+// Operands as they are stored, in memory of exactly their size.
+std::vector<uint8_t> operand(DType dtype, int64_t count, uint32_t seed) {
+  std::vector<uint8_t> bytes(static_cast<size_t>(count) * bytes_of(dtype));
+  const Values values = random_values(static_cast<size_t>(count), seed);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto f = static_cast<float>(values[i]);
+    const uint16_t half = dtype == DType::f32 ? uint16_t{0} : to_bits16(dtype, f);
+    std::memcpy(bytes.data() + i * bytes_of(dtype), dtype == DType::f32 ? static_cast<const void*>(&f) : &half,
+                bytes_of(dtype));
+  }
+  return bytes;
+}
+
+TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
+  for (const Widths& w : kWidths) {
+    for (const bool gathered : {false, true}) {
+      const DType dtype = w.type.dtype;
+      // Two rows of tiles, the second one of a few rows.
+      const ConvGeometry g{1, 9, 19, gathered ? 3 : 40, 9, 19, 136, 1, 1, 1, 0, 0};
+      const auto src = operand(dtype, g.src_pixels() * g.ic, 1), weights = operand(dtype, g.oc * g.ic, 2);
+      const auto run = [&](int columns, bool stats, unsigned schedule) {
+        ConvForm form = cuda::conv_forward_form(g, w.type);
+        EXPECT_EQ(form.gathered, gathered);
+        form = widened(form, w, columns, tile_bytes<cuda::Layout::by_rows>(dtype, columns));
+        std::vector<uint8_t> dst(static_cast<size_t>(g.dst_pixels() * g.oc) * bytes_of(dtype));
+        std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 2 * g.oc));
+        cuda::ConvArgs args{};
+        args.g = g;
+        args.src.data = src.data();
+        args.weights = weights.data();
+        args.dst = dst.data();
+        args.stats = stats ? sums.data() : nullptr;
+        const cuda::Launch launch = cuda::conv_launch(args, form, w.type, stats);
+        EXPECT_EQ(emulate(launch, schedule), nullptr) << launch.kernel;
+        return std::pair(dst, sums);
+      };
+      const auto want = run(32, true, 0);
+      for (const int columns : w.of) {
+        if (gathered && columns != 64) continue;
+        for (const unsigned schedule : backend::Runner::kSchedules) {
+          SCOPED_TRACE(testing::Message() << w.type.suffix() << " " << columns << " columns, schedule " << schedule);
+          EXPECT_TRUE(run(columns, false, schedule).first == want.first);
+          const auto [dst, sums] = run(columns, true, schedule);
+          EXPECT_TRUE(dst == want.first);
+          expect_sums(sums, want.second);
+          EXPECT_TRUE(sums == run(columns, true, backend::Runner::kSchedules[0]).second);
+        }
+      }
+    }
+  }
+}
+
+TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnes) {
+  for (const Widths& w : kWidths) {
+    const DType dtype = w.type.dtype;
+    const ConvGeometry g{1, 9, 19, 136, 9, 19, 40, 1, 1, 1, 0, 0};
+    const auto diff = operand(dtype, g.dst_pixels() * g.oc, 1), weights = operand(dtype, g.oc * g.ic, 2),
+               slope_of = operand(dtype, g.src_pixels() * g.ic, 3);
+    const auto norm = [&](uint32_t seed) {
+      std::vector<float> v;
+      for (const double x : random_values(static_cast<size_t>(g.ic), seed, 1, 0.2)) v.push_back(static_cast<float>(x));
+      return v;
+    };
+    const std::vector<float> mean = norm(4), inv_std = norm(5), scale = norm(6), shift = norm(7);
+    const auto run = [&](int columns, bool bn, unsigned schedule) {
+      ConvForm form = cuda::conv_backward_data_form(g, w.type);
+      form = widened(form, w, columns, tile_bytes<cuda::Layout::by_depth>(dtype, columns));
+      std::vector<uint8_t> dst(static_cast<size_t>(g.src_pixels() * g.ic) * bytes_of(dtype));
+      std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 2 * g.ic));
+      cuda::ConvBwdDataArgs args{};
+      args.g = g;
+      args.diff_dst = diff.data();
+      args.weights = weights.data();
+      args.diff_src = dst.data();
+      if (bn) {
+        args.slope_of = slope_of.data();
+        args.act = plan::Act::silu;
+        args.slope_norm = {mean.data(), inv_std.data(), scale.data(), shift.data()};
+        args.sums = sums.data();
+      }
+      const cuda::Launch launch = cuda::conv_bwd_data_launch(args, form, w.type);
+      EXPECT_EQ(emulate(launch, schedule), nullptr) << launch.kernel;
+      return std::pair(dst, sums);
+    };
+    const auto plain = run(32, false, 0), with_bn = run(32, true, 0);
+    for (const int columns : w.of) {
+      if (dtype == DType::f32 && columns != 64) continue;  // there are no others
+      for (const unsigned schedule : backend::Runner::kSchedules) {
+        SCOPED_TRACE(testing::Message() << w.type.suffix() << " " << columns << " columns, schedule " << schedule);
+        EXPECT_TRUE(run(columns, false, schedule).first == plain.first);
+        const auto [dst, sums] = run(columns, true, schedule);
+        EXPECT_TRUE(dst == with_bn.first);
+        expect_sums(sums, with_bn.second);
+        EXPECT_TRUE(sums == run(columns, true, backend::Runner::kSchedules[0]).second);
+      }
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <array>
 
 #include "cuda/kernels/optimizer.h"
+#include "cuda/kernels/step.h"
 #include "tests/cuda_runner.h"
 #include "tests/kernel_rig.h"
 
@@ -107,6 +108,84 @@ TEST(Update, LeavesAllAloneWhenAStepIsSkipped) {
       cuda::make_launch("update_weights", {1, 1, 1}, cuda::kOptimizerThreads, cuda::kUpdateShared, args);
   ASSERT_EQ(emulate(launch, 0), nullptr);
   EXPECT_EQ(values, std::vector<float>(kChunk, 1));
+}
+
+// ---- the ends of a step ------------------------------------------------------------------------------------------
+
+constexpr int64_t kStatistics = 700;  // of a piece: several rounds of a block
+
+void run_ends(const char* kernel, std::vector<float>& weights, std::vector<float>& aside, const StepScalars& scalars,
+              cuda::StepState& state, unsigned schedule) {
+  // Two pieces with a gap between them that nobody touches.
+  const plan::Segment pieces[] = {{0, 4 * kStatistics, kStatistics}, {4 * (kStatistics + 8), 0, kStatistics - 1}};
+  cuda::StepEndsArgs args{};
+  args.pieces = pieces;
+  args.count = std::size(pieces);
+  args.weights = reinterpret_cast<std::byte*>(weights.data());
+  args.aside = reinterpret_cast<std::byte*>(aside.data());
+  args.scalars = &scalars;
+  args.state = &state;
+  ASSERT_EQ(emulate(cuda::make_launch(kernel, {std::size(pieces), 1, 1}, cuda::kStepThreads, 0, args), schedule),
+            nullptr);
+}
+
+TEST(StepEnds, StatisticsComeBackWhereAStepIsSkipped) {
+  for (const unsigned schedule : backend::Runner::kSchedules) {
+    for (const bool skipped : {false, true}) {
+      std::vector<float> weights(2 * kStatistics + 7), aside(2 * kStatistics);
+      for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<float>(i);
+      const std::vector<float> before = weights, changed(weights.size(), -1);
+      StepScalars scalars;
+      scalars.scale_interval = 2;
+      cuda::StepState state{};
+      state.skip = state.unsound = 1;
+      state.loss_scale = {8, 1, 0};
+      run_ends("begin_step", weights, aside, scalars, state, schedule);
+      EXPECT_EQ(state.skip + state.unsound, 0u);
+      EXPECT_EQ(weights, before);
+      weights = changed;
+      state.skip = skipped;
+      run_ends("finish_step", weights, aside, scalars, state, schedule);
+      for (size_t i = 0; i < weights.size(); ++i) {
+        const auto at = static_cast<int64_t>(i);
+        const bool gap = at >= kStatistics && at < kStatistics + 8;
+        EXPECT_EQ(weights[i], skipped && !gap ? before[i] : -1) << i;
+      }
+      // Two good steps double the scale, a skipped one halves it.
+      EXPECT_EQ(state.loss_scale.scale, skipped ? 4 : 16);
+      EXPECT_EQ(state.loss_scale.growth, 0u);
+      EXPECT_EQ(state.loss_scale.skipped, skipped ? 1u : 0u);
+    }
+  }
+}
+
+TEST(StepEnds, APartThatIsNotTheFirstBeginsNothing) {
+  std::vector<float> weights(2 * kStatistics + 7, 1), aside(2 * kStatistics, 2);
+  StepScalars scalars;
+  scalars.part = 1;
+  scalars.parts = 2;
+  cuda::StepState state{};
+  state.skip = 1;
+  run_ends("begin_step", weights, aside, scalars, state, 0);
+  EXPECT_EQ(state.skip, 1u);
+  EXPECT_EQ(aside, std::vector<float>(aside.size(), 2));
+}
+
+TEST(StepEnds, GradientsOfPartsAreAveraged) {
+  constexpr int64_t kCount = 1000;
+  for (const unsigned schedule : backend::Runner::kSchedules) {
+    std::vector<float> sums(kCount, NAN), grads;
+    StepScalars scalars;
+    scalars.parts = 3;
+    for (int part = 0; part < 3; ++part) {
+      scalars.part = part;
+      grads.assign(kCount, 0);
+      for (int64_t i = 0; i < kCount; ++i) grads[static_cast<size_t>(i)] = static_cast<float>(i * (part + 1));
+      const cuda::AccumulateArgs args{grads.data(), sums.data(), kCount, &scalars};
+      ASSERT_EQ(emulate(cuda::make_launch("accumulate", {3, 1, 1}, cuda::kStepThreads, 0, args), schedule), nullptr);
+    }
+    for (int64_t i = 0; i < kCount; ++i) EXPECT_NEAR(grads[static_cast<size_t>(i)], 2.0 * static_cast<double>(i), 1e-3);
+  }
 }
 
 }  // namespace
