@@ -21,12 +21,17 @@
 #include <string>
 #include <vector>
 
+#include "cuda/fake/fake_calls.h"
 #include "cuda/providers/cublaslt_api.h"
 #include "tests/half.h"
 
 namespace {
 
 using namespace effnet::cuda::lt;
+using effnet::fake::Calls;
+using effnet::fake::queue_kernel;
+
+constexpr int kExecutionFailed = 13;
 
 struct Object {
   enum class Kind { handle, desc, layout, preference } kind;
@@ -43,8 +48,7 @@ struct Object {
 struct Fake {
   std::mutex mutex;
   std::map<void*, Object*> live;
-  std::map<std::string, int> calls;
-  std::string misuse;
+  Calls calls{"FAKE_CUBLASLT_FAIL"};
 };
 Fake& fake() {
   static Fake* const one = new Fake;
@@ -52,18 +56,8 @@ Fake& fake() {
 }
 
 int wrong(const std::string& what) {
-  fake().misuse = what;
+  fake().calls.misuse = what;
   return kInvalidValue;
-}
-
-int enter(const char* name) {
-  const int call = ++fake().calls[name];
-  const char* fail = std::getenv("FAKE_CUBLASLT_FAIL");
-  char who[64] = {};
-  int nth = 0, status = 0;
-  if (fail && std::sscanf(fail, "%63[^:]:%d:%d", who, &nth, &status) == 3 && std::string(who) == name && nth == call)
-    return status;
-  return kSuccess;
 }
 
 Object* find(void* object, Object::Kind kind) {
@@ -160,25 +154,16 @@ struct Work {
   }
 };
 
-// On the fake driver's stream; at once where there is no driver.
-int queue(Stream stream, const std::string& kernel, const std::function<void()>& work) {
-  using Queue = int (*)(Stream, const char*, const std::function<void()>&);
-  const auto on_stream = reinterpret_cast<Queue>(dlsym(RTLD_DEFAULT, "fake_cuda_queue_kernel"));
-  if (on_stream) return on_stream(stream, kernel.c_str(), work) == 0 ? kSuccess : 13;
-  work();
-  return kSuccess;
-}
-
 bool aligned(const void* address, uint32_t to) { return reinterpret_cast<uintptr_t>(address) % to == 0; }
 
 }  // namespace
 
-#define EFF_FAKE(name, ...) extern "C" __attribute__((visibility("default"))) int name(__VA_ARGS__)
+#define EFF_FAKE(name, ...) EFF_EXPORT int name(__VA_ARGS__)
 #define EFF_ENTER(name)                                 \
   const std::lock_guard<std::mutex> lock(fake().mutex); \
-  if (const int failed = enter(#name)) return failed;
+  if (const int failed = fake().calls.enter(#name)) return failed;
 
-extern "C" __attribute__((visibility("default"))) size_t cublasLtGetVersion() {
+EFF_EXPORT size_t cublasLtGetVersion() {
   const char* version = std::getenv("FAKE_CUBLASLT_VERSION");
   return version ? static_cast<size_t>(std::atoi(version)) : 130002;
 }
@@ -333,23 +318,12 @@ EFF_FAKE(cublasLtMatmul, Handle handle, MatmulDesc desc_handle, const void* alph
                   needs,
                   *static_cast<const float*>(alpha),
                   *static_cast<const float*>(beta)};
-  return queue(stream, "cublaslt/" + std::to_string(algorithm->data[6]), [work] { work.run(); });
+  const std::string kernel = "cublaslt/" + std::to_string(algorithm->data[6]);
+  return queue_kernel(stream, kernel, [work] { work.run(); }) ? kSuccess : kExecutionFailed;
 }
 
-extern "C" __attribute__((visibility("default"))) int fake_cublaslt_live() {
+EFF_EXPORT int fake_cublaslt_live() {
   const std::lock_guard<std::mutex> lock(fake().mutex);
   return static_cast<int>(fake().live.size());
 }
-extern "C" __attribute__((visibility("default"))) int fake_cublaslt_calls(const char* name) {
-  const std::lock_guard<std::mutex> lock(fake().mutex);
-  return fake().calls[name];
-}
-extern "C" __attribute__((visibility("default"))) const char* fake_cublaslt_misuse() {
-  const std::lock_guard<std::mutex> lock(fake().mutex);
-  return fake().misuse.c_str();
-}
-extern "C" __attribute__((visibility("default"))) void fake_cublaslt_reset() {
-  const std::lock_guard<std::mutex> lock(fake().mutex);
-  fake().calls.clear();
-  fake().misuse.clear();
-}
+EFF_FAKE_CALLS(cublaslt)

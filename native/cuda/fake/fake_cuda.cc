@@ -36,6 +36,7 @@
 #include <vector>
 
 #include "cuda/device/emulation.h"
+#include "cuda/fake/fake_calls.h"
 
 namespace {
 
@@ -94,7 +95,7 @@ constexpr size_t kReserved = 1 << 30;  // as large an allocation takes no memory
 
 struct Fake {
   std::recursive_mutex mutex;
-  std::map<std::string, int> calls;
+  effnet::fake::Calls calls{"FAKE_CUDA_FAIL"};
   std::map<CUdeviceptr, size_t> memory;
   std::map<void*, std::string> objects;
   std::set<Stream*> streams;
@@ -125,13 +126,6 @@ void log_line(const std::string& line) {
   std::fflush(file);
 }
 
-int fault_of(const std::string& name, int call) {
-  char who[64] = {};
-  int nth = 0, code = 0;
-  if (std::sscanf(setting("FAKE_CUDA_FAIL", ""), "%63[^:]:%d:%d", who, &nth, &code) != 3) return 0;
-  return name == who && nth == call ? code : 0;
-}
-
 bool ignored(const char* name) { return std::string(setting("FAKE_CUDA_IGNORE", "")) == name; }
 
 uint64_t sum_of(const void* data, size_t bytes) {
@@ -145,7 +139,7 @@ CUresult enter(const char* name, bool waits) {
   Fake& f = fake();
   log_line(name);
   if (f.fault) return static_cast<CUresult>(f.fault);
-  if (const int code = fault_of(name, ++f.calls[name])) {
+  if (const int code = f.calls.enter(name)) {
     if (code >= 700) f.fault = code;
     return static_cast<CUresult>(code);
   }
@@ -283,7 +277,7 @@ using Lock = std::lock_guard<std::recursive_mutex>;
 
 #define EFF_TEXT_OF(x) #x
 #define EFF_TEXT(x) EFF_TEXT_OF(x)
-#define EFF_FAKE(name, ...) extern "C" __attribute__((visibility("default"))) CUresult CUDAAPI name(__VA_ARGS__)
+#define EFF_FAKE(name, ...) EFF_EXPORT CUresult CUDAAPI name(__VA_ARGS__)
 #define EFF_ENTER(name, waits)   \
   const Lock lock(fake().mutex); \
   if (const CUresult failed = enter(#name, waits)) return failed;
@@ -336,8 +330,9 @@ EFF_FAKE(cuDeviceTotalMem, size_t* bytes, CUdevice) {
   *bytes = static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000")));
   return CUDA_SUCCESS;
 }
-EFF_FAKE(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice) {
+EFF_FAKE(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device) {
   EFF_ENTER(cuDevicePrimaryCtxRetain, false)
+  log_line("  device " + std::to_string(device));
   *context = reinterpret_cast<CUcontext>(&fake());
   return CUDA_SUCCESS;
 }
@@ -631,41 +626,35 @@ EFF_FAKE(cuGraphDestroy, CUgraph graph) {
   return bury<Graph>(graph);
 }
 
-// For the other fake libraries: they queue their work on a stream, as the real ones do.
-extern "C" __attribute__((visibility("default"))) int fake_cuda_queue(CUstream stream,
-                                                                      const std::function<void()>& work) {
-  EFF_ENTER(fake_cuda_queue, false)
-  return add(stream, {work});
-}
-// As a kernel of that name, which takes its time (FAKE_CUDA_TIMES).
-extern "C" __attribute__((visibility("default"))) int fake_cuda_queue_kernel(CUstream stream, const char* kernel,
-                                                                             const std::function<void()>& work) {
+// For the other fake libraries: they queue their work on a stream, as the real ones do. As a kernel of that name, which
+// takes its time (FAKE_CUDA_TIMES).
+EFF_EXPORT int fake_cuda_queue_kernel(CUstream stream, const char* kernel, const std::function<void()>& work) {
   EFF_ENTER(fake_cuda_queue_kernel, false)
   log_line("  " + std::string(kernel));
   return add(stream, {work, kernel});
 }
 
 // For the tests: a fault is over, calls are counted from 0 again.
-extern "C" __attribute__((visibility("default"))) void fake_cuda_reset() {
+EFF_EXPORT void fake_cuda_reset() {
   const Lock lock(fake().mutex);
-  fake().calls.clear();
+  fake().calls.reset();
   fake().fault = 0;
   fake().random.seed(0);
 }
 
-extern "C" __attribute__((visibility("default"))) int fake_cuda_calls(const char* name) {
+EFF_EXPORT int fake_cuda_calls(const char* name) {
   const Lock lock(fake().mutex);
-  return fake().calls[name];
+  return fake().calls.count(name);
 }
 
 // Objects and blocks of memory that are still there.
-extern "C" __attribute__((visibility("default"))) int fake_cuda_live() {
+EFF_EXPORT int fake_cuda_live() {
   const Lock lock(fake().mutex);
   return static_cast<int>(fake().objects.size() + fake().memory.size());
 }
 
 // Of device memory, in use.
-extern "C" __attribute__((visibility("default"))) size_t fake_cuda_bytes() {
+EFF_EXPORT size_t fake_cuda_bytes() {
   const Lock lock(fake().mutex);
   return fake().used;
 }

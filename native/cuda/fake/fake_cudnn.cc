@@ -24,9 +24,13 @@
 #include <string>
 #include <vector>
 
+#include "cuda/fake/fake_calls.h"
 #include "tests/half.h"
 
 namespace {
+
+using effnet::fake::Calls;
+using effnet::fake::queue_kernel;
 
 constexpr int64_t kWorkspace = 4096;
 constexpr int64_t kFirstEngine = 7;
@@ -63,8 +67,7 @@ struct Fake {
   std::recursive_mutex mutex;
   std::map<void*, Ref> live;
   std::map<void*, cudaStream_t> handles;
-  std::map<std::string, int> calls;
-  std::string misuse;
+  Calls calls{"FAKE_CUDNN_FAIL"};
 };
 Fake& fake() {
   static Fake* const one = new Fake;
@@ -72,18 +75,8 @@ Fake& fake() {
 }
 
 cudnnStatus_t wrong(const std::string& what) {
-  fake().misuse = what;
+  fake().calls.misuse = what;
   return CUDNN_STATUS_BAD_PARAM;
-}
-
-cudnnStatus_t enter(const char* name) {
-  const int call = ++fake().calls[name];
-  const char* fail = std::getenv("FAKE_CUDNN_FAIL");
-  char who[64] = {};
-  int nth = 0, status = 0;
-  if (fail && std::sscanf(fail, "%63[^:]:%d:%d", who, &nth, &status) == 3 && std::string(who) == name && nth == call)
-    return static_cast<cudnnStatus_t>(status);
-  return CUDNN_STATUS_SUCCESS;
 }
 
 Ref find(void* descriptor) {
@@ -268,16 +261,6 @@ class Interpreter {
   std::map<int64_t, Values> between_;
 };
 
-// On the fake driver's stream; at once where there is no driver.
-cudnnStatus_t queue(cudaStream_t stream, const std::string& kernel, const std::function<void()>& work) {
-  using Queue = int (*)(void*, const char*, const std::function<void()>&);
-  const auto on_stream = reinterpret_cast<Queue>(dlsym(RTLD_DEFAULT, "fake_cuda_queue_kernel"));
-  if (on_stream)
-    return on_stream(stream, kernel.c_str(), work) == 0 ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_EXECUTION_FAILED;
-  work();
-  return CUDNN_STATUS_SUCCESS;
-}
-
 const Descriptor* engine_of(const Descriptor& plan) {
   const Descriptor* config = plan.ref(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
   return config ? config->ref(CUDNN_ATTR_ENGINECFG_ENGINE) : nullptr;
@@ -297,10 +280,9 @@ void for_each_tensor(const Descriptor& graph, const std::function<void(const Des
 
 }  // namespace
 
-#define EFF_EXPORT extern "C" __attribute__((visibility("default")))
 #define EFF_ENTER(name)                                           \
   const std::lock_guard<std::recursive_mutex> lock(fake().mutex); \
-  if (const cudnnStatus_t failed = enter(#name)) return failed;
+  if (const int failed = fake().calls.enter(#name)) return static_cast<cudnnStatus_t>(failed);
 
 EFF_EXPORT size_t cudnnGetVersion() {
   const char* version = std::getenv("FAKE_CUDNN_VERSION");
@@ -309,7 +291,7 @@ EFF_EXPORT size_t cudnnGetVersion() {
 EFF_EXPORT size_t cudnnGetCudartVersion() { return 13000; }
 EFF_EXPORT const char* cudnnGetErrorString(cudnnStatus_t) { return "a status of the fake cuDNN"; }
 EFF_EXPORT void cudnnGetLastErrorString(char* text, size_t bytes) {
-  std::snprintf(text, bytes, "%s", fake().misuse.c_str());
+  std::snprintf(text, bytes, "%s", fake().calls.misuse.c_str());
 }
 
 EFF_EXPORT cudnnStatus_t cudnnCreate(cudnnHandle_t* handle) {
@@ -466,32 +448,22 @@ EFF_EXPORT cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendD
   });
   if (!problem.empty()) return wrong(problem);
   const auto engine = engine_of(*plan)->value<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
-  return queue(fake().handles[handle], "cudnn/eng" + std::to_string(engine), [plan_handle, workspace, addresses] {
-    const std::lock_guard<std::recursive_mutex> running(fake().mutex);
-    const Ref still = find(plan_handle);
-    if (!still) {
-      wrong("a plan is gone whose work has not run");
-      return;
-    }
-    Interpreter(*graph_of(*still), addresses).run();
-    std::memset(workspace, 0xff, kWorkspace);
-  });
+  const bool queued =
+      queue_kernel(fake().handles[handle], "cudnn/eng" + std::to_string(engine), [plan_handle, workspace, addresses] {
+        const std::lock_guard<std::recursive_mutex> running(fake().mutex);
+        const Ref still = find(plan_handle);
+        if (!still) {
+          wrong("a plan is gone whose work has not run");
+          return;
+        }
+        Interpreter(*graph_of(*still), addresses).run();
+        std::memset(workspace, 0xff, kWorkspace);
+      });
+  return queued ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_EXECUTION_FAILED;
 }
 
 EFF_EXPORT int fake_cudnn_live() {
   const std::lock_guard<std::recursive_mutex> lock(fake().mutex);
   return static_cast<int>(fake().live.size() + fake().handles.size());
 }
-EFF_EXPORT int fake_cudnn_calls(const char* name) {
-  const std::lock_guard<std::recursive_mutex> lock(fake().mutex);
-  return fake().calls[name];
-}
-EFF_EXPORT const char* fake_cudnn_misuse() {
-  const std::lock_guard<std::recursive_mutex> lock(fake().mutex);
-  return fake().misuse.c_str();
-}
-EFF_EXPORT void fake_cudnn_reset() {
-  const std::lock_guard<std::recursive_mutex> lock(fake().mutex);
-  fake().calls.clear();
-  fake().misuse.clear();
-}
+EFF_FAKE_CALLS(cudnn)

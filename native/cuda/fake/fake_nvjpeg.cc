@@ -19,18 +19,20 @@
 #include <string>
 #include <vector>
 
+#include "cuda/fake/fake_calls.h"
 #include "cuda/providers/nvjpeg_api.h"
 #include "io/jpeg.h"
 
 namespace {
 
 using namespace effnet::cuda::nvjpeg;
+using effnet::fake::Calls;
+using effnet::fake::queue_kernel;
 
 struct Fake {
   std::mutex mutex;
   std::map<void*, int> live;  // handles and states; of a state the size of its batches
-  std::map<std::string, int> calls;
-  std::string misuse;
+  Calls calls{"FAKE_NVJPEG_FAIL"};
 };
 Fake& fake() {
   static Fake* const one = new Fake;
@@ -38,18 +40,8 @@ Fake& fake() {
 }
 
 int wrong(const std::string& what) {
-  fake().misuse = what;
+  fake().calls.misuse = what;
   return kInvalidParameter;
-}
-
-int enter(const char* name) {
-  const int call = ++fake().calls[name];
-  const char* fail = std::getenv("FAKE_NVJPEG_FAIL");
-  char who[64] = {};
-  int nth = 0, status = 0;
-  if (fail && std::sscanf(fail, "%63[^:]:%d:%d", who, &nth, &status) == 3 && std::string(who) == name && nth == call)
-    return status;
-  return kSuccess;
 }
 
 int refused(const char* name, int width) {
@@ -86,21 +78,11 @@ std::shared_ptr<Decoded> decode(const unsigned char* data, size_t bytes) {
   return decoded;
 }
 
-// On the fake driver's stream; at once where there is no driver.
-int queue(Stream stream, const std::function<void()>& work) {
-  using Queue = int (*)(Stream, const std::function<void()>&);
-  const auto on_stream = reinterpret_cast<Queue>(dlsym(RTLD_DEFAULT, "fake_cuda_queue"));
-  if (on_stream) return on_stream(stream, work) == 0 ? kSuccess : kExecutionFailed;
-  work();
-  return kSuccess;
-}
-
 }  // namespace
 
-#define EFF_EXPORT extern "C" __attribute__((visibility("default")))
 #define EFF_ENTER(name)                                 \
   const std::lock_guard<std::mutex> lock(fake().mutex); \
-  if (const int failed = enter(#name)) return failed;
+  if (const int failed = fake().calls.enter(#name)) return failed;
 
 EFF_EXPORT int nvjpegGetProperty(int which, int* value) {
   const char* text = std::getenv("FAKE_NVJPEG_VERSION");
@@ -166,7 +148,7 @@ EFF_EXPORT int nvjpegDecodeBatched(Handle handle, State state, const unsigned ch
       return wrong("an image without room");
     jobs.push_back({data[i], bytes[i], into[i]});
   }
-  return queue(stream, [jobs] {
+  const bool queued = queue_kernel(stream, "nvjpeg", [jobs] {
     for (const Job& job : jobs) {
       const auto decoded = decode(job.data, job.bytes);
       for (int y = 0; decoded && y < decoded->view.height; ++y)
@@ -174,22 +156,11 @@ EFF_EXPORT int nvjpegDecodeBatched(Handle handle, State state, const unsigned ch
                     static_cast<size_t>(decoded->view.width) * 3);
     }
   });
+  return queued ? kSuccess : kExecutionFailed;
 }
 
 EFF_EXPORT int fake_nvjpeg_live() {
   const std::lock_guard<std::mutex> lock(fake().mutex);
   return static_cast<int>(fake().live.size());
 }
-EFF_EXPORT int fake_nvjpeg_calls(const char* name) {
-  const std::lock_guard<std::mutex> lock(fake().mutex);
-  return fake().calls[name];
-}
-EFF_EXPORT const char* fake_nvjpeg_misuse() {
-  const std::lock_guard<std::mutex> lock(fake().mutex);
-  return fake().misuse.c_str();
-}
-EFF_EXPORT void fake_nvjpeg_reset() {
-  const std::lock_guard<std::mutex> lock(fake().mutex);
-  fake().calls.clear();
-  fake().misuse.clear();
-}
+EFF_FAKE_CALLS(nvjpeg)
