@@ -76,8 +76,11 @@ Status Device::start(int ordinal) {
   driver_ = found.value();
   int count = 0;
   EFF_CUDA(*driver_, cuDeviceGetCount, &count);
-  if (ordinal < 0 || ordinal >= count)
-    return error(Code::backend_missing, "there is no GPU %d: this process sees %d, counted from 0", ordinal, count);
+  if (ordinal < 0 || ordinal >= count) {
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    return error(Code::backend_missing, "there is no GPU %d: this process sees %d, counted from 0%s%s", ordinal, count,
+                 visible ? "; CUDA_VISIBLE_DEVICES is " : "", visible ? visible : "");
+  }
   auto properties = Device::properties(*driver_, ordinal);
   if (!properties.ok()) return properties.status();
   properties_ = properties.value();
@@ -137,7 +140,15 @@ StatusOr<CUfunction> Device::function(const std::string& kernel) {
 }
 
 Status Device::launch(const Launch& launch, CUfunction function, CUstream stream) const {
-  if (launch.call) return launch.call(stream);
+  if (launch.call) {
+    const Status called = launch.call(stream);
+    // A library that fails does not say that the GPU is lost; every call of the driver does.
+    size_t free = 0, total = 0;
+    const CUresult state = called.ok() ? CUDA_SUCCESS : driver_->cuMemGetInfo(&free, &total);
+    if (!is_fault(state)) return called;
+    const Status fault = driver_status(*driver_, "cuMemGetInfo", state);
+    return Status(fault.code(), launch.kernel + ": " + called.message() + ": " + fault.message());
+  }
   CUlaunchConfig config{};
   config.gridDimX = launch.grid.x;
   config.gridDimY = launch.grid.y;

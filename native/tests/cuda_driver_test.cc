@@ -99,6 +99,7 @@ TEST(CudaDriver, AGpuThatIsTooOld) {
 TEST(CudaDriver, AGpuThatIsNotThere) {
   EXPECT_TRUE(says(opening(fake(), 3), {"no GPU 3", "sees 1"}));
   EXPECT_TRUE(says(opening(fake({{"FAKE_CUDA_DEVICES", "2"}}), 2), {"no GPU 2", "sees 2"}));
+  EXPECT_TRUE(says(opening(fake({{"CUDA_VISIBLE_DEVICES", "5"}}), 5), {"no GPU 5", "CUDA_VISIBLE_DEVICES is 5"}));
 }
 
 TEST(CudaDriver, ADriverThatDoesNotStart) {

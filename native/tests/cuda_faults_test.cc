@@ -106,6 +106,17 @@ TEST_F(CudaFaults, ADeviceFaultEndsInAnError) {
   reset_fake();
 }
 
+TEST_F(CudaFaults, AFaultThatALibraryMeetsIsAFault) {
+  const cuda::Launch call{"library/1", {}, 0, 0, {}, [](void*) { return error(Code::internal, "status 13"); }};
+  reset_fake();
+  EXPECT_EQ(device()->launch(call, nullptr, nullptr).code(), Code::internal);
+  const Setting fault("FAKE_CUDA_FAIL", "cuMemGetInfo:2:700");
+  const Status status = device()->launch(call, nullptr, nullptr);
+  EXPECT_EQ(status.code(), Code::gpu_fault);
+  EXPECT_TRUE(status.message().starts_with("library/1: status 13: GPU fault: ")) << status.message();
+  reset_fake();
+}
+
 // Without graphs, and every op waited for: a fault is that of the op in work.
 TEST_F(CudaFaults, ASynchronousRunNamesTheOpAtFault) {
   const Named named = corpus_plan("train.f32");

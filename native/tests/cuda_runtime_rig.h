@@ -1,5 +1,26 @@
 // Whole plans on the CUDA backend under the fake driver (native/cuda/fake): the plans of the fuzzing corpus, from
 // single ops to training steps of a small model, with made-up arenas.
+//
+// What the runtime promises and where it is held to it (R: cuda_runtime_test.cc, F: cuda_faults_test.cc, else in
+// test/):
+//   one graph, no allocation in a step       R AStepIsOneGraphAndAllocatesNothing; engine/cuda_memory
+//   inputs ahead, on a stream of their own   R InputsThatAreStagedAheadGiveTheSameBits, AMissingWaitShows
+//   nothing is written while it is copied    R AHostBlockOrAnInputThatIsWrittenTooEarlyShows
+//   the device block is in checkpoints       engine/cuda: "scales the loss of fp16-mixed"
+//   unscale, norm, clip, update              R TheLossScaleComesOffBeforeTheUpdate
+//   a skipped step changes nothing           R ASkippedStepChangesNothingButTheScale
+//   Adam counts good steps                   R AdamCountsTheStepsThatWereMade
+//   accumulate and update                    R GradientsOfSeveralBatchesAreAveraged; engine/accumulate
+//   folds and copies follow the weights      R NothingIsCapturedAgainToEvaluateTheAverage; engine/cuda: "evaluates"
+//   plans share weights and activations      engine/cuda_memory: "is shared"
+//   a replay equals an eager step            R AProfiledStepGivesTheSameBits; F ASynchronousRunNamesTheOpAtFault
+//   so does any legal order                  R EveryLegalOrderGivesTheSameBits
+//   out of memory in numbers                 F MemoryThatIsNotThereIsSaidInNumbers; engine/cuda_memory
+//   a fault ends cleanly and is rerun        F ADeviceFaultEndsInAnError; cli/gpu_fault
+//   memory limit, device choice              F ALimitHoldsForArenasAndExecutablesTogether; engine/cuda_memory
+//   ranges, profiles                         engine/cuda_nvtx; cli/profile
+//   closing, threads, signals, process ends  engine/lifecycle; engine/cuda: "ends a run"
+//   above 2^31 elements; 5 classes           cuda_large_test.cc; engine/cuda
 #pragma once
 
 #include <dlfcn.h>

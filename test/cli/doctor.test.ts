@@ -84,6 +84,21 @@ describe.skipIf(!built)(`effnet doctor${built ? '' : ' (no fake driver: npm run 
   })
 
   it.each([
+    ['an old driver', { FAKE_CUDA_VERSION: '12080' }, /CUDA 13\.0 is needed\. Install driver 580/],
+    ['no GPU', { FAKE_CUDA_DEVICES: '0' }, /no GPU that this process may use/],
+    ['an old GPU', { FAKE_CUDA_CAPABILITY: '75' }, /compute capability 7\.5; 8\.0 \(Ampere\)/],
+    ['no such GPU', { CUDA_VISIBLE_DEVICES: '3', EFFNET_DEVICE: 'cuda:3' }, /no GPU 3: .*CUDA_VISIBLE_DEVICES is 3/],
+    ['no driver', { EFFNET_LIB_DIR: nowhere }, /no NVIDIA driver/],
+  ])('whoever asks for a GPU is refused where there is %s, with exit code 69', async (_, env, message) => {
+    const given = { EFFNET_LIB_DIR: driver, EFFNET_DEVICE: 'cuda', ...(env as Record<string, string>) }
+    const { code, stderr } = await spawnEffnet(['bench', '--steps', '1'], given).done
+    expect(stderr).toMatch(/^EFF_BACKEND_MISSING {2}/m)
+    expect(stderr).toMatch(message)
+    expect(stderr).toMatch(/Mend: /)
+    expect(code).toBe(69)
+  })
+
+  it.each([
     ['an old driver', { FAKE_CUDA_VERSION: '12080' }, 'cuda', /supports CUDA 12\.8; CUDA 13\.0 is needed/, /driver 580 or later/],
     [
       'no GPU',

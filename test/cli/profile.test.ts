@@ -1,7 +1,9 @@
 /** The floor of an op, and what `effnet bench --profile` makes of a plan. */
 import { describe, expect, it } from 'vitest'
 import { profileOf } from '../../ts/cli/profile.js'
+import { FAKE_DRIVER } from '../engine/harness.js'
 import { effnet } from './helpers/capture.js'
+import { spawnEffnet } from './helpers/spawn.js'
 
 const peaks = { fp32Flops: 100e9, bf16Flops: 200e9, bytes: 10e9 }
 const row = (op: string, shapes: string, ms: number, flops: number, bytes: number) => ({
@@ -70,7 +72,7 @@ describe('bench --profile', () => {
     expect(report!.peaks['bytes_per_s']).toBeGreaterThan(1e8)
     expect(report!.ops.length).toBe(report!.kernels.length)
     for (const op of report!.ops) {
-      expect(Object.keys(op)).toEqual(['op', 'kernel', 'shapes', 'ms', 'bytes', 'flops', 'floor_ms'])
+      expect(Object.keys(op)).toEqual('name op kernel shapes place life ms bytes flops floor_ms'.split(' '))
       expect(op['floor_ms']).toBeGreaterThan(0)
     }
   })
@@ -83,4 +85,30 @@ describe('bench --profile', () => {
     expect(stdout).toMatch(/^ *ms +loss ms +floor % +GF\/s +GB\/s +op +kernel +shapes$/m)
     expect(stdout).toMatch(/conv2d_bias_act .*f32\[1,32,32,3\]/)
   })
+
+  it.skipIf(!FAKE_DRIVER.built)(
+    'takes the rate of copies in its memory for a GPU’s floor',
+    async () => {
+      const { code, stdout } = await spawnEffnet([...argv, '--mode', 'train', '--device', 'cuda', '--json'], {
+        EFFNET_LIB_DIR: FAKE_DRIVER.folder,
+      }).done
+      expect(code).toBe(0)
+      const report = JSON.parse(stdout.trim().split('\n').at(-1)!) as {
+        peaks: Record<string, number>
+        ops: { kernel: string; ms: number; bytes: number; floor_ms: number; life: string; place: string }[]
+      }
+      expect(report.peaks).toMatchObject({ fp32_flops: 0, bf16_flops: 0 })
+      // The driver without a GPU says 0.5 ms of every stretch; a quarter of what is free of its 1 GB is copied.
+      const copied = (report.peaks['bytes_per_s']! * 0.5e-3) / 2
+      expect(copied).toBeGreaterThan(0.2 * 1e9)
+      expect(copied).toBeLessThan(0.25 * 1e9)
+      for (const op of report.ops) {
+        expect(op.kernel).toMatch(/:cuda$/)
+        expect(op.floor_ms).toBeCloseTo((1e3 * op.bytes) / report.peaks['bytes_per_s']!, 9)
+      }
+      expect(new Set(report.ops.map(({ life }) => life))).toContain('saved')
+      expect(report.ops.filter(({ place }) => /^activations\+\d+$/.test(place)).length).toBeGreaterThan(50)
+    },
+    120_000,
+  )
 })

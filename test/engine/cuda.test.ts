@@ -9,6 +9,7 @@ import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ARENA, binding } from '../../ts/binding.js'
 import {
+  type Callback,
   createModel,
   evaluateModel,
   imageFolder,
@@ -238,6 +239,27 @@ describe.skipIf(missing !== undefined)(`device "cuda"${missing ? ` (no ${missing
     },
     300_000,
   )
+
+  it('ends a run at the step in work when its signal says so, with a checkpoint', async () => {
+    const { train: all } = await imageFolder(path.join(packageRoot(), 'models/demo'))
+    const [, train] = all.split(8 / all.length, 1)
+    const outDir = path.join(scratch, 'stopped')
+    const model = await createModel('tf_efficientnet_b0', { pretrained: true, numClasses: all.classes.length, device: 'cuda' })
+    const abort = new AbortController()
+    const steps: number[] = []
+    const stops: Callback = {
+      name: 'stops',
+      // The second step is queued when it says so.
+      onStepStart: ({ step }) => void (step === 1 && setTimeout(() => abort.abort(), 1)),
+      onStepEnd: ({ step }) => void steps.push(step),
+    }
+    const run = { outDir, batchSize: 2, imageSize: SIZE, maxSteps: 9, maxEpochs: 9, seed: 1, callbacks: [stops] }
+    const fit = new Trainer({ model, ...run, signal: abort.signal }).fit({ train })
+    await expect(fit).rejects.toMatchObject({ code: 'EFF_ABORTED' })
+    expect(steps).toEqual([1, 2])
+    await model.close()
+    expect(JSON.parse(readFileSync(path.join(outDir, 'checkpoints/last/state.json'), 'utf8'))).toMatchObject({ step: 2 })
+  }, 300_000)
 
   it('gives back every native byte', async () => {
     const before = binding().memoryUsage()

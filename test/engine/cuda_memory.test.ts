@@ -16,6 +16,7 @@ const log = path.join(scratch, 'log')
 // Read when the driver is used first.
 process.env['EFFNET_LIB_DIR'] = FAKE_DRIVER.folder
 process.env['FAKE_CUDA_LOG'] = log
+process.env['FAKE_CUDA_DEVICES'] = '2'
 
 const off = { labelSmoothing: 0.1, dropRate: 0, dropPathRate: 0, clip: true }
 const training = { ...off, optimizer: { name: 'sgd' }, ema: true, imageSize: 32 } as const
@@ -38,7 +39,18 @@ describe.skipIf(!FAKE_DRIVER.built)(
       delete process.env['FAKE_CUDA_MEMORY']
     })
 
+    it('is that of the GPU that was asked for', async () => {
+      const devices = (): string[] => [...readFileSync(log, 'utf8').matchAll(/^ {2}device (\d+)$/gm)].map((match) => match[1]!)
+      await open()
+      expect(devices()).toEqual(['0'])
+      const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda:1' })
+      models.push(model)
+      expect(model.device).toBe('cuda:1')
+      expect(devices()).toEqual(['0', '1'])
+    }, 120_000)
+
     it('is shared by training, its last batch, evaluation and single images: one arena of activations, the largest', async () => {
+      const first = allocations().length
       const { session } = await open()
       const train = await session.trainPlan({ ...training, batchSize: 8 })
       const used = (): number => binding().memoryBudget(session.memory).used
@@ -58,7 +70,7 @@ describe.skipIf(!FAKE_DRIVER.built)(
       }
       // All of the growth is theirs: folded weights, inputs, outputs, scratch.
       expect(used() - before).toBe(own.reduce((sum, bytes) => sum + bytes, 0))
-      const all = allocations()
+      const all = allocations(first)
       expect(all.filter((bytes) => bytes === activations)).toHaveLength(1)
       // Weights, gradients, one moment, the average.
       expect(all.filter((bytes) => bytes === train.arenaBytes[ARENA.weights])).toHaveLength(4)

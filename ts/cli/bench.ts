@@ -85,6 +85,8 @@ function randomPixels(bytes: number, seed: number): Uint8Array {
 }
 
 export interface KernelRow {
+  /** Of the op in the graph. */
+  name?: string
   op: string
   kernel: string
   shapes: string
@@ -92,6 +94,9 @@ export interface KernelRow {
   ms: number
   bytes: number
   flops: number
+  /** As `DumpRow` has them. */
+  place?: string
+  life?: string
 }
 
 function kernelTable(ui: Ui, rows: readonly KernelRow[]): void {

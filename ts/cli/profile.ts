@@ -70,10 +70,13 @@ export function profileOf(rows: readonly KernelRow[], peaks: Peaks): Profile {
 /** What `--json` has of a profile. */
 export const profileObject = ({ peaks, ops }: Profile) => ({
   peaks: { fp32_flops: peaks.fp32Flops, bf16_flops: peaks.bf16Flops, bytes_per_s: peaks.bytes },
-  ops: ops.map(({ op, kernel, shapes, ms, bytes, flops, floorMs }) => ({
+  ops: ops.map(({ floorMs, name, op, kernel, shapes, ms, bytes, flops, place, life }) => ({
+    name,
     op,
     kernel,
     shapes,
+    place,
+    life,
     ms,
     bytes,
     flops,
