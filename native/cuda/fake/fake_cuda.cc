@@ -356,8 +356,9 @@ EFF_FAKE(cuMemAlloc, CUdeviceptr* address, size_t bytes) {
   if (f.used + bytes > static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000"))))
     return CUDA_ERROR_OUT_OF_MEMORY;
   const bool reserved = bytes >= kReserved;
-  void* data = reserved ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-                        : std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  void* data = reserved
+                   ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+                   : std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (!data || data == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
   if (!reserved) std::memset(data, 0xff, bytes);
   *address = reinterpret_cast<CUdeviceptr>(data);
