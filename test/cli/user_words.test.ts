@@ -19,6 +19,8 @@ describe('words of the library become words of the command line', () => {
     ],
     ['createModel(name, { pretrained: file })   (--model NAME --weights FILE)', '--model NAME --weights FILE'],
     ['hold images out with valSplit (--val-split 0.1)', 'hold images out with --val-split 0.1'],
+    ["dataBackend: 'cpu', or createModel(name, { device: 'cuda' })", '--data-backend cpu, or --device cuda'],
+    ["dataBackend 'gpu' needs nvJPEG", '--data-backend gpu needs nvJPEG'],
     ["optimizer: 'sgd'", '--optimizer sgd'],
     ['model.freeze with the same selection (--freeze)', '--freeze with the same selection'],
     ["resume: 'auto' (--resume) starts where there is none", '--resume starts where there is none'],

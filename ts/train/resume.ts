@@ -202,7 +202,7 @@ function leaves(value: unknown, name: string): [string, string][] {
 /** Of the decisive options each value that is another now, in words: `optimizer.lr was 0.001 and is 0.5`. */
 export function changedOptions(then: ResolvedOptions, now: ResolvedOptions): string[] {
   return DECISIVE.flatMap((key) => {
-    const before = new Map(leaves(then[key] ?? BEFORE[key], key))
+    const before = new Map(leaves(then[key] === undefined ? BEFORE[key] : then[key], key))
     return leaves(now[key], key)
       .filter(([name, value]) => before.get(name) !== value)
       .map(([name, value]) => `${name} was ${before.get(name) ?? 'not set'} and is ${value}`)
