@@ -127,13 +127,13 @@ export class NativeImageLoader implements ImageLoader {
 
   /**
    * `signal` ends it even while a batch is awaited that never comes; the loader can only be closed then. A batch is given back when
-   * `held` later ones have been asked for.
+   * the next is asked for, or, `kept`, by whom it was given to.
    * @throws EFF_DATA_STALLED when none came for too long, EFF_DATA_DECODE (too many unreadable files)
    */
-  async *epoch(signal?: AbortSignal, held = 1): AsyncGenerator<NativeBatch, void, undefined> {
+  async *epoch(signal?: AbortSignal, { kept = false } = {}): AsyncGenerator<NativeBatch, void, undefined> {
     if (this.running) throw new EffnetError('EFF_INVALID_ARGUMENT', 'the loader already runs an epoch')
     this.running = true
-    const out: NativeBatch[] = []
+    let lent: NativeBatch | undefined
     try {
       const { epoch, seed } = this.position
       const order = this.shuffle ? await permutation(this.dataset.length, seed, epoch) : sequence(this.dataset.length)
@@ -154,14 +154,14 @@ export class NativeImageLoader implements ImageLoader {
         const nextSample = positionAfter(order, this.position.sample, inner)
         this.position = { epoch, sample: nextSample, seed }
         const current = new NativeBatch(inner, nextSample)
-        out.push(current)
+        if (!kept) lent = current
         yield current
-        if (out.length === held) out.shift()!.release()
+        lent?.release()
       }
       this.position = { epoch: epoch + 1, sample: 0, seed }
     } finally {
       this.running = false
-      if (!this.closed) for (const batch of out) batch.release()
+      if (!this.closed) lent?.release()
     }
   }
 

@@ -66,7 +66,7 @@ export class Evaluator {
   constructor(
     private readonly model: Model,
     private readonly options: EvaluateModelOptions,
-    onCpuDecoded?: (file: string) => void,
+    private readonly told: { onCpuDecoded?: (file: string) => void; onUnstaged?: (cause: unknown) => void } = {},
   ) {
     const { config } = model
     this.size = options.imageSize ?? config.evalSize
@@ -87,7 +87,7 @@ export class Evaluator {
       prefetch: (options.prefetch ?? DEFAULT_PREFETCH) + (model.session.stagesAhead ? HELD_AHEAD - 1 : 0),
       ...(options.maxBad === undefined ? {} : { maxBad: options.maxBad }),
       device: model.session.imageDevice(options.dataBackend),
-      onCpuDecoded,
+      onCpuDecoded: told.onCpuDecoded,
     })
   }
 
@@ -147,7 +147,9 @@ export class Evaluator {
     const { plans, session } = this.model
     if (!session.stagesAhead) return yield* loader.epoch(signal)
     await plans.prepare(loader.batchSize, size)
-    yield* ahead(loader.epoch(signal, HELD_AHEAD), (batch) => plans.prefetch(loader.batchSize, size, batch.handle))
+    const batches = (end: AbortSignal) => loader.epoch(end, { kept: true })
+    const stage = (batch: NativeBatch) => plans.prefetch(loader.batchSize, size, batch.handle)
+    yield* ahead({ batches, stage, onUnstaged: (cause) => this.told.onUnstaged?.(cause) }, signal)
   }
 
   close(): void {

@@ -11,7 +11,6 @@ import type { Model } from '../model.js'
 import { checkImageDecoder } from '../runtime/device.js'
 import type { StepScalars } from '../runtime/scalars.js'
 import type { StepResult, TrainPlan } from '../runtime/session.js'
-import { ahead, HELD_AHEAD } from './ahead.js'
 import { CallbackList, CsvLogger, JsonlLogger } from './callbacks.js'
 import { hasAverage, machineState, type TrainState } from './checkpoint.js'
 import { CHECKPOINT_VERSION } from './checkpoint_folder.js'
@@ -433,7 +432,8 @@ export class FitRun implements TrainerContext, ValidationHost {
     this.speed.startEpoch()
     await this.callbacks.call('onEpochStart', this)
     let from = performance.now()
-    for await (const batch of this.batches()) {
+    const stage = (batch: NativeBatch) => this.plan!.prefetch(batch.handle)
+    for await (const batch of this.readers!.epoch(stage, this.signal)) {
       const updated = await this.trainStep(batch, performance.now() - from)
       from = performance.now()
       if (!updated) continue
@@ -449,12 +449,6 @@ export class FitRun implements TrainerContext, ValidationHost {
     if (this.halted) return false
     if (progress.stepInEpoch === 0) throw new EffnetError('EFF_DATA_EMPTY', 'an epoch had no complete batch of readable images')
     return true
-  }
-
-  private batches(): AsyncGenerator<NativeBatch, void, undefined> {
-    const { train } = this.readers!
-    if (!this.model.session.stagesAhead) return train.epoch(this.signal)
-    return ahead(train.epoch(this.signal, HELD_AHEAD), (batch) => this.plan!.prefetch(batch.handle))
   }
 
   /** False where the update is still to come. */

@@ -1,8 +1,8 @@
 /** How a run reads its images. */
-import { NativeImageLoader } from '../data/loader.js'
+import { type NativeBatch, NativeImageLoader } from '../data/loader.js'
 import type { ImageDataset } from '../data/types.js'
 import type { Model } from '../model.js'
-import { HELD_AHEAD } from './ahead.js'
+import { ahead, HELD_AHEAD } from './ahead.js'
 import { Evaluator } from './evaluate.js'
 import type { FitOptions, FitResult, ResolvedOptions } from './types.js'
 
@@ -28,7 +28,7 @@ function trainLoader(train: ImageDataset, o: ResolvedOptions, held: number, to: 
   })
 }
 
-function evaluatorOf(val: ImageDataset, o: ResolvedOptions, { model, onCpuDecoded }: ReaderHost): Evaluator {
+function evaluatorOf(val: ImageDataset, o: ResolvedOptions, host: ReaderHost): Evaluator {
   const { cropPct, interpolation, exifOrientation, maxPixels, dataBackend } = o
   const options = {
     data: val,
@@ -41,35 +41,62 @@ function evaluatorOf(val: ImageDataset, o: ResolvedOptions, { model, onCpuDecode
     maxPixels,
     ...pipeline(o),
   }
-  return new Evaluator(model, options, onCpuDecoded)
+  return new Evaluator(host.model, options, host)
 }
 
 interface ReaderHost {
   model: Model
   onCpuDecoded(this: void, file: string): void
+  onUnstaged(this: void, cause: unknown): void
 }
 
 /** What a run reads: its training images, its validation images. */
 export class Readers {
   readonly train: NativeImageLoader
   readonly val: Evaluator | undefined
-  private told = false
+  private readonly stagesAhead: boolean
+  private readonly told = new Set<string>()
 
   constructor(
     model: Model,
     data: Pick<FitOptions, 'train' | 'val'>,
     private readonly options: ResolvedOptions,
-    warn: (code: string, message: string, hint: string) => void,
+    private readonly warn: (code: string, message: string, hint: string) => void,
   ) {
-    const onCpuDecoded = (file: string): void => {
-      if (this.told) return
-      this.told = true
-      const message = `${file}: decoded on the CPU, for nvJPEG does not take it; the run's result counts such files`
-      warn('cpu-decoded', message, 'nvJPEG takes JPEG files, gray or RGB')
+    const { onCpuDecoded, onUnstaged } = this
+    const host = { model, onCpuDecoded, onUnstaged }
+    this.stagesAhead = model.session.stagesAhead
+    this.train = trainLoader(data.train, options, this.stagesAhead ? HELD_AHEAD : 1, host)
+    try {
+      this.val = data.val && evaluatorOf(data.val, options, host)
+    } catch (cause) {
+      this.train.close()
+      throw cause
     }
-    const host = { model, onCpuDecoded }
-    this.train = trainLoader(data.train, options, model.session.stagesAhead ? HELD_AHEAD : 1, host)
-    this.val = data.val && evaluatorOf(data.val, options, host)
+  }
+
+  private readonly onCpuDecoded = (file: string): void => {
+    const message = `${file}: decoded on the CPU, for nvJPEG does not take it; the run's result counts such files`
+    this.tellOnce('cpu-decoded', message, 'nvJPEG takes JPEG files, gray or RGB')
+  }
+
+  /** Of a batch that the device did not take before its step. */
+  readonly onUnstaged = (cause: unknown): void => {
+    const message = `batches are copied to the device in their steps, not beside the step before: ${(cause as Error).message}`
+    this.tellOnce('not-ahead', message, 'results are the same; a smaller batch leaves room for two')
+  }
+
+  private tellOnce(code: string, message: string, hint: string): void {
+    if (this.told.has(code)) return
+    this.told.add(code)
+    this.warn(code, message, hint)
+  }
+
+  /** The training images once more; where the device takes batches ahead, `stage` gets the next one while one is worked on. */
+  epoch(stage: (batch: NativeBatch) => Promise<void>, signal: AbortSignal): AsyncGenerator<NativeBatch, void, undefined> {
+    const { train, onUnstaged } = this
+    if (!this.stagesAhead) return train.epoch(signal)
+    return ahead({ batches: (end) => train.epoch(end, { kept: true }), stage, onUnstaged }, signal)
   }
 
   /** Of files that this process met. */
