@@ -125,7 +125,7 @@ TEST_F(CudaLibrary, WhatIsSaidOfThem) {
   EXPECT_EQ(missing.name, "nvJPEG");
   EXPECT_EQ(missing.path, "");
   EXPECT_EQ(missing.problem, "libnvjpeg.so.13 was not found");
-  EXPECT_EQ(missing.without, "JPEG files are decoded on the CPU");
+  EXPECT_EQ(missing.without, "JPEG files are decoded on the CPU (no --data-backend gpu)");
   EXPECT_NE(missing.mend.find("nvidia-nvjpeg"), std::string::npos);
   EXPECT_NE(missing.mend.find("EFFNET_LIB_DIR"), std::string::npos);
   set("EFFNET_LIB_DIR", put(FAKE_LIBRARY, "own", kCublasLt));

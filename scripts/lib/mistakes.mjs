@@ -203,6 +203,14 @@ export function mistakes(at) {
       /--device "cuda:99"/,
       /--device cpu/,
     ],
+    [
+      'images to be decoded by a GPU that is not there',
+      train('good', '--data-backend', 'gpu'),
+      64,
+      'EFF_CONFIG_VALUE',
+      /--data-backend gpu decodes images on the GPU of the model/,
+      /--data-backend cpu, or --device cuda/,
+    ],
     // Weights and checkpoints
     ['weights that are not there', weights('gone.safetensors'), 66, 'EFF_WEIGHTS_MISSING', /gone\.safetensors/, /path/],
     ['weights cut short', weights('short.safetensors'), 65, 'EFF_WEIGHTS_CORRUPT', /short\.safetensors/, /again/],

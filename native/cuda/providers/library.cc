@@ -106,9 +106,14 @@ const LibraryKind kCudnn = {"cuDNN",
                             kCudnnFriends,
                             "dense convolutions use the package's own kernels",
                             "nvidia-cudnn-cu13"};
-const LibraryKind kNvJpeg = {
-    "nvJPEG",       "libnvjpeg.so.13", nvjpeg_version, 130000, kNvJpegSymbols, {}, "JPEG files are decoded on the CPU",
-    "nvidia-nvjpeg"};
+const LibraryKind kNvJpeg = {"nvJPEG",
+                             "libnvjpeg.so.13",
+                             nvjpeg_version,
+                             130000,
+                             kNvJpegSymbols,
+                             {},
+                             "JPEG files are decoded on the CPU (no --data-backend gpu)",
+                             "nvidia-nvjpeg"};
 
 std::span<const LibraryKind* const> library_kinds() {
   static const LibraryKind* const all[] = {&kCudnn, &kCublasLt, &kNvJpeg};
