@@ -10,7 +10,8 @@ import { describe, expect, it } from 'vitest'
 import { packageRoot } from '../../ts/paths.js'
 
 const at = (...names: string[]): string => path.join(packageRoot(), ...names)
-const folder = at('build/kernels')
+/** Of another build: scripts/cuda_checks.mjs. */
+const folder = process.env['EFFNET_KERNELS'] ?? at('build/kernels')
 const disassemblers = at('.cache/cuda-disassemblers-13.5/cu13/bin')
 const json = (file: string): unknown => JSON.parse(readFileSync(at('native/cuda', file), 'utf8'))
 /** Registers a thread on sm_90a. */
@@ -39,12 +40,16 @@ function uses(): Use[] {
   return found
 }
 
-/** The opcodes of each kernel, with their modifiers, e.g. "LDG.E.128.CONSTANT". */
+/** The opcodes of each kernel on sm_90a, with their modifiers, e.g. "LDG.E.128.CONSTANT". */
 function opcodes(): Map<string, Set<string>> {
   const found = new Map<string, Set<string>>()
   const env = { ...process.env, PATH: `${disassemblers}:${process.env['PATH']}` }
   for (const file of readdirSync(folder).filter((name) => name.endsWith('.fatbin'))) {
-    const text = execFileSync('cuobjdump', ['-sass', path.join(folder, file)], { env, encoding: 'utf8', maxBuffer: 2 ** 30 })
+    const text = execFileSync('cuobjdump', ['-sass', '-arch', 'sm_90a', path.join(folder, file)], {
+      env,
+      encoding: 'utf8',
+      maxBuffer: 2 ** 30,
+    })
     for (const part of text.split('Function : ').slice(1)) {
       const codes = [...part.matchAll(/^\s*\/\*[0-9a-f]{4,}\*\/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)/gm)].map(
         (match) => match[1]!,
