@@ -311,8 +311,9 @@ TEST_P(SourceNorm, BothGradientsOfDepthwise) {
   struct Case {
     int64_t n, h, w, c, k, stride;
   };
+  // The last but one: blocks that take several images in turn.
   for (const Case& s : {Case{2, 9, 8, 16, 3, 1}, Case{2, 11, 10, 24, 5, 1}, Case{2, 12, 13, 40, 3, 2},
-                        Case{1, 14, 14, 32, 5, 2}, Case{3, 7, 7, 17, 5, 1}}) {
+                        Case{1, 14, 14, 32, 5, 2}, Case{2200, 3, 3, 8, 3, 1}, Case{3, 7, 7, 17, 5, 1}}) {
     for (const bool gated : {false, true}) {
       const int64_t pad = s.k / 2;
       const ConvCase one{s.n, s.h, s.w, 1, 1, s.k, s.stride, pad, pad, pad, pad};

@@ -1,6 +1,6 @@
 // Both gradients of depthwise convolutions by tiles of src. A thread has a strip of columns of src and two channels:
 // what it reads of the staged diff_dst for diff_src are the other factors of its share of the weights' gradient, which
-// it keeps in registers over all its tiles.
+// it keeps in registers over all tiles of its block.
 //
 // Rows and columns count from the padding, q = h + pad_t and u = w + pad_l: then dst row (q - ky) / stride sees src row
 // q with tap ky, and a tile starts at multiples of the stride, so that taps follow from positions in the tile.
@@ -28,6 +28,7 @@ struct Differentiated {
   struct Raw {
     Bits128 src, dst;
   };
+  static constexpr bool kKeepsZero = false;
   const T *diff, *dst;
   Operands operands;
   plan::Act act;
@@ -54,8 +55,13 @@ struct Differentiated {
         unpack_pair<T>(pair_of<T>(raw[j].dst, pair), y);
         EFF_UNROLL
         for (int i = 0; i < 2; ++i) {
-          const float g =
-              fma(v[i], factor[i], term[i]) * activation_slope<T>(kSilu ? plan::Act::silu : act, norm(y[i], i));
+          float g = fma(v[i], factor[i], term[i]);
+          if constexpr (kSilu && halves<T>(plan::Act::silu)) {
+            const float h = norm(y[i], i);  // half of bn's factor makes up for what the slope is doubled
+            g = fma(g, slope_of_half(h, tanh_fast(h)), g);
+          } else {
+            g *= activation_slope<T>(kSilu ? plan::Act::silu : act, norm(y[i], i));
+          }
           v[i] = fma(norm.factor[i], g, fma(y[i] - norm.mean[i], slope[i], constant[i]));
         }
         set_pair<T>(raw[j].src, pair, pack_pair<T>(v));
@@ -64,7 +70,7 @@ struct Differentiated {
   }
 };
 
-// A thread's sums over a tile.
+// A thread's sums.
 template <int K>
 struct Gradients {
   float weights[K * K][2] = {};
@@ -100,7 +106,8 @@ EFF_DEVICE void add_row(const T* diff, int row_pitch, int pixel_pitch, const flo
   }
 }
 
-template <class T, int K, int S>
+// kWhole: everything is made, and both normalisations have SiLU behind them (ops/depthwise.cc, makes_whole).
+template <class T, int K, int S, bool kWhole>
 class Backward {
  public:
   EFF_DEVICE Backward(const DepthwiseBwdTilesArgs& args, Shared& shared)
@@ -118,28 +125,34 @@ class Backward {
         tile(reinterpret_cast<T*>(scratch)) {}
 
   EFF_DEVICE void run() {
-    load_taps<T, K>(taps, a.weights ? a.weights + c0 : nullptr, t.slab, channels);
-    if (a.norm.mean) operands.fill_norm(0, a.norm, c0);
+    // Half the taps make up for what the slope is doubled.
+    constexpr float kShare = kWhole ? 0.5f : 1.0f;
+    load_taps<T, K>(taps, a.weights ? a.weights + c0 : nullptr, t.slab, channels, kShare);
+    if (a.norm.mean) operands.fill_norm(0, a.norm, c0, kShare);
     if (a.behind.dst) fill_behind();
     const int tiles = t.tiles_y * t.tiles_x, first = tile_of_block() * a.block_tiles;
     const int all = static_cast<int>(a.g.n) * tiles;
     if (first >= all) return;
     const int last = first + a.block_tiles < all ? first + a.block_tiles : all;
+    Gradients<K> gradients;
     for (int i = first; i < last; ++i) {
-      Gradients<K> gradients;
-      take_tile(i / tiles, i % tiles, gradients);
-      if (a.weight_parts) {
-        EFF_UNROLL
-        for (int ky = 0; ky < K; ++ky) add_up<K>(gradients.weights + ky * K, ky * K, i == first);
-      }
-      if (a.norm_parts) add_up<2>(gradients.norm, K * K, i == first);
+      const int n = i / tiles;
+      stage_tile(n, i - n * tiles);
+      if constexpr (!kKeeps) gradients = {};
+      if (at.works(t)) take_tile(n, i - n * tiles, gradients);
+      if constexpr (!kKeeps) add_up_all(gradients, i == first);
     }
+    if constexpr (kKeeps) add_up_all(gradients, true);
     EFF_SYNC_BLOCK();
     if (a.weight_parts) give_totals(a.weight_parts, 0, K * K);
     if (a.norm_parts) give_totals(a.norm_parts, K * K, 2);
   }
 
  private:
+  static constexpr int kHalo = (K - 1) / S;
+  // Whether there are registers for sums that outlast a tile.
+  static constexpr bool kKeeps = kWhole && K == 3;
+
   EFF_DEVICE size_t staged_bytes() const {
     return static_cast<size_t>(t.staged_rows * t.staged_cols * t.slab) * sizeof(T);
   }
@@ -147,6 +160,13 @@ class Backward {
     return static_cast<size_t>(t.strips * t.row_groups * t.slab * K) * sizeof(float);
   }
 
+  EFF_DEVICE void add_up_all(const Gradients<K>& gradients, bool begins) const {
+    if (a.weight_parts) {
+      EFF_UNROLL
+      for (int ky = 0; ky < K; ++ky) add_up<K>(gradients.weights + ky * K, ky * K, begins);
+    }
+    if (a.norm_parts) add_up<2>(gradients.norm, K * K, begins);
+  }
   // Adds what the groups of threads have of N values a channel, in order, to row `row` of the totals and on.
   template <int N>
   EFF_DEVICE void add_up(const float (*values)[2], int row, bool begins) const {
@@ -155,17 +175,26 @@ class Backward {
     if (at.works(t)) {
       EFF_UNROLL
       for (int k = 0; k < N; ++k) {
-        EFF_UNROLL
-        for (int i = 0; i < 2; ++i) scratch[(k * groups + group) * t.slab + at.channel() + i] = values[k][i];
+        float pair[2] = {values[k][0], values[k][1]};
+        store_pair(scratch + (k * groups + group) * t.slab + at.channel(), pair);
       }
     }
     EFF_SYNC_BLOCK();
-    for (int i = static_cast<int>(thread_id()); i < N * t.slab; i += static_cast<int>(block_threads())) {
-      const int k = i / t.slab, c = i - k * t.slab;
-      float sum = 0.0f;
-      for (int g = 0; g < groups; ++g) sum += scratch[(k * groups + g) * t.slab + c];
-      float& total = totals[(row + k) * t.slab + c];
-      total = begins ? sum : total + sum;
+    if (!at.works(t)) return;
+    EFF_UNROLL_BY(1)
+    for (int k = group; k < N; k += groups) {
+      float sum[2] = {0.0f, 0.0f}, v[2];
+      EFF_UNROLL_BY(2)
+      for (int g = 0; g < groups; ++g) {
+        load_pair(scratch + (k * groups + g) * t.slab + at.channel(), v);
+        sum[0] += v[0];
+        sum[1] += v[1];
+      }
+      float* total = totals + (row + k) * t.slab + at.channel();
+      load_pair(total, v);
+      EFF_UNROLL
+      for (int i = 0; i < 2; ++i) sum[i] = begins ? sum[i] : v[i] + sum[i];
+      store_pair(total, sum);
     }
   }
   EFF_DEVICE void give_totals(float* parts, int row, int rows) const {
@@ -176,7 +205,7 @@ class Backward {
 
   EFF_DEVICE void fill_behind() const {
     const DepthwiseBehind& b = a.behind;
-    operands.fill_norm(kBehindNorm, b.norm, c0);
+    operands.fill_norm(kBehindNorm, b.norm, c0, halves<T>(b.act) ? 0.5f : 1.0f);
     for (int i = static_cast<int>(thread_id()); i < t.slab; i += static_cast<int>(block_threads())) {
       const float factor = b.norm.scale[c0 + i] * b.norm.inv_std[c0 + i];
       const bool batch = b.diff_scale != nullptr;
@@ -201,41 +230,112 @@ class Backward {
     const int64_t first = static_cast<int64_t>(n) * window.image_rows * window.image_cols * channels + c0 +
                           static_cast<int>(thread_id()) % (t.slab / kVec<T>)*kVec<T>;
     const T* diff = static_cast<const T*>(a.diff_dst) + first;
-    if (!a.behind.dst) return stage(tile, window, Stored<T>{diff});
+    if (!kWhole && !a.behind.dst) return stage(tile, window, Stored<T>{diff});
     const T* dst = static_cast<const T*>(a.behind.dst) + first;
-    if (a.behind.act == plan::Act::silu)
+    if (kWhole || a.behind.act == plan::Act::silu)
       stage(tile, window, Differentiated<T, true>{diff, dst, operands, a.behind.act});
     else
       stage(tile, window, Differentiated<T, false>{diff, dst, operands, a.behind.act});
   }
 
-  EFF_DEVICE void take_tile(int n, int image_tile, Gradients<K>& gradients) {
-    // Both multiples of the stride, and from where on there are pixels of src.
-    const int q0 = static_cast<int>(a.g.pad_t) / S * S + image_tile / t.tiles_x * t.rows;
-    const int u0 = static_cast<int>(a.g.pad_l) / S * S + image_tile % t.tiles_x * t.cols;
-    constexpr int kHalo = (K - 1) / S;
+  // Of a tile, both multiples of the stride, and from where on there are pixels of src.
+  EFF_DEVICE int first_row(int image_tile) const {
+    return static_cast<int>(a.g.pad_t) / S * S + image_tile / t.tiles_x * t.rows;
+  }
+  EFF_DEVICE int first_col(int image_tile) const {
+    return static_cast<int>(a.g.pad_l) / S * S + image_tile % t.tiles_x * t.cols;
+  }
+
+  EFF_DEVICE void stage_tile(int n, int image_tile) const {
     EFF_SYNC_BLOCK();  // the tile before may still be read
     if (a.behind.dst) {
       fill_image(n);
       EFF_SYNC_BLOCK();
     }
-    stage_diff(n, q0 / S - kHalo, u0 / S - kHalo);
+    stage_diff(n, first_row(image_tile) / S - kHalo, first_col(image_tile) / S - kHalo);
     EFF_SYNC_BLOCK();
-    if (!at.works(t)) return;
-    const int w = u0 + at.col() - static_cast<int>(a.g.pad_l);
+  }
+
+  EFF_DEVICE void take_tile(int n, int image_tile, Gradients<K>& gradients) const {
+    const int w = first_col(image_tile) + at.col() - static_cast<int>(a.g.pad_l);
     const int cols = t.cols - at.col() < width - w ? t.cols - at.col() : width - w;
     const int64_t image = (static_cast<int64_t>(n) * height * width + w) * channels + c0 + at.channel();
+    const uint32_t there = pixels_of(cols, w < 0);
     const int rows = t.rows - at.row() < t.group_rows ? t.rows - at.row() : t.group_rows;
-    const int h0 = q0 + at.row() - static_cast<int>(a.g.pad_t);
+    const int h0 = first_row(image_tile) + at.row() - static_cast<int>(a.g.pad_t);
     const T* diff = tile + ((at.row() / S + kHalo) * t.staged_cols + at.col() / S) * t.slab + at.channel();
     for (int h = h0; h < h0 + rows; h += S, diff += t.staged_cols * t.slab) {
-      take_row<0>(diff, h, w < 0, cols, image, gradients);
-      if constexpr (S == 2) take_row<1>(diff, h + 1, w < 0, cols, image, gradients);
+      if constexpr (kWhole) {
+        take_whole_row<0>(diff, h, there, image, gradients);
+        if constexpr (S == 2) take_whole_row<1>(diff, h + 1, there, image, gradients);
+      } else {
+        take_row<0>(diff, h, there, image, gradients);
+        if constexpr (S == 2) take_row<1>(diff, h + 1, there, image, gradients);
+      }
     }
   }
 
   template <int kPhase>
-  EFF_DEVICE void take_row(const T* diff, int h, bool before, int cols, int64_t image, Gradients<K>& gradients) const {
+  EFF_DEVICE void take_whole_row(const T* diff, int h, uint32_t there, int64_t image,
+                                 Gradients<K>& gradients) const {
+    // Most make the slopes again behind the sums: 8 registers less while the window is added up.
+    constexpr bool kKeepsSlopes = K == 3 && S == 2;
+    if ((S > 1 && h < 0) || h >= height) return;
+    const int64_t first = image + static_cast<int64_t>(h * width) * channels;
+    const T* src = static_cast<const T*>(a.src) + first;
+    T* to = static_cast<T*>(a.diff_src) + first;
+    PairBits<T> raw[kStrip] = {};
+    EFF_UNROLL
+    for (int j = 0; j < kStrip; ++j)
+      if (inside(j, there)) raw[j] = load_pair_bits(src + j * channels);
+    float x[kStrip][2], slopes[kKeepsSlopes ? kStrip : 1][2], diff_src[kStrip][2] = {};
+    const PairNorm norm(operands, 0, at.channel());  // half of it
+    EFF_UNROLL
+    for (int j = 0; j < kStrip; ++j) {
+      float v[2];
+      unpack_pair<T>(raw[j], v);
+      EFF_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const float half = norm(v[i], i), tanh = tanh_fast(half);
+        if constexpr (kKeepsSlopes) slopes[j][i] = slope_of_half(half, tanh);
+        v[i] = fma(half, tanh, half);
+      }
+      unpack_pair<T>(pack_pair<T>(v), x[j]);
+      EFF_UNROLL
+      for (int i = 0; i < 2; ++i)
+        if (!inside(j, there)) x[j][i] = 0.0f;
+    }
+    add_row<T, K, S, kPhase>(diff, t.staged_cols * t.slab, t.slab, taps + 2 * K * K * at.pair(), x, diff_src,
+                             gradients);
+    EFF_UNROLL
+    for (int j = 0; j < kStrip; ++j) {
+      float v[2];
+      unpack_pair<T>(raw[j], v);
+      EFF_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        float slope;
+        if constexpr (kKeepsSlopes) {
+          slope = slopes[j][i];
+        } else {
+          const float half = norm(v[i], i);
+          slope = slope_of_half(half, tanh_fast(half));
+        }
+        diff_src[j][i] = fma(diff_src[j][i], slope, diff_src[j][i]);
+      }
+      const PairBits<T> bits = pack_pair<T>(diff_src[j]);
+      unpack_pair<T>(bits, diff_src[j]);
+      if (inside(j, there)) *reinterpret_cast<PairBits<T>*>(to + j * channels) = bits;
+      EFF_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        if (inside(j, there))
+          gradients.norm[0][i] = fma(diff_src[j][i], v[i] - norm.mean[i], gradients.norm[0][i]);
+        if (inside(j, there)) gradients.norm[1][i] += diff_src[j][i];
+      }
+    }
+  }
+
+  template <int kPhase>
+  EFF_DEVICE void take_row(const T* diff, int h, uint32_t there, int64_t image, Gradients<K>& gradients) const {
     if ((S > 1 && h < 0) || h >= height) return;
     const int64_t first = image + static_cast<int64_t>(h * width) * channels;
     PairBits<T> raw[kStrip];
@@ -243,16 +343,16 @@ class Backward {
     EFF_UNROLL
     for (int j = 0; j < kStrip; ++j) {
       raw[j] = {};
-      if (a.src && inside(j, before, cols))
+      if (a.src && inside(j, there))
         raw[j] = load_pair_bits(static_cast<const T*>(a.src) + first + j * channels);
     }
     if (!a.norm.mean) {
       EFF_UNROLL
       for (int j = 0; j < kStrip; ++j) unpack_pair<T>(raw[j], x[j]);
     } else if (a.src_act == plan::Act::silu) {
-      activate_strip(plan::Act::silu, raw, before, cols, x);
+      activate_strip(plan::Act::silu, raw, there, x);
     } else {
-      activate_strip(a.src_act, raw, before, cols, x);
+      activate_strip(a.src_act, raw, there, x);
     }
     EFF_UNROLL
     for (int j = 0; j < kStrip; ++j) diff_src[j][0] = diff_src[j][1] = 0.0f;
@@ -265,7 +365,7 @@ class Backward {
       through_activation(a.src_act, raw, diff_src);
     EFF_UNROLL
     for (int j = 0; j < kStrip; ++j) {
-      if (!inside(j, before, cols)) continue;
+      if (!inside(j, there)) continue;
       store_pair(static_cast<T*>(a.diff_src) + first + j * channels, diff_src[j]);
       if (!a.norm_parts) continue;
       float mean[2], v[2];
@@ -279,11 +379,15 @@ class Backward {
     }
   }
 
-  // Whether a strip has pixel j: there are `cols` from its first one on, which may come before the image's.
-  EFF_DEVICE static bool inside(int j, bool before, int cols) { return j < cols && (S == 1 || j > 0 || !before); }
+  // Which pixels a strip has, a bit each: there are `cols` from its first one on, which may come before the image's.
+  EFF_DEVICE static uint32_t pixels_of(int cols, bool before) {
+    const uint32_t all = (1u << (cols < 0 ? 0 : cols < kStrip ? cols : kStrip)) - 1;
+    return S > 1 && before ? all & ~1u : all;
+  }
+  EFF_DEVICE static bool inside(int j, uint32_t there) { return (there & 1u << j) != 0; }
 
   // `x` as a stored tensor would have it, and 0 where there is no pixel.
-  EFF_DEVICE void activate_strip(plan::Act act, const PairBits<T> (&raw)[kStrip], bool before, int cols,
+  EFF_DEVICE void activate_strip(plan::Act act, const PairBits<T> (&raw)[kStrip], uint32_t there,
                                  float (&x)[kStrip][2]) const {
     const PairNorm norm(operands, 0, at.channel());
     EFF_UNROLL
@@ -292,7 +396,7 @@ class Backward {
       unpack_pair<T>(raw[j], v);
       EFF_UNROLL
       for (int i = 0; i < 2; ++i)
-        x[j][i] = inside(j, before, cols) ? round_to<T>(activate<T>(act, norm(v[i], i))) : 0.0f;
+        x[j][i] = inside(j, there) ? round_to<T>(activate<T>(act, norm(v[i], i))) : 0.0f;
     }
   }
 
@@ -319,10 +423,10 @@ class Backward {
   T* const tile;
 };
 
-template <class T, int K, int S>
+template <class T, int K, int S, bool kWhole = false>
 EFF_DEVICE void depthwise_bwd(const DepthwiseBwdTilesArgs& a) {
   Shared shared;
-  Backward<T, K, S>(a, shared).run();
+  Backward<T, K, S, kWhole>(a, shared).run();
 }
 
 }  // namespace
@@ -348,5 +452,15 @@ EFF_KERNEL_OF_TYPES(depthwise_bwd_k3s1, DepthwiseBwdTilesArgs, kDepthwiseK3Threa
 EFF_KERNEL_OF_TYPES(depthwise_bwd_k3s2, DepthwiseBwdTilesArgs, kDepthwiseK3Threads)
 EFF_KERNEL_OF_TYPES(depthwise_bwd_k5s1, DepthwiseBwdTilesArgs, kDepthwiseK5Threads)
 EFF_KERNEL_OF_TYPES(depthwise_bwd_k5s2, DepthwiseBwdTilesArgs, kDepthwiseK5Threads)
+
+// Windows of 5 with stride 2 would need more registers than there are.
+#define EFF_WHOLE(name, T, K, S, threads) \
+  EFF_KERNEL(name, DepthwiseBwdTilesArgs, threads) { depthwise_bwd<T, K, S, true>(a); }
+EFF_WHOLE(depthwise_bwd_whole_k3s1_bf16, Bf16, 3, 1, kDepthwiseK3Threads)
+EFF_WHOLE(depthwise_bwd_whole_k3s1_f16, F16, 3, 1, kDepthwiseK3Threads)
+EFF_WHOLE(depthwise_bwd_whole_k3s2_bf16, Bf16, 3, 2, kDepthwiseK3Threads)
+EFF_WHOLE(depthwise_bwd_whole_k3s2_f16, F16, 3, 2, kDepthwiseK3Threads)
+EFF_WHOLE(depthwise_bwd_whole_k5s1_bf16, Bf16, 5, 1, kDepthwiseK5Threads)
+EFF_WHOLE(depthwise_bwd_whole_k5s1_f16, F16, 5, 1, kDepthwiseK5Threads)
 
 }  // namespace effnet::cuda

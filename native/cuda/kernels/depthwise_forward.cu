@@ -20,7 +20,7 @@ constexpr int kTapRows = K == 3 || S == 2 ? 3 : 1;
 
 // Rows are added in order; what is done with a finished one is `finish(row, sums)`.
 template <class T, int K, int S, class Finish>
-EFF_DEVICE void slide(const T* window, int row_pitch, int pixel_pitch, const float* taps, int rows, Finish finish) {
+EFF_DEVICE void slide(const T* window, int row_pitch, int pixel_pitch, const float* taps, int rows, Finish& finish) {
   constexpr int kSlots = (K + S - 1) / S, kCols = (kStrip - 1) * S + K;
   const int source_rows = (rows - 1) * S + K;
   float kept[kTapRows<K, S> * K][2];
@@ -40,7 +40,7 @@ EFF_DEVICE void slide(const T* window, int row_pitch, int pixel_pitch, const flo
         if (modulo(phase - ky, S) != 0) continue;
         const int slot = modulo((phase - ky + kSlots * S) / S, kSlots);
         const int row = top + (phase - ky + kSlots * S) / S - kSlots;
-        if (row < 0 || row >= rows) continue;
+        if (static_cast<unsigned>(row) >= static_cast<unsigned>(rows)) continue;
         EFF_UNROLL
         for (int kx = 0; kx < K; ++kx) {
           float tap[2];
@@ -62,6 +62,50 @@ EFF_DEVICE void slide(const T* window, int row_pitch, int pixel_pitch, const flo
     }
   }
 }
+
+// What becomes of a row's sums besides being stored, known when this is compiled where it is one of the two that most
+// bytes go through.
+enum class Behind { stats, bias_silu, any };
+
+// A thread's rows and what it stores and passes on of them.
+template <class T, Behind kBehind>
+struct Rows {
+  const DepthwiseTilesArgs& a;
+  T* dst;  // of the next row
+  const float* bias;
+  int cols, channels;
+  Passing& passing;
+
+  EFF_DEVICE plan::Act act() const { return kBehind == Behind::bias_silu ? plan::Act::silu : a.act; }
+  EFF_DEVICE void operator()(int row, const float (&sums)[kStrip][2]) {
+    float added[2] = {0.0f, 0.0f};
+    if (kBehind == Behind::bias_silu || (kBehind == Behind::any && bias)) load_pair(bias, added);
+    EFF_UNROLL
+    for (int x = 0; x < kStrip; ++x) {
+      float v[2] = {sums[x][0], sums[x][1]};
+      EFF_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        if (kBehind == Behind::stats) continue;
+        v[i] = activate<T>(act(), v[i] + added[i]);
+      }
+      const PairBits<T> bits = pack_pair<T>(v);
+      if (x < cols) *reinterpret_cast<PairBits<T>*>(dst + x * channels) = bits;
+      unpack_pair<T>(bits, v);
+      EFF_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        if (kBehind == Behind::stats || (kBehind == Behind::any && a.stats)) {
+          if (x == 0 && row == 0) passing.first[i] = v[i];
+          const float d = v[i] - passing.first[i];
+          if (x < cols) passing.sum[i] += d;
+          if (x < cols) passing.squares[i] = fma(d, d, passing.squares[i]);
+        } else if (x < cols) {
+          passing.sum[i] += v[i];
+        }
+      }
+    }
+    dst += a.g.ow * channels;
+  }
+};
 
 // How many results of a tile each group of threads has: one strip of some rows.
 struct GroupCounts {
@@ -129,7 +173,7 @@ EFF_DEVICE void depthwise_tiles(const DepthwiseTilesArgs& a) {
   if (!a.norm.mean) {
     stage(tile, window, Stored<T>{src});
   } else {
-    operands.fill_norm(0, a.norm, c0);
+    operands.fill_norm(0, a.norm, c0, halves<T>(a.src_act) ? 0.5f : 1.0f);
     EFF_SYNC_BLOCK();
     if (a.src_act == plan::Act::silu)
       stage(tile, window, Activated<T, true>{{src}, operands, a.src_act});
@@ -145,33 +189,16 @@ EFF_DEVICE void depthwise_tiles(const DepthwiseTilesArgs& a) {
   if (at.works(t) && my_rows > 0 && col0 < cols) {
     T* dst = static_cast<T*>(a.dst) + ((static_cast<int64_t>(n) * oh + y0 + at.row()) * ow + x0 + col0) * channels + c;
     const T* from = tile + (at.row() * S * t.staged_cols + col0 * S) * t.slab + at.channel();
-    slide<T, K, S>(from, t.staged_cols * t.slab, t.slab, taps + 2 * K * K * at.pair(), my_rows,
-                   [&](int row, const float(&sums)[kStrip][2]) {
-                     float bias[2] = {0.0f, 0.0f};
-                     if (a.bias) load_pair(a.bias + c, bias);
-                     EFF_UNROLL
-                     for (int x = 0; x < kStrip; ++x) {
-                       if (col0 + x >= cols) continue;
-                       float v[2] = {sums[x][0] + bias[0], sums[x][1] + bias[1]};
-                       if (a.act == plan::Act::silu) {
-                         v[0] = activate<T>(plan::Act::silu, v[0]);
-                         v[1] = activate<T>(plan::Act::silu, v[1]);
-                       } else if (a.act != plan::Act::identity) {
-                         v[0] = activate<T>(a.act, v[0]);
-                         v[1] = activate<T>(a.act, v[1]);
-                       }
-                       store_pair(dst + x * channels, v);
-                       if (!passed) continue;
-                       EFF_UNROLL
-                       for (int i = 0; i < 2; ++i) {
-                         if (x == 0 && row == 0) passing.first[i] = a.stats ? v[i] : 0.0f;
-                         const float d = v[i] - passing.first[i];
-                         passing.sum[i] += d;
-                         passing.squares[i] = fma(d, d, passing.squares[i]);
-                       }
-                     }
-                     dst += static_cast<int64_t>(ow) * channels;
-                   });
+    const float* bias = a.bias ? a.bias + c : nullptr;
+    const auto rows_behind = [&](auto behind) {
+      slide<T, K, S>(from, t.staged_cols * t.slab, t.slab, taps + 2 * K * K * at.pair(), my_rows, behind);
+    };
+    if (a.stats && !a.bias && a.act == plan::Act::identity)
+      rows_behind(Rows<T, Behind::stats>{a, dst, bias, cols - col0, channels, passing});
+    else if (a.bias && a.act == plan::Act::silu && !a.stats)
+      rows_behind(Rows<T, Behind::bias_silu>{a, dst, bias, cols - col0, channels, passing});
+    else
+      rows_behind(Rows<T, Behind::any>{a, dst, bias, cols - col0, channels, passing});
   }
   if (!passed) return;
 

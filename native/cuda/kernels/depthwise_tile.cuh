@@ -83,15 +83,25 @@ struct Operands {
   float* rows;
   int slab;
 
-  // As bn_act computes it: (x - mean) * factor + shift.
-  EFF_DEVICE void fill_norm(int row, const Norm& norm, int64_t c) const {
+  // As bn_act computes it: (x - mean) * factor + shift; times `share`, a power of two.
+  EFF_DEVICE void fill_norm(int row, const Norm& norm, int64_t c, float share) const {
     for (int i = static_cast<int>(thread_id()); i < slab; i += static_cast<int>(block_threads())) {
       rows[row * slab + i] = norm.mean[c + i];
-      rows[(row + 1) * slab + i] = norm.scale[c + i] * norm.inv_std[c + i];
-      rows[(row + 2) * slab + i] = norm.shift ? norm.shift[c + i] : 0.0f;
+      rows[(row + 1) * slab + i] = norm.scale[c + i] * norm.inv_std[c + i] * share;
+      rows[(row + 2) * slab + i] = norm.shift ? norm.shift[c + i] * share : 0.0f;
     }
   }
 };
+
+// SiLU of 16-bit types is made of half the normalised value, h = x / 2: x * sigmoid(x) = h + h tanh(h), one
+// multiply-add behind the tanh, and its slope is (1 + w) / 2 with w = tanh(h) + h (1 - tanh(h)^2), two.
+template <class T>
+EFF_DEVICE constexpr bool halves(plan::Act act) {
+  return sizeof(T) == 2 && act == plan::Act::silu;
+}
+EFF_DEVICE float silu_of_half(float h) { return fma(h, tanh_fast(h), h); }
+// The `w` of above.
+EFF_DEVICE float slope_of_half(float h, float tanh) { return fma(h, fma(-tanh, tanh, 1.0f), tanh); }
 
 // A normalisation of two channels.
 struct PairNorm {
@@ -115,7 +125,8 @@ struct Stored {
   struct Raw {
     Bits128 src;
   };
-  const T* src;  // the thread's first channel of the image
+  static constexpr bool kKeepsZero = true;  // what was not fetched, and is 0, stays so
+  const T* src;                             // the thread's first channel of the image
 
   EFF_DEVICE Raw fetch(int at) const { return {load_bits(reinterpret_cast<const Bits128*>(src + at))}; }
   template <int N>
@@ -126,8 +137,9 @@ struct Stored {
 template <class T, bool kSilu>
 struct Activated {
   using Raw = typename Stored<T>::Raw;
+  static constexpr bool kKeepsZero = false;
   Stored<T> stored;
-  Operands operands;  // of the normalisation
+  Operands operands;  // of the normalisation, or of half of it (`halves`)
   plan::Act act;
 
   EFF_DEVICE Raw fetch(int at) const { return stored.fetch(at); }
@@ -141,7 +153,13 @@ struct Activated {
         float v[2];
         unpack_pair<T>(pair_of<T>(raw[j].src, pair), v);
         EFF_UNROLL
-        for (int i = 0; i < 2; ++i) v[i] = activate<T>(kSilu ? plan::Act::silu : act, norm(v[i], i));
+        for (int i = 0; i < 2; ++i) {
+          const float x = norm(v[i], i);
+          if constexpr (kSilu && halves<T>(plan::Act::silu))
+            v[i] = silu_of_half(x);
+          else
+            v[i] = activate<T>(kSilu ? plan::Act::silu : act, x);
+        }
         set_pair<T>(raw[j].src, pair, pack_pair<T>(v));
       }
     }
@@ -186,7 +204,8 @@ EFF_DEVICE void stage(T* tile, const Window& w, const Source& source) {
     EFF_UNROLL
     for (int j = 0; j < kBatch; ++j) {
       if (pixel + j * step >= pixels) continue;
-      *reinterpret_cast<Bits128*>(to + j * step * w.slab) = inside[j] ? raw[j].src : Bits128{};
+      *reinterpret_cast<Bits128*>(to + j * step * w.slab) =
+          Source::kKeepsZero || inside[j] ? raw[j].src : Bits128{};
     }
   }
 }
@@ -195,10 +214,10 @@ EFF_DEVICE void stage(T* tile, const Window& w, const Source& source) {
 // -------------------------------
 
 template <class T, int K>
-EFF_DEVICE void load_taps(float* taps, const float* weights, int slab, int channels) {
+EFF_DEVICE void load_taps(float* taps, const float* weights, int slab, int channels, float share = 1.0f) {
   for (int i = static_cast<int>(thread_id()); i < K * K * slab; i += static_cast<int>(block_threads())) {
     const int tap = i / slab, c = i - tap * slab;
-    taps[(c / 2 * K * K + tap) * 2 + c % 2] = weights ? round_to<T>(weights[tap * channels + c]) : 0.0f;
+    taps[(c / 2 * K * K + tap) * 2 + c % 2] = weights ? round_to<T>(weights[tap * channels + c]) * share : 0.0f;
   }
 }
 

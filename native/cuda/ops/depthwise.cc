@@ -144,8 +144,9 @@ class Backward {
     if (!tiled_) return record_plain(args, args.src, diff_weights, launches);
     args.t = plan_.tiling;
     args.block_tiles = plan_.block_tiles;
+    const std::string kernel = makes_whole(args) ? "depthwise_bwd_whole" : "depthwise_bwd";
     launches.push_back(
-        make_launch("depthwise_bwd" + form() + suffix(dtype_), plan_.grid, plan_.threads, plan_.shared_bytes, args));
+        make_launch(kernel + form() + suffix(dtype_), plan_.grid, plan_.threads, plan_.shared_bytes, args));
     if (diff_weights)
       launches.push_back(Forward::sum_parts(args.weight_parts, diff_weights, g_.kh * g_.kw * g_.c, parts()));
   }
@@ -176,6 +177,14 @@ class Backward {
 
  private:
   int64_t parts() const { return plan_.parts; }
+  // What a block of these networks needs of it in training: everything, with SiLU behind both normalisations. There is
+  // a kernel for just that, but for one window.
+  bool makes_whole(const DepthwiseBwdTilesArgs& args) const {
+    if (g_.kw == 5 && g_.stride == 2) return false;
+    const bool normalised =
+        args.norm.mean && args.src_act == plan::Act::silu && args.behind.dst && args.behind.act == plan::Act::silu;
+    return plan::dtype_bytes(dtype_) == 2 && normalised && args.diff_src && args.weight_parts && args.norm_parts;
+  }
 
   DepthwiseGeometry g_;
   plan::DType dtype_;
