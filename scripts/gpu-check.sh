@@ -33,7 +33,7 @@ while [ $# -gt 0 ]; do
     --pack) exec node scripts/gpu/pack.mjs "$pack" ;;
     --stage) stages=$2; shift 2; [ "$stages" = second ] && stages=smoke,racecheck,libraries,shapes,finetune ;;
     --out) out=$2; shift 2 ;;
-    --rehearse) export EFFNET_REHEARSE=1; shift ;;
+    --rehearse) export EFFNET_REHEARSE=1 EFFNET_CUDA_TUNE=0; shift ;;
     *) echo "gpu-check.sh: unknown argument $1; --pack, --stage A,B, --out DIR, --rehearse" >&2; exit 64 ;;
   esac
 done

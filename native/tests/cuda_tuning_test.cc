@@ -126,10 +126,34 @@ TEST_F(CudaTuning, EnginesOfCudnnAreMeasuredByName) {
   setenv("FAKE_CUDNN_ENGINES", "3", 1);
   setenv("FAKE_CUDA_TIMES", "cudnn/eng7=0.5,cudnn/eng8=0.1,cudnn/eng9=0.5", 1);
   const auto bound = bind(memory_for(training), training, kMeasure).value();
-  std::set<std::string> convolutions;
+  std::set<std::string> forward;
   for (const OpReport& row : bound->report())
-    if (row.kernel.find("cudnn") != std::string::npos) convolutions.insert(row.kernel);
-  EXPECT_EQ(convolutions, std::set<std::string>{"conv2d_stats_bf16:cudnn/eng8"});
+    if (row.op == "conv2d_stats" && row.kernel.find("cudnn") != std::string::npos) forward.insert(row.kernel);
+  EXPECT_EQ(forward, std::set<std::string>{"conv2d_stats_bf16:cudnn/eng8"});
+}
+
+// Both gradients of conv2d_bwd, each by whoever is the fastest.
+TEST_F(CudaTuning, PartsOfAnOpAreMeasuredInAllCombinations) {
+  const auto training = corpus_plan(kTraining);
+  setenv("FAKE_CUDNN_ENGINES", "2", 1);
+  const auto kernels = [&](const char* times) {
+    setenv("FAKE_CUDA_TIMES", times, 1);
+    std::set<std::string> names;
+    const auto bound = bind(memory_for(training), training, kMeasure).value();
+    for (const OpReport& row : bound->report())
+      if (row.op == "conv2d_bwd") names.insert(row.kernel);
+    return names;
+  };
+  const auto own = kernels("cudnn/eng7=9,cudnn/eng8=9,cublaslt/0=9,cublaslt/1=9");
+  EXPECT_EQ(own, (std::set<std::string>{"conv2d_bwd_mma_128x32_bf16:cuda"}));
+  const auto slow =
+      "conv2d_bwd_data_mma_128x32_bf16=50,conv2d_bwd_data_bn_mma_128x32_bf16=50,"
+      "conv2d_bwd_weights_mma_64x64_bf16=50,conv2d_bwd_weights_mma_32x128_bf16=50,"
+      "conv2d_bwd_weights_mma_128x32_bf16=50,";
+  EXPECT_EQ(kernels((slow + std::string("cudnn/eng7=9,cudnn/eng8=5,cublaslt/0=8,cublaslt/1=7")).c_str()),
+            (std::set<std::string>{"conv2d_bwd_bf16:cudnn/eng8+cudnn/eng8"}));
+  EXPECT_EQ(kernels((slow + std::string("cudnn/eng7=90,cudnn/eng8=90,cublaslt/0=8,cublaslt/1=7")).c_str()),
+            (std::set<std::string>{"conv2d_bwd_bf16:cublaslt/1+cublaslt/1"}));
 }
 
 TEST_F(CudaTuning, EqualOpsAreMeasuredOnce) {
@@ -291,6 +315,15 @@ TEST_F(CudaTuning, AProviderThatWasAskedForIsTaken) {
   const auto bound = bind(memory_for(product), product, {true, {{"any", "own"}}}).value();
   EXPECT_TRUE(bound->report()[0].kernel.ends_with(":cuda"));
   EXPECT_TRUE(bound->tuning().choices.empty());
+  const auto training = corpus_plan(kTraining);
+  for (const char* provider : {"cublaslt", "cudnn"}) {
+    setenv("EFFNET_CUDA_PROVIDER", provider, 1);
+    const auto by_library = bind(memory_for(training), training, kMeasure).value();
+    for (const OpReport& row : by_library->report())
+      if (row.op == "conv2d_bwd") {
+        EXPECT_EQ(row.kernel, std::string("conv2d_bwd_bf16:") + provider);
+      }
+  }
 }
 
 }  // namespace

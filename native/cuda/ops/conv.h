@@ -37,4 +37,18 @@ void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, Conv
 void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, float* dst,
                       std::vector<Launch>& launches);
 
+// What of conv2d_bwd others do than the own kernels: `record` appends launches that make `result` of the gradient of
+// dst and of the weights, or of what was convolved. Absent: the own kernel does it.
+struct ConvBwdParts {
+  using Record = std::function<void(const Addresses& at, const void* diff_dst, const void* other, void* result,
+                                    std::byte* workspace, std::vector<Launch>& launches)>;
+  Record data, weights;
+  size_t workspace_bytes = 0;
+};
+// Whether its gradient of the source is what a convolution makes, with nothing but sums to follow.
+bool has_plain_bwd_data(const plan::Op& conv2d_bwd);
+// By a gradient of dst that is stored. With a source that the op normalises, activates or gates, `others.weights` gets it
+// as stored for it.
+StatusOr<KernelPtr> make_conv2d_bwd_in_parts(const plan::Op& op, const ConvBwdParts& others);
+
 }  // namespace effnet::cuda

@@ -121,50 +121,72 @@ KernelPtr once(const ConvBackward& op, const ConvOnceForm& form) {
   return kernel;
 }
 
-KernelPtr by_stored_gradient(const ConvBackward& op) {
+KernelPtr by_stored_gradient(const ConvBackward& op, const ConvBwdParts& others) {
   const bool to_bn = op.src_diff_scale;
   const ConvForm data = over_weights(op.weights, op.type, conv_backward_data_form(op.g, op.type)),
                  by_weights = conv_backward_weights_form(op.g, op.type, op.source.mean || op.source.gate);
-  const bool sums_apart = to_bn && data.plain();
+  const bool sums_apart = to_bn && (data.plain() || others.data);
   const int64_t sum_tiles = to_bn && !sums_apart ? data.row_blocks() : 0;
   ScratchLayout layout;
-  const size_t diff_at = layout.add(op.dst->bytes), parts_at = layout.add(conv_bwd_weights_scratch(op.g, by_weights));
+  const size_t diff_at = layout.add(op.dst->bytes),
+               parts_at = layout.add(others.weights ? 0 : conv_bwd_weights_scratch(op.g, by_weights)),
+               convolved_at = layout.add(others.weights && op.source ? op.src->bytes : 0),
+               workspace_at = layout.add(others.workspace_bytes);
   const size_t sums_at = layout.add(sums_apart ? op.linear().reduce_scratch_bytes()
                                                : static_cast<size_t>(sum_tiles * 2 * op.g.ic) * sizeof(float));
   const size_t image_sums_at = layout.add(op.image_sums ? op.source.sums_scratch_bytes() : 0);
   const size_t merge_at = layout.add(sum_tiles ? bn_merge_scratch_bytes(sum_tiles, op.g.ic) : 0);
+  const auto record_weights = [=](const Addresses& at, void* diff, std::vector<Launch>& launches) {
+    if (!others.weights) {
+      ConvBwdWeightsArgs args{};
+      args.g = op.g;
+      args.src = conv_source(op.source, at);
+      args.diff_dst = diff;
+      args.parts = reinterpret_cast<float*>(at.scratch + parts_at);
+      record_conv_bwd_weights(args, by_weights, op.type, at.ptr<float>(op.diff_weights), launches);
+      return;
+    }
+    void* convolved = at.ptr(op.src);
+    if (op.source) {
+      convolved = at.scratch + convolved_at;
+      op.source.record_apply(at, convolved, launches);
+    }
+    others.weights(at, diff, convolved, at.ptr(op.diff_weights), at.scratch + workspace_at, launches);
+  };
+  const auto record_data = [=](const Addresses& at, void* diff, std::vector<Launch>& launches) {
+    const BnBackward linear = op.linear();
+    auto* sums = reinterpret_cast<float*>(at.scratch + sums_at);
+    if (others.data) {
+      const void* weights = op.type.dtype == plan::DType::f32 ? at.ptr(op.weights) : at.working(op.weights);
+      others.data(at, diff, weights, at.ptr(op.diff_src), at.scratch + workspace_at, launches);
+    } else {
+      ConvBwdDataArgs args{};
+      args.g = op.g;
+      args.diff_dst = diff;
+      args.weights = weights_at(at, op.weights, data, op.type);
+      args.diff_src = at.ptr(op.diff_src);
+      if (to_bn) {
+        args.slope_of = at.ptr(op.src);
+        args.act = op.source.act;
+        args.slope_norm = op.source.norm(at);
+        if (!sums_apart) args.sums = sums;
+      }
+      launches.push_back(conv_bwd_data_launch(args, data, op.type));
+    }
+    if (sums_apart) linear.record_reduce(at, at.scratch + sums_at, op.src_diff_scale, op.src_diff_shift, launches);
+    if (sum_tiles)
+      BnBackward::record_merge(at, linear.merge_args(at, sums, sum_tiles, op.src_diff_scale, op.src_diff_shift),
+                               at.scratch + merge_at, launches);
+    if (op.image_sums)
+      op.source.record_sums(at, at.scratch + image_sums_at, at.ptr(op.diff_src), op.diff_gate, op.image_sums, launches);
+  };
   return conv_kernel(
       "conv2d_bwd", data, op.type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        const BnBackward linear = op.linear();
         void* diff = at.scratch + diff_at;
         op.back.record_apply(at, op.diff_scale, op.diff_shift, diff, launches);
-        ConvBwdWeightsArgs of_weights{};
-        of_weights.g = op.g;
-        of_weights.src = conv_source(op.source, at);
-        of_weights.diff_dst = diff;
-        of_weights.parts = reinterpret_cast<float*>(at.scratch + parts_at);
-        record_conv_bwd_weights(of_weights, by_weights, op.type, at.ptr<float>(op.diff_weights), launches);
-        ConvBwdDataArgs of_data{};
-        of_data.g = op.g;
-        of_data.diff_dst = diff;
-        of_data.weights = weights_at(at, op.weights, data, op.type);
-        of_data.diff_src = at.ptr(op.diff_src);
-        if (to_bn) {
-          of_data.slope_of = at.ptr(op.src);
-          of_data.act = op.source.act;
-          of_data.slope_norm = op.source.norm(at);
-          if (!sums_apart) of_data.sums = reinterpret_cast<float*>(at.scratch + sums_at);
-        }
-        launches.push_back(conv_bwd_data_launch(of_data, data, op.type));
-        if (sums_apart) linear.record_reduce(at, at.scratch + sums_at, op.src_diff_scale, op.src_diff_shift, launches);
-        if (sum_tiles)
-          BnBackward::record_merge(at,
-                                   linear.merge_args(at, of_data.sums, sum_tiles, op.src_diff_scale, op.src_diff_shift),
-                                   at.scratch + merge_at, launches);
-        if (op.image_sums)
-          op.source.record_sums(at, at.scratch + image_sums_at, at.ptr(op.diff_src), op.diff_gate, op.image_sums,
-                                launches);
+        record_weights(at, diff, launches);
+        record_data(at, diff, launches);
       },
       layout.bytes(), 2 * conv_flops(op.g));
 }
@@ -180,7 +202,15 @@ StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
     const auto form = conv_once_form(backward.g, backward.type, backward.once_source(), backward.back.drop_rate > 0);
     if (form) return once(backward, *form);
   }
-  return by_stored_gradient(backward);
+  return by_stored_gradient(backward, {});
+}
+
+StatusOr<KernelPtr> make_conv2d_bwd_in_parts(const Op& op, const ConvBwdParts& others) {
+  return by_stored_gradient(ConvBackward(op), others);
+}
+
+bool has_plain_bwd_data(const Op& op) {
+  return !op.out(out_src_diff_scale) || op.act(attr_src_act) == plan::Act::identity;
 }
 
 }  // namespace effnet::cuda

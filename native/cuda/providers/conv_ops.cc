@@ -1,7 +1,7 @@
 // Ops that are one dense convolution, by cuDNN.
 #include "cuda/ops/batch_norm.h"
 #include "cuda/ops/common.h"
-#include "cuda/providers/providers.h"
+#include "cuda/providers/conv_bwd.h"
 #include "plan/op_traits.h"
 
 namespace effnet::cuda {
@@ -95,22 +95,40 @@ std::optional<Call> call_of(const Op& op) {
   }
 }
 
+// Where its fast engines, which read 16 bytes at a time, and its types allow it.
+bool complete(Convolution& c, DType dtype, DType result, bool tf32) {
+  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) return false;
+  const int64_t multiple = dtype == DType::f32 ? 4 : 8;
+  if (c.ic % multiple != 0 || c.oc % multiple != 0) return false;
+  c.dtype = dtype;
+  c.result = result;
+  c.tf32 = dtype == DType::f32 && tf32;
+  return true;
+}
+
 std::optional<Call> typed_call_of(const Op& op) {
   std::optional<Call> call = call_of(op);
-  if (!call) return {};
-  const DType dtype = call->a->dtype;
-  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) return {};
-  // Its fast engines read 16 bytes at a time.
-  const int64_t multiple = dtype == DType::f32 ? 4 : 8;
-  Convolution& c = call->convolution;
-  if (c.ic % multiple != 0 || c.oc % multiple != 0) return {};
-  c.dtype = dtype;
-  c.result = call->result->dtype;
-  c.tf32 = dtype == DType::f32 && op.allows_tf32();
+  if (!call || !complete(call->convolution, call->a->dtype, call->result->dtype, op.allows_tf32())) return {};
   return call;
 }
 
 }  // namespace
+
+std::optional<Convolution> bwd_convolution_of(const Op& op, Pass pass) {
+  using namespace op::conv2d_bwd;
+  if (op.id != OpId::conv2d_bwd) return {};
+  const Tensor* src = op.in(in_src);
+  Convolution c = geometry(op, pass, src, op.in(in_weights), op.in(in_dst));
+  const DType result = pass == Pass::bwd_weights ? DType::f32 : src->dtype;
+  return complete(c, src->dtype, result, op.allows_tf32()) ? std::optional(c) : std::nullopt;
+}
+
+Launch convolution_launch(std::shared_ptr<const ConvolutionPlan> plan, const ConvolutionPlan::Operands& operands) {
+  Launch launch;
+  launch.kernel = "cuDNN " + plan->engine();
+  launch.call = [plan = std::move(plan), operands](void* stream) { return plan->queue(operands, stream); };
+  return launch;
+}
 
 std::optional<Convolution> convolution_of(const Op& op) {
   const std::optional<Call> call = typed_call_of(op);
@@ -137,10 +155,7 @@ StatusOr<KernelPtr> make_convolution(const Cudnn& library, const Op& op, const s
     const ConvolutionPlan::Operands operands{at.ptr(call.a),      copied ? at.working(call.b) : at.ptr(call.b),
                                              at.ptr(call.bias),   at.ptr(call.residual),
                                              at.ptr(call.result), at.scratch + workspace_at};
-    Launch launch;
-    launch.kernel = "cuDNN " + plan->engine();
-    launch.call = [plan, operands](void* stream) { return plan->queue(operands, stream); };
-    launches.push_back(std::move(launch));
+    launches.push_back(convolution_launch(plan, operands));
     if (call.stats) call.stats->record(at, at.scratch + stats_at, launches);
   };
   return kernel;

@@ -2,7 +2,7 @@
 // column-major channels x rows, so weights [out, in] are in x out, and every result is the transposed one.
 #include "cuda/ops/common.h"
 #include "cuda/kernels/gemm.h"
-#include "cuda/providers/providers.h"
+#include "cuda/providers/conv_bwd.h"
 #include "plan/op_traits.h"
 
 namespace effnet::cuda {
@@ -120,6 +120,24 @@ bool has_type(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 |
 
 }  // namespace
 
+std::optional<ConvBwdProducts> bwd_products_of(const Op& op) {
+  using namespace op::conv2d_bwd;
+  const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.in(in_dst);
+  if (op.id != OpId::conv2d_bwd || !has_type(src->dtype) || !is_matrix(op, attr_stride, weights)) return {};
+  // The gradient of dst lies in scratch, and the source may: where more is aligned than where the tensors are.
+  ConvBwdProducts products{bwd_data(dst, weights, op.out(out_diff_src)).product,
+                           bwd_weights(src, dst, op.out(out_diff_weights), nullptr).product};
+  products.data.tf32 = products.weights.tf32 = src->dtype == DType::f32 && op.allows_tf32();
+  return products;
+}
+
+Launch matmul_launch(std::shared_ptr<const Matmul> matmul, const Matmul::Operands& operands) {
+  Launch launch;
+  launch.kernel = "cublasLtMatmul";
+  launch.call = [matmul = std::move(matmul), operands](void* stream) { return matmul->queue(operands, stream); };
+  return launch;
+}
+
 bool is_product(const Op& op) {
   const std::optional<Call> call = call_of(op);
   return call && has_type(call->b->dtype);
@@ -147,10 +165,7 @@ StatusOr<KernelPtr> make_matmul(std::shared_ptr<const CublasLt> library, const O
                                     at.ptr(call.c),
                                     at.ptr(call.d),
                                     at.scratch};
-    Launch launch;
-    launch.kernel = "cublasLtMatmul";
-    launch.call = [matmul, operands](void* stream) { return matmul->queue(operands, stream); };
-    launches.push_back(std::move(launch));
+    launches.push_back(matmul_launch(matmul, operands));
     if (!call.diff_bias) return;
     const SumRowsArgs sum{at.ptr<const float>(call.b), at.ptr<float>(call.diff_bias), rows(call.b), channels(call.b)};
     launches.push_back(make_launch("sum_rows", grid_for(sum.c, kGemmThreads), kGemmThreads, 0, sum));

@@ -1,8 +1,10 @@
 #include "cuda/providers/providers.h"
 
+#include <charconv>
 #include <cstdlib>
 #include <string_view>
 
+#include "cuda/providers/conv_bwd.h"
 #include "cuda/providers/cudnn_support.h"
 
 namespace effnet::cuda {
@@ -29,15 +31,16 @@ Provider table_choice(const plan::Op& op, int capability) {
   return tensor_cores && c->kh > 1 && is_supported(capability, *c) ? Provider::cudnn : Provider::own;
 }
 
-const std::string kOwnId = "own", kCublasLtId = "cublaslt/", kCudnnId = "cudnn/";
+constexpr std::string_view kOwnId = "own", kOwnParts = "own+own", kCublasLtId = "cublaslt/", kCudnnId = "cudnn/";
 // Candidates of a library: the first are its own guess at the best, and a plan of cuDNN's may take seconds to build.
 constexpr int kMostOfLibrary = 4;
-
-std::string product_id(int algorithm) { return kCublasLtId + std::to_string(algorithm); }
+// Of each part of conv2d_bwd, whose parts are tried in all combinations.
+constexpr int kMostOfPart = 2;
 
 // "conv2d_f32:cudnn/eng7"; own kernels are named after their form already.
-void name_after(const std::string& id, Kernel& kernel) {
-  if (id != kOwnId) kernel.name = kernel.name.substr(0, kernel.name.rfind(':') + 1) + id;
+void name_after(const std::string& provider, Kernel& kernel) {
+  if (provider != kOwnId && provider != kOwnParts)
+    kernel.name = kernel.name.substr(0, kernel.name.rfind(':') + 1) + provider;
 }
 
 struct Named {
@@ -69,7 +72,22 @@ StatusOr<std::shared_ptr<const Cudnn>> Providers::cudnn() {
   return *cudnn_;
 }
 
+Libraries Providers::libraries() {
+  const auto one = cublaslt();
+  const auto other = cudnn();
+  return {one.ok() ? one.value() : nullptr, other.ok() ? other.value() : nullptr};
+}
+
 StatusOr<KernelPtr> Providers::by_library(Provider provider, const plan::Op& op) {
+  if (op.id == OpId::conv2d_bwd) {
+    EFF_RETURN_IF_ERROR(provider == Provider::cublaslt ? cublaslt().status() : cudnn().status());
+    const Libraries all = libraries();
+    const ConvBwdChoice choice = conv_bwd_by(provider, op, all);
+    if (!choice.by_library()) return KernelPtr();
+    auto kernel = make_conv2d_bwd_by(op, choice, all);
+    if (kernel.ok()) name_after(provider == Provider::cublaslt ? "cublaslt" : "cudnn", *kernel.value());
+    return kernel;
+  }
   if (provider == Provider::cublaslt) {
     auto library = cublaslt();
     return library.ok() ? make_matmul(library.value(), op) : library.status();
@@ -102,7 +120,7 @@ StatusOr<KernelPtr> Providers::bind(const plan::Op& op, KernelFactory own) {
 bool Providers::has_choice(const plan::Op& op) const {
   const auto asked = wanted();
   if (!asked.ok() || asked.value()) return false;
-  return is_product(op) || convolution_of(op);
+  return op.id == OpId::conv2d_bwd || is_product(op) || convolution_of(op);
 }
 
 void Providers::add_products(const plan::Op& op, std::vector<Candidate>& candidates) {
@@ -110,7 +128,7 @@ void Providers::add_products(const plan::Op& op, std::vector<Candidate>& candida
   for (int nth = 0; library.ok() && nth < kMostOfLibrary; ++nth) {
     auto kernel = make_matmul(library.value(), op, nth);
     if (!kernel.ok() || !kernel.value()) return;
-    candidates.push_back({product_id(nth), std::move(kernel.value())});
+    candidates.push_back({KernelId{Provider::cublaslt, nth, {}}.text(), std::move(kernel.value())});
   }
 }
 
@@ -121,26 +139,35 @@ void Providers::add_convolutions(const plan::Op& op, std::vector<Candidate>& can
   if (!library.ok()) return;
   for (const auto& plan : library.value()->plans(*convolution, kMostOfLibrary)) {
     auto kernel = make_convolution(*library.value(), op, plan->engine());
-    if (kernel.ok() && kernel.value()) candidates.push_back({kCudnnId + plan->engine(), std::move(kernel.value())});
+    if (!kernel.ok() || !kernel.value()) continue;
+    candidates.push_back({KernelId{Provider::cudnn, 0, plan->engine()}.text(), std::move(kernel.value())});
   }
 }
 
 std::vector<Candidate> Providers::candidates(const plan::Op& op, KernelFactory own) {
-  std::vector<Candidate> of_own, products, convolutions;
-  if (auto kernel = own(op); kernel.ok()) of_own.push_back({kOwnId, std::move(kernel.value())});
-  add_products(op, products);
-  add_convolutions(op, convolutions);
-  const Provider first = table_choice(op, capability_);
   std::vector<Candidate> all;
-  const auto append = [&](std::vector<Candidate>& some) {
-    for (Candidate& candidate : some) all.push_back(std::move(candidate));
-    some.clear();
-  };
-  if (first == Provider::cublaslt) append(products);
-  if (first == Provider::cudnn) append(convolutions);
-  append(of_own);
-  append(products);
-  append(convolutions);
+  if (op.id == OpId::conv2d_bwd) {
+    auto first = own(op);
+    if (!first.ok()) return all;
+    const std::string name = first.value()->name;
+    all.push_back({std::string(kOwnId), std::move(first.value())});
+    const Libraries all_there_are = libraries();
+    for (const ConvBwdChoice& choice : conv_bwd_choices(op, all_there_are, kMostOfPart)) {
+      auto kernel = make_conv2d_bwd_by(op, choice, all_there_are);
+      if (!kernel.ok() || (!choice.by_library() && kernel.value()->name == name)) continue;
+      all.push_back({choice.text(), std::move(kernel.value())});
+    }
+  } else {
+    std::vector<Candidate> of_own, products, convolutions;
+    if (auto kernel = own(op); kernel.ok()) of_own.push_back({std::string(kOwnId), std::move(kernel.value())});
+    add_products(op, products);
+    add_convolutions(op, convolutions);
+    const Provider first = table_choice(op, capability_);
+    if (first == Provider::cublaslt) std::swap(of_own, products);
+    if (first == Provider::cudnn) std::swap(of_own, convolutions);
+    for (auto* some : {&of_own, &products, &convolutions})
+      for (Candidate& candidate : *some) all.push_back(std::move(candidate));
+  }
   // What was chosen among several says which it is.
   for (Candidate& candidate : all) name_after(candidate.id, *candidate.kernel);
   return all;
@@ -149,19 +176,38 @@ std::vector<Candidate> Providers::candidates(const plan::Op& op, KernelFactory o
 StatusOr<KernelPtr> Providers::bind_to(const std::string& id, const plan::Op& op, KernelFactory own) {
   if (id == kOwnId) return own(op);
   StatusOr<KernelPtr> kernel = KernelPtr();
-  if (id.starts_with(kCudnnId)) {
-    const auto library = cudnn();
-    kernel = library.ok() ? make_convolution(*library.value(), op, id.substr(kCudnnId.size())) : library.status();
-  } else {
-    for (int nth = 0; nth < kMostOfLibrary; ++nth) {
-      if (id != product_id(nth)) continue;
-      auto library = cublaslt();
-      kernel = library.ok() ? make_matmul(library.value(), op, nth) : library.status();
-    }
+  if (op.id == OpId::conv2d_bwd) {
+    if (const auto choice = ConvBwdChoice::parse(id)) kernel = make_conv2d_bwd_by(op, *choice, libraries());
+  } else if (const auto one = KernelId::parse(id)) {
+    const Libraries all = libraries();
+    if (one->provider == Provider::cublaslt && all.cublaslt) kernel = make_matmul(all.cublaslt, op, one->algorithm);
+    if (one->provider == Provider::cudnn && all.cudnn) kernel = make_convolution(*all.cudnn, op, one->engine);
   }
   if (!kernel.ok() || !kernel.value()) return error(Code::plan_invalid, "there is no kernel %s here", id.c_str());
   name_after(id, *kernel.value());
   return kernel;
+}
+
+std::string KernelId::text() const {
+  switch (provider) {
+    case Provider::cublaslt:
+      return std::string(kCublasLtId) + std::to_string(algorithm);
+    case Provider::cudnn:
+      return std::string(kCudnnId) + engine;
+    default:
+      return std::string(kOwnId);
+  }
+}
+
+std::optional<KernelId> KernelId::parse(const std::string& text) {
+  if (text == kOwnId) return KernelId{};
+  if (text.starts_with(kCudnnId) && text.size() > kCudnnId.size())
+    return KernelId{Provider::cudnn, 0, text.substr(kCudnnId.size())};
+  if (!text.starts_with(kCublasLtId)) return {};
+  KernelId id{Provider::cublaslt, 0, {}};
+  const char *first = text.data() + kCublasLtId.size(), *last = text.data() + text.size();
+  const auto [end, failure] = std::from_chars(first, last, id.algorithm);
+  return failure == std::errc() && end == last && id.algorithm >= 0 ? std::optional(id) : std::nullopt;
 }
 
 }  // namespace effnet::cuda

@@ -15,12 +15,23 @@ namespace effnet::cuda {
 
 enum class Provider { own, cublaslt, cudnn };
 
-// A kernel that an op may get. `id`: "own", "cublaslt/1" (its second algorithm), "cudnn/eng7_k2=1" (by its engine's
-// name); with the same GPU, driver and versions of libraries it means the same kernel.
+// One of a provider's kernels for an op. With the same GPU, driver and versions of libraries it means the same one.
+struct KernelId {
+  Provider provider = Provider::own;
+  int algorithm = 0;   // cublaslt: of those it offers, its best guess first
+  std::string engine;  // cudnn: by name, "" for the first that builds
+  // "own", "cublaslt/1", "cudnn/eng7_k2=1"
+  std::string text() const;
+  static std::optional<KernelId> parse(const std::string& text);
+};
+
+// A kernel that an op may get. `id`: as of KernelId, of conv2d_bwd as of ConvBwdChoice (conv_bwd.h).
 struct Candidate {
   std::string id;
   KernelPtr kernel;
 };
+
+struct Libraries;
 
 // The libraries of a GPU, opened when an op first asks for one.
 class Providers {
@@ -45,6 +56,7 @@ class Providers {
  private:
   StatusOr<std::shared_ptr<const CublasLt>> cublaslt();
   StatusOr<std::shared_ptr<const Cudnn>> cudnn();
+  Libraries libraries();
   // nullptr where the library cannot do this op. Code::backend_missing where there is no such library.
   StatusOr<KernelPtr> by_library(Provider provider, const plan::Op& op);
   void add_products(const plan::Op& op, std::vector<Candidate>& candidates);
@@ -62,6 +74,9 @@ StatusOr<KernelPtr> make_matmul(std::shared_ptr<const CublasLt> library, const p
 
 // The op as a convolution of cuDNN by that engine, "" for the first that builds; likewise.
 StatusOr<KernelPtr> make_convolution(const Cudnn& library, const plan::Op& op, const std::string& engine = {});
+Launch matmul_launch(std::shared_ptr<const Matmul> matmul, const Matmul::Operands& operands);
+Launch convolution_launch(std::shared_ptr<const ConvolutionPlan> plan, const ConvolutionPlan::Operands& operands);
+
 // Whether it is a product of matrices that the library knows the types of.
 bool is_product(const plan::Op& op);
 std::optional<Convolution> convolution_of(const plan::Op& op);
