@@ -174,6 +174,8 @@ export interface LayerCheck {
   batchSize: number
   /** As in `createModel`. */
   device: string
+  /** Ops to try; default all. */
+  only?: (op: string) => boolean
 }
 
 /** Those of a model. */
@@ -190,18 +192,25 @@ export function checkLayers(o: LayerCheck): Promise<Checked> {
     ema: false,
     target: { device: 'cuda' },
   })
-  return checkGraph(graph, o.dtype, o.device)
+  return checkGraph(graph, o.dtype, o.device, o.only)
 }
 
 export interface Checked {
   /** Ops. */
   tried: number
+  /** What ran them. */
+  kernels: string[]
   /** For each tensor that is off further than it may be a line that says where and how far. */
   wrong: string[]
 }
 
 /** Every op of a graph that is fused and differentiated already. */
-export async function checkGraph(graph: Graph, dtype: LayerCheck['dtype'], device: string): Promise<Checked> {
+export async function checkGraph(
+  graph: Graph,
+  dtype: LayerCheck['dtype'],
+  device: string,
+  only: LayerCheck['only'] = () => true,
+): Promise<Checked> {
   const native = binding()
   const pool = native.createPool(1)
   const memory = native.createMemory(new Array(Object.keys(ARENA).length).fill(0), await native.openDevice(device))
@@ -210,13 +219,16 @@ export async function checkGraph(graph: Graph, dtype: LayerCheck['dtype'], devic
   const before = new Map([...networkValues(graph, 7)].map(([name, given]) => [name, rounded(given, types.get(name)!)]))
   const values = new Map([...interpret(graph, { values: before, scalars: SCALARS, storage: 'as-typed' }), ...before])
   const seen = new Set<string>()
+  const kernels: string[] = []
   const wrong: string[] = []
   try {
     for (const node of graph.nodes) {
       if (node.op.startsWith('optimizer_') || node.op === 'grad_norm' || seen.has(kindOf(node))) continue
+      if (!only(node.op)) continue
       seen.add(kindOf(node))
       const one = alone(node)
       const { kernel, values: got } = await run(one, values, pool, memory)
+      kernels.push(kernel)
       const want = interpret(one, { values, scalars: SCALARS, storage: 'as-typed' })
       const limit = limits(one, values, dtype)
       for (const [t, result] of got) {
@@ -228,5 +240,5 @@ export async function checkGraph(graph: Graph, dtype: LayerCheck['dtype'], devic
     native.closePool(pool)
     native.closeMemory(memory)
   }
-  return { tried: seen.size, wrong }
+  return { tried: seen.size, kernels, wrong }
 }
