@@ -222,7 +222,7 @@ const std::vector<double> kNoPadding = {1, 0, 0, 0, 0};
 double worst(const Values& got, const Values& want) {
   double scale = 1e-3, error = 0;
   for (const double v : want) scale = std::max(scale, std::abs(v));
-  for (size_t i = 0; i < want.size(); ++i) error = std::max(error, std::abs(got[i] - want[i]));
+  for (size_t i = 0; i < want.size(); ++i) error = std::max(error, difference(got[i], want[i]));
   return error / scale;
 }
 double allowed(DType dtype, bool tf32) {

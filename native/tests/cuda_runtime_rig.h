@@ -35,6 +35,7 @@
 #include "cpu/executable.h"
 #include "cuda/executable.h"
 #include "fuzz/plan_editor.h"
+#include "tests/kernel_rig.h"
 
 namespace effnet::test {
 
@@ -241,8 +242,7 @@ inline void expect_alike(const plan::Plan& plan, const Arenas& got, const Arenas
       const double w = value_at(t, want[arena].data(), i), g = value_at(t, got[arena].data(), i);
       if (std::isnan(w) && std::isnan(g)) continue;
       scale = std::max(scale, std::abs(w));
-      const double error = std::abs(g - w);
-      if (!(error <= worst)) worst = error;
+      worst = std::max(worst, difference(g, w));
     }
     EXPECT_LE(worst, tolerance * std::max(scale, 1e-3)) << "tensor " << t.name << " of " << t.elements();
   }

@@ -56,6 +56,12 @@ using plan::Arena;
 using plan::Tensor;
 using Values = std::vector<double>;
 
+// |a - b|; infinite where one of them is NaN, so that no maximum loses it.
+inline double difference(double a, double b) {
+  const double apart = std::abs(a - b);
+  return std::isnan(apart) ? std::numeric_limits<double>::infinity() : apart;
+}
+
 inline size_t bytes_of(DType dtype) {
   switch (dtype) {
     case DType::u8:

@@ -27,7 +27,7 @@ function apart(a, b) {
   for (let i = 0; i < b.length; i++) {
     scale = Math.max(scale, Math.abs(b[i]))
     const error = Math.abs(a[i] - b[i])
-    if (!(error <= worst)) worst = error
+    worst = Number.isNaN(error) ? Infinity : Math.max(worst, error)
   }
   return worst / scale
 }

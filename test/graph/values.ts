@@ -44,12 +44,15 @@ export function maxAbs(values: Float64Array): number {
   return max
 }
 
+/** Infinity where one of them is NaN, so that no maximum loses it. */
+export function difference(a: number, b: number): number {
+  const apart = Math.abs(a - b)
+  return Number.isNaN(apart) ? Infinity : apart
+}
+
 export function maxDifference(a: Float64Array, b: Float64Array): number {
   if (a.length !== b.length) return Infinity
   let max = 0
-  for (let i = 0; i < a.length; i++) {
-    const difference = Math.abs(a[i]! - b[i]!)
-    if (!(difference <= max)) max = difference
-  }
+  for (let i = 0; i < a.length; i++) max = Math.max(max, difference(a[i]!, b[i]!))
   return max
 }

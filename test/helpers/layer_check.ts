@@ -12,7 +12,7 @@ import { emit } from '../../ts/passes/emit.js'
 import { align, planMemory } from '../../ts/passes/plan_memory.js'
 import { trainProgram } from '../../ts/runtime/programs.js'
 import { packScalars } from '../../ts/runtime/scalars.js'
-import { maxAbs, maxDifference, networkValues, uniform } from '../graph/values.js'
+import { difference, maxAbs, maxDifference, networkValues, uniform } from '../graph/values.js'
 
 const SCALARS = { seed: 11, step: 4 }
 
@@ -149,12 +149,12 @@ function limits(graph: Graph, values: ReadonlyMap<string, Float64Array>, dtype: 
 }
 
 /** Largest difference, of a 16-bit tensor beyond one unit in its last place. */
-function error(got: ArrayLike<number>, want: Float64Array, dtype: DType): number {
+export function error(got: ArrayLike<number>, want: Float64Array, dtype: DType): number {
   let worst = 0
   const unit = { bf16: 2 ** -8, f16: 2 ** -11, f32: 2 ** -23, i32: 0, u8: 0 }[dtype]
   for (let i = 0; i < want.length; i++) {
-    const off = Math.abs(got[i]! - want[i]!) - unit * Math.abs(want[i]!)
-    if (!(off <= worst)) worst = off
+    const apart = difference(got[i]!, want[i]!)
+    worst = Math.max(worst, apart === Infinity ? apart : apart - unit * Math.abs(want[i]!))
   }
   return worst
 }
