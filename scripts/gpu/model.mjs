@@ -47,16 +47,23 @@ const options = {
   clip: true,
 }
 
-async function train(device, precision, { profile = false } = {}) {
+/** `off`: every parameter begins off by up to this share of it. */
+async function train(device, precision, { profile = false, steps = STEPS, off = 0, seed = 1 } = {}) {
   const model = await open(device, precision)
   const plan = await model.session.trainPlan(options)
   await model.session.resetEma()
+  let state = seed
+  const moved = (value) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+    return value * (1 + off * (state / 2 ** 31 - 1))
+  }
+  if (off) for (const { name } of model.session.slots) model.session.write(name, model.session.read(name).map(moved))
   plan.profile(profile)
   const input = plan.packInput(images, labels)
   const losses = []
   let gradient
   let norm
-  for (let step = 0; step < STEPS; step++) {
+  for (let step = 0; step < steps; step++) {
     const result = await plan.step(input, { ...scalars, step, optimizer_step: step + 1 })
     losses.push(result.loss)
     norm ??= result.gradNorm
@@ -79,9 +86,18 @@ const again = await train('cuda', 'fp32')
 check('fp32: the same bits again', sameBits(again.weights, fp32.weights), 0)
 const eager = await train('cuda', 'fp32', { profile: true })
 check('fp32: a replayed graph gives the bits of launches one by one', sameBits(eager.weights, fp32.weights), 0)
+// BN over few values, as the last stages of small images have, passes rounding on many times as large: what bf16 may be off by is
+// what the CPU's FP32 moves when the parameters move by as much as bf16 rounds them.
+const ROUNDING = 2 ** -9
+const moves = { loss: 0, norm: 0 }
+for (const seed of [1, 2, 3]) {
+  const run = await train('cpu', 'fp32', { steps: 1, off: ROUNDING, seed })
+  moves.loss = Math.max(moves.loss, Math.abs(run.losses[0] / cpu.losses[0] - 1))
+  moves.norm = Math.max(moves.norm, Math.abs(run.norm / cpu.norm - 1))
+}
 const bf16 = await train('cuda', 'bf16-mixed')
-check('bf16: loss of the first step', Math.abs(bf16.losses[0] / cpu.losses[0] - 1), 2e-2)
-check('bf16: norm of its gradients', Math.abs(bf16.norm / cpu.norm - 1), 0.1)
+check('bf16: loss of the first step', Math.abs(bf16.losses[0] / cpu.losses[0] - 1), Math.max(2e-2, 3 * moves.loss))
+check('bf16: norm of its gradients', Math.abs(bf16.norm / cpu.norm - 1), Math.max(0.1, 3 * moves.norm))
 
 const PHOTOS = 'models/demo/val'
 const all = readdirSync(PHOTOS).flatMap((kind) => readdirSync(path.join(PHOTOS, kind)).map((f) => path.join(PHOTOS, kind, f)))

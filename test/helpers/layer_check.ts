@@ -202,6 +202,8 @@ export interface Checked {
   kernels: string[]
   /** For each tensor that is off further than it may be a line that says where and how far. */
   wrong: string[]
+  /** By op: the largest share of its limit that a result was off by. */
+  used: Map<string, number>
 }
 
 /** Every op of a graph that is fused and differentiated already. */
@@ -221,6 +223,7 @@ export async function checkGraph(
   const seen = new Set<string>()
   const kernels: string[] = []
   const wrong: string[] = []
+  const used = new Map<string, number>()
   try {
     for (const node of graph.nodes) {
       if (node.op.startsWith('optimizer_') || node.op === 'grad_norm' || seen.has(kindOf(node))) continue
@@ -233,6 +236,7 @@ export async function checkGraph(
       const limit = limits(one, values, dtype)
       for (const [t, result] of got) {
         const off = error(result, want.get(t.name)!, t.dtype)
+        if (off > 0) used.set(node.op, Math.max(used.get(node.op) ?? 0, off / limit(t)))
         if (!(off <= limit(t))) wrong.push(`${node.name} ${kernel} ${t.name} [${t.shape}]: ${off} > ${limit(t)}`)
       }
     }
@@ -240,5 +244,5 @@ export async function checkGraph(
     native.closePool(pool)
     native.closeMemory(memory)
   }
-  return { tried: seen.size, kernels, wrong }
+  return { tried: seen.size, kernels, wrong, used }
 }
