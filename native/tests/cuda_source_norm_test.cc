@@ -176,7 +176,8 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
   };
   std::vector<Row> rows;
   for (const ConvCase& c : kCases)
-    for (const Source source : {Source::stored, Source::linear, Source::normed, Source::gated}) rows.push_back({c, source});
+    for (const Source source : {Source::stored, Source::linear, Source::normed, Source::gated})
+      rows.push_back({c, source});
   // What is read once: tiles with and without channels and pixels that they do not fill, several slices of channels.
   rows.insert(rows.end(), {{pointwise(2, 7, 7, 16, 96), Source::stored, "once_96x16_"},
                            {pointwise(3, 8, 8, 8, 40), Source::stored, "once_96x16_"},
@@ -210,8 +211,7 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
       const Values gate = gates(c.n, c.ic);
       const Behind behind(c.oc, d.diff_dst.size(), Act::identity, dtype());
       auto attrs = c.attrs();
-      attrs.insert(attrs.end(),
-                   {0, drop_rate, kStream, 1, static_cast<double>(act)});
+      attrs.insert(attrs.end(), {0, drop_rate, kStream, 1, static_cast<double>(act)});
       Rig rig(backend::make_conv2d_bwd, attrs);
       rig.scalars().seed = static_cast<double>(kSeed);
       rig.scalars().step = static_cast<double>(kStep);

@@ -47,8 +47,8 @@ struct ConvBwdParts {
 };
 // Whether its gradient of the source is what a convolution makes, with nothing but sums to follow.
 bool has_plain_bwd_data(const plan::Op& conv2d_bwd);
-// By a gradient of dst that is stored. With a source that the op normalises, activates or gates, `others.weights` gets it
-// as stored for it.
+// By a gradient of dst that is stored. With a source that the op normalises, activates or gates, `others.weights` gets
+// it as stored for it.
 StatusOr<KernelPtr> make_conv2d_bwd_in_parts(const plan::Op& op, const ConvBwdParts& others);
 
 }  // namespace effnet::cuda

@@ -23,7 +23,8 @@ std::optional<Convolution> bwd_convolution_of(const plan::Op& op, Convolution::P
 // Who makes which gradient.
 struct ConvBwdChoice {
   KernelId data, weights;
-  // "cublaslt/0+own": the source's, then the weights'. "own+own" is not the op's own kernel where that makes both at once.
+  // "cublaslt/0+own": the source's, then the weights'. "own+own" is not the op's own kernel where that makes both at
+  // once.
   std::string text() const;
   bool by_library() const { return data.provider != Provider::own || weights.provider != Provider::own; }
   static std::optional<ConvBwdChoice> parse(const std::string& text);
