@@ -43,14 +43,14 @@ TEST(ConvForms, FollowFromShapesAndTypes) {
       // FP32, with and without tensor cores.
       {geometry(64, 56, 24, 144), kF32, "fma_128x128", "fma_128x32", "fma_128x32"},
       {geometry(64, 56, 24, 144), kTf32, "mma_128x96", "mma_128x32", "mma_128x32"},
-      {{256, 1, 1, 1280, 1, 1, 1000, 1, 1, 1, 0, 0}, kF32, "fma_128x32", "fma_128x32", "fma_128x128"},
-      // Few rows: narrow tiles, so that there are more blocks.
-      {geometry(1, 7, 1152, 320), kBf16, "mma_128x32", "mma_128x32", "mma_128x128"},
+      {{256, 1, 1, 1280, 1, 1, 1000, 1, 1, 1, 0, 0}, kF32, "fma_64x32", "fma_128x32", "fma_128x128"},
+      // Few rows: small or narrow tiles, so that there are more blocks.
+      {geometry(1, 7, 1152, 320), kBf16, "mma_64x32", "mma_128x32", "mma_128x128"},
       // Chunks of 16 bytes would not fit rows: of the source, or of the result.
       {geometry(64, 224, 3, 32, 3, 2), kBf16, "mma_gather_128x32", "plain", "mma_gather_128x32"},
       {geometry(64, 380, 3, 48, 3, 2), kF32, "fma_gather_128x64", "plain", "fma_gather_128x32"},
       {geometry(4, 7, 20, 64), kBf16, "mma_gather_128x32", "plain", "mma_gather_128x32"},
-      {geometry(4, 7, 20, 64), kF32, "fma_128x32", "fma_128x32", "fma_64x64"},
+      {geometry(4, 7, 20, 64), kF32, "fma_64x32", "fma_128x32", "fma_64x64"},
       {geometry(4, 7, 64, 18), kF32, "plain", "plain", "plain"},
       {geometry(2, 16, 32, 32, 3, 3), kBf16, "plain", "plain", "plain"},
   };
@@ -98,6 +98,128 @@ TEST(ConvForms, NarrowLayersAreReadOnceBackward) {
     EXPECT_EQ(form->slices, row.slices);
     EXPECT_EQ(form->blocks(), row.blocks);
     EXPECT_LE(form->shared_bytes, size_t{99} << 10);
+  }
+}
+
+// Of every dense convolution of a network the pixels at a batch, by (stage, expansion, kernel, stride, channels,
+// blocks).
+struct Stage {
+  bool fused;
+  int64_t expand, kernel, stride, channels, blocks;
+};
+struct Network {
+  const char* name;
+  int64_t side, stem, head;
+  std::vector<Stage> stages;
+};
+std::vector<ConvGeometry> convolutions(const Network& net, int64_t batch) {
+  int64_t side = (net.side + 1) / 2, channels = net.stem;
+  std::vector<ConvGeometry> all;
+  for (const Stage& s : net.stages) {
+    for (int64_t block = 0; block < s.blocks; ++block) {
+      const int64_t stride = block == 0 ? s.stride : 1, wide = channels * s.expand;
+      if (s.fused)
+        all.push_back(geometry(batch, side, channels, s.expand == 1 ? s.channels : wide, 3, stride));
+      else if (s.expand > 1)
+        all.push_back(geometry(batch, side, channels, wide));
+      side = (side + stride - 1) / stride;
+      if (!s.fused || s.expand > 1) all.push_back(geometry(batch, side, wide, s.channels));
+      channels = s.channels;
+    }
+  }
+  all.push_back(geometry(batch, side, channels, net.head));
+  all.push_back({batch, 1, 1, net.head, 1, 1, 1000, 1, 1, 1, 0, 0});
+  return all;
+}
+
+// 132 multiprocessors have a block each, or there is no more to share out: smaller tiles do not exist, and a sum is
+// not cut into less than four steps.
+TEST(ConvForms, FillAGpuAtEveryBatch) {
+  const Network networks[] = {{"B0",
+                               224,
+                               32,
+                               1280,
+                               {{false, 1, 3, 1, 16, 1},
+                                {false, 6, 3, 2, 24, 2},
+                                {false, 6, 5, 2, 40, 2},
+                                {false, 6, 3, 2, 80, 3},
+                                {false, 6, 5, 1, 112, 3},
+                                {false, 6, 5, 2, 192, 4},
+                                {false, 6, 3, 1, 320, 1}}},
+                              {"B4",
+                               380,
+                               48,
+                               1792,
+                               {{false, 1, 3, 1, 24, 2},
+                                {false, 6, 3, 2, 32, 4},
+                                {false, 6, 5, 2, 56, 4},
+                                {false, 6, 3, 2, 112, 6},
+                                {false, 6, 5, 1, 160, 6},
+                                {false, 6, 5, 2, 272, 8},
+                                {false, 6, 3, 1, 448, 2}}},
+                              {"V2-S",
+                               300,
+                               24,
+                               1280,
+                               {{true, 1, 3, 1, 24, 2},
+                                {true, 4, 3, 2, 48, 4},
+                                {true, 4, 3, 2, 64, 4},
+                                {false, 4, 3, 2, 128, 6},
+                                {false, 6, 3, 1, 160, 9},
+                                {false, 6, 3, 2, 256, 15}}}};
+  // Layers whose tiles are small, of them those whose sums are cut, and the fewest blocks of a layer, by batch.
+  struct Count {
+    int small = 0, cut = 0;
+    int64_t fewest = int64_t{1} << 40;
+  };
+  const int64_t batches[] = {1, 8, 32, 256};
+  const Count want[][4] = {{{32, 14, 24}, {14, 12, 140}, {6, 1, 147}, {1, 1, 196}},
+                           {{46, 26, 72}, {11, 1, 144}, {1, 1, 144}, {1, 1, 256}},
+                           {{74, 49, 46}, {31, 16, 138}, {1, 1, 160}, {1, 1, 256}}};
+  for (size_t net = 0; net < std::size(networks); ++net) {
+    for (size_t i = 0; i < std::size(batches); ++i) {
+      Count got{};
+      for (const ConvGeometry& g : convolutions(networks[net], batches[i])) {
+        SCOPED_TRACE(testing::Message() << networks[net].name << " batch " << batches[i] << ": " << g.oh << "x" << g.ic
+                                        << "->" << g.oc << " k" << g.kh);
+        const ConvForm form = cuda::conv_forward_form(g, kBf16);
+        const auto grid = form.grid(g.oc);
+        const int64_t blocks = static_cast<int64_t>(grid.x) * grid.y * grid.z, steps = g.kh * g.kw * ((g.ic + 31) / 32);
+        const bool small = form.tile_m == 64;
+        got.small += small;
+        got.cut += form.splits > 1;
+        EXPECT_TRUE(blocks >= 132 || (small && (form.split_steps < 8 || blocks >= 66))) << blocks << " blocks";
+        got.fewest = std::min(got.fewest, blocks);
+        if (!small) continue;
+        EXPECT_EQ((steps + form.split_steps - 1) / form.split_steps, form.splits);
+        EXPECT_LE(static_cast<int64_t>(grid.x) * grid.y, cuda::kBlockCounters);
+      }
+      EXPECT_EQ(got.small, want[net][i].small) << networks[net].name << " batch " << batches[i];
+      EXPECT_EQ(got.cut, want[net][i].cut) << networks[net].name << " batch " << batches[i];
+      EXPECT_EQ(got.fewest, want[net][i].fewest) << networks[net].name << " batch " << batches[i];
+    }
+  }
+}
+
+// Sums that several blocks share, with all that is done to them on the way out, in all types.
+TEST(ConvForms, SumsAreCut) {
+  const ConvCase all[] = {{1, 7, 7, 320, 72, 1, 1, 0, 0, 0, 0},
+                          {2, 9, 10, 264, 32, 1, 1, 0, 0, 0, 0},
+                          {1, 9, 9, 40, 24, 3, 2, 1, 1, 1, 1},
+                          {3, 1, 1, 1000, 40, 1, 1, 0, 0, 0, 0}};
+  struct Way {
+    DType dtype;
+    uint16_t flags;
+    double tolerance;
+  };
+  for (const ConvCase& c : all) {
+    for (const auto& [dtype, flags, tolerance] : {Way{DType::f32, 0, 3e-6}, Way{DType::f32, plan::kOpTf32, 2e-3},
+                                                  Way{DType::bf16, 0, 0x1p-8}, Way{DType::f16, 0, 0x1p-11}}) {
+      const ConvResult r = run_conv(Direction::forward, c, ConvData(c, dtype), dtype, backend::make_conv2d, flags);
+      ASSERT_FALSE(HasFatalFailure()) << c.name();
+      EXPECT_NE(r.kernel.find("_64x32_by"), std::string::npos) << r.kernel;
+      expect_near(r.got, r.want, tolerance, std::sqrt(static_cast<double>(c.k * c.k * c.ic)), c.name());
+    }
   }
 }
 
@@ -166,7 +288,8 @@ TEST(ConvForms, ABlockMakesSeveralTiles) {
   const auto src = bits(rows * ic, 1, 1), weights = bits(oc * ic, 2, 0);
   const auto run = [&](int64_t tiles_a_block, unsigned schedule, std::vector<float>& stats) {
     std::vector<uint16_t> dst(rows * oc);
-    ConvForm form = cuda::conv_forward_form(g, kBf16);
+    ConvForm form = cuda::conv_forward_form(geometry(64, 28, g.ic, g.oc), kBf16);
+    form.tiles = (g.dst_pixels() + form.tile_m - 1) / form.tile_m;
     form.tiles_a_block = tiles_a_block;
     stats.assign(static_cast<size_t>(form.row_blocks()) * 2 * oc, NAN);
     cuda::ConvArgs args{};

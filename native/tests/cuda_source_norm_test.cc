@@ -105,6 +105,10 @@ struct Behind {
 // Of a 16-bit result: its rounding, and that of what it is made from.
 double tolerance(DType dtype) { return dtype == DType::f32 ? 3e-6 : 0x1p-7; }
 
+ConvCase pointwise(int64_t n, int64_t h, int64_t w, int64_t ic, int64_t oc) {
+  return {n, h, w, ic, oc, 1, 1, 0, 0, 0, 0};
+}
+
 const ConvCase kCases[] = {
     {2, 7, 7, 24, 40, 1, 1, 0, 0, 0, 0}, {3, 14, 14, 96, 16, 1, 1, 0, 0, 0, 0}, {5, 7, 5, 112, 20, 1, 1, 0, 0, 0, 0},
     {1, 1, 7, 3, 1, 1, 1, 0, 0, 0, 0},   {2, 28, 28, 32, 16, 1, 1, 0, 0, 0, 0},
@@ -117,6 +121,7 @@ class SourceNorm : public testing::TestWithParam<DType> {
 
 TEST_P(SourceNorm, ForwardWithStatistics) {
   std::vector<ConvCase> all(std::begin(kCases), std::end(kCases));
+  all.push_back(pointwise(2, 7, 7, 296, 40));          // sums that several blocks share
   all.push_back({2, 9, 8, 16, 24, 3, 1, 1, 1, 1, 1});  // what the window sees beyond the border is 0, not act(bn(0))
   for (const ConvCase& c : all) {
     for (const bool gated : {false, true}) {
@@ -162,10 +167,6 @@ TEST_P(SourceNorm, ForwardWithStatistics) {
 }
 
 enum class Source { stored, linear, normed, gated };  // linear: normed, and no activation
-
-ConvCase pointwise(int64_t n, int64_t h, int64_t w, int64_t ic, int64_t oc) {
-  return {n, h, w, ic, oc, 1, 1, 0, 0, 0, 0};
-}
 
 // Without a gate diff_src is the gradient of bn(src) and has its sums; with one the gradient of the gated value.
 TEST_P(SourceNorm, BothGradientsOfPointwise) {

@@ -5,56 +5,77 @@
 
 namespace effnet::cuda {
 
-// `rows`, `columns`: loaders of the operands, whose sum goes over `terms` at each of kh x kw taps.
-template <class T, class Shape, class Engine, bool kStats, class Rows, class Columns>
-EFF_DEVICE void conv_forward(const ConvArgs& a, Rows& rows, Columns& columns, int terms, int kh, int kw) {
-  Shared shared;
-  T* stages = shared.take<T>(Shape::kStagesSize);
-  T* slabs = shared.take<T>(Shape::kSlabsSize);
-  const int warp = static_cast<int>(thread_id()) / 32, channels = static_cast<int>(a.g.oc);
-  const int n0 = static_cast<int>(block_x()) * Shape::kN;
-  const int column0 = n0 + warp % Shape::kWarpsN * Shape::kWarpColumns;
-  const int pixels = static_cast<int>(a.g.n * a.g.oh * a.g.ow);
-  const int first = static_cast<int>(block_y() * a.tiles_a_block);
-  const int end = first + static_cast<int>(a.tiles_a_block), last = end < a.tiles ? end : static_cast<int>(a.tiles);
+// What becomes of a tile of sums.
+template <class T, class Shape, bool kStats>
+class ForwardStore {
+ public:
+  EFF_DEVICE ForwardStore(const ConvArgs& args, T* slabs)
+      : a(args),
+        slab_(slabs),
+        pixels_(static_cast<int>(a.g.n * a.g.oh * a.g.ow)),
+        column0_(first_column() + static_cast<int>(thread_id()) / 32 % Shape::kWarpsN * Shape::kWarpColumns) {}
 
-  const Slab<T, Shape> slab(slabs);
-  ColumnStats<T, Shape> stats;
-  const T* residual = static_cast<const T*>(a.residual);
-  T* dst = static_cast<T*>(a.dst);
-  multiply_tiles<Shape, Engine>(stages, first, last, terms, kh, kw, rows, columns, [&](int tile, const Engine& engine) {
+  template <class Engine>
+  EFF_DEVICE void operator()(int tile, const Engine& engine) {
+    const int warp = static_cast<int>(thread_id()) / 32, channels = static_cast<int>(a.g.oc);
+    const T* residual = static_cast<const T*>(a.residual);
+    T* dst = static_cast<T*>(a.dst);
     EFF_UNROLL
     for (int i = 0; i < Shape::kWarpRows / 16; ++i) {
       const int row0 = tile * Shape::kM + warp / Shape::kWarpsN * Shape::kWarpRows + 16 * i;
-      if (row0 >= pixels) continue;
-      const int64_t at = static_cast<int64_t>(row0) * channels + column0;
-      if (!kStats && residual) slab.load(residual + at, channels, pixels - row0, channels - column0);
+      if (row0 >= pixels_) continue;
+      const int64_t at = static_cast<int64_t>(row0) * channels + column0_;
+      if (!kStats && residual) slab_.load(residual + at, channels, pixels_ - row0, channels - column0_);
       engine.visit(i, [&](int row, int column, float v0, float v1) {
         if constexpr (!kStats) {
-          if (a.bias && column0 + column < channels) {
-            v0 += a.bias[column0 + column];
-            v1 += a.bias[column0 + column + 1];
+          if (a.bias && column0_ + column < channels) {
+            v0 += a.bias[column0_ + column];
+            v1 += a.bias[column0_ + column + 1];
           }
           v0 = activate<T>(a.act, v0);
           v1 = activate<T>(a.act, v1);
           if (residual) {
             float r0, r1;
-            slab.get(row, column, r0, r1);
+            slab_.get(row, column, r0, r1);
             v0 += r0;
             v1 += r1;
           }
         }
-        slab.put(row, column, v0, v1);
+        slab_.put(row, column, v0, v1);
       });
       sync_warp();
-      slab.store(dst + at, channels, pixels - row0, channels - column0);
-      if constexpr (kStats) stats.add(slab, pixels - row0);
+      slab_.store(dst + at, channels, pixels_ - row0, channels - column0_);
+      if constexpr (kStats) stats_.add(slab_, pixels_ - row0);
       sync_warp();
     }
-  });
-  if constexpr (kStats)
-    stats.merge(reinterpret_cast<float*>(slabs), a.stats + static_cast<int64_t>(block_y()) * 2 * channels, n0,
-                channels);
+  }
+  // Behind the block's last tile; `scratch`: the stages.
+  EFF_DEVICE void finish(T* scratch) {
+    if constexpr (kStats)
+      stats_.merge(reinterpret_cast<float*>(scratch), a.stats + static_cast<int64_t>(block_y()) * 2 * a.g.oc,
+                   first_column(), static_cast<int>(a.g.oc));
+  }
+
+ private:
+  static EFF_DEVICE int first_column() { return static_cast<int>(block_x()) * Shape::kN; }
+
+  const ConvArgs& a;
+  Slab<T, Shape> slab_;
+  int pixels_, column0_;
+  ColumnStats<T, Shape> stats_;
+};
+
+// `rows`, `columns`: loaders of the operands, whose sum goes over `terms` at each of kh x kw taps.
+template <class T, class Shape, class Engine, bool kStats, class Rows, class Columns>
+EFF_DEVICE void conv_forward(const ConvArgs& a, Rows& rows, Columns& columns, int terms, int kh, int kw) {
+  Shared shared;
+  T* stages = shared.take<T>(Shape::kStagesSize);
+  ForwardStore<T, Shape, kStats> store(a, shared.take<T>(Shape::kSlabsSize));
+  const int first = static_cast<int>(block_y() * a.tiles_a_block);
+  const int end = first + static_cast<int>(a.tiles_a_block), last = end < a.tiles ? end : static_cast<int>(a.tiles);
+  multiply_tiles<Shape, Engine>(stages, first, last, terms, kh, kw, rows, columns,
+                                [&](int tile, const Engine& engine) { store(tile, engine); });
+  store.finish(stages);
 }
 
 template <class T, int kN>

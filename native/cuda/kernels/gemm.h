@@ -49,6 +49,10 @@ struct ConvArgs {
   // BnMergeArgs.
   int64_t tiles_a_block, tiles;
   float* stats;
+  // Small tiles (conv_small.cuh): block z makes so many steps of the sum.
+  int64_t split_steps, splits;
+  float* parts;  // [tile][splits], not used for one split
+  StepState* state;
 };
 
 struct ConvBwdDataArgs {

@@ -1,6 +1,7 @@
 // What a warp does with a stage: its kWarpRows x kWarpColumns sums, on tensor cores or by FP32 multiply-adds.
 //
 //   multiply(a, b, terms)   sums += a * b over the first `terms` of the stage
+//   each(f)                 f(sum) for the sums of this thread, in the same order always
 //   visit(slab, f)          f(row, column, v0, v1) for this lane's sums of rows 16 * slab .. + 15, two columns at a
 //   time
 #pragma once
@@ -96,6 +97,18 @@ class TensorEngine {
   }
 
   template <class F>
+  EFF_DEVICE void each(F f) {
+    EFF_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) {
+      EFF_UNROLL
+      for (int j = 0; j < kColumnTiles; ++j) {
+        EFF_UNROLL
+        for (int r = 0; r < 4; ++r) f(sums_[i][j][r]);
+      }
+    }
+  }
+
+  template <class F>
   EFF_DEVICE void visit(int slab, F f) const {
     const int lane = static_cast<int>(thread_id()) % 32;
     EFF_UNROLL
@@ -165,6 +178,15 @@ class FmaEngine {
           for (int i = 0; i < 4 * kSlabs; ++i) sums_[i][j] = fma(fa[i][t], fb[t], sums_[i][j]);
         }
       }
+    }
+  }
+
+  template <class F>
+  EFF_DEVICE void each(F f) {
+    EFF_UNROLL
+    for (int i = 0; i < 4 * kSlabs; ++i) {
+      EFF_UNROLL
+      for (int j = 0; j < 2 * kPairs; ++j) f(sums_[i][j]);
     }
   }
 

@@ -21,7 +21,7 @@ struct TileShape {
   static constexpr Layout kLayoutA = kLayoutA_, kLayoutB = kLayoutB_;
   static constexpr int kVector = 16 / kElement;
   static constexpr int kDepth = 64 / kElement;  // terms of a step
-  static constexpr int kWarpsN = kM == 32 ? 8 : kM == 64 ? 4 : kN == 32 ? 1 : 2;
+  static constexpr int kWarpsN = kM == 32 ? 8 : kM == 64 ? (kN == 32 ? 2 : 4) : kN == 32 ? 1 : 2;
   static constexpr int kWarpsM = 8 / kWarpsN;
   static constexpr int kWarpRows = kM / kWarpsM, kWarpColumns = kN / kWarpsN;
   static_assert(kWarpRows % 16 == 0 && kWarpColumns % 16 == 0);

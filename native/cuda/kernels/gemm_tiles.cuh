@@ -154,7 +154,7 @@ class ColumnStats {
   static constexpr int kLanes = Shape::kWarpColumns / 2, kGroups = 32 / kLanes;
   static constexpr int kParts = Shape::kWarpsM * kGroups;
   static constexpr size_t kScratchBytes = size_t{kParts} * 4 * Shape::kN * sizeof(float);
-  static_assert(kScratchBytes <= Shape::kSlabsSize * sizeof(T));
+  static_assert(kScratchBytes <= Shape::kStagesSize * sizeof(T));
 
   EFF_DEVICE void add(const Slab<T, Shape>& slab, int rows) {
     const int lane = static_cast<int>(thread_id()) % 32, group = lane / kLanes, column = lane % kLanes * 2;
@@ -186,7 +186,7 @@ class ColumnStats {
     }
   }
 
-  // Of all rows of the block, into `tile`: [2][channels]. The slabs' memory is free by now.
+  // Of all rows of the block, into `tile`: [2][channels]. The stages' memory is free by now.
   EFF_DEVICE void merge(float* scratch, float* tile, int first_column, int channels) {
     const int t = static_cast<int>(thread_id()), lane = t % 32, warp = t / 32, group = lane / kLanes;
     EFF_SYNC_BLOCK();

@@ -50,6 +50,8 @@ Launch conv_launch(ConvArgs args, const ConvForm& form, ConvType type, bool stat
                        kGemmShared, args);
   args.tiles_a_block = form.tiles_a_block;
   args.tiles = form.tiles;
+  args.split_steps = form.split_steps;
+  args.splits = form.splits;
   return make_launch((stats ? "conv2d_stats_" : "conv2d_") + form.name() + type.suffix(), form.grid(args.g.oc),
                      kTileThreads, form.shared_bytes, args);
 }
@@ -66,14 +68,14 @@ Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType
 }
 
 size_t conv_bwd_weights_scratch(const ConvGeometry& g, const ConvForm& form) {
-  const int64_t splits = form.splits(g.dst_pixels());
+  const int64_t splits = form.pixel_splits(g.dst_pixels());
   return splits == 1 ? 0 : static_cast<size_t>(splits * weights_count(g)) * sizeof(float);
 }
 
 void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, ConvType type, float* diff_weights,
                              std::vector<Launch>& launches) {
   const ConvGeometry& g = args.g;
-  const int64_t splits = form.splits(g.dst_pixels()), width = g.kh * g.kw * g.ic;
+  const int64_t splits = form.pixel_splits(g.dst_pixels()), width = g.kh * g.kw * g.ic;
   args.split_pixels = form.split_pixels;
   if (splits == 1) args.parts = diff_weights;
   if (form.plain())
@@ -98,7 +100,8 @@ void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, fl
 KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType type, Kernel::Record record,
                       size_t scratch_bytes, double flops) {
   auto kernel = make_kernel(base, type.dtype, std::move(record), scratch_bytes, flops);
-  kernel->name = base + "_" + form.name() + type.suffix() + ":cuda";
+  const std::string cut = form.splits > 1 ? "_by" + std::to_string(form.splits) : "";
+  kernel->name = base + "_" + form.name() + cut + type.suffix() + ":cuda";
   if (!form.plain() && type.dtype != plan::DType::f32) kernel->working = type.dtype;
   return kernel;
 }
@@ -126,9 +129,11 @@ StatusOr<KernelPtr> make_conv2d(const Op& op) {
         args.src.data = at.ptr(src);
         args.weights = weights_at(at, weights, form, type);
         args.dst = at.ptr(dst);
+        args.parts = reinterpret_cast<float*>(at.scratch);
+        args.state = at.state;
         launches.push_back(conv_launch(args, form, type));
       },
-      0, conv_flops(g));
+      form.parts_bytes(g.oc), conv_flops(g));
 }
 
 StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) {
@@ -151,9 +156,11 @@ StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) {
         args.act = act;
         args.residual = at.ptr(residual);
         args.dst = at.ptr(dst);
+        args.parts = reinterpret_cast<float*>(at.scratch);
+        args.state = at.state;
         launches.push_back(conv_launch(args, form, type));
       },
-      0, conv_flops(g));
+      form.parts_bytes(g.oc), conv_flops(g));
 }
 
 StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
@@ -176,6 +183,7 @@ StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
   const size_t tiles_at =
       layout.add(form.plain() ? stats.scratch_bytes() : static_cast<size_t>(stats_tiles * 2 * g.oc) * sizeof(float));
   const size_t merge_at = layout.add(form.plain() ? 0 : bn_merge_scratch_bytes(stats_tiles, g.oc));
+  const size_t parts_at = layout.add(form.parts_bytes(g.oc));
   return conv_kernel(
       "conv2d_stats", form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -185,6 +193,8 @@ StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
         args.weights = weights_at(at, weights, form, type);
         args.dst = at.ptr(dst);
         args.stats = reinterpret_cast<float*>(at.scratch + tiles_at);
+        args.parts = reinterpret_cast<float*>(at.scratch + parts_at);
+        args.state = at.state;
         launches.push_back(conv_launch(args, form, type, true));
         if (form.plain()) return stats.record(at, at.scratch + tiles_at, launches);
         BnStats::record_merge(stats.merge_args(at, args.stats, stats_tiles, form.tiles_a_block * form.tile_m),

@@ -12,6 +12,10 @@ namespace {
 constexpr int64_t kProcessors = 132, kRowBlocks = 8 * kProcessors;
 constexpr int64_t kIndexLimit = int64_t{1} << 31;
 constexpr int kTileM = 128;
+// Small tiles, where those of 128 pixels would be fewer than multiprocessors; sums are cut where these are too, into no
+// less than so many steps.
+constexpr int kSmallM = 64, kSmallN = 32;
+constexpr int64_t kLeastSteps = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -69,6 +73,26 @@ ConvForm by_width(std::span<const Width> widths, int64_t rows, int64_t columns, 
   return form;
 }
 
+// `form`, or smaller tiles of a forward convolution that has few.
+ConvForm or_small(const ConvForm& form, const ConvGeometry& g, plan::DType dtype) {
+  const int64_t across = ceil_div(g.oc, kSmallN);
+  if (form.tiles * across >= kProcessors) return form;
+  ConvForm small;
+  const bool half = dtype != plan::DType::f32;
+  small.tensor_cores = form.tensor_cores;
+  small.tile_m = kSmallM;
+  small.tile_n = kSmallN;
+  small.shared_bytes = 16 + (half ? TileShape<2, kSmallM, kSmallN, Layout::by_rows, Layout::by_rows>::kShared
+                                  : TileShape<4, kSmallM, kSmallN, Layout::by_rows, Layout::by_rows>::kShared);
+  small.tiles = ceil_div(g.dst_pixels(), kSmallM);
+  small.tiles_a_block = 1;
+  const int64_t steps = g.kh * g.kw * ceil_div(g.ic, half ? 32 : 16);
+  const int64_t wanted = ceil_div(kProcessors, small.tiles * across);
+  small.split_steps = ceil_div(steps, std::clamp<int64_t>(steps / kLeastSteps, 1, wanted));
+  small.splits = ceil_div(steps, small.split_steps);
+  return small;
+}
+
 struct Area {
   int m, n, blocks;  // blocks that fit onto a multiprocessor
   size_t shared_bytes;
@@ -93,6 +117,19 @@ std::string ConvForm::name() const {
          std::to_string(tile_n);
 }
 
+size_t ConvForm::parts_bytes(int64_t columns) const {
+  if (splits == 1) return 0;
+  const auto count = static_cast<size_t>(tiles * ceil_div(columns, tile_n) * splits);
+  return count * static_cast<size_t>(tile_m * tile_n) * sizeof(float);
+}
+
+ConvForm ConvForm::whole() const {
+  ConvForm form = *this;
+  form.split_steps *= form.splits;
+  form.splits = 1;
+  return form;
+}
+
 ConvForm conv_forward_form(const ConvGeometry& g, ConvType type, bool edited) {
   const bool half = type.dtype != plan::DType::f32;
   if (!fits_tiles(g, type.dtype)) {
@@ -101,9 +138,10 @@ ConvForm conv_forward_form(const ConvGeometry& g, ConvType type, bool edited) {
     form.gathered = true;
     return form;
   }
-  if (half) return by_width(kForward16, g.dst_pixels(), g.oc, true);
-  if (type.tf32) return by_width(kForwardTf32, g.dst_pixels(), g.oc, true);
-  return by_width(kForwardFma, g.dst_pixels(), g.oc, false);
+  const ConvForm form = half        ? by_width(kForward16, g.dst_pixels(), g.oc, true)
+                        : type.tf32 ? by_width(kForwardTf32, g.dst_pixels(), g.oc, true)
+                                    : by_width(kForwardFma, g.dst_pixels(), g.oc, false);
+  return or_small(form, g, type.dtype);
 }
 
 ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type) {

@@ -24,16 +24,22 @@ struct ConvForm {
   size_t shared_bytes = 0;
   int64_t tiles_a_block = 0, tiles = 0;  // of rows; how many a block makes one after another
   int64_t split_pixels = 0;              // of weights' gradients: how many a block sums
+  int64_t splits = 1, split_steps = 0;   // of small tiles forward: into how many blocks the sum of each is cut
 
   bool plain() const { return tile_m == 0; }
   // "mma_128x64", "fma_128x64", "mma_gather_128x32", "plain"
   std::string name() const;
   int64_t row_blocks() const { return (tiles + tiles_a_block - 1) / tiles_a_block; }
-  int64_t splits(int64_t pixels) const { return (pixels + split_pixels - 1) / split_pixels; }
+  int64_t pixel_splits(int64_t pixels) const { return (pixels + split_pixels - 1) / split_pixels; }
   // Blocks of the same rows come one after another, so that what they share is in the cache.
   Dim grid(int64_t columns) const {
-    return {static_cast<uint32_t>((columns + tile_n - 1) / tile_n), static_cast<uint32_t>(row_blocks()), 1};
+    return {static_cast<uint32_t>((columns + tile_n - 1) / tile_n), static_cast<uint32_t>(row_blocks()),
+            static_cast<uint32_t>(splits)};
   }
+  // Of the parts of sums that are cut.
+  size_t parts_bytes(int64_t columns) const;
+  // Each sum by one block, for ops that have no scratch for parts.
+  ConvForm whole() const;
 };
 
 // `edited`: the source is normalised, activated or gated on the way in.

@@ -393,7 +393,7 @@ StatusOr<KernelPtr> make_expand_depthwise_bias_act(const Op& op) {
   const Forward forward(g, dst, false, pooled);
   const size_t wide = static_cast<size_t>(expand.n * expand.oc) * plan::dtype_bytes(src->dtype);
   const ConvType type(src->dtype, op.allows_tf32());
-  const ConvForm form = over_weights(weights, type, conv_forward_form(expand, type));
+  const ConvForm form = over_weights(weights, type, conv_forward_form(expand, type).whole());
   return conv_kernel(
       "expand_depthwise_bias_act" + forward.form(), form, type,
       [=](const Addresses& at, std::vector<Launch>& launches) {

@@ -29,9 +29,11 @@ StatusOr<KernelPtr> make_linear(const Op& op) {
         args.weights = at.ptr(weights);
         args.bias = at.ptr<const float>(bias);
         args.dst = at.ptr(dst);
+        args.parts = reinterpret_cast<float*>(at.scratch);
+        args.state = at.state;
         launches.push_back(conv_launch(args, form, type));
       },
-      0, conv_flops(g));
+      form.parts_bytes(g.oc), conv_flops(g));
 }
 
 StatusOr<KernelPtr> make_linear_bwd_data(const Op& op) {

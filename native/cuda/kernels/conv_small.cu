@@ -1,0 +1,19 @@
+// Convolution forward where there are few pixels.
+#include "cuda/kernels/conv_small.cuh"
+
+namespace effnet::cuda {
+
+#define CONV_SMALL(unit, suffix, ...)                                                                              \
+  EFF_KERNEL_FITTING(conv2d_##unit##_64x32_##suffix, ConvArgs, kTileThreads, 3) {                                  \
+    conv_forward_small_##unit<__VA_ARGS__ false>(a);                                                               \
+  }                                                                                                                \
+  EFF_KERNEL_FITTING(conv2d_stats_##unit##_64x32_##suffix, ConvArgs, kTileThreads, 3) {                            \
+    conv_forward_small_##unit<__VA_ARGS__ true>(a);                                                                \
+  }
+
+CONV_SMALL(mma, bf16, Bf16, )
+CONV_SMALL(mma, f16, F16, )
+CONV_SMALL(mma, tf32, float, )
+CONV_SMALL(fma, f32, )
+
+}  // namespace effnet::cuda
