@@ -4,18 +4,21 @@
  * step runs only when its inputs changed. Plain Node: this runs before `npm ci`.
  *
  *   --test         also what the tests need: GoogleTest, clang-format, the CUDA compiler, the native tests
- *   --cuda         the CUDA compiler, into .cache: for machines without a toolkit
+ *   --cuda         the CUDA compiler, into .cache, and the CUDA backend with it
+ *   --cuda-architectures '80;90a'  GPUs that kernels are compiled for, kept for later builds
  *   --cuda-libraries  also NVIDIA's libraries (900 MB), into .cache: for machines without them, and tests that ask the real ones
  *   --build-only   only the addon and the TypeScript
  *   --jobs N       compilers at once
  */
 import { parseArgs } from 'node:util'
 import { buildNative, buildTs, checkNode, defaultJobs, installNpm, nativeCurrent, npmCurrent, tsCurrent } from './lib/build.mjs'
-import { cudaInstalled, installCuda } from './lib/cuda.mjs'
+import { cudaInstalled, installCuda, keepCudaArchitectures } from './lib/cuda.mjs'
 import { cudaLibrariesInstalled, installCudaLibraries } from './lib/cuda_libraries.mjs'
 import { installOnednn, onednnInstalled } from './lib/onednn.mjs'
 import { fail, SetupError, say } from './lib/run.mjs'
 import { ensureSystem } from './lib/system.mjs'
+
+const USAGE = "npm run setup -- [--test] [--cuda] [--cuda-architectures '80;90a'] [--cuda-libraries] [--build-only] [--jobs N]"
 
 function options() {
   try {
@@ -23,6 +26,7 @@ function options() {
       options: {
         test: { type: 'boolean', default: false },
         cuda: { type: 'boolean', default: false },
+        'cuda-architectures': { type: 'string' },
         'cuda-libraries': { type: 'boolean', default: false },
         'build-only': { type: 'boolean', default: false },
         jobs: { type: 'string' },
@@ -31,9 +35,10 @@ function options() {
     const jobs = values.jobs === undefined ? defaultJobs() : Number(values.jobs)
     if (!Number.isInteger(jobs) || jobs < 1) throw new Error(`--jobs ${values.jobs}: expected a whole number from 1`)
     const libraries = values['cuda-libraries']
+    if (values['cuda-architectures'] !== undefined) keepCudaArchitectures(values['cuda-architectures'])
     return { tests: values.test, cuda: values.cuda || values.test || libraries, libraries, buildOnly: values['build-only'], jobs }
   } catch (e) {
-    throw new SetupError(e.message, 'npm run setup -- [--test] [--cuda] [--cuda-libraries] [--build-only] [--jobs N]', 64)
+    throw new SetupError(e.message, USAGE, 64)
   }
 }
 
@@ -45,7 +50,7 @@ async function setup() {
     cuda: cuda && !cudaInstalled(),
     libraries: libraries && !cudaLibrariesInstalled(),
     npm: !npmCurrent(),
-    native: !nativeCurrent(tests),
+    native: !nativeCurrent(tests, cuda),
     ts: !tsCurrent(),
   }
   if (!Object.values(need).some(Boolean)) {

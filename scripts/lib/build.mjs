@@ -3,13 +3,14 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, r
 import { createRequire } from 'node:module'
 import os from 'node:os'
 import path from 'node:path'
-import { cudaInstalled } from './cuda.mjs'
+import { cudaArchitectures, cudaInstalled } from './cuda.mjs'
 import { cudaLibrariesInstalled } from './cuda_libraries.mjs'
 import { root, run, SetupError, say } from './run.mjs'
 import { filesUnder, hashInputs, isCurrent, writeStamp } from './stamp.mjs'
 
 const at = (...p) => path.join(root, ...p)
 const ADDON = 'build/Release/effnet.node'
+const CUDA_BACKEND = 'build/Release/effnet_cuda.so'
 
 /** Compilers at once: one per CPU, fewer where memory is short (a SIMD kernel file takes up to 1 GB to compile). */
 export function defaultJobs() {
@@ -40,11 +41,16 @@ const nativeInputs = (tests) =>
 const nativeHash = (tests) =>
   hashInputs(
     [...nativeInputs(tests), 'package-lock.json'],
-    [process.arch, root, `cuda ${cudaInstalled()} ${cudaLibrariesInstalled()}`],
+    [process.arch, root, `cuda ${cudaInstalled()} ${cudaLibrariesInstalled()} ${cudaArchitectures()}`],
   )
 const nativeName = (tests) => (tests ? 'native-tests' : 'addon')
 
-export const nativeCurrent = (tests) => isCurrent(nativeName(tests), nativeHash(tests), [ADDON])
+/** Whether the build tree has, or will have once it is configured, a CUDA compiler: the backend is built then. */
+const buildsCuda = () => cudaInstalled() || !/^(|.*-NOTFOUND)$/.test(cmakeCache('NVCC:FILEPATH') ?? '')
+
+/** `cuda`: the backend is asked for, wherever its compiler comes from. */
+export const nativeCurrent = (tests, cuda = false) =>
+  isCurrent(nativeName(tests), nativeHash(tests), cuda || buildsCuda() ? [ADDON, CUDA_BACKEND] : [ADDON])
 
 /**
  * One build tree for the addon and the native tests, so that the kernels are compiled once. cmake-js takes Node-API headers
@@ -57,11 +63,11 @@ export async function buildNative({ tests, jobs }) {
   const args = [cmakeJs, 'build', '--out', at('build'), '--config', 'Release', '--parallel', String(jobs)]
   if (tests) args.push('--CDEFFNET_TESTS=ON')
   else args.push('--target', 'effnet')
+  const architectures = cudaArchitectures()
+  if (architectures !== undefined) args.push(`--CDEFFNET_CUDA_ARCHITECTURES=${architectures}`)
   const mend = 'the compiler output above names the file; `rm -r build` starts over'
-  // A tree that was configured without the tests, or without a CUDA compiler, keeps that until it is configured again.
-  if ((tests && cmakeCache('EFFNET_TESTS:BOOL') === 'OFF') || cmakeCache('NVCC:FILEPATH') === 'NVCC-NOTFOUND') {
-    await run('native', process.execPath, args.with(1, 'configure'), { mend })
-  }
+  // A tree keeps the tests, compilers, libraries and architectures that it was configured with until it is configured again.
+  await run('native', process.execPath, args.with(1, 'configure'), { mend })
   await run('native', process.execPath, args, { mend })
   if (!existsSync(at(ADDON))) throw new SetupError(`the build ended well, but ${ADDON} is not there`)
   writeStamp(nativeName(tests), hash)

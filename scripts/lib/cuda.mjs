@@ -3,7 +3,7 @@
  * kernels where no toolkit is installed. Nothing of it is shipped; the driver and NVIDIA's libraries are looked for when the backend
  * runs.
  */
-import { chmodSync, existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { cache, say } from './run.mjs'
 import { downloadWheels, unpackWheel, workFolder } from './wheels.mjs'
@@ -50,6 +50,20 @@ function installed(set) {
   return existsSync(file) && readFileSync(file, 'utf8') === manifestOf(set)
 }
 export const cudaInstalled = () => installed(COMPILER) && installed(DISASSEMBLERS)
+
+const architecturesFile = path.join(cache, 'cuda-architectures')
+/** What `--cuda-architectures` said last; undefined: what CMakeLists.txt says. */
+export const cudaArchitectures = () =>
+  existsSync(architecturesFile) ? readFileSync(architecturesFile, 'utf8').trim() : undefined
+
+/** Kept for every later build. @throws Error for what nvcc has no such name for */
+export function keepCudaArchitectures(list) {
+  const bad = list.split(';').filter((each) => !/^(\d{2,3}[af]?|\d{2,3}-ptx)$/.test(each) || Number.parseInt(each, 10) < 80)
+  if (bad.length > 0)
+    throw new Error(`--cuda-architectures ${list}: "${bad[0]}" is none; expected such as 80, 90a or 80-ptx, from 80, joined by ;`)
+  mkdirSync(cache, { recursive: true })
+  writeFileSync(architecturesFile, `${list}\n`)
+}
 
 /** Every file of a folder of tools may be run: archives of wheels do not keep that. */
 function makeExecutable(folder) {

@@ -45,7 +45,7 @@ describe('GPUs in the doctor', () => {
       name: 'cuda:1',
       status: 'warn',
       value: `${problem} (for --device cuda only)`,
-      mend: expect.stringContaining('-D EFFNET_CUDA_ARCHITECTURES=80'),
+      mend: expect.stringContaining('npm run setup -- --cuda --cuda-architectures 80'),
     })
   })
 

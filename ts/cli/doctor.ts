@@ -91,7 +91,7 @@ type Gpu = CudaInfo['gpus'][number]
 
 export function checkGpu({ name, computeCapability, memoryBytes, problem }: Gpu, i: number): Check {
   if (problem !== '') {
-    const build = `cmake build -D EFFNET_CUDA_ARCHITECTURES=${Math.round(10 * computeCapability)} && npm run build`
+    const build = `npm run setup -- --cuda --cuda-architectures ${Math.round(10 * computeCapability)}`
     const mend =
       computeCapability < 8
         ? 'use a GPU from 2020 or later: A100, RTX 30, L4, H100 and their successors'

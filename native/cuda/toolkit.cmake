@@ -1,0 +1,33 @@
+# CUDA: the toolkit's compiler (NVCC) and its headers (CUDA_INCLUDE), from where `npm run setup -- --cuda` puts them, CUDA_HOME,
+# /usr/local/cuda or PATH. Without a compiler, or with one that is too old, the CUDA backend is left out.
+find_program(NVCC nvcc HINTS ${CMAKE_CURRENT_LIST_DIR}/../../.cache/cuda-13.0/cu13/bin $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+set(CUDA_LEFT_OUT "")
+if(NVCC)
+  execute_process(COMMAND ${NVCC} --version OUTPUT_VARIABLE NVCC_VERSION ERROR_QUIET)
+  string(REGEX MATCH "release ([0-9]+\\.[0-9]+)" NVCC_VERSION "${NVCC_VERSION}")
+  set(NVCC_VERSION "${CMAKE_MATCH_1}")
+  # Headers of another toolkit than the compiler's are never taken: they are looked for each time, beside it.
+  unset(CUDA_INCLUDE CACHE)
+  get_filename_component(NVCC_BIN ${NVCC} DIRECTORY)
+  get_filename_component(NVCC_REAL ${NVCC} REALPATH)
+  get_filename_component(NVCC_REAL ${NVCC_REAL} DIRECTORY)
+  get_filename_component(NVCC_HOME ${NVCC_BIN} DIRECTORY)
+  get_filename_component(NVCC_REAL ${NVCC_REAL} DIRECTORY)
+  find_path(CUDA_INCLUDE cuda.h PATHS ${NVCC_HOME}/include ${NVCC_REAL}/include
+    ${NVCC_REAL}/targets/x86_64-linux/include NO_DEFAULT_PATH)
+  if(NOT NVCC_VERSION VERSION_GREATER_EQUAL 13.0)
+    set(CUDA_LEFT_OUT "${NVCC} is of CUDA \"${NVCC_VERSION}\", 13.0 or later is needed")
+    # One that is installed afterwards is found.
+    unset(NVCC CACHE)
+    unset(NVCC)
+  elseif(NOT CUDA_INCLUDE)
+    set(CUDA_LEFT_OUT "${NVCC} has no cuda.h beside it")
+  endif()
+else()
+  set(CUDA_LEFT_OUT "there is no nvcc")
+endif()
+if(CUDA_LEFT_OUT)
+  message(STATUS "CUDA backend: left out, ${CUDA_LEFT_OUT} (npm run setup -- --cuda brings one)")
+else()
+  message(STATUS "CUDA backend: with ${NVCC} ${NVCC_VERSION}")
+endif()
