@@ -348,7 +348,12 @@ void expect_sums(const std::vector<float>& got, const std::vector<float>& want) 
   for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5 * (10 + std::abs(want[i]))) << i;
 }
 
-ConvForm widened(ConvForm form, const Widths& w, int columns, size_t shared_bytes) {
+// `form` in tiles of 128 rows and so many columns, of `rows` in all.
+ConvForm widened(ConvForm form, const Widths& w, int64_t rows, int columns, size_t shared_bytes) {
+  form = form.whole();
+  form.tile_m = 128;
+  form.tiles = (rows + 127) / 128;
+  form.tiles_a_block = 1;
   form.tensor_cores = w.tensor_cores;
   form.tile_n = columns;
   form.shared_bytes = shared_bytes;
@@ -378,7 +383,7 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
       const auto run = [&](int columns, bool stats, unsigned schedule) {
         ConvForm form = cuda::conv_forward_form(g, w.type);
         EXPECT_EQ(form.gathered, gathered);
-        form = widened(form, w, columns, tile_bytes<cuda::Layout::by_rows>(dtype, columns));
+        form = widened(form, w, g.dst_pixels(), columns, tile_bytes<cuda::Layout::by_rows>(dtype, columns));
         std::vector<uint8_t> dst(static_cast<size_t>(g.dst_pixels() * g.oc) * bytes_of(dtype));
         std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 2 * g.oc));
         cuda::ConvArgs args{};
@@ -421,7 +426,7 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnes) {
     const std::vector<float> mean = norm(4), inv_std = norm(5), scale = norm(6), shift = norm(7);
     const auto run = [&](int columns, bool bn, unsigned schedule) {
       ConvForm form = cuda::conv_backward_data_form(g, w.type);
-      form = widened(form, w, columns, tile_bytes<cuda::Layout::by_depth>(dtype, columns));
+      form = widened(form, w, g.src_pixels(), columns, tile_bytes<cuda::Layout::by_depth>(dtype, columns));
       std::vector<uint8_t> dst(static_cast<size_t>(g.src_pixels() * g.ic) * bytes_of(dtype));
       std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 2 * g.ic));
       cuda::ConvBwdDataArgs args{};
