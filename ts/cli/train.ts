@@ -297,7 +297,7 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
     await model.close()
   }
   interrupts.release()
-  const code = await rerun(outDir, { json: ui.json, env: io.env, ui })
+  const code = await rerun(outDir, o, { env: io.env, ui })
   if (code === undefined) throw fault
   return code
 }
