@@ -115,7 +115,7 @@ Status Executable::allocate() {
     *block = std::move(allocated.value());
   }
   EFF_RETURN_IF_ERROR(allocate_scratch());
-  EFF_RETURN_IF_ERROR(allocate(folded_[0]));
+  EFF_RETURN_IF_ERROR(allocate(folded()));
   EFF_RETURN_IF_ERROR(ring_.create(*memory_, plan_->arena_bytes(Arena::input),
                                    report_at(plan_->arena_bytes(Arena::output)) + kStepReportBytes));
   const auto upload = [&](CUdeviceptr to, std::span<const std::byte> bytes) -> Status {

@@ -40,10 +40,9 @@ Status Executable::fill_to_tune() {
     return ok_status();
   };
   EFF_RETURN_IF_ERROR(fill(memory_->arena(Arena::activations), memory_->bytes(Arena::activations)));
-  Folded& folded = folded_[0];
-  EFF_RETURN_IF_ERROR(fill(folded.prepared.data(), folded.prepared.bytes()));
-  for (const DeviceBlock& copy : folded.working) EFF_RETURN_IF_ERROR(fill(copy.data(), copy.bytes()));
-  const DeviceBlock& copy = folded.working[static_cast<int>(Arena::weights)];
+  EFF_RETURN_IF_ERROR(fill(folded().prepared.data(), folded().prepared.bytes()));
+  for (const DeviceBlock& copy : folded().working) EFF_RETURN_IF_ERROR(fill(copy.data(), copy.bytes()));
+  const DeviceBlock& copy = folded().working[static_cast<int>(Arena::weights)];
   if (!copy.bytes()) return ok_status();
   const auto cast =
       bind_launches(*memory_->device(), {cast_weights_launch(memory_->arena(Arena::weights), copy.data(),

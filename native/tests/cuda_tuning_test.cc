@@ -33,9 +33,22 @@ F* of_fake(const char* library, const char* name) {
 }
 int live_objects() { return of_fake<int()>("libcuda.so.1", "fake_cuda_live")(); }
 int calls(const char* name) { return of_fake<int(const char*)>("libcuda.so.1", "fake_cuda_calls")(name); }
+
+// The libraries that stand in here, and what their functions for tests begin with.
+constexpr std::pair<const char*, const char*> kLibraries[] = {
+    {"libcublasLt.so.13", "fake_cublaslt"},
+#ifdef EFFNET_TEST_CUDNN
+    {"libcudnn.so.9", "fake_cudnn"},
+#endif
+};
+template <class F>
+F* of_library(const std::pair<const char*, const char*>& library, const char* function) {
+  return of_fake<F>(library.first, (library.second + std::string(function)).c_str());
+}
 int live_of_libraries() {
-  return of_fake<int()>("libcublasLt.so.13", "fake_cublaslt_live")() +
-         of_fake<int()>("libcudnn.so.9", "fake_cudnn_live")();
+  int live = 0;
+  for (const auto& library : kLibraries) live += of_library<int()>(library, "_live")();
+  return live;
 }
 
 constexpr const char* kSettings[] = {"FAKE_CUDA_FAIL",     "FAKE_CUDA_TIMES",      "FAKE_CUDA_CACHE",
@@ -54,14 +67,11 @@ class CudaTuning : public testing::Test {
   void TearDown() override {
     for (const char* name : kSettings) unsetenv(name);
     reset();
-    for (const auto& [library, misuse] :
-         {std::pair("libcublasLt.so.13", "fake_cublaslt_misuse"), std::pair("libcudnn.so.9", "fake_cudnn_misuse")})
-      EXPECT_STREQ(of_fake<const char*()>(library, misuse)(), "");
+    for (const auto& library : kLibraries) EXPECT_STREQ(of_library<const char*()>(library, "_misuse")(), "");
   }
   static void reset() {
     of_fake<void()>("libcuda.so.1", "fake_cuda_reset")();
-    of_fake<void()>("libcublasLt.so.13", "fake_cublaslt_reset")();
-    of_fake<void()>("libcudnn.so.9", "fake_cudnn_reset")();
+    for (const auto& library : kLibraries) of_library<void()>(library, "_reset")();
   }
 
   // Arenas as large as the plan's, of numbers that every arena has others of.
@@ -121,6 +131,7 @@ TEST_F(CudaTuning, TheFastestByTheClockIsTaken) {
   EXPECT_EQ(first_kernel(product, {}), "linear_f32:cublaslt");
 }
 
+#ifdef EFFNET_TEST_CUDNN
 TEST_F(CudaTuning, EnginesOfCudnnAreMeasuredByName) {
   const auto training = corpus_plan(kTraining);
   setenv("FAKE_CUDNN_ENGINES", "3", 1);
@@ -158,6 +169,7 @@ TEST_F(CudaTuning, PartsOfAnOpAreMeasuredInAllCombinations) {
   EXPECT_EQ(kernels((slow + "cudnn/eng7=90,cudnn/eng8=90,cublaslt/0=8,cublaslt/1=7").c_str()),
             (std::set<std::string>{"conv2d_bwd_bf16:cublaslt/1+cublaslt/1"}));
 }
+#endif
 
 TEST_F(CudaTuning, EqualOpsAreMeasuredOnce) {
   const auto training = corpus_plan(kTraining);
@@ -181,6 +193,18 @@ TEST_F(CudaTuning, WhatThePlanKeepsIsAsItWas) {
     EXPECT_GT(bound.value()->tuning().measured, 0);
     EXPECT_TRUE(contents(*memory) == before);
   }
+}
+
+// A plan may be bound while the moving average is evaluated; its kernels read 16-bit copies that were made of it.
+TEST_F(CudaTuning, KernelsAreMeasuredWhileWeightsAndAverageAreExchanged) {
+  const auto training = corpus_plan(kTraining);
+  const auto memory = memory_for(training);
+  ASSERT_TRUE(memory->swap(Arena::weights, Arena::ema).ok());
+  const auto before = contents(*memory);
+  const auto bound = bind(memory, training, kMeasure);
+  ASSERT_TRUE(bound.ok()) << bound.status().message();
+  EXPECT_GT(bound.value()->tuning().measured, 0);
+  EXPECT_TRUE(contents(*memory) == before);
 }
 
 TEST_F(CudaTuning, KeptChoicesAreTakenWithoutMeasuringAndGiveTheSameBits) {
