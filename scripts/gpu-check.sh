@@ -8,16 +8,17 @@
 #
 #   smoke      driver, GPU, what doctor says                          fails where there is no GPU
 #   kernels    the kernel tests, launched through the driver          against float64
-#   layers     the layers of the models at their sizes, op by op      against float64
+#   layers     the layers of the models, B4 and V2-S at half size     op by op, against float64
 #   model      whole steps beside the CPU backend; logits of photos
 #   memcheck   kernel tests under compute-sanitizer, for wrong addresses
-#   bench      training and inference, images/s; the longest ops
+#   bench      training and inference, images/s; the longest ops; kernels by the table
 #   peer       PyTorch on the same work
 #   counters   hardware counters of a step's kernels
 # A second call, --stage second (or by name), has what the first has no time for:
 #   racecheck  kernel tests under compute-sanitizer's search for races
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
 #   shapes     the layers of the models at the sizes, types and precisions that `layers` leaves out
+#   tuned      bench with measured kernels
 #   finetune   a training run on the photos of models/demo, its accuracy beside the CPU's
 #
 # Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results are appended to
@@ -28,15 +29,29 @@ cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
 stages=smoke,kernels,layers,model,memcheck,bench,peer,counters
 out=gpu-check-results
+known=smoke,kernels,layers,model,memcheck,bench,peer,counters,racecheck,libraries,shapes,tuned,finetune,second
+usage() {
+  echo "gpu-check.sh: $1; --pack, --stage A,B, --out DIR, --rehearse; stages: ${known//,/ }" >&2
+  exit 64
+}
 while [ $# -gt 0 ]; do
   case "$1" in
+    --stage | --out) [ $# -ge 2 ] || usage "$1 wants a word behind it" ;;
+  esac
+  case "$1" in
     --pack) exec node scripts/gpu/pack.mjs "$pack" ;;
-    --stage) stages=$2; shift 2; [ "$stages" = second ] && stages=smoke,racecheck,libraries,shapes,finetune ;;
+    --stage) stages=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
-    --rehearse) export EFFNET_REHEARSE=1 EFFNET_CUDA_TUNE=0; shift ;;
-    *) echo "gpu-check.sh: unknown argument $1; --pack, --stage A,B, --out DIR, --rehearse" >&2; exit 64 ;;
+    --rehearse) export EFFNET_REHEARSE=1; shift ;;
+    *) usage "unknown argument $1" ;;
   esac
 done
+for each in ${stages//,/ }; do
+  case ",$known," in *",$each,"*) ;; *) usage "no stage is called $each" ;; esac
+done
+[ "$stages" = second ] && stages=racecheck,libraries,shapes,tuned,finetune
+# Whether there is a GPU decides over all others.
+case ",$stages," in *,smoke,*) ;; *) stages=smoke,$stages ;; esac
 if [ ! -f "$pack/pack.tar.xz" ]; then
   echo "no $pack/pack.tar.xz: run scripts/gpu-check.sh --pack where there is a network, and bring the folder" >&2
   exit 66
@@ -49,7 +64,7 @@ trap 'rm -rf "$at"' EXIT
 tar -xJf "$pack/pack.tar.xz" -C "$at" || exit 66
 mkdir -p "$at/scripts" && cp -r bin models package.json "$at" && cp -r scripts/gpu "$at/scripts" || exit 66
 cd "$at" || exit 1
-export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib" PYTHONUNBUFFERED=1
+export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib" PYTHONUNBUFFERED=1 EFFNET_CUDA_TUNE=0 EFFNET_CACHE_DIR="$at/cache"
 rehearsing=${EFFNET_REHEARSE:-0}
 # Of the whole script, unpacking included.
 deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
@@ -89,6 +104,7 @@ if [ $smoke -eq 0 ]; then
   stage racecheck 200 bash scripts/gpu/memcheck.sh racecheck
   stage libraries 60 bash scripts/gpu/kernels.sh libraries
   stage shapes 120 bash scripts/gpu/layers.sh more
+  stage tuned 200 env EFFNET_CUDA_TUNE=1 node scripts/gpu/bench.mjs
   stage finetune 100 node scripts/gpu/finetune.mjs
 fi
 cat "$out/table.txt"

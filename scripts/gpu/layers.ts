@@ -1,5 +1,5 @@
 /**
- * Every layer shape of a model on the GPU at its real size, one op at a time beside the float64 interpreter. A line a difference, a
+ * Every layer shape of a model on the GPU at the given size, one op at a time beside the float64 interpreter. A line a difference, a
  * line an op of how much of its limit it took, the number of ops and differences last. Bundled by pack.mjs: what checks them in CI is the same code on smaller images.
  *
  *   layers.mjs MODEL DTYPE IMAGE_SIZE BATCH

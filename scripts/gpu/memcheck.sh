@@ -6,8 +6,9 @@ if ! command -v compute-sanitizer >/dev/null; then
   exit 75
 fi
 failed=()
-for name in elementwise source_norm; do
-  compute-sanitizer --tool "$tool" --error-exitcode 9 "tests/gpu_${name}_test" --gtest_brief=1 || failed+=("$name")
+programs=(source_norm conv depthwise elementwise optimizer)
+for name in "${programs[@]}"; do
+  EFFNET_RUNS_OF_A_FORM=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "tests/gpu_${name}_test" --gtest_brief=1 || failed+=("$name")
 done
-echo "$tool: ${#failed[@]} of 2 programs with errors ${failed[*]:-}"
+echo "$tool: ${#failed[@]} of ${#programs[@]} programs with errors ${failed[*]:-}"
 [ ${#failed[@]} -eq 0 ]

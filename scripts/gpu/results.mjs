@@ -33,7 +33,8 @@ export function reports(folder) {
   return rowsOf(path.join(folder, 'bench.log')).map((row) => {
     const peer = peers.get(keyOf(row))
     const gpu = machine.gpus[0].name
-    const versions = `cuda${machine.driverVersion}`
+    // As the driver counts: 13020 is 13.2.
+    const versions = `cuda${Math.floor(machine.driverVersion / 1000)}.${(machine.driverVersion % 1000) / 10}`
     const work = [row.mode, row.model, `${row.size}px`, row.precision, `b${row.batch}`]
     const floor = row.floor_ms > 0 ? row.floor_ms / row.ops_ms : null
     const ratio = peer ? row.images_per_s / peer.images_per_s : null

@@ -52,9 +52,25 @@ describe('scripts/gpu-check.sh', () => {
     expect(stages).toEqual({ smoke: 'passed', model: 'FAILED', peer: 'skipped' })
     expect(status).toBe(1)
   })
+  it.each([
+    [['--stage', 'modell'], 'no stage is called modell'],
+    [['--stage', 'smoke,modell'], 'no stage is called modell'],
+    [['--stage'], '--stage wants a word behind it'],
+    [['--help'], 'unknown argument --help'],
+  ])('refuses %j', (args, message) => {
+    const { status, stderr } = spawnSync('/bin/bash', ['scripts/gpu-check.sh', ...args], { encoding: 'utf8' })
+    expect({ status, stderr }).toEqual({ status: 64, stderr: expect.stringContaining(message) })
+    expect(stderr).toContain('memcheck')
+  })
+  it('asks for a GPU before any stage', { timeout: 60_000 }, () => {
+    expect(check({ 'smoke.mjs': 'echo no GPU; exit 69' }, ['--stage', 'bench'], '60')).toEqual({
+      status: 69,
+      stages: { smoke: 'FAILED' },
+    })
+  })
   it('has a second call', { timeout: 60_000 }, () => {
     const { status, stages } = check({}, ['--stage', 'second'], '60')
-    expect(Object.keys(stages)).toEqual(['smoke', 'racecheck', 'libraries', 'shapes', 'finetune'])
+    expect(Object.keys(stages)).toEqual(['smoke', 'racecheck', 'libraries', 'shapes', 'tuned', 'finetune'])
     expect(status).toBe(0)
   })
 })
@@ -65,7 +81,7 @@ describe('results of a GPU', () => {
   it('are a file a case, the peer of the same run beside it', () => {
     write(
       'smoke.log',
-      '{\n "driverVersion": "13.0",\n "gpus": [{ "name": "NVIDIA H200" }]\n}\nNVIDIA H200, compute capability 9.0\n',
+      '{\n "driverVersion": 13000,\n "gpus": [{ "name": "NVIDIA H200" }]\n}\nNVIDIA H200, compute capability 9.0\n',
     )
     write('table.txt', 'gpu-check 2026-11-21T10:00:00Z effnet-native abc\nstage result s note\n')
     const measured = { images_per_s: 3000, ms: 85, ops_ms: 80, floor_ms: 20 }
