@@ -216,7 +216,10 @@ describe.skipIf(!built)(`kernels that are measured${built ? '' : ' (no fake driv
       await run(outDir, 1, SECOND)
       const info = await binding().cudaInfo()
       vi.spyOn(binding(), 'cudaInfo').mockResolvedValue({ ...info, driverVersion: 13010 })
-      expect(await run(outDir, 2, FIRST)).toMatchObject({ kernels: ['linear_f32:cublaslt/0'], warnings: ['resume-kernels'] })
+      expect(await run(outDir, 2, FIRST)).toMatchObject({
+        kernels: ['linear_f32:cublaslt/0'],
+        warnings: ['resume-machine', 'resume-kernels'],
+      })
       // From then on these are the run's.
       expect(await run(outDir, 3, SECOND)).toMatchObject({ kernels: ['linear_f32:cublaslt/0'], warnings: [] })
     })

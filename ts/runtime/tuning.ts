@@ -61,7 +61,7 @@ const isChoices = (value: unknown): value is KernelChoices =>
 const sameMachine = (a: TuningMachine, b: TuningMachine): boolean => JSON.stringify(a) === JSON.stringify(b)
 
 /** By name, those of `libraries` too. */
-const leaves = ({ libraries, ...rest }: TuningMachine): Record<string, string> =>
+export const machineFacts = ({ libraries, ...rest }: Partial<TuningMachine>): Record<string, string> =>
   Object.fromEntries(Object.entries({ ...rest, ...libraries }).map(([key, value]) => [key, String(value)]))
 
 async function machineOf(device: string): Promise<TuningMachine> {
@@ -105,15 +105,27 @@ export class KernelTuning {
     return Object.keys(this.chosen).length > 0 ? { machine: this.machine, choices: this.chosen } : null
   }
 
-  /** What a checkpoint's run had: plans that are bound from now on have it too. */
-  resume(state: KernelState | null | undefined): void {
-    if (!state || this.mode !== 'measure' || !isChoices(state.choices)) return
+  /** What a checkpoint's run had: plans that are bound from now on have it too, unless kernels come by a table (`table`, as in `request`). */
+  resume(state: KernelState | null | undefined, table = false): void {
+    if (!state || !isChoices(state.choices)) return
+    if (table || this.mode !== 'measure') {
+      const why = table
+        ? 'deterministic takes those of a table'
+        : this.mode === 'table'
+          ? 'EFFNET_CUDA_TUNE=0 takes those of a table'
+          : 'EFFNET_CUDA_TUNE=again measures them again'
+      this.tell(
+        'resume-kernels',
+        `the run's kernels were measured, ${why}: results will not be bit-identical to an uninterrupted run`,
+      )
+      return
+    }
     if (sameMachine(state.machine, this.machine)) {
       this.resumed = state.choices
       return
     }
-    const then = leaves(state.machine)
-    const others = Object.entries(leaves(this.machine)).filter(([key, value]) => then[key] !== value)
+    const then = machineFacts(state.machine)
+    const others = Object.entries(machineFacts(this.machine)).filter(([key, value]) => then[key] !== value)
     const list = others.map(([key, value]) => `${key} was ${then[key] ?? 'absent'} and is ${value}`)
     this.tell(
       'resume-kernels',

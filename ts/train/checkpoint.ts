@@ -8,7 +8,8 @@ import { binding, type LossScale } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import type { ModelConfig } from '../nn/index.js'
 import type { Session } from '../runtime/session.js'
-import type { KernelState } from '../runtime/tuning.js'
+import type { KernelState, TuningMachine } from '../runtime/tuning.js'
+import { machineFacts } from '../runtime/tuning.js'
 import { packageVersion } from '../version.js'
 import {
   CHECKPOINT_VERSION,
@@ -38,6 +39,10 @@ export interface MachineState {
   onednn: string
   isa: string
   onednnIsa: string
+  /** Absent in runs from before it was kept. */
+  device?: 'cpu' | 'cuda'
+  /** Of a run on one. */
+  gpu?: TuningMachine
 }
 
 export interface TrainState {
@@ -76,10 +81,27 @@ export interface TrainState {
   result: FitResult | null
 }
 
-export function machineState(): MachineState {
+export function machineState({ tuning }: Pick<Session, 'tuning'>): MachineState {
   const native = binding()
   const { isa, onednnIsa } = native.cpuInfo()
-  return { package: packageVersion(), onednn: native.version().onednn, isa, onednnIsa }
+  const device = tuning ? ({ device: 'cuda', gpu: tuning.machine } as const) : ({ device: 'cpu' } as const)
+  return { package: packageVersion(), onednn: native.version().onednn, isa, onednnIsa, ...device }
+}
+
+/** What differs between two, in words: `isa was avx2 and is avx3`. */
+export function changedMachine(then: MachineState, now: MachineState): string[] {
+  const facts = ({ device, gpu, ...rest }: MachineState): Record<string, string> => ({
+    ...rest,
+    ...(device && { device }),
+    // Of a GPU that is there on one side alone the device says enough.
+    ...(gpu && then.gpu && now.gpu && machineFacts(gpu)),
+  })
+  const [before, after] = [facts(then), facts(now)]
+  // Of runs from before it was kept the device is not known.
+  if (then.device === undefined) delete after['device']
+  return [...new Set([...Object.keys(before), ...Object.keys(after)])]
+    .filter((key) => before[key] !== after[key])
+    .map((key) => `${key} was ${before[key] ?? 'absent'} and is ${after[key] ?? 'absent'}`)
 }
 
 export const modelJson = (config: ModelConfig, classes: readonly string[] | undefined): ModelJson => ({

@@ -244,7 +244,7 @@ export class FitRun implements TrainerContext, ValidationHost {
   }
 
   private goOnFrom(resume: ResumePoint): void {
-    const warnings = resumeWarnings(resume, this.options, this.data!, this.model.frozen)
+    const warnings = resumeWarnings(resume, this.options, this.data!, this.model.frozen, machineState(this.model.session))
     for (const { code, message, hint } of warnings) this.warn(code, message, hint)
     this.progress.load(resume.state)
     this.resumedFrom = { path: resume.dir, step: resume.state.step }
@@ -343,7 +343,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     session.deterministic = o.deterministic
     if (session.tuning) {
       session.tuning.onWarning = (...w) => this.warn(...w)
-      if (!o.deterministic) session.tuning.resume(resume?.state.kernels)
+      session.tuning.resume(resume?.state.kernels, o.deterministic)
     }
     await plans.exclusive(async () => {
       this.plan = await session.trainPlan({
@@ -387,7 +387,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     this.logs = [csv, jsonl]
     this.callbacks = new CallbackList([...this.logs, ...(this.given.callbacks ?? [])] as Callback[])
     await folder.writeConfig(this.given.config ?? plainOptions(this.given), o)
-    await folder.writeEnvironment(this.given.command, { precision: o.precision, threads: this.model.session.threads })
+    await folder.writeEnvironment(this.given.command, o.precision, this.model.session)
     this.keeper = new CheckpointKeeper(folder, this.model, { optimizer: o.optimizer.name, ema: o.ema > 0 }, async (event) => {
       this.hub.emit(event)
       await this.callbacks.call('onCheckpointSave', this, event)
@@ -677,7 +677,7 @@ export class FitRun implements TrainerContext, ValidationHost {
         callbacks: this.callbacks.state(),
         frozen: this.model.frozen,
         data: data!,
-        machine: machineState(),
+        machine: machineState(this.model.session),
         kernels: this.model.session.tuning?.state ?? null,
         result,
       },

@@ -5,7 +5,14 @@ import { setImmediate } from 'node:timers/promises'
 import { binding } from '../binding.js'
 import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
-import { type ModelJson, machineState, peekModelJson, readTrainState, type TrainState } from './checkpoint.js'
+import {
+  changedMachine,
+  type MachineState,
+  type ModelJson,
+  peekModelJson,
+  readTrainState,
+  type TrainState,
+} from './checkpoint.js'
 import {
   duplicateFolder,
   findFolder,
@@ -187,10 +194,17 @@ const DECISIVE = [
   'maxSteps',
   'seed',
   'dataBackend',
+  'deterministic',
+  'lossScale',
 ] as const satisfies readonly (keyof ResolvedOptions)[]
 
 /** Of runs from before there was such an option. */
-const BEFORE: Partial<Record<keyof ResolvedOptions, unknown>> = { accumulate: 1, dataBackend: 'cpu' }
+const BEFORE: Partial<Record<keyof ResolvedOptions, unknown>> = {
+  accumulate: 1,
+  dataBackend: 'cpu',
+  deterministic: false,
+  lossScale: null,
+}
 
 /** Values by the path to them: `optimizer.lr`. A list is one value. */
 function leaves(value: unknown, name: string): [string, string][] {
@@ -205,7 +219,7 @@ export function changedOptions(then: ResolvedOptions, now: ResolvedOptions): str
     const before = new Map(leaves(then[key] === undefined ? BEFORE[key] : then[key], key))
     return leaves(now[key], key)
       .filter(([name, value]) => before.get(name) !== value)
-      .map(([name, value]) => `${name} was ${before.get(name) ?? 'not set'} and is ${value}`)
+      .map(([name, value]) => `${name} was ${before.get(name) ?? (value === 'not set' ? 'set' : 'not set')} and is ${value}`)
   })
 }
 
@@ -218,6 +232,7 @@ export function resumeWarnings(
   options: ResolvedOptions,
   data: TrainState['data'],
   frozen: readonly string[],
+  machine: MachineState,
 ): { code: string; message: string; hint?: string }[] {
   const { state, dir } = point
   if (state.options.model !== options.model || state.options.numClasses !== options.numClasses) {
@@ -254,13 +269,11 @@ export function resumeWarnings(
       message: `the training images changed (${state.data.images} then, ${data.images} now); the order of samples will differ`,
     })
   }
-  const machine = machineState()
-  const others = (['package', 'onednn', 'isa', 'onednnIsa'] as const).filter((key) => state.machine[key] !== machine[key])
+  const others = changedMachine(state.machine, machine)
   if (others.length > 0) {
-    const list = others.map((key) => `${key} was ${state.machine[key]} and is ${machine[key]}`).join(', ')
     warnings.push({
       code: 'resume-machine',
-      message: `${list}; results will not be bit-identical to an uninterrupted run`,
+      message: `${others.join(', ')}; results will not be bit-identical to an uninterrupted run`,
     })
   }
   return warnings

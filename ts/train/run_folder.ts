@@ -7,6 +7,7 @@ import { promisify } from 'node:util'
 import { binding } from '../binding.js'
 import type { BadFile } from '../data/types.js'
 import { EffnetError } from '../errors.js'
+import type { Session } from '../runtime/session.js'
 import { packageVersion } from '../version.js'
 import { findFolder } from './checkpoint_folder.js'
 import { logFault } from './fault.js'
@@ -101,7 +102,11 @@ export class RunFolder {
     await writeAtomic(this.file('resolved.yaml'), stringify(resolved))
   }
 
-  async writeEnvironment(command: readonly string[] | undefined, more: Record<string, unknown>): Promise<void> {
+  async writeEnvironment(
+    command: readonly string[] | undefined,
+    precision: string,
+    { threads, device, tuning }: Pick<Session, 'threads' | 'device' | 'tuning'>,
+  ): Promise<void> {
     const native = binding()
     await writeAtomic(
       this.file('environment.json'),
@@ -115,7 +120,11 @@ export class RunFolder {
         cpu: native.cpuInfo(),
         hostCores: os.cpus().length,
         memoryBytes: os.totalmem(),
-        ...more,
+        precision,
+        threads,
+        device,
+        // GPU, compute capability, driver and libraries.
+        ...(tuning && { gpu: tuning.machine }),
         command: command ?? null,
         cwd: process.cwd(),
         git: await gitCommit(),
