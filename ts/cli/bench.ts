@@ -2,7 +2,7 @@ import type { Peaks } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
-import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine } from './model_source.js'
+import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine, tellWarnings } from './model_source.js'
 import { defineOptions, ENGINE, OPTIMIZER } from './options.js'
 import { groupKernels, profileObject, profileOf, profileTables } from './profile.js'
 import { compact, grouped, mebibytes, type Ui } from './ui.js'
@@ -163,6 +163,7 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
     ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),
     ...(o.seed === undefined ? {} : { seed: o.seed }),
   })
+  tellWarnings(model, ui)
   try {
     const { config, session } = model
     const imageSize = o.imageSize ?? (mode === 'train' ? config.imageSize : config.evalSize)

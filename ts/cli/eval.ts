@@ -1,3 +1,4 @@
+import { cpuDecodedText } from '../data/cpu_decoded.js'
 import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import { defineVerb } from './call.js'
@@ -50,7 +51,7 @@ export const verb = defineVerb(
       ...(o.seed === undefined ? {} : { seed: o.seed }),
     })
     ui.line(`data   ${shown(data.root)} ${grouped(data.length)} images, ${grouped(data.classes.length)} classes`)
-    const model = await openModel(o)
+    const model = await openModel(o, ui)
     try {
       ui.line(await modelLine(model, o.imageSize ?? model.config.evalSize))
       if (data.classes.length !== model.config.numClasses) throw otherClasses(data, model.config.numClasses)
@@ -81,7 +82,7 @@ export const verb = defineVerb(
       if (!ui.json)
         ui.answer(`${text} · val/loss ${metrics['val/loss']!.toFixed(5)} · ${images} images · ${grouped(imagesPerS)} img/s`)
       for (const bad of badFiles) ui.warn(bad.code, `${bad.code}  ${shown(bad.path)}: ${bad.message}`)
-      if (cpuDecodedFiles) ui.line(`gpu    ${grouped(cpuDecodedFiles)} files were decoded on the CPU: nvJPEG does not take them`)
+      if (cpuDecodedFiles) ui.line(`gpu    ${cpuDecodedText(cpuDecodedFiles, grouped(cpuDecodedFiles))}`)
       ui.warningsLeft()
       ui.object({
         result: {

@@ -53,7 +53,18 @@ function checkWords(o: WeightsValues): void {
  * Weights that can answer: EFF_WEIGHTS_MISSING where a model has none, EFF_WEIGHTS_SHAPE where `--num-classes` is not the
  * number the weights have (their classifier would be replaced by an untrained one).
  */
-export async function openModel(o: WeightsValues): Promise<Model> {
+export async function openModel(o: WeightsValues, ui: Pick<Ui, 'warn'>): Promise<Model> {
+  const model = await openChecked(o)
+  tellWarnings(model, ui)
+  return model
+}
+
+/** What the model's session has to say of its kernels goes to the console, with `--json` too: to stderr. */
+export function tellWarnings({ session: { tuning } }: { session: Pick<Model['session'], 'tuning'> }, ui: Pick<Ui, 'warn'>): void {
+  if (tuning) tuning.onWarning = (code, message) => ui.warn(code, message)
+}
+
+async function openChecked(o: WeightsValues): Promise<Model> {
   checkWords(o)
   if (o.checkpoint !== undefined) {
     const { loadModel } = await import('../model.js')

@@ -78,7 +78,7 @@ export const verb = defineVerb(
     await checkDeviceOption(o.device)
     const { expandInputs } = await import('./inputs.js')
     const files = await expandInputs(args)
-    const model = await openModel(o)
+    const model = await openModel(o, ui)
     const failed: PredictionError['error'][] = []
     try {
       const results = model.predictStream(files, {

@@ -1,5 +1,7 @@
 /** What a training run shows: plan, live line, a row an epoch, checkpoints in `-v`, warnings once each. */
+
 import path from 'node:path'
+import { cpuDecodedText } from '../data/cpu_decoded.js'
 import type {
   CheckpointEvent,
   EpochEvent,
@@ -248,8 +250,7 @@ export function endBlock(ui: Ui, result: FitResult, context: EndContext): void {
     ui.line(
       `bad    ${result.badFiles.length} files could not be read${result.outDir ? `: ${shown(path.join(result.outDir, 'bad_files.csv'))}` : ''}`,
     )
-  if (result.cpuDecodedFiles)
-    ui.line(`gpu    ${grouped(result.cpuDecodedFiles)} files were decoded on the CPU: nvJPEG does not take them`)
+  if (result.cpuDecodedFiles) ui.line(`gpu    ${cpuDecodedText(result.cpuDecodedFiles, grouped(result.cpuDecodedFiles))}`)
   const files = [result.report, result.outDir && path.join(result.outDir, 'metrics.csv'), result.checkpoint].filter(
     (f): f is string => Boolean(f),
   )

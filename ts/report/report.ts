@@ -1,5 +1,7 @@
 /** report.html of a run folder: one file with everything in it, made from the folder's own files, no network. */
+
 import path from 'node:path'
+import { cpuDecodedText } from '../data/cpu_decoded.js'
 import { EffnetError } from '../errors.js'
 import { readOptional, writeAtomic } from '../train/files.js'
 import type { EvaluateDetails, FitResult } from '../train/types.js'
@@ -245,9 +247,7 @@ function health({ result, details }: RunFiles): string {
     bad.length === 0
       ? `<p>No unreadable files. ${imbalance}</p>`
       : `<p>${bad.length} unreadable files were skipped (bad_files.csv). ${imbalance}</p><div class="scroll"><table><tbody>${rows}</tbody></table></div>`
-  const onCpu = result.cpuDecodedFiles
-    ? `<p>${result.cpuDecodedFiles} files were decoded on the CPU: nvJPEG does not take them.</p>`
-    : ''
+  const onCpu = result.cpuDecodedFiles ? `<p>${cpuDecodedText(result.cpuDecodedFiles)}.</p>` : ''
   return `<section><h2>Data</h2>${body}${onCpu}</section>`
 }
 

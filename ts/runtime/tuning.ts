@@ -81,7 +81,7 @@ async function machineOf(device: string): Promise<TuningMachine> {
 
 /** The choices of one model on a GPU. */
 export class KernelTuning {
-  /** Who hears of what could not be kept or used; without, the process's warnings have it. */
+  /** Who hears of what could not be kept or used. */
   onWarning: Warn | undefined
   /** Of a checkpoint. */
   private resumed: KernelChoices = {}
@@ -195,8 +195,7 @@ export class KernelTuning {
   }
 
   private tell(code: string, message: string): void {
-    if (this.onWarning) this.onWarning(code, message)
-    else process.emitWarning(message, { type: 'EffnetWarning', code })
+    this.onWarning?.(code, message)
   }
 
   private warnOnce(message: string): void {
