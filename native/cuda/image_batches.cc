@@ -56,6 +56,8 @@ Status DeviceBatch::copy_to(CUdeviceptr to, uint64_t bytes, CUstream stream) con
     return error(Code::invalid_argument, "the batch has %llu bytes, the plan reads %llu",
                  static_cast<unsigned long long>(block_.bytes()), static_cast<unsigned long long>(bytes));
   EFF_CUDA(driver, cuStreamWaitEvent, stream, ready_, 0);
+  // Who waits for this copy waits for those on other streams too: there is one event for all.
+  EFF_CUDA(driver, cuStreamWaitEvent, stream, copied_, 0);
   EFF_CUDA(driver, cuMemcpyDtoDAsync, to, block_.address(), bytes, stream);
   EFF_CUDA(driver, cuEventRecord, copied_, stream);
   return ok_status();
@@ -247,8 +249,8 @@ Status ImageBatches::decode(const Staging& staging, const Part& part) {
     files.push_back(file_of(image));
     places.push_back({scratch_.data() + part.at[i], pitch_of(image)});
   }
-  if (files.size() != decoded_at_once_) EFF_CUDA(driver(), cuStreamSynchronize, stream());
-  decoded_at_once_ = files.size();
+  // A hardware engine writes where kernels of the part before may still read (NvJpeg::decode).
+  EFF_CUDA(driver(), cuStreamSynchronize, stream());
   return decoder_->decode(files, places, stream());
 }
 
@@ -303,7 +305,12 @@ StatusOr<std::shared_ptr<DeviceInput>> ImageBatches::make(std::span<const std::s
   EFF_CUDA(driver(), cuEventSynchronize, staging.done);  // of the batch before: its files and tables have been read
   staging.images.assign(images.begin(), images.end());
   auto made = make_in(staging, refused);
-  // What was queued of it reads what is staged.
+  if (made.status().code() == Code::oom)
+    made = error(Code::oom, "%s, for images decoded on the GPU (%.0f MiB at most, beside the model's memory): %s",
+                 made.status().message().c_str(),
+                 static_cast<double>(options_.scratch_bytes + options_.keep * options_.bytes) / (1 << 20),
+                 "dataBackend: 'cpu' needs none of it, a smaller batch less");
+  // What was queued of it reads what is staged; and a fault of the device, which a refusal may look like, is told here.
   if (!made.ok() || !made.value()) EFF_CUDA(driver(), cuStreamSynchronize, stream());
   return made;
 }

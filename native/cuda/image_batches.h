@@ -30,7 +30,8 @@ class DeviceBatch final : public DeviceInput {
   // The maker, before it writes and after: it waits for copies of what was there before.
   Status begin() const;
   Status end() const;
-  // Queues a copy of the first bytes on a stream, behind the maker's work.
+  // Queues a copy of the first bytes on a stream, behind the maker's work and copies asked for before. One caller at a
+  // time.
   Status copy_to(CUdeviceptr to, uint64_t bytes, CUstream stream) const;
 
  private:
@@ -93,7 +94,6 @@ class ImageBatches final : public DeviceImages {
   DeviceBlock scratch_;  // decoded images of a part, then what the first pass makes of them
   Staging stagings_[2];
   size_t next_ = 0;
-  size_t decoded_at_once_ = 0;
 };
 
 }  // namespace effnet::cuda

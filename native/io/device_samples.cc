@@ -18,7 +18,8 @@ Status prepare_for_device(const DeviceImages& device, std::vector<uint8_t>& file
   EFF_RETURN_IF_ERROR(reader.open(file.data(), file.size(), options.limits, abort));
   EFF_RETURN_IF_ERROR(reader.check_whole());
   const JpegInfo& info = reader.info();
-  if (!device.accepts(file, info.width, info.height).ok()) {
+  // Only of the usual colours decoders agree on what the components are.
+  if (!info.usual_colors || !device.accepts(file, info.width, info.height).ok()) {
     image.pixels.resize(square_bytes(options));
     return transformer.jpeg(file.data(), file.size(), options, key, image.pixels.data(), abort);
   }

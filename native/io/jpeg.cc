@@ -155,6 +155,7 @@ bool read_header(JpegSession& s) {
   s.parsed.height = static_cast<int>(s.info.image_height);
   s.parsed.components = s.info.num_components;
   s.parsed.progressive = s.info.progressive_mode;
+  s.parsed.usual_colors = s.info.jpeg_color_space == JCS_YCbCr || s.info.jpeg_color_space == JCS_GRAYSCALE;
   s.parsed.orientation = 1;
   for (const jpeg_marker_struct* m = s.info.marker_list; m; m = m->next) {
     if (m->marker != kExifMarker) continue;

@@ -28,6 +28,8 @@ struct JpegInfo {
   int components = 0;
   int orientation = 1;  // EXIF 1..8; 1 when absent or malformed
   bool progressive = false;
+  // Gray or YCbCr, as nearly all files; else RGB as it is, by an Adobe marker or its components' names, CMYK or YCCK.
+  bool usual_colors = true;
 };
 
 struct JpegSession;

@@ -252,7 +252,8 @@ TEST_F(CudaImages, ABatchAllocatesNothingOnceWarm) {
 TEST_F(CudaImages, RefusedFilesAreTheCpus) {
   const auto cpu = create(options(Mode::train, false));
   const Epoch here = epoch_of(*cpu, all());
-  for (const char* refused : {"nvjpegGetImageInfo:300:4", "nvjpegDecodeBatched:300:4", "nvjpegDecodeBatched:300:10"}) {
+  for (const char* refused : {"nvjpegGetImageInfo:300:4", "nvjpegDecodeBatched:300:4", "nvjpegDecodeBatched:300:6",
+                              "nvjpegDecodeBatched:300:8", "nvjpegDecodeBatched:300:10"}) {
     const Setting setting("FAKE_NVJPEG_REFUSE", refused);
     const auto loader = create(options(Mode::train, true));
     const Epoch there = epoch_of(*loader, all());
@@ -268,6 +269,60 @@ TEST_F(CudaImages, RefusedFilesAreTheCpus) {
             std::equal(here.bytes[b].begin() + at, here.bytes[b].begin() + at + kSquare, there.bytes[b].begin() + at));
       }
   }
+}
+
+// A decode that fails for the device is no file's failure: the stream says so.
+TEST_F(CudaImages, AFaultIsNoRefusal) {
+  of_fake<void()>("libnvjpeg.so.13", "fake_nvjpeg_reset")();
+  const Setting fails("FAKE_NVJPEG_FAIL", "nvjpegDecodeBatched:1:6"),
+      fault("FAKE_CUDA_FAIL", "cuStreamSynchronize:3:719");  // after that of the room for images and before the decode
+  {
+    const auto loader = create(options(Mode::train, true));
+    ASSERT_TRUE(loader->start(all(), 0, 1, 1, false).ok());
+    Status status;
+    for (int i = 0; i < 4 && status.ok(); ++i) status = next(*loader).status();
+    EXPECT_EQ(status.code(), Code::gpu_fault);
+    EXPECT_NE(status.message().find("(719)"), std::string::npos) << status.message();
+  }
+  context_lost = true;
+  reset();
+}
+
+// RGB that is not YCbCr: so named by its components, or by an Adobe marker. What nvJPEG makes of it is not asked.
+TEST_F(CudaImages, OtherColoursAreTheCpus) {
+  char folder[] = "/tmp/effnet-colours-XXXXXX";
+  ASSERT_TRUE(mkdtemp(folder));
+  const Bytes file = read_bytes(fixture_dir() / "444.jpg");
+  const auto segment = [](const Bytes& in, uint8_t marker) {  // where one begins
+    size_t at = 2;
+    while (in[at + 1] != marker) at += 2u + in[at + 2] * 256u + in[at + 3];
+    return at;
+  };
+  Bytes named = file;
+  named[segment(named, 0xe0) + 1] = 0xec;  // JFIF would mean YCbCr
+  const size_t frame = segment(named, 0xc0), scan = segment(named, 0xda);
+  for (size_t c = 0; c < 3; ++c) named[frame + 10 + 3 * c] = named[scan + 5 + 2 * c] = static_cast<uint8_t>("RGB"[c]);
+  Bytes marked = file;
+  marked[segment(marked, 0xe0) + 1] = 0xec;
+  const uint8_t adobe[] = {0xff, 0xee, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100, 0, 0, 0, 0, 0};
+  marked.insert(marked.begin() + 2, std::begin(adobe), std::end(adobe));
+  std::vector<Epoch> epochs;
+  for (const bool on_device : {false, true}) {
+    LoaderOptions with = options(Mode::eval, on_device);
+    for (const Bytes& bytes : {named, marked}) {
+      const std::string path = std::string(folder) + "/" + std::to_string(with.files.size()) + ".jpg";
+      std::ofstream(path, std::ios::binary)
+          .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+      with.labels.push_back(static_cast<int32_t>(with.files.size()) + 100);
+      with.files.push_back(path);
+    }
+    const auto loader = create(std::move(with));
+    epochs.push_back(epoch_of(*loader, {2, 12, 13, 4}));
+  }
+  EXPECT_TRUE(epochs[1].bytes == epochs[0].bytes);
+  EXPECT_TRUE(epochs[1].bad.empty());
+  EXPECT_EQ(epochs[1].on_cpu, (std::vector<uint32_t>{12, 13}));
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(CudaImages, UnreadableFilesAreSkippedAsOnTheCpu) {
@@ -331,6 +386,16 @@ TEST_F(CudaImages, FailingCallsEndTheEpochAndLeaveNothing) {
     for (int i = 0; i < 4 && status.ok(); ++i) status = next(*loader).status();
     EXPECT_FALSE(status.ok()) << fail;
   }
+}
+
+TEST_F(CudaImages, WithoutRoomItSaysWhatForAndTheMend) {
+  const Setting fail("FAKE_CUDA_FAIL", "cuMemAlloc:1:2");
+  const auto loader = create(options(Mode::train, true));
+  ASSERT_TRUE(loader->start(all(), 0, 1, 1, false).ok());
+  const Status status = next(*loader).status();
+  EXPECT_EQ(status.code(), Code::oom);
+  for (const char* said : {"MiB are free", "images decoded on the GPU", "dataBackend: 'cpu'"})
+    EXPECT_NE(status.message().find(said), std::string::npos) << status.message();
 }
 
 std::vector<std::string> files_in(const std::filesystem::path& folder) {
@@ -423,7 +488,7 @@ TEST_F(CudaImages, PhotosAreTheCpuPipelinesWithinATolerance) {
 
 // ---- the copy to where a step reads it -----------------------------------------------------------------------------
 
-// Eight batches of files that nvJPEG takes, so that it decodes as many at once each time and nothing waits for that.
+// Eight batches of files that nvJPEG takes.
 std::vector<uint32_t> taken() {
   std::vector<uint32_t> order;
   for (const uint32_t index : all(48))
@@ -432,14 +497,15 @@ std::vector<uint32_t> taken() {
 }
 
 // Copies of the batches of an epoch as a step takes them: on another stream, each batch let go of at once.
-StatusOr<std::vector<Bytes>> copies(const std::shared_ptr<cuda::Device>& device, Loader& loader) {
+StatusOr<std::vector<Bytes>> copies(const std::shared_ptr<cuda::Device>& device, Loader& loader,
+                                    const std::vector<uint32_t>& order = taken()) {
   const cuda::Driver& driver = device->driver();
   EFF_RETURN_IF_ERROR(device->enter());
   CUstream stream = nullptr;
   EFF_CUDA(driver, cuStreamCreateWithPriority, &stream, CU_STREAM_NON_BLOCKING, 0);
   std::vector<cuda::DeviceBlock> blocks;
-  Status status = loader.start(taken(), 0, 1, 11, true);
-  for (size_t i = 0; i < taken().size() / kBatch && status.ok(); ++i) {
+  Status status = loader.start(order, 0, 1, 11, true);
+  for (size_t i = 0; i < order.size() / kBatch && status.ok(); ++i) {
     const Result result = next(loader);
     status = result.status();
     if (!status.ok()) break;
@@ -451,7 +517,17 @@ StatusOr<std::vector<Bytes>> copies(const std::shared_ptr<cuda::Device>& device,
     status = batch.copy_to(blocks.back().address(), batch.bytes(), stream);
   }
   std::vector<Bytes> all;
-  if (status.ok()) status = cuda::driver_status(driver, "cuStreamSynchronize", driver.cuStreamSynchronize(stream));
+  // Both ways of waiting: a test may plant that one of them is missing.
+  CUevent end = nullptr;
+  if (status.ok())
+    status = [&]() -> Status {
+      EFF_CUDA(driver, cuEventCreate, &end, CU_EVENT_DISABLE_TIMING);
+      EFF_CUDA(driver, cuEventRecord, end, stream);
+      EFF_CUDA(driver, cuEventSynchronize, end);
+      EFF_CUDA(driver, cuStreamSynchronize, stream);
+      return ok_status();
+    }();
+  if (end) driver.cuEventDestroy(end);
   for (const cuda::DeviceBlock& block : blocks)
     all.emplace_back(
         reinterpret_cast<const uint8_t*>(block.data()),
@@ -473,6 +549,77 @@ TEST_F(CudaImages, CopiesAreOrderedWithTheNextBatch) {
   }
 }
 
+// A hardware engine writes decoded images without regard to what the stream still has to do.
+TEST_F(CudaImages, DecodedAtOnceIsTheSame) {
+  const auto reference = create(options(Mode::train, true));
+  const Epoch want = epoch_of(*reference, taken(), true);
+  const Setting at_once("FAKE_NVJPEG_AT_ONCE", "1");
+  for (const uint64_t scratch : {uint64_t{1} << 30, uint64_t{200} << 10})
+    for (const char* order : {"0", "3", "4", "7"}) {
+      const Setting legal("FAKE_CUDA_ORDER", order);
+      const auto loader = create(options(Mode::train, true, scratch));
+      const auto got = copies(device, *loader);
+      ASSERT_TRUE(got.ok()) << got.status().message();
+      EXPECT_TRUE(got.value() == want.bytes) << "order " << order;
+    }
+}
+
+// Planted: nobody waits before a decode.
+TEST_F(CudaImages, DecodedTooEarlyShows) {
+  const auto reference = create(options(Mode::train, true));
+  const Epoch want = epoch_of(*reference, taken(), true);
+  const Setting at_once("FAKE_NVJPEG_AT_ONCE", "1"), planted("FAKE_CUDA_IGNORE", "cuStreamSynchronize");
+  int shown = 0;
+  for (const char* order : {"0", "3", "4", "7"}) {
+    reset();
+    const Setting legal("FAKE_CUDA_ORDER", order);
+    const auto loader = create(options(Mode::train, true));
+    const auto got = copies(device, *loader);
+    ASSERT_TRUE(got.ok()) << got.status().message();
+    shown += got.value() != want.bytes;
+  }
+  EXPECT_EQ(shown, 4);
+}
+
+// Whoever makes the next batch waits for all copies of this one, whatever streams they are on.
+TEST_F(CudaImages, CopiesOnSeveralStreamsAreWaitedFor) {
+  const cuda::Driver& driver = device->driver();
+  const auto run = [&](int first) -> Status {
+    CUstream streams[3] = {};
+    for (CUstream& stream : streams) EFF_CUDA(driver, cuStreamCreateWithPriority, &stream, CU_STREAM_NON_BLOCKING, 0);
+    const CUstream maker = streams[2];
+    {
+      auto batch = cuda::DeviceBatch::create(device, 64, maker);
+      EFF_RETURN_IF_ERROR(batch.status());
+      cuda::DeviceBlock copies[2];
+      for (cuda::DeviceBlock& copy : copies) {
+        auto block = cuda::DeviceBlock::allocate(device, 64, maker);
+        EFF_RETURN_IF_ERROR(block.status());
+        copy = std::move(block.value());
+      }
+      for (const unsigned char value : {1, 2}) {
+        EFF_RETURN_IF_ERROR(batch.value()->begin());
+        EFF_CUDA(driver, cuMemsetD8Async, batch.value()->address(), value, 64, maker);
+        EFF_RETURN_IF_ERROR(batch.value()->end());
+        if (value == 1)
+          for (const int s : {first, 1 - first})
+            EFF_RETURN_IF_ERROR(batch.value()->copy_to(copies[s].address(), 64, streams[s]));
+      }
+      for (const CUstream stream : {maker, streams[0], streams[1]}) EFF_CUDA(driver, cuStreamSynchronize, stream);
+      for (const cuda::DeviceBlock& copy : copies) EXPECT_EQ(static_cast<int>(*copy.data()), 1);
+    }
+    for (const CUstream stream : streams) EFF_CUDA(driver, cuStreamDestroy, stream);
+    return ok_status();
+  };
+  ASSERT_TRUE(device->enter().ok());
+  for (const char* order : {"0", "1", "2", "3", "4", "5", "6", "7"})
+    for (const int first : {0, 1}) {
+      const Setting legal("FAKE_CUDA_ORDER", order);
+      const Status status = run(first);
+      EXPECT_TRUE(status.ok()) << status.message();
+    }
+}
+
 // Planted: a batch's memory is used again while a step's copy of it is pending.
 TEST_F(CudaImages, AMissingWaitShows) {
   const auto reference = create(options(Mode::train, true));
@@ -488,13 +635,18 @@ TEST_F(CudaImages, AMissingWaitShows) {
   EXPECT_EQ(shown, 4);
 }
 
-// Planted: tables and labels of the next batch are written while those of an earlier one wait for their copy.
+// Planted: labels and pixels of the next batch are written while those of an earlier one wait for their copy. Of files
+// that the CPU decodes: before a decode all is waited for.
 TEST_F(CudaImages, StagedTooEarlyShows) {
-  const Setting planted("FAKE_CUDA_IGNORE", "cuEventSynchronize");
+  const Setting planted("FAKE_CUDA_IGNORE", "cuEventSynchronize"),
+      refuse("FAKE_NVJPEG_REFUSE", "nvjpegGetImageInfo:97:4");
+  std::vector<uint32_t> order;
+  for (const uint32_t index : all(80))
+    if (index <= kCmyk) order.push_back(index);
   Status status;
   {
     const auto loader = create(options(Mode::train, true));
-    status = copies(device, *loader).status();
+    status = copies(device, *loader, order).status();
   }
   EXPECT_FALSE(status.ok());
   EXPECT_NE(status.message().find("(719)"), std::string::npos) << status.message();

@@ -116,6 +116,28 @@ TEST_F(CudaNvJpeg, FilesThatItDoesNotTake) {
   const NvJpeg::File file = view(torn);
   const NvJpeg::Place place{image.data(), static_cast<size_t>(size.value().width) * 3};
   EXPECT_EQ(decoder.value()->decode({&file, 1}, {&place, 1}, nullptr).code(), Code::data_decode);
+  // The next batch of as many is none the worse for it.
+  std::vector<Bytes> images;
+  const Status after = decode(*decoder.value(), {photos()[1]}, images);
+  EXPECT_TRUE(after.ok()) << after.message() << " " << misuse();
+}
+
+// What it says of a damaged scan differs by what decodes it.
+TEST_F(CudaNvJpeg, AFailedDecodeIsTheFiles) {
+  auto decoder = NvJpeg::create();
+  ASSERT_TRUE(decoder.ok());
+  for (const auto& [status, code] : {std::pair{3, Code::data_decode},
+                                     {5, Code::oom},
+                                     {6, Code::data_decode},
+                                     {8, Code::data_decode},
+                                     {1, Code::internal}}) {
+    of_fake<void()>("fake_nvjpeg_reset")();
+    setenv("FAKE_NVJPEG_FAIL", ("nvjpegDecodeBatched:1:" + std::to_string(status)).c_str(), 1);
+    std::vector<Bytes> images;
+    EXPECT_EQ(decode(*decoder.value(), {photos()[0]}, images).code(), code) << status;
+    const Status after = decode(*decoder.value(), {photos()[0]}, images);
+    EXPECT_TRUE(after.ok()) << after.message() << " " << misuse();
+  }
 }
 
 TEST_F(CudaNvJpeg, EveryFailingCallIsAnErrorAndLeavesNothing) {

@@ -77,7 +77,7 @@ export class Readers {
 
   private readonly onCpuDecoded = (file: string): void => {
     const message = `${file}: decoded on the CPU, for nvJPEG does not take it; the run's result counts such files`
-    this.tellOnce('cpu-decoded', message, 'nvJPEG takes JPEG files, gray or RGB')
+    this.tellOnce('cpu-decoded', message, 'nvJPEG takes JPEG files, gray or YCbCr')
   }
 
   /** Of a batch that the device did not take before its step. */

@@ -2,7 +2,9 @@
 // refuses wrong sequences. Pixels are the CPU's: a GPU's differ by what its inverse DCT and upsampling round.
 //
 //   - A batch has the size that the state was prepared for; every image has an address and rows wide enough.
-//   - Files are read when the stream comes to them, and once at the call; then images are written.
+//   - A state whose decode has failed is prepared again before the next.
+//   - Files are read when the stream comes to them, and once at the call; then images are written. With
+//     FAKE_NVJPEG_AT_ONCE they are written at the call, whatever the stream still has to do, as hardware engines may.
 //   - FAKE_NVJPEG_REFUSE=name:width:status makes a function refuse images of that width.
 //   - FAKE_NVJPEG_FAIL=name:nth:status makes the nth call of a function fail; FAKE_NVJPEG_VERSION is what it says it
 //   is;
@@ -17,6 +19,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/fake/fake_calls.h"
@@ -28,6 +31,7 @@ namespace {
 using namespace effnet::cuda::nvjpeg;
 using effnet::fake::Calls;
 using effnet::fake::queue_kernel;
+using effnet::fake::run_at_once;
 
 struct Fake {
   std::mutex mutex;
@@ -130,10 +134,11 @@ EFF_EXPORT int nvjpegDecodeBatchedInitialize(Handle handle, State state, int ima
 }
 EFF_EXPORT int nvjpegDecodeBatched(Handle handle, State state, const unsigned char* const* data, const size_t* bytes,
                                    Image* into, Stream stream) {
-  EFF_ENTER(nvjpegDecodeBatched)
+  const std::lock_guard<std::mutex> lock(fake().mutex);
   if (!fake().live.count(handle) || !fake().live.count(state)) return wrong("a batch of no state");
-  const int images = fake().live[state];
+  const int images = std::exchange(fake().live[state], 0);  // until it has not failed
   if (images == 0) return wrong("a batch that was not prepared");
+  if (const int failed = fake().calls.enter("nvjpegDecodeBatched")) return failed;
   struct Job {
     const unsigned char* data;
     size_t bytes;
@@ -148,15 +153,18 @@ EFF_EXPORT int nvjpegDecodeBatched(Handle handle, State state, const unsigned ch
       return wrong("an image without room");
     jobs.push_back({data[i], bytes[i], into[i]});
   }
-  const bool queued = queue_kernel(stream, "nvjpeg", [jobs] {
+  const auto write = [jobs] {
     for (const Job& job : jobs) {
       const auto decoded = decode(job.data, job.bytes);
       for (int y = 0; decoded && y < decoded->view.height; ++y)
         std::memcpy(job.place.channel[0] + static_cast<size_t>(y) * job.place.pitch[0], decoded->view.row(y),
                     static_cast<size_t>(decoded->view.width) * 3);
     }
-  });
-  return queued ? kSuccess : kExecutionFailed;
+  };
+  if (!(std::getenv("FAKE_NVJPEG_AT_ONCE") ? run_at_once(write) : queue_kernel(stream, "nvjpeg", write)))
+    return kExecutionFailed;
+  fake().live[state] = images;
+  return kSuccess;
 }
 
 EFF_EXPORT int fake_nvjpeg_live() {

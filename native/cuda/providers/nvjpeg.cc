@@ -88,8 +88,12 @@ Status NvJpeg::decode(std::span<const File> files, std::span<const Place> into, 
     sizes.push_back(files[i].size());
     images.push_back({{static_cast<unsigned char*>(into[i].data)}, {into[i].pitch}});
   }
-  EFF_NJ(nvjpegDecodeBatched, handle_, state_, data.data(), sizes.data(), images.data(), stream);
-  return ok_status();
+  const int result = functions_.nvjpegDecodeBatched(handle_, state_, data.data(), sizes.data(), images.data(), stream);
+  if (result == nj::kSuccess) return ok_status();
+  batch_ = 0;  // a state that has failed is prepared again before it decodes
+  if (result == nj::kExecutionFailed || result == nj::kInternalError)
+    return error(Code::data_decode, "nvJPEG cannot decode it: nvjpegDecodeBatched says %d", result);
+  return jpeg_status("nvjpegDecodeBatched", result);
 }
 
 }  // namespace effnet::cuda

@@ -31,9 +31,10 @@ class NvJpeg {
   // As stored, before the EXIF orientation. Code::data_decode where nvJPEG does not take the file: it is then for the
   // CPU to decode. Any thread.
   StatusOr<Size> size(File file) const;
-  // Queues all of them on a stream (a CUstream); the files must stay until it has come to them. One caller at a time;
-  // batches of one size may follow another without waiting, before one of another size the stream must be empty. A
-  // file that size() takes and that is damaged behind its header fails the batch: Code::data_decode.
+  // Queues all of them on a stream (a CUstream), which must be empty: a hardware engine writes images without regard to
+  // what the stream still has to do, and there is one state for all batches. The files must stay until the stream has
+  // come to them. One caller at a time. A file that size() takes and that is damaged behind its header fails the batch:
+  // Code::data_decode, which a fault of the device may look like; the stream tells.
   Status decode(std::span<const File> files, std::span<const Place> into, void* stream);
 
  private:

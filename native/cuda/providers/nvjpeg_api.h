@@ -23,6 +23,7 @@ enum Result : int {
   kJpegNotSupported = 4,
   kAllocatorFailure = 5,
   kExecutionFailed = 6,
+  kInternalError = 8,
   kImplementationNotSupported = 9,
   kIncompleteBitstream = 10,
 };
