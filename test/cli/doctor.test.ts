@@ -2,7 +2,7 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
-import { type Check, checkGpu, checkLibrary, checkVisible } from '../../ts/cli/doctor.js'
+import { type Check, checkCuda, checkGpu, checkLibrary, checkVisible } from '../../ts/cli/doctor.js'
 import { packageRoot } from '../../ts/paths.js'
 import { spawnEffnet } from './helpers/spawn.js'
 
@@ -28,6 +28,16 @@ describe('libraries in the doctor', () => {
       value: '/opt/libcudnn.so.9 is 9.10.2, 9.19.0 or later is needed: dense convolutions use own kernels',
       mend: 'pip install nvidia-cudnn-cu13',
     })
+  })
+})
+
+it('a backend that cannot be asked is no failure of the addon', async () => {
+  const [check, ...more] = await checkCuda(() => Promise.reject(new Error('driver is broken')))
+  expect(more).toEqual([])
+  expect(check).toMatchObject({
+    name: 'cuda',
+    status: 'warn',
+    value: expect.stringContaining('driver is broken (for --device cuda only)'),
   })
 })
 

@@ -87,7 +87,7 @@ describe('bench --profile', () => {
   })
 
   it.skipIf(!FAKE_DRIVER.built)(
-    'takes the rate of copies in its memory for a GPU’s floor',
+    `takes the rate of copies in its memory for a GPU’s floor${FAKE_DRIVER.built ? '' : ' (no fake driver: npm run setup -- --test)'}`,
     async () => {
       const { code, stdout } = await spawnEffnet([...argv, '--mode', 'train', '--device', 'cuda', '--json'], {
         EFFNET_LIB_DIR: FAKE_DRIVER.folder,

@@ -87,11 +87,15 @@ export function checkLibrary(library: CudaLibrary): Check {
   return { name: library.name, status: 'warn', value: `${library.problem}: ${library.without}`, mend: library.mend }
 }
 
+/** An installed package has no sources to build from. */
+const fromSources = (mend: string): string =>
+  existsSync(path.join(packageRoot(), 'native')) ? mend : `in a checkout of effnet-native: ${mend}`
+
 type Gpu = CudaInfo['gpus'][number]
 
 export function checkGpu({ name, computeCapability, memoryBytes, problem }: Gpu, i: number): Check {
   if (problem !== '') {
-    const build = `npm run setup -- --cuda --cuda-architectures ${Math.round(10 * computeCapability)}`
+    const build = fromSources(`npm run setup -- --cuda --cuda-architectures ${Math.round(10 * computeCapability)}`)
     const mend =
       computeCapability < 8
         ? 'use a GPU from 2020 or later: A100, RTX 30, L4, H100 and their successors'
@@ -117,8 +121,21 @@ export function checkVisible(visible: string | undefined, count: number): Check[
   ]
 }
 
-/** Only whoever asks for `--device cuda` needs it: what is missing is no failure. */
-function checkCuda(info: CudaInfo): Check[] {
+/** What is built by npm is built in a checkout. */
+const builds = (mend: string): string => (mend.startsWith('npm run ') ? fromSources(mend) : mend)
+
+/** Only whoever asks for `--device cuda` needs it: what is missing, or cannot even be asked, is no failure. */
+export async function checkCuda(ask: () => Promise<CudaInfo>): Promise<Check[]> {
+  try {
+    return cudaChecks(await ask())
+  } catch (error) {
+    const { code, message, mend } = describeError(error)
+    const value = `${code}: ${message} (for --device cuda only)`
+    return [{ name: 'cuda', status: 'warn', value, mend: mend ?? fromSources('npm run setup -- --cuda') }]
+  }
+}
+
+function cudaChecks(info: CudaInfo): Check[] {
   const found: Check[] = []
   if (info.architectures !== '')
     found.push(ok('cuda backend', `${info.library}, kernels for sm_${info.architectures.replaceAll(';', ', sm_')}`))
@@ -134,7 +151,7 @@ function checkCuda(info: CudaInfo): Check[] {
       name: 'cuda',
       status: 'warn',
       value: `${value} (for --device cuda only)`,
-      mend: mend.join('. ') || 'npm run setup -- --cuda',
+      mend: builds(mend.join('. ') || 'npm run setup -- --cuda'),
     },
   ]
 }
@@ -144,12 +161,8 @@ async function checkAddon(): Promise<Check[]> {
   try {
     const native = binding()
     const v = native.version()
-    return [
-      ok('addon', `${v.addon}, ${v.build}`),
-      ok('oneDNN', v.onednn),
-      ...checkCpu(native.cpuInfo()),
-      ...checkCuda(await native.cudaInfo()),
-    ]
+    const cpu = [ok('addon', `${v.addon}, ${v.build}`), ok('oneDNN', v.onednn), ...checkCpu(native.cpuInfo())]
+    return [...cpu, ...(await checkCuda(() => native.cudaInfo()))]
   } catch (error) {
     const { code, message, mend } = describeError(error)
     return [{ name: 'addon', status: 'fail', value: `${code}: ${message}`, mend: mend ?? 'npm run setup' }]
