@@ -4,16 +4,21 @@
 
 #include <cmath>
 #include <cstring>
+#include <deque>
 
-#include "cuda/device/emulation.h"
 #include "cuda/ops/resample.h"
 #include "io/transform.h"
 #include "tests/aligned.h"
-#include "tests/cuda_runner.h"
 #include "tests/kernel_rig.h"
 
 namespace effnet::test {
 namespace {
+
+#define ASSERT_STATUS_OK(call)                      \
+  do {                                              \
+    const Status outcome = call;                    \
+    ASSERT_TRUE(outcome.ok()) << outcome.message(); \
+  } while (false)
 
 using io::Filter;
 using io::Mode;
@@ -84,26 +89,30 @@ void run(const std::vector<Image>& images, const TransformOptions& options, uint
     hows.push_back(std::move(how.value()));
   }
   std::vector<uint8_t> first;
-  for (const unsigned schedule : backend::Runner::kSchedules) {
+  for (int order = 0; order < backend::Runner::kOrders; ++order) {
     std::vector<uint8_t> batch(images.size() * square, 0xcd);
+    const backend::Mirror squares(batch.data(), batch.size());
+    ASSERT_STATUS_OK(squares.upload(batch.data()));
     std::vector<cuda::ResampleSource> sources;
+    std::deque<backend::Mirror> pixels;
     size_t middle_bytes = 0;
     for (size_t i = 0; i < images.size(); ++i) {
-      sources.push_back({&hows[i], images[i].width, images[i].height,
-                         reinterpret_cast<const std::byte*>(images[i].stored.data()), images[i].pitch,
-                         reinterpret_cast<std::byte*>(batch.data() + i * square)});
+      const backend::Mirror& stored = pixels.emplace_back(images[i].stored.data(), images[i].stored.size());
+      ASSERT_STATUS_OK(stored.upload(images[i].stored.data()));
+      sources.push_back(
+          {&hows[i], images[i].width, images[i].height, stored.data(), images[i].pitch, squares.data() + i * square});
       middle_bytes += cuda::resample_middle_bytes(hows[i], size);
     }
-    Aligned tables(cuda::resample_table_bytes(sources, size)), middle(middle_bytes);
+    Aligned host(cuda::resample_table_bytes(sources, size));
+    const backend::Mirror tables(host.data(), cuda::resample_table_bytes(sources, size)), middle(middle_bytes);
     std::vector<cuda::Launch> launches;
-    cuda::record_resample(sources, size, tables.data(), tables.data(), middle.data(), launches);
+    cuda::record_resample(sources, size, host.data(), tables.data(), middle.data(), launches);
+    ASSERT_STATUS_OK(tables.upload(host.data()));
     ASSERT_EQ(launches.size(), 2u);
-    for (const cuda::Launch& launch : launches) {
-      const char* problem = cuda::emulation::run(launch, schedule);
-      ASSERT_EQ(problem, nullptr) << launch.kernel << ": " << problem;
-    }
+    for (const cuda::Launch& launch : launches) ASSERT_STATUS_OK(backend::run(launch, order));
+    ASSERT_STATUS_OK(squares.download(batch.data()));
     if (first.empty()) first = batch;
-    ASSERT_TRUE(first == batch) << "schedule " << schedule;
+    ASSERT_TRUE(first == batch) << backend::Runner::order_name(order);
   }
   for (size_t i = 0; i < images.size(); ++i) {
     SCOPED_TRACE(testing::Message() << "image " << i << ": " << images[i].width << "x" << images[i].height

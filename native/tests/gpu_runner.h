@@ -31,6 +31,44 @@ inline const Gpu& gpu() {
   return *one;
 }
 
+// Host memory and as much on the GPU, for launches that no op's kernel records.
+class Mirror {
+ public:
+  explicit Mirror(size_t bytes) : status_(allocate(bytes)) {}
+  Mirror(const void*, size_t bytes) : Mirror(bytes) {}
+  std::byte* data() const { return block_.data(); }
+  Status upload(const void* from) const {
+    EFF_RETURN_IF_ERROR(status_);
+    EFF_CUDA(gpu().device->driver(), cuMemcpyHtoDAsync, block_.address(), from, block_.bytes(), gpu().stream);
+    EFF_CUDA(gpu().device->driver(), cuStreamSynchronize, gpu().stream);
+    return ok_status();
+  }
+  Status download(void* into) const {
+    EFF_RETURN_IF_ERROR(status_);
+    EFF_CUDA(gpu().device->driver(), cuMemcpyDtoHAsync, into, block_.address(), block_.bytes(), gpu().stream);
+    EFF_CUDA(gpu().device->driver(), cuStreamSynchronize, gpu().stream);
+    return ok_status();
+  }
+
+ private:
+  Status allocate(size_t bytes) {
+    EFF_RETURN_IF_ERROR(gpu().status);
+    auto block = cuda::DeviceBlock::allocate(gpu().device, bytes, gpu().stream);
+    if (!block.ok()) return block.status();
+    block_ = std::move(block.value());
+    return ok_status();
+  }
+  cuda::DeviceBlock block_;
+  Status status_;
+};
+
+inline Status run(const cuda::Launch& launch, int) {
+  EFF_RETURN_IF_ERROR(gpu().device->enter());
+  const auto function = gpu().device->function(launch.kernel);
+  if (!function.ok()) return function.status();
+  return gpu().device->launch(launch, function.value(), gpu().stream);
+}
+
 class Runner : public Binding {
  public:
   // A GPU orders blocks as it likes: the same bits again and again.
