@@ -101,8 +101,8 @@ export interface StepInput {
   batch?: BatchHandle
   /** ...or the bytes of the plan's input arena, which must not change until the call has settled. */
   bytes?: Uint8Array
-  /** ...or, for `step`, what `prefetch` took. */
-  prefetched?: boolean
+  /** What `prefetch` gave for the same input: where the device still has it, it is not brought again. */
+  ticket?: number
 }
 
 /** Where a parameter goes in a file, and how its layout changes: `permute` is the layout stored in the arena. */
@@ -307,10 +307,10 @@ export interface NativeBinding {
    */
   step(executable: ExecutableHandle, input: StepInput, scalars: Float64Array): Promise<Uint8Array>
   /**
-   * Takes the next step's input to the device beside the present step. True: it may be changed or released, and the next step takes
-   * it with `prefetched`. False: this device takes none ahead, or has one already.
+   * Takes a coming step's input to the device beside the present step, and resolves to the ticket that the step gives with the input.
+   * 0: this device takes none ahead, or has all it can.
    */
-  prefetch(executable: ExecutableHandle, input: StepInput): Promise<boolean>
+  prefetch(executable: ExecutableHandle, input: StepInput): Promise<number>
   /**
    * Why a step was not finite: runs it again as far as the first tensor that is not, or resolves to null. Parameters are not
    * changed. Call it with the step's own input and scalars and before anything else writes the memory.

@@ -55,19 +55,22 @@ class Executable {
   virtual ~Executable() = default;
 
   // One step. `input` is the input arena (at least arena_bytes(input) bytes, 16-byte aligned), read before this
-  // returns; nullptr: the one that `prefetch` took. `output` receives the output arena. Code::aborted when the pool
-  // stops. Where the loss or the norm of the gradients is not finite the parameters are as they were; Code::nan when
-  // the update itself made parameters that are not. Where scalars.parts is above 1 gradients are averaged over so many
-  // steps, and the last of them updates.
+  // returns; nullptr: the one that was claimed, or taken from a device. `output` receives the output arena.
+  // Code::aborted when the pool stops. Where the loss or the norm of the gradients is not finite the parameters are as
+  // they were; Code::nan when the update itself made parameters that are not. Where scalars.parts is above 1 gradients
+  // are averaged over so many steps, and the last of them updates.
   virtual Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) = 0;
 
-  // Takes the input of the next step to where it will be read, beside the present one; on any thread. False: it did
-  // not, and `step` gets it. True: it may be changed now.
-  virtual StatusOr<bool> prefetch(const std::byte*) { return false; }
-  // The same for an input of this backend's DeviceImages. Not `ahead`: the next step reads it, whatever waited.
-  virtual StatusOr<bool> take(const DeviceInput& input, bool ahead) {
-    return error(Code::invalid_argument, "a batch made on a GPU is for plans of that GPU");
-  }
+  // Takes the input of a coming step to where it will be read, beside the present one; on any thread. It may be changed
+  // now. The ticket is for `claim`; 0: it was not taken.
+  virtual StatusOr<uint64_t> prefetch(const std::byte*) { return uint64_t{0}; }
+  // The same for an input of this backend's DeviceImages.
+  virtual StatusOr<uint64_t> prefetch(const DeviceInput&) { return not_of_this_device(); }
+  // Before a step, which reads what this ticket was given for. False: another input has taken its place, and the step
+  // needs its own.
+  virtual bool claim(uint64_t ticket) { return false; }
+  // Before a step, which reads this input of this backend's DeviceImages.
+  virtual Status take(const DeviceInput&) { return not_of_this_device(); }
 
   // Why a step was not finite: runs it again as far as the first tensor that is not. Parameters are not changed, the
   // running statistics of batch norm are.
@@ -91,6 +94,9 @@ class Executable {
 
  protected:
   explicit Executable(std::shared_ptr<ThreadPool> pool) : pool_(std::move(pool)) {}
+  static Status not_of_this_device() {
+    return error(Code::invalid_argument, "a batch made on a GPU is for plans of that GPU");
+  }
   std::shared_ptr<ThreadPool> pool_;
 };
 

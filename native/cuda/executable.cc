@@ -278,50 +278,53 @@ StatusOr<CUgraphExec> Executable::graph(Part part, const Use& use) {
 
 // ---- steps -------------------------------------------------------------------------------------------------------
 
-StatusOr<bool> Executable::prefetch(const std::byte* input) {
+StatusOr<uint64_t> Executable::prefetch(const std::byte* input) {
   EFF_RETURN_IF_ERROR(device().enter());
-  const auto slot = ring_.stage(*memory_, input, true);
-  if (!slot.ok()) return slot.status();
-  return slot.value() != nullptr;
+  return ring_.stage_ahead(*memory_, input);
 }
 
-StatusOr<bool> Executable::take(const DeviceInput& input, bool ahead) {
-  EFF_RETURN_IF_ERROR(device().enter());
+StatusOr<uint64_t> Executable::prefetch(const DeviceInput& input) {
   const auto& batch = static_cast<const DeviceBatch&>(input);
-  if (&batch.device() != &device()) return error(Code::invalid_argument, "the batch was made on another GPU");
-  const auto slot = ring_.stage(*memory_, batch, ahead);
-  if (!slot.ok()) return slot.status();
-  return slot.value() != nullptr;
+  EFF_RETURN_IF_ERROR(enter_for(batch));
+  return ring_.stage_ahead(*memory_, batch);
 }
 
-StatusOr<Slot*> Executable::stage(const std::byte* input, const StepScalars& scalars) {
+Status Executable::take(const DeviceInput& input) {
+  const auto& batch = static_cast<const DeviceBatch&>(input);
+  EFF_RETURN_IF_ERROR(enter_for(batch));
+  return ring_.stage(*memory_, batch);
+}
+
+Status Executable::enter_for(const DeviceBatch& batch) const {
+  if (&batch.device() != &device()) return error(Code::invalid_argument, "the batch was made on another GPU");
+  return device().enter();
+}
+
+StatusOr<Slot*> Executable::take_slot(const std::byte* input, const StepScalars& scalars) {
   memory_->wait_unpinned();
   if (pool_->stopping()) return error(Code::aborted, "closed before a step");
   EFF_RETURN_IF_ERROR(device().enter());
   EFF_RETURN_IF_ERROR(check_arenas());  // one whose growth failed may be gone
   if (!folded().allocated) EFF_RETURN_IF_ERROR(allocate(folded()));
   if (scalars.parts > 1) EFF_RETURN_IF_ERROR(prepare_to_accumulate());
-  Slot* slot = nullptr;
-  if (input || plan_->arena_bytes(Arena::input) == 0) {
-    auto staged = ring_.stage(*memory_, input, false);
-    if (!staged.ok()) return staged.status();
-    slot = staged.value();
-  } else {
-    slot = ring_.take();
-    if (!slot) return error(Code::invalid_argument, "no input was given, and none is staged ahead");
-  }
-  if (slot->waits_for_results) return error(Code::internal, "a step's results were not taken before its slot was used");
-  EFF_CUDA(driver(), cuEventSynchronize, slot->done);  // the step before has read its scalars
-  std::memcpy(slot->scalars.data(), &scalars, sizeof scalars);
-  if (slot->copied_on != stream()) EFF_CUDA(driver(), cuStreamWaitEvent, stream(), slot->copied, 0);
-  Recording& recording = this->recording(*slot);
+  if (input || plan_->arena_bytes(Arena::input) == 0) return ring_.stage(*memory_, input);
+  Slot* slot = ring_.take();
+  if (!slot) return error(Code::invalid_argument, "no input was given, and none is staged ahead");
+  return slot;
+}
+
+Status Executable::stage(Slot& slot, const StepScalars& scalars) {
+  if (slot.waits_for_results) return error(Code::internal, "a step's results were not taken before its slot was used");
+  EFF_CUDA(driver(), cuEventSynchronize, slot.done);  // the step before has read its scalars
+  std::memcpy(slot.scalars.data(), &scalars, sizeof scalars);
+  if (slot.copied_on != stream()) EFF_CUDA(driver(), cuStreamWaitEvent, stream(), slot.copied, 0);
+  Recording& recording = this->recording(slot);
   if (!recording.valid || recording.generation != memory_->generation()) {
     recording.forget(driver());
-    EFF_RETURN_IF_ERROR(record(*slot, recording));
+    EFF_RETURN_IF_ERROR(record(slot, recording));
     folded().stale = true;
   }
-  EFF_RETURN_IF_ERROR(fold({*slot, recording}));
-  return slot;
+  return fold({slot, recording});
 }
 
 Status Executable::fold(const Use& use) {
@@ -348,9 +351,11 @@ Status Executable::run(Part part, const Use& use) {
 }
 
 StatusOr<Slot*> Executable::queue_step(const std::byte* input, const StepScalars& scalars) {
-  const auto staged = stage(input, scalars);
-  if (!staged.ok()) return staged.status();
-  Slot& slot = *staged.value();
+  const auto with_input = take_slot(input, scalars);
+  if (!with_input.ok()) return with_input.status();
+  Slot& slot = *with_input.value();
+  Taken taken(*this, slot);
+  EFF_RETURN_IF_ERROR(stage(slot, scalars));
   const Use use{slot, recording(slot)};
   const uint64_t version = updates_weights_ ? ++memory_->weights_version : 0;
   if (scalars.parts > 1) {
@@ -363,7 +368,7 @@ StatusOr<Slot*> Executable::queue_step(const std::byte* input, const StepScalars
   }
   // An update writes the 16-bit copies of what it changes itself.
   if (version == folded().version + 1 && !has_prepare_ops()) folded().version = version;
-  EFF_CUDA(driver(), cuEventRecord, slot.done, stream());
+  EFF_RETURN_IF_ERROR(taken.release());
   slot.waits_for_results = true;
   return &slot;
 }

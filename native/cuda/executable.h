@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/backend.h"
@@ -30,8 +31,10 @@ class Executable final : public effnet::Executable {
   // queue_step and finish_step. Where running statistics are not finite the parameters are as they were, too, and it is
   // Code::nan unless the loss scale answers for it.
   Status step(const std::byte* input, const StepScalars& scalars, std::byte* output) override;
-  StatusOr<bool> prefetch(const std::byte* input) override;
-  StatusOr<bool> take(const DeviceInput& input, bool ahead) override;
+  StatusOr<uint64_t> prefetch(const std::byte* input) override;
+  StatusOr<uint64_t> prefetch(const DeviceInput& input) override;
+  bool claim(uint64_t ticket) override { return ring_.claim(ticket); }
+  Status take(const DeviceInput& input) override;
   StatusOr<std::optional<NonFinite>> find_nonfinite(const std::byte* input, const StepScalars& scalars) override;
   std::vector<OpReport> report() const override;
   TuningReport tuning() const override { return tuning_; }
@@ -67,6 +70,7 @@ class Executable final : public effnet::Executable {
   CUstream stream() const { return memory_->stream(); }
 
   Status check_arenas() const;
+  Status enter_for(const DeviceBatch& batch) const;
   Status bind_ops(const Tuning& tuning);
   // `to_tune`: other kernels are to be measured against it.
   StatusOr<KernelPtr> bind_op(const plan::Op& op, const Tuning& tuning, bool& to_tune);
@@ -93,9 +97,28 @@ class Executable final : public effnet::Executable {
   // The graph of a part, captured at its first use.
   StatusOr<CUgraphExec> graph(Part part, const Use& use);
 
-  // Before a step or a look through one: input and scalars in a slot, launches over the present addresses, weights
-  // folded where those have changed.
-  StatusOr<Slot*> stage(const std::byte* input, const StepScalars& scalars);
+  // A slot of the ring, and that it is given back behind what has been queued, whether that is all or not.
+  class Taken {
+   public:
+    Taken(Executable& executable, Slot& slot) : executable_(executable), slot_(&slot) {}
+    ~Taken() {
+      if (slot_) static_cast<void>(release());
+    }
+    Taken(const Taken&) = delete;
+    Taken& operator=(const Taken&) = delete;
+    Status release() {
+      return executable_.ring_.release(*std::exchange(slot_, nullptr), executable_.driver(), executable_.stream());
+    }
+
+   private:
+    Executable& executable_;
+    Slot* slot_;
+  };
+
+  // Before a step or a look through one: what that needs, and its input in a slot.
+  StatusOr<Slot*> take_slot(const std::byte* input, const StepScalars& scalars);
+  // Then scalars in the slot, launches over the present addresses, weights folded where those have changed.
+  Status stage(Slot& slot, const StepScalars& scalars);
   Status fold(const Use& use);
   Status run(Part part, const Use& use);
   Status profiled_step(const Use& use);

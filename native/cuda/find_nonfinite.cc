@@ -34,9 +34,12 @@ StatusOr<const Tensor*> Executable::first_bad(std::span<const Tensor* const> ten
 }
 
 StatusOr<std::optional<NonFinite>> Executable::find_nonfinite(const std::byte* input, const StepScalars& scalars) {
-  const auto staged = stage(input, scalars);
-  if (!staged.ok()) return staged.status();
-  const Use use{*staged.value(), recording(*staged.value())};
+  const auto with_input = take_slot(input, scalars);
+  if (!with_input.ok()) return with_input.status();
+  Slot& slot = *with_input.value();
+  const Taken taken(*this, slot);
+  EFF_RETURN_IF_ERROR(stage(slot, scalars));
+  const Use use{slot, recording(slot)};
   // Weights that were not finite before; the gradients of the update that made them are still there. The running
   // statistics of a batch norm in training are written, not read: they are no cause.
   for (const Bound& bound : bound_) {

@@ -21,10 +21,15 @@ Status InputRing::add_slot(const DeviceMemory& memory, CUstream stream) {
   auto block = memory.allocate(Slot::kInputAt + input_bytes_, stream);
   if (!block.ok()) return block.status();
   slot->device = std::move(block.value());
+  const Driver& driver = device->driver();
+  EFF_CUDA(driver, cuEventCreate, &slot->copied, CU_EVENT_DISABLE_TIMING);
+  const Status created =
+      driver_status(driver, "cuEventCreate", driver.cuEventCreate(&slot->done, CU_EVENT_DISABLE_TIMING));
+  if (!created.ok()) {
+    driver.cuEventDestroy(slot->copied);
+    return created;
+  }
   slots_.push_back(std::move(slot));
-  Slot& added = *slots_.back();
-  EFF_CUDA(device->driver(), cuEventCreate, &added.copied, CU_EVENT_DISABLE_TIMING);
-  EFF_CUDA(device->driver(), cuEventCreate, &added.done, CU_EVENT_DISABLE_TIMING);
   return ok_status();
 }
 
@@ -41,44 +46,99 @@ void InputRing::destroy(const Driver& driver) {
   slots_.clear();
 }
 
-template <class Copy>
-StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, bool ahead, bool taken_later, Copy&& copy) {
-  const std::lock_guard lock(mutex_);
-  if (ahead && ahead_.size() == kSlots) return nullptr;
-  if (ahead && slots_.size() < kSlots) {
-    // Not on the stream of the steps, which may be capturing one.
-    EFF_RETURN_IF_ERROR(add_slot(memory, memory.copy_stream()));
-    next_ = slots_.size() - 1;
+Slot* InputRing::free_slot() {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    Slot* slot = slots_[(next_ + i) % slots_.size()].get();
+    if (!slot->taken && std::find(ahead_.begin(), ahead_.end(), slot) == ahead_.end()) return slot;
   }
-  if (!ahead) ahead_.clear();
-  Slot& slot = *slots_[next_];
+  return nullptr;
+}
+
+template <class Copy>
+Status InputRing::fill(const DeviceMemory& memory, Slot& slot, CUstream stream, const Copy& copy) {
   const Driver& driver = memory.device()->driver();
-  const CUstream stream = ahead ? memory.copy_stream() : memory.stream();
   EFF_CUDA(driver, cuEventSynchronize, slot.copied);  // of the input before
   if (input_bytes_) {
-    if (ahead) EFF_CUDA(driver, cuStreamWaitEvent, stream, slot.done, 0);
+    if (stream != memory.stream()) EFF_CUDA(driver, cuStreamWaitEvent, stream, slot.done, 0);
     EFF_RETURN_IF_ERROR(copy(slot, stream));
     EFF_CUDA(driver, cuEventRecord, slot.copied, stream);
   }
   slot.copied_on = stream;
-  if (taken_later) ahead_.push_back(&slot);
-  next_ = (next_ + 1) % slots_.size();
-  return &slot;
+  slot.ticket = ++tickets_;
+  next_ = (slot.number + 1) % slots_.size();
+  return ok_status();
 }
 
-StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, const std::byte* input, bool ahead) {
-  return stage(memory, ahead, ahead, [&](Slot& slot, CUstream stream) -> Status {
+template <class Copy>
+StatusOr<Slot*> InputRing::stage_now(const DeviceMemory& memory, const Copy& copy) {
+  ahead_.clear();
+  Slot* slot = free_slot();
+  if (!slot) return error(Code::internal, "a step was begun before the one in front of it was queued");
+  EFF_RETURN_IF_ERROR(fill(memory, *slot, memory.stream(), copy));
+  return slot;
+}
+
+template <class Copy>
+StatusOr<uint64_t> InputRing::stage_beside(const DeviceMemory& memory, const Copy& copy) {
+  std::unique_lock lock(mutex_);
+  // Not on the stream of the steps, which may be capturing one.
+  if (slots_.size() < kSlots) {
+    EFF_RETURN_IF_ERROR(add_slot(memory, memory.copy_stream()));
+    next_ = slots_.size() - 1;
+  }
+  Slot* slot = nullptr;
+  released_.wait(lock, [&] { return ahead_.size() == kSlots || (slot = free_slot()); });
+  if (ahead_.size() == kSlots) return uint64_t{0};
+  EFF_RETURN_IF_ERROR(fill(memory, *slot, memory.copy_stream(), copy));
+  ahead_.push_back(slot);
+  return slot->ticket;
+}
+
+auto InputRing::copy_from(const DeviceMemory& memory, const std::byte* input) const {
+  return [this, &memory, input](Slot& slot, CUstream stream) -> Status {
     std::memcpy(slot.input.data(), input, input_bytes_);
     EFF_CUDA(memory.device()->driver(), cuMemcpyHtoDAsync, slot.device.address() + Slot::kInputAt, slot.input.data(),
              input_bytes_, stream);
     return ok_status();
-  });
+  };
 }
 
-StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, const DeviceBatch& input, bool ahead) {
-  return stage(memory, ahead, true, [&](Slot& slot, CUstream stream) {
+auto InputRing::copy_from(const DeviceBatch& input) const {
+  return [this, &input](Slot& slot, CUstream stream) {
     return input.copy_to(slot.device.address() + Slot::kInputAt, input_bytes_, stream);
-  });
+  };
+}
+
+StatusOr<Slot*> InputRing::stage(const DeviceMemory& memory, const std::byte* input) {
+  const std::lock_guard lock(mutex_);
+  auto staged = stage_now(memory, copy_from(memory, input));
+  if (staged.ok()) staged.value()->taken = true;
+  return staged;
+}
+
+Status InputRing::stage(const DeviceMemory& memory, const DeviceBatch& input) {
+  const std::lock_guard lock(mutex_);
+  const auto staged = stage_now(memory, copy_from(input));
+  if (staged.ok()) ahead_.push_front(staged.value());
+  return staged.status();
+}
+
+StatusOr<uint64_t> InputRing::stage_ahead(const DeviceMemory& memory, const std::byte* input) {
+  return stage_beside(memory, copy_from(memory, input));
+}
+
+StatusOr<uint64_t> InputRing::stage_ahead(const DeviceMemory& memory, const DeviceBatch& input) {
+  return stage_beside(memory, copy_from(input));
+}
+
+bool InputRing::claim(uint64_t ticket) {
+  const std::lock_guard lock(mutex_);
+  const auto found =
+      std::find_if(ahead_.begin(), ahead_.end(), [ticket](const Slot* slot) { return slot->ticket == ticket; });
+  if (found == ahead_.end()) return false;
+  ahead_.erase(ahead_.begin(), found);
+  released_.notify_all();
+  return true;
 }
 
 Slot* InputRing::take() {
@@ -86,7 +146,18 @@ Slot* InputRing::take() {
   if (ahead_.empty()) return nullptr;
   Slot* slot = ahead_.front();
   ahead_.pop_front();
+  slot->taken = true;
   return slot;
+}
+
+Status InputRing::release(Slot& slot, const Driver& driver, CUstream stream) {
+  const Status marked = driver_status(driver, "cuEventRecord", driver.cuEventRecord(slot.done, stream));
+  {
+    const std::lock_guard lock(mutex_);
+    slot.taken = false;
+  }
+  released_.notify_all();
+  return marked;
 }
 
 }  // namespace effnet::cuda

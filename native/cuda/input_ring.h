@@ -3,6 +3,7 @@
 // tell the host when it may write a slot again.
 #pragma once
 
+#include <condition_variable>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -21,6 +22,8 @@ struct Slot {
   CUevent done = nullptr;          // the step has read its input and written its results
   CUstream copied_on = nullptr;    // the stream of `copied`
   bool waits_for_results = false;  // queued, and nobody has taken what it gave
+  bool taken = false;              // by a step whose end `done` does not mark yet; under the ring's mutex
+  uint64_t ticket = 0;             // of the input that lies here; under the ring's mutex
   size_t number = 0;
 
   static constexpr size_t kInputAt = 256;  // in `device`, behind the scalars
@@ -39,25 +42,43 @@ class InputRing {
   Status create(const DeviceMemory& memory, uint64_t input_bytes, uint64_t output_bytes);
   void destroy(const Driver& driver);
 
-  // Copies an input to the device, on the memory's stream or, `ahead`, beside it. It may be changed when this returns.
-  // nullptr where all slots wait ahead already. An input that is not staged ahead takes the place of one that was.
-  StatusOr<Slot*> stage(const DeviceMemory& memory, const std::byte* input, bool ahead);
-  // The same from where the device has made it. Not `ahead`, `take` gives it next.
-  StatusOr<Slot*> stage(const DeviceMemory& memory, const DeviceBatch& input, bool ahead);
-  // What was staged ahead, the oldest first; nullptr: nothing.
+  // Copies an input to the device on the memory's stream, in place of all that was staged ahead; the slot is taken. It
+  // may be changed when this returns.
+  StatusOr<Slot*> stage(const DeviceMemory& memory, const std::byte* input);
+  // The same from where the device has made it; `take` gives the slot next.
+  Status stage(const DeviceMemory& memory, const DeviceBatch& input);
+  // Copies an input beside the steps. Its ticket, which no other input of this ring ever has; 0 where all slots wait
+  // ahead already. Waits while a step that was given the only other slot is being queued.
+  StatusOr<uint64_t> stage_ahead(const DeviceMemory& memory, const std::byte* input);
+  StatusOr<uint64_t> stage_ahead(const DeviceMemory& memory, const DeviceBatch& input);
+  // Makes it what `take` gives next; what was staged before it is dropped. False: it is not there any more.
+  bool claim(uint64_t ticket);
+  // What was staged ahead, the oldest first; nullptr: nothing. Until it is released no other input comes there.
   Slot* take();
+  // Marks the end of what `stream` reads of a slot that was taken.
+  Status release(Slot& slot, const Driver& driver, CUstream stream);
   const std::vector<std::unique_ptr<Slot>>& slots() const { return slots_; }
 
  private:
   Status add_slot(const DeviceMemory& memory, CUstream stream);
-  // `copy(slot, stream)` brings the input there.
+  // Neither taken nor staged ahead, the least recently used first; nullptr: there is none.
+  Slot* free_slot();
+  // The three under the mutex. `copy(slot, stream)` brings the input there.
   template <class Copy>
-  StatusOr<Slot*> stage(const DeviceMemory& memory, bool ahead, bool taken_later, Copy&& copy);
+  StatusOr<Slot*> stage_now(const DeviceMemory& memory, const Copy& copy);
+  template <class Copy>
+  StatusOr<uint64_t> stage_beside(const DeviceMemory& memory, const Copy& copy);
+  template <class Copy>
+  Status fill(const DeviceMemory& memory, Slot& slot, CUstream stream, const Copy& copy);
+  auto copy_from(const DeviceMemory& memory, const std::byte* input) const;
+  auto copy_from(const DeviceBatch& input) const;
 
   uint64_t input_bytes_ = 0, output_bytes_ = 0;
   std::mutex mutex_;  // whoever stages ahead does so beside the steps
+  std::condition_variable released_;
   std::vector<std::unique_ptr<Slot>> slots_;
   size_t next_ = 0;
+  uint64_t tickets_ = 0;
   std::deque<Slot*> ahead_;
 };
 

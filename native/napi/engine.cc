@@ -441,7 +441,8 @@ struct StepJob {
   // Of JavaScript, which keeps it unchanged until the step has run; its completion keeps it alive.
   const std::byte* given = nullptr;
   size_t given_bytes = 0;
-  bool prefetched = false;
+  uint64_t ticket = 0;  // of `prefetch`, where that took the same input
+  bool claimed = false;
   std::vector<std::byte> aligned;
   std::vector<std::byte> output;
   std::optional<BusyMark> busy;
@@ -449,15 +450,15 @@ struct StepJob {
 
   bool on_device() const { return batch && batch->device; }
   // Before a step or a look through one.
-  Status bring(Executable& executable) const {
-    if (prefetched || !on_device()) return ok_status();
-    return executable.take(*batch->device, false).status();
+  Status bring(Executable& executable) {
+    claimed = ticket && executable.claim(ticket);
+    return claimed || !on_device() ? ok_status() : executable.take(*batch->device);
   }
 
   // On the engine's thread. The plan reads rows at 64-byte aligned offsets; kernels take inputs from 16-byte aligned
   // blocks, which a view into a larger buffer need not be.
   const std::byte* data() {
-    if (prefetched || on_device()) return nullptr;
+    if (claimed || on_device()) return nullptr;
     if (batch) return batch->data();
     if (reinterpret_cast<uintptr_t>(given) % 16 == 0) return given;
     aligned.assign(given, given + given_bytes);
@@ -472,8 +473,8 @@ std::shared_ptr<StepJob> input_job(const Napi::CallbackInfo& info, const Executa
   const Napi::Object input = info[1].ToObject();
   const uint64_t needed = executable.plan().arena_bytes(plan::Arena::input);
   auto job = std::make_shared<StepJob>();
-  job->prefetched = input.Get("prefetched").ToBoolean().Value();
-  if (job->prefetched) return job;
+  if (const Napi::Value ticket = input.Get("ticket"); !ticket.IsUndefined())
+    job->ticket = static_cast<uint64_t>(get_number(env, ticket, "ticket", 1, 9007199254740991.0));
   size_t given;
   if (const Napi::Value batch = input.Get("batch"); !batch.IsUndefined()) {
     job->batch = open_batch(env, batch);
@@ -505,17 +506,16 @@ Napi::Value prefetch(const Napi::CallbackInfo& info) {
   auto executable = open_executable(info, 0);
   std::vector<Napi::Value> keep;
   auto job = input_job(info, *executable, keep);
-  if (job->prefetched)
-    throw_status(env, error(Code::invalid_argument, "an input that was taken cannot be taken again"));
   const Completion completion = Completion::create(env, keep);
   io::run_task([completion, executable, job]() mutable {
     const auto taken = caught([&] {
-      return job->on_device() ? executable->take(*job->batch->device, true) : executable->prefetch(job->data());
+      return job->on_device() ? executable->prefetch(*job->batch->device) : executable->prefetch(job->data());
     });
     job->batch.reset();
     executable.reset();  // before anyone hears: whoever closes then finds the bytes given back
     if (!taken.ok()) return completion.reject(taken.status());
-    completion.resolve([was = taken.value()](Napi::Env e) { return Napi::Boolean::New(e, was); });
+    completion.resolve(
+        [ticket = taken.value()](Napi::Env e) { return Napi::Number::New(e, static_cast<double>(ticket)); });
   });
   return completion.promise();
 }

@@ -16,8 +16,8 @@ TEST_F(CudaFaults, EveryFailingCallIsAnErrorAndLosesNothing) {
   int failed = 0;
   for (const char* call :
        {"cuCtxSetCurrent", "cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemsetD8Async",
-        "cuStreamCreateWithPriority", "cuStreamSynchronize", "cuLaunchKernelEx", "cuStreamBeginCapture",
-        "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphLaunch"}) {
+        "cuStreamCreateWithPriority", "cuStreamSynchronize", "cuEventCreate", "cuEventRecord", "cuLaunchKernelEx",
+        "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphLaunch"}) {
     reset_fake();
     ASSERT_TRUE(on_cuda(named, start).ok());
     const int times = calls(call);
@@ -43,6 +43,29 @@ TEST_F(CudaFaults, EveryFailingCallIsAnErrorAndLosesNothing) {
     }
   }
   EXPECT_GT(failed, 40);
+}
+
+// The second slot, which comes with the first input that is staged ahead: there whole, or not at all.
+TEST_F(CudaFaults, ASlotWithoutItsEventsIsNotKept) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  const std::byte* input = start.arenas[static_cast<int>(Arena::input)].data();
+  std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
+  const auto memory = memory_with(start);
+  const auto executable = bound_to(memory, named);
+  const int live = live_objects();
+  for (const char* fault : {"cuEventCreate:1:1", "cuEventCreate:2:1"}) {
+    reset_fake();
+    const Setting setting("FAKE_CUDA_FAIL", fault);
+    EXPECT_EQ(executable->prefetch(input).status().code(), Code::internal) << fault;
+    EXPECT_EQ(live_objects(), live) << fault;
+  }
+  reset_fake();
+  const auto ticket = executable->prefetch(input);
+  ASSERT_TRUE(ticket.ok()) << ticket.status().message();
+  ASSERT_TRUE(executable->claim(ticket.value()));
+  const Status status = executable->step(nullptr, start.scalars, output.data());
+  EXPECT_TRUE(status.ok()) << status.message();
 }
 
 TEST_F(CudaFaults, MemoryThatIsNotThereIsSaidInNumbers) {

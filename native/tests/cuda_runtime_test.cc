@@ -1,4 +1,8 @@
 // Whole plans on the CUDA backend under the fake driver (native/cuda/fake), beside the CPU backend.
+#include <atomic>
+#include <chrono>
+#include <future>
+
 #include "cuda_runtime_rig.h"
 
 namespace effnet::test {
@@ -401,7 +405,7 @@ StatusOr<std::vector<std::byte>> trained(const Named& named, Start start, bool a
     for (int i = 0; i < steps; ++i) {
       const auto taken = executable->prefetch(input_of(i));
       if (!taken.ok()) return taken.status();
-      EXPECT_TRUE(taken.value());
+      EXPECT_GT(taken.value(), 0u);
       std::fill(shared.begin(), shared.end(), std::byte{0x55});
       cuda::Slot* before = std::exchange(queued, nullptr);
       const auto next = executable->queue_step(nullptr, scalars_of(i));
@@ -425,6 +429,77 @@ TEST_F(CudaRuntime, InputsThatAreStagedAheadGiveTheSameBits) {
     ASSERT_TRUE(got.ok()) << got.status().message();
     EXPECT_TRUE(got.value() == want.value()) << "order " << order;
   }
+}
+
+// A ticket is good until another input takes its place; whoever brings the input along loses nothing.
+TEST_F(CudaRuntime, AnInputThatWasStagedAheadIsThereOrItIsNot) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  const auto& one = start.arenas[static_cast<int>(Arena::input)];
+  std::vector<std::byte> two = one, output(start.arenas[static_cast<int>(Arena::output)].size());
+  for (std::byte& pixel : std::span(two).first(64)) pixel ^= std::byte{0x2a};
+  const auto trained = [&](const std::function<void(cuda::Executable&)>& steps) {
+    const auto memory = memory_with(start);
+    const auto executable = bound_to(memory, named);
+    steps(*executable);
+    return weights_of(*memory);
+  };
+  const auto step = [&](cuda::Executable& executable, const std::byte* input) {
+    const Status status = executable.step(input, start.scalars, output.data());
+    EXPECT_TRUE(status.ok()) << status.message();
+  };
+  const auto want = trained([&](cuda::Executable& executable) {
+    step(executable, one.data());
+    step(executable, two.data());
+  });
+  EXPECT_TRUE(want == trained([&](cuda::Executable& executable) {
+                const uint64_t ticket = executable.prefetch(two.data()).value();
+                step(executable, one.data());  // in its place
+                EXPECT_FALSE(executable.claim(ticket));
+                EXPECT_EQ(executable.step(nullptr, start.scalars, output.data()).code(), Code::invalid_argument);
+                step(executable, two.data());
+              }));
+  EXPECT_TRUE(want == trained([&](cuda::Executable& executable) {
+                const uint64_t dropped = executable.prefetch(two.data()).value();
+                const uint64_t first = executable.prefetch(one.data()).value();
+                EXPECT_EQ(executable.prefetch(one.data()).value(), 0u);  // all slots wait
+                EXPECT_TRUE(executable.claim(first));
+                EXPECT_FALSE(executable.claim(dropped));  // it was in front
+                const uint64_t second = executable.prefetch(two.data()).value();
+                EXPECT_TRUE(executable.claim(first));
+                step(executable, nullptr);
+                EXPECT_FALSE(executable.claim(first));
+                EXPECT_TRUE(executable.claim(second));
+                step(executable, nullptr);
+              }));
+}
+
+// A step has its slot from when it takes it until its end is marked, also while it is captured: what is staged on
+// another thread meanwhile waits for that.
+TEST_F(CudaRuntime, NoInputComesWhereAStepIsAboutToReadAnother) {
+  const auto memory = cuda::DeviceMemory::create(device()).value();
+  const cuda::Driver& driver = device()->driver();
+  std::vector<std::byte> input(512, std::byte{1});
+  cuda::InputRing ring;
+  ASSERT_TRUE(ring.create(*memory, input.size(), 16).ok());
+  EXPECT_GT(ring.stage_ahead(*memory, input.data()).value(), 0u);
+  cuda::Slot* const taken = ring.take();
+  ASSERT_NE(taken, nullptr);
+  EXPECT_GT(ring.stage_ahead(*memory, input.data()).value(), 0u);
+  std::atomic<bool> released = false;
+  auto third = std::async(std::launch::async, [&] {
+    EXPECT_TRUE(device()->enter().ok());
+    const auto ticket = ring.stage_ahead(*memory, input.data());
+    EXPECT_TRUE(released);
+    return ticket.ok() ? ticket.value() : 0;
+  });
+  third.wait_for(std::chrono::milliseconds(50));  // a thread that does not wait is seen by then
+  released = true;
+  EXPECT_TRUE(ring.release(*taken, driver, memory->stream()).ok());
+  EXPECT_GT(third.get(), 0u);
+  EXPECT_NE(ring.take(), taken);
+  EXPECT_EQ(ring.take(), taken);
+  ring.destroy(driver);
 }
 
 // Planted: streams that do not wait for each other.

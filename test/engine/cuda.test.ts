@@ -7,7 +7,7 @@ import os from 'node:os'
 import path from 'node:path'
 import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { ARENA, binding } from '../../ts/binding.js'
+import { ARENA, binding, type StepInput } from '../../ts/binding.js'
 import {
   type Callback,
   createModel,
@@ -20,6 +20,7 @@ import {
   type TrainerOptions,
 } from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
+import { packScalars } from '../../ts/runtime/scalars.js'
 import { relativeError } from './harness.js'
 
 const driver = path.join(packageRoot(), 'build/fake_cuda')
@@ -105,6 +106,24 @@ describe.skipIf(missing !== undefined)(`device "cuda"${missing ? ` (no ${missing
     expect(cuda.again.logits).toEqual(cuda.trained.logits)
     expect(cuda.averaged.logits).not.toEqual(cuda.trained.logits)
   })
+
+  it('steps on the input that it took ahead, and on the one given where another took its place', async () => {
+    const model = await open('cuda')
+    const plan = await model.session.evalPlan({ batchSize: BATCH, imageSize: SIZE })
+    const { handle } = plan['compiled']
+    const input = plan.packInput(images, labels)
+    const other = plan.packInput(images.toReversed(), labels)
+    const step = async (given: StepInput) => Buffer.from(await binding().step(handle, given, packScalars({})))
+    const want = await step(input)
+    // Where the ticket is good the bytes beside it are not read.
+    const taken = await binding().prefetch(handle, input)
+    expect(await step({ ...other, ticket: taken })).toEqual(want)
+    const replaced = await binding().prefetch(handle, input)
+    expect(replaced).toBeGreaterThan(taken)
+    expect(await step(other)).not.toEqual(want)
+    expect(await step({ ...input, ticket: replaced })).toEqual(want)
+    await model.close()
+  }, 120_000)
 
   it('names itself, and refuses a GPU that is not there', async () => {
     expect(await binding().cudaInfo()).toMatchObject({

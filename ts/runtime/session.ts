@@ -163,40 +163,21 @@ class Compiled {
     return this.executable
   }
 
-  /** Of the inputs that the device has taken ahead: their batches. */
-  private readonly ahead: BatchHandle[] = []
-  /** Inputs brought by themselves: how many so far, and how many of them now. Each takes the place of those that wait. */
-  private brought = 0
-  private bringing = 0
+  /** Of batches that the device took ahead. Whether it still has one, only the device knows. */
+  private readonly tickets = new WeakMap<BatchHandle, number>()
 
   async prefetch(batch: BatchHandle): Promise<void> {
-    if (this.bringing > 0) return
-    const { brought } = this
-    if ((await binding().prefetch(this.handle, { batch })) && brought === this.brought) this.ahead.push(batch)
+    const ticket = await binding().prefetch(this.handle, { batch })
+    if (ticket > 0) this.tickets.set(batch, ticket)
   }
 
   step(input: StepInput, scalars: Partial<StepScalars>): Promise<Uint8Array> {
-    const packed = packScalars(scalars)
-    if (this.ahead.length === 0 || this.ahead[0] !== input.batch) {
-      return this.bring(() => binding().step(this.handle, input, packed))
-    }
-    this.ahead.shift()
-    return binding().step(this.handle, { prefetched: true }, packed)
+    const ticket = input.batch && this.tickets.get(input.batch)
+    return binding().step(this.handle, ticket ? { ...input, ticket } : input, packScalars(scalars))
   }
 
   findNonFinite(input: StepInput, scalars: Partial<StepScalars>): Promise<NonFinite | null> {
-    return this.bring(() => binding().findNonFinite(this.handle, input, packScalars(scalars)))
-  }
-
-  private async bring<T>(work: () => Promise<T>): Promise<T> {
-    this.brought++
-    this.bringing++
-    this.ahead.length = 0
-    try {
-      return await work()
-    } finally {
-      this.bringing--
-    }
+    return binding().findNonFinite(this.handle, input, packScalars(scalars))
   }
 
   private tensor(name: string): { tensor: Tensor; offset: number } {
