@@ -217,6 +217,7 @@ TEST(ConvForms, SumsAreCut) {
                                                   Way{DType::bf16, 0, 0x1p-8}, Way{DType::f16, 0, 0x1p-11}}) {
       const ConvResult r = run_conv(Direction::forward, c, ConvData(c, dtype), dtype, backend::make_conv2d, flags);
       ASSERT_FALSE(HasFatalFailure()) << c.name();
+      if (r.covered) continue;
       EXPECT_NE(r.kernel.find("_64x32_by"), std::string::npos) << r.kernel;
       expect_near(r.got, r.want, tolerance, std::sqrt(static_cast<double>(c.k * c.k * c.ic)), c.name());
     }
