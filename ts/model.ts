@@ -379,7 +379,7 @@ async function withSession<T>(session: Session, work: (session: Session) => Prom
  */
 export async function createModel(name: ModelName | (string & {}), options: CreateModelOptions = {}): Promise<Model> {
   checkKeys('createModel', options, CREATE_KEYS)
-  const device = deviceName(options.device ?? 'auto')
+  const device = deviceName(options.device === undefined ? 'auto' : options.device)
   const precision = normalizePrecision(options.precision ?? 'fp32')
   const { classes, imageSize } = options
   if (classes && options.numClasses !== undefined && classes.length !== options.numClasses) {
@@ -443,7 +443,7 @@ async function fillWeights(
  */
 export async function loadModel(dir: string, options: LoadModelOptions = {}): Promise<Model> {
   checkKeys('loadModel', options, LOAD_KEYS)
-  const device = deviceName(options.device ?? 'auto')
+  const device = deviceName(options.device === undefined ? 'auto' : options.device)
   const precision = normalizePrecision(options.precision ?? 'fp32')
   if (typeof dir !== 'string' || dir === '') {
     throw new EffnetError(

@@ -108,9 +108,25 @@ describe('a memory limit', () => {
       ['1.5 GiB', 1.5 * GIB],
       ['500MiB', 500 * 2 ** 20],
       ['8G', 8 * GIB],
+      ['8gb', 8e9],
+      ['.5', 5 * GIB],
     ] as const)
       expect(memoryBytes(given, total), String(given)).toBe(bytes)
-    for (const wrong of ['', 'all', '-1', 0, '0GiB', '120%', '8gb', '8 T', Number.NaN, '1 000'])
+    for (const wrong of [
+      '',
+      'all',
+      '-1',
+      0,
+      '0GiB',
+      '120%',
+      '8 T',
+      Number.NaN,
+      '1 000',
+      2,
+      '0.000001',
+      '1e400',
+      '99999999999GiB',
+    ])
       expect(() => memoryBytes(wrong, total), String(wrong)).toThrow(
         expect.objectContaining({ code: 'EFF_CONFIG_VALUE', hint: expect.stringContaining("'8GiB'") }),
       )

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { afterEach, expect, it, vi } from 'vitest'
-import { EffnetError, version } from '../../ts/index.js'
+import { createModel, EffnetError, version } from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
 
 afterEach(() => vi.resetModules())
@@ -24,4 +24,15 @@ it('an error of another copy of the package is an EffnetError too, another error
   class Mine extends EffnetError {}
   expect(new EffnetError('EFF_IO', 'x') instanceof Mine).toBe(false)
   expect(new Mine('EFF_IO', 'x') instanceof Mine && new Mine('EFF_IO', 'x') instanceof EffnetError).toBe(true)
+})
+
+it.each([
+  ['device', null],
+  ['deterministic', 'yes'],
+  ['deterministic', null],
+])('createModel refuses %s: %j and does not read it as the default', async (name, wrong) => {
+  await expect(createModel('efficientnet_b0', { [name]: wrong, threads: 1 })).rejects.toMatchObject({
+    code: 'EFF_CONFIG_VALUE',
+    message: expect.stringContaining(name),
+  })
 })

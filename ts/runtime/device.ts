@@ -26,7 +26,7 @@ export function openDevice(name: string): Promise<DeviceHandle> {
     .openDevice(name)
     .catch((cause: EffnetError) => {
       opened.delete(name)
-      throw new EffnetError(cause.code, `device "${name}": ${cause.message}`, { hint: "device 'cpu'", cause })
+      throw new EffnetError(cause.code, `device "${name}": ${cause.message}`, { hint: cause.hint ?? "device 'cpu'", cause })
     })
   opened.set(name, device)
   return device

@@ -42,7 +42,9 @@ export async function availableMemory(root = '/'): Promise<number> {
   return Math.min(least, leftInGroup(limit, used, stat, ['total_inactive_file', 'total_active_file']))
 }
 
-const UNITS: Readonly<Record<string, number>> = { MB: 1e6, GB: 1e9, M: 2 ** 20, MiB: 2 ** 20, G: 2 ** 30, GiB: 2 ** 30 }
+const UNITS: Readonly<Record<string, number>> = { mb: 1e6, gb: 1e9, m: 2 ** 20, mib: 2 ** 20, g: 2 ** 30, gib: 2 ** 30 }
+/** Less is a share or a unit gone wrong. */
+const LEAST = 2 ** 20
 
 /**
  * Bytes of a limit as users write it: a share of the machine's memory (0.5, '50%') or an amount (2e9, '2GB', '1.5GiB' or '1.5G').
@@ -50,12 +52,14 @@ const UNITS: Readonly<Record<string, number>> = { MB: 1e6, GB: 1e9, M: 2 ** 20, 
  */
 export function memoryBytes(given: number | string, total: number): number {
   const text = String(given).trim()
-  const [, number, unit = ''] = /^(\d+(?:\.\d+)?(?:e\d+)?)\s*(\w*|%)$/.exec(text) ?? []
+  const [, number, unit = ''] = /^(\d*\.?\d+(?:e\d+)?)\s*(\w*|%)$/.exec(text) ?? []
   const amount = Number(number)
   const share = unit === '%' ? amount / 100 : unit === '' && amount <= 1 ? amount : undefined
-  const bytes = Math.floor(share === undefined ? amount * (unit === '' ? 1 : (UNITS[unit] ?? Number.NaN)) : share * total)
-  if (bytes >= 1 && (share ?? 0) <= 1) return bytes
+  const bytes = Math.floor(
+    share === undefined ? amount * (unit === '' ? 1 : (UNITS[unit.toLowerCase()] ?? Number.NaN)) : share * total,
+  )
+  if (bytes >= LEAST && (share === undefined ? Number.isSafeInteger(bytes) : share <= 1)) return bytes
   throw new EffnetError('EFF_CONFIG_VALUE', `memoryLimit = ${given}: no such amount`, {
-    hint: "a share of the device's memory (0.5, '50%') or an amount ('8GiB', '500MB', bytes)",
+    hint: "a share of the device's memory (0.5, '50%') or an amount of a MiB or more ('8GiB', '500MB', bytes)",
   })
 }

@@ -366,7 +366,11 @@ export class Session implements AsyncDisposable {
    */
   static async create(options: SessionOptions): Promise<Session> {
     const { config, precision } = options
-    const device = deviceName(options.device ?? 'cpu')
+    const device = deviceName(options.device === undefined ? 'cpu' : options.device)
+    const { deterministic = false } = options
+    if (typeof deterministic !== 'boolean') {
+      throw new EffnetError('EFF_CONFIG_VALUE', `deterministic = ${JSON.stringify(deterministic)}: true or false`)
+    }
     const cpu = binding().cpuInfo()
     if (device === 'cpu') {
       if (cpu.unsupported) throw new EffnetError('EFF_CPU_UNSUPPORTED', cpu.unsupported)
@@ -378,7 +382,7 @@ export class Session implements AsyncDisposable {
     const limit =
       options.memoryLimit === undefined ? undefined : memoryBytes(options.memoryLimit, binding().deviceInfo(handle).totalBytes)
     const layout = weightsLayout(modelParams(config))
-    return new Session(config, precision, threads, device, handle, layout, tuning, options.deterministic ?? false, limit)
+    return new Session(config, precision, threads, device, handle, layout, tuning, deterministic, limit)
   }
 
   /** Where batches are made; undefined: on the CPU. @throws EFF_CONFIG_VALUE for a model that is on no GPU */
