@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it, vi } from 'vitest'
 import { tellWarnings } from '../../ts/cli/model_source.js'
-import { cpuDecodedText } from '../../ts/data/cpu_decoded.js'
+import { cpuDecodedText } from '../../ts/cpu_decoded.js'
 import { KernelTuning } from '../../ts/runtime/tuning.js'
 
 describe('what a model has to say of its kernels', () => {

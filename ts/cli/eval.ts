@@ -1,4 +1,4 @@
-import { cpuDecodedText } from '../data/cpu_decoded.js'
+import { cpuDecodedText } from '../cpu_decoded.js'
 import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import { defineVerb } from './call.js'

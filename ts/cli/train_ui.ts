@@ -1,7 +1,7 @@
 /** What a training run shows: plan, live line, a row an epoch, checkpoints in `-v`, warnings once each. */
 
 import path from 'node:path'
-import { cpuDecodedText } from '../data/cpu_decoded.js'
+import { cpuDecodedText } from '../cpu_decoded.js'
 import type {
   CheckpointEvent,
   EpochEvent,

@@ -1,7 +1,7 @@
 /** report.html of a run folder: one file with everything in it, made from the folder's own files, no network. */
 
 import path from 'node:path'
-import { cpuDecodedText } from '../data/cpu_decoded.js'
+import { cpuDecodedText } from '../cpu_decoded.js'
 import { EffnetError } from '../errors.js'
 import { readOptional, writeAtomic } from '../train/files.js'
 import type { EvaluateDetails, FitResult } from '../train/types.js'
