@@ -1,9 +1,9 @@
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { type Check, checkCuda, checkGpu, checkLibrary, checkVisible } from '../../ts/cli/doctor.js'
-import { packageRoot } from '../../ts/paths.js'
+import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 import { spawnEffnet } from './helpers/spawn.js'
 
 const library = {
@@ -67,15 +67,12 @@ describe('GPUs in the doctor', () => {
   })
 })
 
-const driver = path.join(packageRoot(), 'build/fake_cuda')
-const built =
-  existsSync(path.join(driver, 'libcuda.so.1')) && existsSync(path.join(packageRoot(), 'build/Release/effnet_cuda.so'))
 const nowhere = mkdtempSync(path.join(os.tmpdir(), 'effnet-doctor-'))
 afterAll(() => rmSync(nowhere, { recursive: true, force: true }))
 
-describe.skipIf(!built)(`effnet doctor${built ? '' : ' (no fake driver: npm run setup -- --test)'}`, () => {
+describeWith(FAKE_DRIVER, 'effnet doctor', () => {
   const checks = async (env: Record<string, string>): Promise<Map<string, Check>> => {
-    const { code, stdout } = await spawnEffnet(['doctor', '--json'], { EFFNET_LIB_DIR: driver, ...env }).done
+    const { code, stdout } = await spawnEffnet(['doctor', '--json'], { EFFNET_LIB_DIR: FAKE_DRIVER.folder, ...env }).done
     expect(code).toBe(0)
     const [line] = stdout.trim().split('\n')
     return new Map((JSON.parse(line!) as { checks: Check[] }).checks.map((check) => [check.name, check]))
@@ -83,7 +80,7 @@ describe.skipIf(!built)(`effnet doctor${built ? '' : ' (no fake driver: npm run 
 
   it('shows driver, CUDA, device, compute capability and every library', async () => {
     const found = await checks({ FAKE_CUDA_DEVICES: '2', CUDA_VISIBLE_DEVICES: '1,0' })
-    expect(found.get('cuda driver')!.value).toBe(`${driver}/libcuda.so.1, CUDA 13.0`)
+    expect(found.get('cuda driver')!.value).toBe(`${FAKE_DRIVER.folder}/libcuda.so.1, CUDA 13.0`)
     expect(found.get('cuda backend')!.value).toMatch(/effnet_cuda\.so, kernels for sm_/)
     expect(found.get('cuda:1')).toMatchObject({
       status: 'ok',
@@ -100,7 +97,7 @@ describe.skipIf(!built)(`effnet doctor${built ? '' : ' (no fake driver: npm run 
     ['no such GPU', { CUDA_VISIBLE_DEVICES: '3', EFFNET_DEVICE: 'cuda:3' }, /no GPU 3: .*CUDA_VISIBLE_DEVICES is 3/],
     ['no driver', { EFFNET_LIB_DIR: nowhere }, /no NVIDIA driver/],
   ])('whoever asks for a GPU is refused where there is %s, with exit code 69', async (_, env, message) => {
-    const given = { EFFNET_LIB_DIR: driver, EFFNET_DEVICE: 'cuda', ...(env as Record<string, string>) }
+    const given = { EFFNET_LIB_DIR: FAKE_DRIVER.folder, EFFNET_DEVICE: 'cuda', ...(env as Record<string, string>) }
     const { code, stderr } = await spawnEffnet(['bench', '--steps', '1'], given).done
     expect(stderr).toMatch(/^EFF_BACKEND_MISSING {2}/m)
     expect(stderr).toMatch(message)

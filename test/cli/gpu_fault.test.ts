@@ -1,25 +1,22 @@
 /** A GPU that faults in the middle of a run, on a driver without a GPU (native/cuda/fake). */
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { afterAll, describe, expect, it } from 'vitest'
-import { packageRoot } from '../../ts/paths.js'
+import { afterAll, expect, it } from 'vitest'
+import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 import { makeData } from '../train/helpers/data.js'
 import { spawnEffnet } from './helpers/spawn.js'
 
-const driver = path.join(packageRoot(), 'build/fake_cuda')
-const missing =
-  !existsSync(path.join(driver, 'libcuda.so.1')) || !existsSync(path.join(packageRoot(), 'build/Release/effnet_cuda.so'))
 const root = mkdtempSync(path.join(os.tmpdir(), 'effnet-fault-'))
 afterAll(() => rmSync(root, { recursive: true, force: true }))
 
-describe.skipIf(missing)(`a GPU fault${missing ? ' (no fake driver: npm run setup -- --test)' : ''}`, () => {
+describeWith(FAKE_DRIVER, 'a GPU fault', () => {
   const train = async (name: string, fail: string, env: Record<string, string> = {}) => {
     const data = await makeData(path.join(root, `${name}-data`), { train: 4, val: 1 })
     const out = path.join(root, name)
     const options = ['--batch-size', '2', '--image-size', '32', '--max-steps', '3', '--checkpoint-every', '1', '--device', 'cuda']
     const argv = ['train', '--data', data, '--model', 'tf_efficientnet_b0', '--pretrained', '--out', out, ...options]
-    const done = await spawnEffnet(argv, { EFFNET_LIB_DIR: driver, FAKE_CUDA_FAIL: fail, ...env }).done
+    const done = await spawnEffnet(argv, { EFFNET_LIB_DIR: FAKE_DRIVER.folder, FAKE_CUDA_FAIL: fail, ...env }).done
     return { ...done, status: JSON.parse(readFileSync(path.join(out, 'status.json'), 'utf8')) as { state: string; step: number } }
   }
 

@@ -1,7 +1,7 @@
 /** The floor of an op, and what `effnet bench --profile` makes of a plan. */
 import { describe, expect, it } from 'vitest'
 import { profileOf } from '../../ts/cli/profile.js'
-import { FAKE_DRIVER } from '../engine/harness.js'
+import { FAKE_DRIVER, skipReason } from '../helpers/stand_in.js'
 import { effnet } from './helpers/capture.js'
 import { spawnEffnet } from './helpers/spawn.js'
 
@@ -86,8 +86,8 @@ describe('bench --profile', () => {
     expect(stdout).toMatch(/conv2d_bias_act .*f32\[1,32,32,3\]/)
   })
 
-  it.skipIf(!FAKE_DRIVER.built)(
-    `takes the rate of copies in its memory for a GPU’s floor${FAKE_DRIVER.built ? '' : ' (no fake driver: npm run setup -- --test)'}`,
+  it.skipIf(FAKE_DRIVER.missing !== undefined)(
+    `takes the rate of copies in its memory for a GPU’s floor${skipReason(FAKE_DRIVER)}`,
     async () => {
       const { code, stdout } = await spawnEffnet([...argv, '--mode', 'train', '--device', 'cuda', '--json'], {
         EFFNET_LIB_DIR: FAKE_DRIVER.folder,

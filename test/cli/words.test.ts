@@ -22,6 +22,14 @@ describe('wrong words', () => {
     [['predict'], usage(/needs PATH/, /photo\.jpg/)],
     [['models', 'show'], usage(/needs a NAME/, /models list/)],
     [['bench', '--mode', 'data'], usage(/needs --data/, /--data DIR/)],
+    [
+      ['bench', '--mode', 'data', '--data', 'x', '--device', 'cuda'],
+      usage(/CPU's pipeline; --device is none of it/, /leave --device out/),
+    ],
+    [
+      ['bench', '--mode', 'data', '--data', 'x', '--memory-limit', '1GB'],
+      usage(/; --memory-limit is none of it/, /leave --memory-limit out/),
+    ],
     [['train', '--resume'], usage(/which run/, /--out DIR --resume/)],
     [['models', 'show', 'efficientnet_b9'], usage(/efficientnet_b9/, /efficientnet_b[08]/, 'EFF_MODEL_UNKNOWN')],
     [['models', 'list', 'effcient*'], usage(/'effcient\*'/, /glob|efficientnet/, 'EFF_MODEL_UNKNOWN')],

@@ -6,7 +6,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import sharp from 'sharp'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, expect, it } from 'vitest'
 import { ARENA, binding, type StepInput } from '../../ts/binding.js'
 import {
   type Callback,
@@ -21,14 +21,11 @@ import {
 } from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
 import { packScalars } from '../../ts/runtime/scalars.js'
+import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 import { relativeError } from './harness.js'
 
-const driver = path.join(packageRoot(), 'build/fake_cuda')
-const missing = [path.join(driver, 'libcuda.so.1'), path.join(packageRoot(), 'build/Release/effnet_cuda.so')].find(
-  (file) => !existsSync(file),
-)
 // Read when the backend is used first.
-process.env['EFFNET_LIB_DIR'] = driver
+process.env['EFFNET_LIB_DIR'] = FAKE_DRIVER.folder
 
 const SIZE = 32
 const BATCH = 8
@@ -78,7 +75,7 @@ function apart(a: Float32Array, b: Float32Array): number {
   return a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i]!)), 0) / scale
 }
 
-describe.skipIf(missing !== undefined)(`device "cuda"${missing ? ` (no ${missing}: npm run setup -- --test)` : ''}`, () => {
+describeWith(FAKE_DRIVER, 'device "cuda"', () => {
   let cuda: Awaited<ReturnType<typeof oneStep>>
   let cpu: Awaited<ReturnType<typeof oneStep>>
   beforeAll(async () => {

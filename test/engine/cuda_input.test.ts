@@ -7,7 +7,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import os from 'node:os'
 import path from 'node:path'
 import sharp from 'sharp'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, expect, it } from 'vitest'
 import {
   createModel,
   type DataBackend,
@@ -20,17 +20,12 @@ import {
   type TrainerOptions,
   type WarningEvent,
 } from '../../ts/index.js'
-import { packageRoot } from '../../ts/paths.js'
+import { describeWith, fakeLibraries } from '../helpers/stand_in.js'
 import { makeData } from '../train/helpers/data.js'
 
-const libraries = path.join(packageRoot(), 'build/fake_nvidia')
-const missing = [
-  path.join(libraries, 'libcuda.so.1'),
-  path.join(libraries, 'libnvjpeg.so.13'),
-  path.join(packageRoot(), 'build/Release/effnet_cuda.so'),
-].find((file) => !existsSync(file))
+const LIBRARIES = fakeLibraries('libnvjpeg.so.13')
 // Read when the backend is used first.
-process.env['EFFNET_LIB_DIR'] = libraries
+process.env['EFFNET_LIB_DIR'] = LIBRARIES.folder
 process.env['EFFNET_CUDA_PROVIDER'] = 'own'
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-cuda-input-'))
@@ -75,8 +70,7 @@ async function train(dataBackend: DataBackend, options: Partial<TrainerOptions>,
   return { result, losses, warnings, weights }
 }
 
-const name = `images decoded on the GPU${missing ? ` (no ${missing}: npm run setup -- --test)` : ''}`
-describe.skipIf(missing !== undefined)(name, () => {
+describeWith(LIBRARIES, 'images decoded on the GPU', () => {
   let gpu: Run
   beforeAll(async () => {
     const dir = await makeData(path.join(scratch, 'data'), { train: 3, val: 1, side: 40 })

@@ -1,22 +1,12 @@
-/**
- * The layers of the models on CUDA kernels: on a driver without a GPU (native/cuda/fake) they run in emulation, on images scaled
- * down.
- */
-import { existsSync } from 'node:fs'
-import path from 'node:path'
-import { describe, expect, it } from 'vitest'
-import { packageRoot } from '../../ts/paths.js'
+import { expect, it } from 'vitest'
 import { detectorGraph } from '../helpers/detector.js'
 import { checkGraph, checkLayers } from '../helpers/layer_check.js'
+import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 
-const driver = path.join(packageRoot(), 'build/fake_cuda')
-const built = [path.join(driver, 'libcuda.so.1'), path.join(packageRoot(), 'build/Release/effnet_cuda.so')].every((file) =>
-  existsSync(file),
-)
 // Read when the backend is used first.
-process.env['EFFNET_LIB_DIR'] = driver
+process.env['EFFNET_LIB_DIR'] = FAKE_DRIVER.folder
 
-describe.skipIf(!built)(`layers on CUDA kernels${built ? '' : ' (no fake driver: npm run setup -- --test)'}`, () => {
+describeWith(FAKE_DRIVER, 'layers on CUDA kernels', () => {
   it.each([
     ['efficientnet_b0', 'f32', 40],
     ['efficientnet_b0', 'bf16', 40],

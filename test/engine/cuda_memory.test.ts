@@ -5,10 +5,10 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { afterAll, afterEach, describe, expect, it } from 'vitest'
+import { afterAll, afterEach, expect, it } from 'vitest'
 import { ARENA, binding } from '../../ts/binding.js'
 import { createModel, type Model } from '../../ts/index.js'
-import { FAKE_DRIVER } from './harness.js'
+import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-cuda-memory-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
@@ -25,102 +25,99 @@ const training = { ...off, optimizer: { name: 'sgd' }, ema: true, imageSize: 32 
 const allocations = (from = 0): number[] =>
   [...readFileSync(log, 'utf8').matchAll(/^ {2}(\d+) bytes$/gm)].map((match) => Number(match[1])).slice(from)
 
-describe.skipIf(!FAKE_DRIVER.built)(
-  `memory of a GPU${FAKE_DRIVER.built ? '' : ' (no fake driver: npm run setup -- --test)'}`,
-  () => {
-    const models: Model[] = []
-    const open = async (memoryLimit?: number | string): Promise<Model> => {
-      const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda', ...(memoryLimit && { memoryLimit }) })
-      models.push(model)
-      return model
+describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
+  const models: Model[] = []
+  const open = async (memoryLimit?: number | string): Promise<Model> => {
+    const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda', ...(memoryLimit && { memoryLimit }) })
+    models.push(model)
+    return model
+  }
+  afterEach(async () => {
+    for (const model of models.splice(0)) await model.close()
+    delete process.env['FAKE_CUDA_MEMORY']
+  })
+
+  it('is that of the GPU that was asked for', async () => {
+    const devices = (): string[] => [...readFileSync(log, 'utf8').matchAll(/^ {2}device (\d+)$/gm)].map((match) => match[1]!)
+    await open()
+    expect(devices()).toEqual(['0'])
+    const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda:1' })
+    models.push(model)
+    expect(model.device).toBe('cuda:1')
+    expect(devices()).toEqual(['0', '1'])
+  }, 120_000)
+
+  it('is shared by training, its last batch, evaluation and single images: one arena of activations, the largest', async () => {
+    const first = allocations().length
+    const { session } = await open()
+    const train = await session.trainPlan({ ...training, batchSize: 8 })
+    const used = (): number => binding().memoryBudget(session.memory).used
+    const before = used()
+    const count = allocations().length
+    const others = [
+      await session.trainPlan({ ...training, batchSize: 3 }),
+      await session.evalPlan({ batchSize: 8, imageSize: 32 }),
+      await session.evalPlan({ batchSize: 1, imageSize: 32 }),
+    ]
+    const activations = train.arenaBytes[ARENA.activations]!
+    const own = allocations(count)
+    for (const plan of others) {
+      expect(plan.arenaBytes[ARENA.activations]).toBeLessThan(activations)
+      expect(own).not.toContain(plan.arenaBytes[ARENA.activations])
+      expect(own).not.toContain(plan.arenaBytes[ARENA.weights])
     }
-    afterEach(async () => {
-      for (const model of models.splice(0)) await model.close()
-      delete process.env['FAKE_CUDA_MEMORY']
-    })
+    // All of the growth is theirs: folded weights, inputs, outputs, scratch.
+    expect(used() - before).toBe(own.reduce((sum, bytes) => sum + bytes, 0))
+    const all = allocations(first)
+    expect(all.filter((bytes) => bytes === activations)).toHaveLength(1)
+    // Weights, gradients, one moment, the average.
+    expect(all.filter((bytes) => bytes === train.arenaBytes[ARENA.weights])).toHaveLength(4)
+    // What has an address is the binding's; a step allocates nothing.
+    const input = train.packInput(new Uint8Array(8 * 32 * 32 * 3))
+    await session.resetEma()
+    const stepped = allocations().length
+    await train.step(input, { lr: 0.01 })
+    await train.step(input, { lr: 0.01 })
+    expect(allocations(stepped)).toEqual([])
+  }, 120_000)
 
-    it('is that of the GPU that was asked for', async () => {
-      const devices = (): string[] => [...readFileSync(log, 'utf8').matchAll(/^ {2}device (\d+)$/gm)].map((match) => match[1]!)
-      await open()
-      expect(devices()).toEqual(['0'])
-      const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda:1' })
-      models.push(model)
-      expect(model.device).toBe('cuda:1')
-      expect(devices()).toEqual(['0', '1'])
-    }, 120_000)
+  const refusal = async (model: Model, batchSize: number) => {
+    const error = await model.session.trainPlan({ ...training, batchSize }).then(
+      () => undefined,
+      (e: unknown) => e as { code: string; message: string; hint: string; details: { batchSizeThatFits: number } },
+    )
+    expect(error).toMatchObject({ code: 'EFF_OOM' })
+    return error!
+  }
 
-    it('is shared by training, its last batch, evaluation and single images: one arena of activations, the largest', async () => {
-      const first = allocations().length
-      const { session } = await open()
-      const train = await session.trainPlan({ ...training, batchSize: 8 })
-      const used = (): number => binding().memoryBudget(session.memory).used
-      const before = used()
-      const count = allocations().length
-      const others = [
-        await session.trainPlan({ ...training, batchSize: 3 }),
-        await session.evalPlan({ batchSize: 8, imageSize: 32 }),
-        await session.evalPlan({ batchSize: 1, imageSize: 32 }),
-      ]
-      const activations = train.arenaBytes[ARENA.activations]!
-      const own = allocations(count)
-      for (const plan of others) {
-        expect(plan.arenaBytes[ARENA.activations]).toBeLessThan(activations)
-        expect(own).not.toContain(plan.arenaBytes[ARENA.activations])
-        expect(own).not.toContain(plan.arenaBytes[ARENA.weights])
-      }
-      // All of the growth is theirs: folded weights, inputs, outputs, scratch.
-      expect(used() - before).toBe(own.reduce((sum, bytes) => sum + bytes, 0))
-      const all = allocations(first)
-      expect(all.filter((bytes) => bytes === activations)).toHaveLength(1)
-      // Weights, gradients, one moment, the average.
-      expect(all.filter((bytes) => bytes === train.arenaBytes[ARENA.weights])).toHaveLength(4)
-      // What has an address is the binding's; a step allocates nothing.
-      const input = train.packInput(new Uint8Array(8 * 32 * 32 * 3))
-      await session.resetEma()
-      const stepped = allocations().length
-      await train.step(input, { lr: 0.01 })
-      await train.step(input, { lr: 0.01 })
-      expect(allocations(stepped)).toEqual([])
-    }, 120_000)
+  it('says what is needed, free, largest, and which batch fits; that one does', async () => {
+    process.env['FAKE_CUDA_MEMORY'] = '200000000'
+    const model = await open()
+    const { message, hint, details } = await refusal(model, 512)
+    expect(message).toMatch(
+      /^efficientnet_b0 train 512x32 needs [\d.]+ GiB of memory; [\d.]+ GiB are available; the largest tensors: \S+ f32\[512,/,
+    )
+    expect(hint).toBe(`--batch-size ${details.batchSizeThatFits}`)
+    expect(details.batchSizeThatFits).toBeGreaterThan(4)
+    await model.session.trainPlan({ ...training, batchSize: details.batchSizeThatFits })
+  }, 120_000)
 
-    const refusal = async (model: Model, batchSize: number) => {
-      const error = await model.session.trainPlan({ ...training, batchSize }).then(
-        () => undefined,
-        (e: unknown) => e as { code: string; message: string; hint: string; details: { batchSizeThatFits: number } },
-      )
-      expect(error).toMatchObject({ code: 'EFF_OOM' })
-      return error!
-    }
+  it('keeps to the limit of the model, which the message names', async () => {
+    const model = await open('20%')
+    const { message, details } = await refusal(model, 512)
+    expect(message).toMatch(/GiB are left of the limit of 0\.2 GiB; the largest/)
+    await model.session.trainPlan({ ...training, batchSize: details.batchSizeThatFits })
+    expect(binding().memoryBudget(model.session.memory)).toMatchObject({ limit: 2e8 })
+    // Another model has a limit of its own.
+    await (await open()).session.trainPlan({ ...training, batchSize: details.batchSizeThatFits + 8 })
+  }, 120_000)
 
-    it('says what is needed, free, largest, and which batch fits; that one does', async () => {
-      process.env['FAKE_CUDA_MEMORY'] = '200000000'
-      const model = await open()
-      const { message, hint, details } = await refusal(model, 512)
-      expect(message).toMatch(
-        /^efficientnet_b0 train 512x32 needs [\d.]+ GiB of memory; [\d.]+ GiB are available; the largest tensors: \S+ f32\[512,/,
-      )
-      expect(hint).toBe(`--batch-size ${details.batchSizeThatFits}`)
-      expect(details.batchSizeThatFits).toBeGreaterThan(4)
-      await model.session.trainPlan({ ...training, batchSize: details.batchSizeThatFits })
-    }, 120_000)
-
-    it('keeps to the limit of the model, which the message names', async () => {
-      const model = await open('20%')
-      const { message, details } = await refusal(model, 512)
-      expect(message).toMatch(/GiB are left of the limit of 0\.2 GiB; the largest/)
-      await model.session.trainPlan({ ...training, batchSize: details.batchSizeThatFits })
-      expect(binding().memoryBudget(model.session.memory)).toMatchObject({ limit: 2e8 })
-      // Another model has a limit of its own.
-      await (await open()).session.trainPlan({ ...training, batchSize: details.batchSizeThatFits + 8 })
-    }, 120_000)
-
-    it('tells what was found too small only while it was taken', async () => {
-      const model = await open()
-      process.env['FAKE_CUDA_FAIL'] = `cuMemAlloc:${allocations().length + 3}:2`
-      const { message, hint } = await refusal(model, 16).finally(() => delete process.env['FAKE_CUDA_FAIL'])
-      expect(message).toMatch(/; [\d.]+ MiB of GPU memory could not be allocated; .*; the largest tensors: /)
-      expect(hint).toBe('--batch-size 14')
-      await model.session.trainPlan({ ...training, batchSize: 14 })
-    }, 120_000)
-  },
-)
+  it('tells what was found too small only while it was taken', async () => {
+    const model = await open()
+    process.env['FAKE_CUDA_FAIL'] = `cuMemAlloc:${allocations().length + 3}:2`
+    const { message, hint } = await refusal(model, 16).finally(() => delete process.env['FAKE_CUDA_FAIL'])
+    expect(message).toMatch(/; [\d.]+ MiB of GPU memory could not be allocated; .*; the largest tensors: /)
+    expect(hint).toBe('--batch-size 14')
+    await model.session.trainPlan({ ...training, batchSize: 14 })
+  }, 120_000)
+})

@@ -4,13 +4,13 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { afterAll, describe, expect, it } from 'vitest'
-import { FAKE_DRIVER } from './harness.js'
+import { afterAll, expect, it } from 'vitest'
+import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-nvtx-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
-describe.skipIf(!FAKE_DRIVER.built)(`NVTX ranges${FAKE_DRIVER.built ? '' : ' (no fake driver: npm run setup -- --test)'}`, () => {
+describeWith(FAKE_DRIVER, 'NVTX ranges', () => {
   it('are the plan’s ops where it runs op by op, and its parts where graphs are replayed', () => {
     const log = path.join(scratch, 'ranges')
     const index = JSON.stringify(pathToFileURL(path.resolve('dist/index.js')).href)

@@ -1,20 +1,12 @@
-/**
- * Which kernels a GPU gets for the networks, op by op: a change of a pass or of the choice of a kernel shows here. Bound on a driver
- * without a GPU (native/cuda/fake), nothing is run. `npx vitest run test/engine/cuda_plans.test.ts -u` writes the files anew.
- */
-import { existsSync } from 'node:fs'
 import path from 'node:path'
-import { describe, expect, it } from 'vitest'
+import { expect, it } from 'vitest'
 import { createModel } from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
 import type { DumpRow } from '../../ts/runtime/dump.js'
+import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 
-const driver = path.join(packageRoot(), 'build/fake_cuda')
-const built = [path.join(driver, 'libcuda.so.1'), path.join(packageRoot(), 'build/Release/effnet_cuda.so')].every((file) =>
-  existsSync(file),
-)
 // Read when the backend is used first.
-process.env['EFFNET_LIB_DIR'] = driver
+process.env['EFFNET_LIB_DIR'] = FAKE_DRIVER.folder
 
 const table = (rows: readonly DumpRow[]): string =>
   rows.map(({ name, kernel, shapes, life }) => `${[name, kernel, shapes, life].join('\t').trimEnd()}\n`).join('')
@@ -29,7 +21,7 @@ const TRAINING = {
   clip: true,
 } as const
 
-describe.skipIf(!built)(`plans for GPUs${built ? '' : ' (no fake driver: npm run setup -- --test)'}`, () => {
+describeWith(FAKE_DRIVER, 'plans for GPUs', () => {
   it.each([
     ['efficientnet_b0', 'bf16-mixed', 224],
     ['efficientnet_b0', 'fp32', 224],

@@ -10,18 +10,15 @@ import { binding, type NativeBinding } from '../../ts/binding.js'
 import { createModel, imageFolder, type StepEvent, Trainer, type TrainerEvent } from '../../ts/index.js'
 import { Model } from '../../ts/model.js'
 import { getModelConfig } from '../../ts/nn/index.js'
-import { packageRoot } from '../../ts/paths.js'
 import { initParams } from '../../ts/runtime/init.js'
 import { Session } from '../../ts/runtime/session.js'
 import { cacheFolder } from '../../ts/runtime/tuning.js'
+import { describeWith, fakeLibraries } from '../helpers/stand_in.js'
 import { makeData } from '../train/helpers/data.js'
 
-const libraries = path.join(packageRoot(), 'build/fake_nvidia')
-const built = [path.join(libraries, 'libcublasLt.so.13'), path.join(packageRoot(), 'build/Release/effnet_cuda.so')].every(
-  (file) => existsSync(file),
-)
+const LIBRARIES = fakeLibraries('libcublasLt.so.13')
 // Read when the backend is used first.
-process.env['EFFNET_LIB_DIR'] = libraries
+process.env['EFFNET_LIB_DIR'] = LIBRARIES.folder
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-tuning-'))
 const cache = path.join(scratch, 'cache')
@@ -64,7 +61,7 @@ async function classifier({ times = SECOND, deterministic = false } = {}) {
 
 const kept = (): string[] => (existsSync(cache) ? readdirSync(path.join(cache, 'kernels')) : [])
 
-describe.skipIf(!built)(`kernels that are measured${built ? '' : ' (no fake driver: npm run setup -- --test)'}`, () => {
+describeWith(LIBRARIES, 'kernels that are measured', () => {
   let data: string
   beforeAll(async () => {
     data = await makeData(path.join(scratch, 'data'), { train: 2, val: 1 })

@@ -1,18 +1,6 @@
-/** A session filled with values that need no file, and batches of made-up pixels. */
-import { existsSync } from 'node:fs'
-import path from 'node:path'
 import { type ModelConfig, modelParams } from '../../ts/nn/index.js'
-import { packageRoot } from '../../ts/paths.js'
 import { Session, type SessionPrecision } from '../../ts/runtime/session.js'
 import { goldenWeights, hashFill } from '../helpers/golden.js'
-
-const driver = path.join(packageRoot(), 'build/fake_cuda')
-
-/** The driver without a GPU (native/cuda/fake): where EFFNET_LIB_DIR has to point. */
-export const FAKE_DRIVER = {
-  folder: driver,
-  built: existsSync(path.join(driver, 'libcuda.so.1')) && existsSync(path.join(packageRoot(), 'build/Release/effnet_cuda.so')),
-}
 
 /** Weights of the golden checks, float64 by name. */
 export async function goldenSession(

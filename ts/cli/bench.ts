@@ -223,6 +223,13 @@ async function benchData({ options: o, ui }: BenchCall): Promise<void> {
       hint: '--data DIR   with train/, or a folder a class',
     })
   }
+  const other =
+    o.device !== undefined && o.device !== 'cpu' ? '--device' : o.memoryLimit === undefined ? undefined : '--memory-limit'
+  if (other) {
+    throw new EffnetError('EFF_CONFIG_VALUE', `effnet bench --mode data measures the CPU's pipeline; ${other} is none of it`, {
+      hint: `leave ${other} out; what a GPU decodes is seen in effnet train --data-backend gpu`,
+    })
+  }
   ui.line(await headerLine(o, ui))
   const { imageFolder } = await import('../data/image_folder.js')
   const data = await imageFolder(o.data, { split: 'train' })
@@ -282,10 +289,13 @@ export const verb = defineVerb(
   },
   async (call) => {
     const { options: o } = call
-    await checkDeviceOption(o.device)
     const mode = o.mode ?? 'infer'
-    if (mode === 'data') await benchData(call)
-    else await benchModel(call, mode)
+    if (mode === 'data') {
+      await benchData(call)
+    } else {
+      await checkDeviceOption(o.device)
+      await benchModel(call, mode)
+    }
     return EXIT.ok
   },
 )
