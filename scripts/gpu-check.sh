@@ -20,28 +20,33 @@
 #   shapes     the layers of the models at the sizes, types and precisions that `layers` leaves out
 #   tuned      bench with measured kernels
 #   finetune   a training run on the photos of models/demo, its accuracy beside the CPU's
+# A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on.
 #
 # Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results are appended to
 # DIR (default gpu-check-results): table.txt, a log a stage. `node scripts/gpu/results.mjs DIR` puts the figures into
-# bench/results/gpu. Exit code: 0 all passed, 69 no GPU, 1 otherwise.
+# bench/results/gpu (`--peers DIR2`: beside PyTorch's fastest mode). Exit code: 0 all passed, 69 no GPU, 1 otherwise.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
 stages=smoke,kernels,layers,model,memcheck,bench,peer,counters
 out=gpu-check-results
-known=smoke,kernels,layers,model,memcheck,bench,peer,counters,racecheck,libraries,shapes,tuned,finetune,second
+from=0
+known=smoke,kernels,layers,model,memcheck,bench,peer,counters,racecheck,libraries,shapes,tuned,finetune,second,peers
 usage() {
-  echo "gpu-check.sh: $1; --pack, --stage A,B, --out DIR, --rehearse; stages: ${known//,/ }" >&2
+  echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --rehearse; stages: ${known//,/ }" >&2
   exit 64
 }
 while [ $# -gt 0 ]; do
   case "$1" in
-    --stage | --out) [ $# -ge 2 ] || usage "$1 wants a word behind it" ;;
+    --stage | --out | --from) [ $# -ge 2 ] || usage "$1 wants a word behind it" ;;
   esac
   case "$1" in
     --pack) exec node scripts/gpu/pack.mjs "$pack" ;;
     --stage) stages=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
+    --from)
+      case "$2" in *[!0-9]* | '') usage "--from wants a number" ;; esac
+      from=$2; shift 2 ;;
     --rehearse) export EFFNET_REHEARSE=1; shift ;;
     *) usage "unknown argument $1" ;;
   esac
@@ -106,6 +111,7 @@ if [ $smoke -eq 0 ]; then
   stage shapes 120 bash scripts/gpu/layers.sh more
   stage tuned 200 env EFFNET_CUDA_TUNE=1 node scripts/gpu/bench.mjs
   stage finetune 100 node scripts/gpu/finetune.mjs
+  stage peers 510 bash scripts/gpu/peer.sh --table --from "$from" --seconds 480
 fi
 cat "$out/table.txt"
 [ $smoke -eq 69 ] && exit 69

@@ -1,9 +1,12 @@
 /**
- * `node scripts/gpu/results.mjs DIR [INTO]`: what gpu-check.sh has measured, as files of bench/results/gpu: one a case, named by date,
- * GPU, driver, versions, work, type and batch, with the peer of the same run beside it.
+ * `node scripts/gpu/results.mjs DIR [--peers DIR] [--into DIR]`: what gpu-check.sh has measured, as files of bench/results/gpu: one a
+ * case, named by date, GPU, driver, versions, work, type and batch, with PyTorch eager of the same run beside it. With `--peers`, the
+ * folder of a call `--stage peers`: PyTorch's fastest mode, too, where that call's eager agrees with this run's on the same GPU and
+ * versions; otherwise the two runs do not compare, and the file says why.
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { parseArgs } from 'node:util'
 
 const slug = (text) =>
   String(text)
@@ -17,12 +20,36 @@ const rowsOf = (file) =>
         .filter((line) => line.startsWith('{"'))
         .map((line) => JSON.parse(line))
     : []
+/** How far apart two measurements of the same work may be and still be those of one machine. */
+const ANCHOR = 0.03
 const keyOf = ({ mode, model, batch, size, precision }) => [mode, model, batch, size, precision].join(' ')
 
-export function reports(folder) {
+/** The fastest of PyTorch's modes in another call, or why it says nothing about this one. */
+function bestPeer(row, anchor, table, drivers) {
+  const modes = table.filter((each) => keyOf(each) === keyOf(row) && each.images_per_s > 0)
+  if (modes.length === 0) return { refused: 'that call has no row of it' }
+  if (!anchor) return { refused: 'this run has no anchor' }
+  const same = modes.find(({ compile }) => compile === anchor.compile)
+  if (!same) return { refused: `that call has no ${anchor.compile}` }
+  for (const key of ['gpu', 'torch', 'cudnn'])
+    if (same[key] !== anchor[key]) return { refused: `${key} is ${anchor[key]} here, ${same[key]} there` }
+  if (drivers[0] !== drivers[1]) return { refused: `the driver is ${drivers[0]} here, ${drivers[1]} there` }
+  const apart = Math.abs(same.images_per_s / anchor.images_per_s - 1)
+  if (apart > ANCHOR) return { refused: `the anchors are ${(100 * apart).toFixed(1)} % apart, ${100 * ANCHOR} % are allowed` }
+  const best = modes.reduce((a, b) => (b.images_per_s > a.images_per_s ? b : a))
+  return { ...best, ratio: row.images_per_s / best.images_per_s }
+}
+
+function machineOf(folder) {
   const smoke = readFileSync(path.join(folder, 'smoke.log'), 'utf8')
   // JSON over several lines, then one line of text.
-  const machine = JSON.parse(smoke.slice(smoke.indexOf('{'), smoke.lastIndexOf('}') + 1))
+  return JSON.parse(smoke.slice(smoke.indexOf('{'), smoke.lastIndexOf('}') + 1))
+}
+
+export function reports(folder, peersFolder) {
+  const machine = machineOf(folder)
+  const drivers = [machine, peersFolder && machineOf(peersFolder)].map((each) => each?.driverVersion)
+  const table = peersFolder ? rowsOf(path.join(peersFolder, 'peers.log')) : []
   const said =
     readFileSync(path.join(folder, 'table.txt'), 'utf8')
       .match(/^gpu-check (\S+) (.+)$/gm)
@@ -37,22 +64,36 @@ export function reports(folder) {
     const versions = `cuda${Math.floor(machine.driverVersion / 1000)}.${(machine.driverVersion % 1000) / 10}`
     const work = [row.mode, row.model, `${row.size}px`, row.precision, `b${row.batch}`]
     const floor = row.floor_ms > 0 ? row.floor_ms / row.ops_ms : null
-    const ratio = peer ? row.images_per_s / peer.images_per_s : null
+    const ratio = peer?.images_per_s > 0 ? row.images_per_s / peer.images_per_s : null
+    const best = peersFolder ? { best_peer: bestPeer(row, peer, table, drivers) } : {}
     return {
       file: `${[date.slice(0, 10), slug(gpu), versions, ...work.map(slug)].join('_')}.json`,
-      report: { date, version, gpu, machine, ...row, share_of_byte_floor: floor, peer: peer ?? null, ratio_to_peer: ratio },
+      report: {
+        date,
+        version,
+        gpu,
+        machine,
+        ...row,
+        share_of_byte_floor: floor,
+        peer: peer ?? null,
+        ratio_to_peer: ratio,
+        ...best,
+      },
     }
   })
 }
 
 if (process.argv[1] && path.resolve(process.argv[1]) === import.meta.filename) {
-  const [folder, into = 'bench/results/gpu'] = process.argv.slice(2)
-  if (!folder) {
-    process.stderr.write('node scripts/gpu/results.mjs DIR [INTO]: DIR is what gpu-check.sh --out has filled\n')
+  const known = { peers: { type: 'string' }, into: { type: 'string', default: 'bench/results/gpu' } }
+  const { values, positionals } = parseArgs({ options: known, allowPositionals: true })
+  if (positionals.length !== 1) {
+    process.stderr.write(
+      'node scripts/gpu/results.mjs DIR [--peers DIR] [--into DIR]: DIR is what gpu-check.sh --out has filled\n',
+    )
     process.exit(64)
   }
-  mkdirSync(into, { recursive: true })
-  const all = reports(folder)
-  for (const { file, report } of all) writeFileSync(path.join(into, file), `${JSON.stringify(report, null, 2)}\n`)
-  process.stdout.write(`${all.length} files in ${into}\n`)
+  mkdirSync(values.into, { recursive: true })
+  const all = reports(positionals[0], values.peers)
+  for (const { file, report } of all) writeFileSync(path.join(values.into, file), `${JSON.stringify(report, null, 2)}\n`)
+  process.stdout.write(`${all.length} files in ${values.into}\n`)
 }

@@ -55,6 +55,7 @@ describe('scripts/gpu-check.sh', () => {
   it.each([
     [['--stage', 'modell'], 'no stage is called modell'],
     [['--stage', 'smoke,modell'], 'no stage is called modell'],
+    [['--stage', 'peers', '--from', 'two'], '--from wants a number'],
     [['--stage'], '--stage wants a word behind it'],
     [['--help'], 'unknown argument --help'],
   ])('refuses %j', (args, message) => {
@@ -78,18 +79,46 @@ describe('scripts/gpu-check.sh', () => {
 describe('results of a GPU', () => {
   const train = { mode: 'train', model: 'efficientnet_b0', batch: 256, size: 224, precision: 'bf16-mixed' }
   const infer = { ...train, mode: 'infer', batch: 1 }
-  it('are a file a case, the peer of the same run beside it', () => {
-    write(
-      'smoke.log',
-      '{\n "driverVersion": 13000,\n "gpus": [{ "name": "NVIDIA H200" }]\n}\nNVIDIA H200, compute capability 9.0\n',
-    )
-    write('table.txt', 'gpu-check 2026-11-21T10:00:00Z effnet-native abc\nstage result s note\n')
+  const run = (name, { driver = 13000, peer = [], peers = [] }) => {
+    const machine = `{\n "driverVersion": ${driver},\n "gpus": [{ "name": "NVIDIA H200" }]\n}\n`
+    write(`${name}/smoke.log`, `${machine}NVIDIA H200, compute capability 9.0\n`)
+    write(`${name}/table.txt`, 'gpu-check 2026-11-21T10:00:00Z effnet-native abc\nstage result s note\n')
     const measured = { images_per_s: 3000, ms: 85, ops_ms: 80, floor_ms: 20 }
-    write('bench.log', `${[train, infer].map((row) => JSON.stringify({ ...row, ...measured })).join('\n')}\ntrain 3000/s\n`)
-    write('peer.log', `${JSON.stringify({ ...train, torch: '2.11', images_per_s: 2000 })}\n`)
-    const [first, second] = reports(dir)
+    const lines = (rows) => `${rows.map((row) => JSON.stringify(row)).join('\n')}\nin one line\n`
+    write(`${name}/bench.log`, lines([train, infer].map((row) => ({ ...row, ...measured }))))
+    write(`${name}/peer.log`, lines(peer))
+    write(`${name}/peers.log`, lines(peers))
+  }
+  it('are a file a case, the peer of the same run beside it', () => {
+    run('mine', { peer: [{ ...train, torch: '2.11', images_per_s: 2000 }] })
+    const [first, second] = reports(path.join(dir, 'mine'))
     expect(first.file).toBe('2026-11-21_nvidia-h200_cuda13.0_train_efficientnet-b0_224px_bf16-mixed_b256.json')
     expect(first.report).toMatchObject({ ratio_to_peer: 1.5, share_of_byte_floor: 0.25, version: 'effnet-native abc' })
     expect(second.report).toMatchObject({ peer: null, ratio_to_peer: null })
+  })
+  const versions = { gpu: 'NVIDIA H200', torch: '2.11', cudnn: 91900 }
+  const eager = { ...train, ...versions, compile: 'eager', images_per_s: 1000 }
+  const table = [
+    { ...eager, images_per_s: 1029 },
+    { ...eager, compile: 'default', images_per_s: 1500 },
+    { ...eager, compile: 'max-autotune', error: 'RuntimeError: no' },
+  ]
+  const best = (there, anchor = eager) => {
+    run('mine', { peer: [anchor] })
+    run('theirs', there)
+    return reports(path.join(dir, 'mine'), path.join(dir, 'theirs')).map(({ report }) => report.best_peer)
+  }
+  it("are beside PyTorch's fastest mode of another call whose anchor agrees", () => {
+    const [training, inference] = best({ peers: table })
+    expect(training).toMatchObject({ compile: 'default', ratio: 2 })
+    expect(inference).toEqual({ refused: 'that call has no row of it' })
+  })
+  it.each([
+    ['anchors too far apart', { peers: [{ ...eager, images_per_s: 1031 }, table[1]] }, eager, 'the anchors are 3.1 % apart'],
+    ['another PyTorch', { peers: table.map((row) => ({ ...row, torch: '2.12' })) }, eager, 'torch is 2.11 here, 2.12 there'],
+    ['another driver', { driver: 13010, peers: table }, eager, 'the driver is 13000 here, 13010 there'],
+    ['no anchor there', { peers: table.slice(1) }, eager, 'that call has no eager'],
+  ])('are not beside it with %s', (_, there, anchor, reason) => {
+    expect(best(there, anchor)[0]).toEqual({ refused: expect.stringContaining(reason) })
   })
 })
