@@ -181,6 +181,8 @@ export interface LoaderOptions {
   prefetch: number
   /** Decodes what is not a JPEG (sharp): gets bytes, gives raw RGB. */
   decodeOther?: (bytes: Uint8Array, path: string) => Promise<DecodedImage>
+  /** The device that reads the batches: they lie where its copies read them directly. @throws EFF_OOM for page-locked memory */
+  pageLockedFor?: DeviceHandle
   /** A GPU that makes the batches; for plans on it. @throws EFF_BACKEND_MISSING */
   device?: DeviceHandle
 }
@@ -307,10 +309,12 @@ export interface NativeBinding {
    */
   step(executable: ExecutableHandle, input: StepInput, scalars: Float64Array): Promise<Uint8Array>
   /**
-   * Takes a coming step's input to the device beside the present step, and resolves to the ticket that the step gives with the input.
-   * 0: this device takes none ahead, or has all it can.
+   * Takes a coming step's input to the device beside the present step; it may change when that has settled. Resolves to the
+   * ticket that the step gives with the input; 0: this device takes none ahead, or has all it can.
    */
   prefetch(executable: ExecutableHandle, input: StepInput): Promise<number>
+  /** Zeroed memory that the device's steps read where it lies (on a GPU page-locked). @throws EFF_OOM */
+  pageLocked(device: DeviceHandle, bytes: number): Uint8Array
   /**
    * Why a step was not finite: runs it again as far as the first tensor that is not, or resolves to null. Parameters are not
    * changed. Call it with the step's own input and scalars and before anything else writes the memory.

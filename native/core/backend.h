@@ -115,6 +115,9 @@ class Backend {
   virtual StatusOr<std::unique_ptr<DeviceImages>> create_images(const DeviceImages::Options& options) {
     return error(Code::backend_missing, "images are decoded on a GPU only where plans run on one");
   }
+  // Host memory that this machine's steps read where it lies, so that inputs there come to it without a copy by the
+  // CPU. nullptr: any memory is. Any thread.
+  virtual StatusOr<std::shared_ptr<std::byte>> page_locked(uint64_t bytes) { return std::shared_ptr<std::byte>(); }
   // `limit`: what the memory and the executables over it may take together, bytes.
   virtual StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount],
                                                           uint64_t limit) = 0;

@@ -37,6 +37,7 @@ uint64_t native_bytes(Block::Kind kind) { return g_bytes[static_cast<int>(kind)]
 Block::~Block() {
   if (!data_) return;
   g_bytes[static_cast<int>(kind_)] -= bytes_;
+  if (owner_) return;
   if (bytes_ < kHugePage) {
     std::free(data_);
     return;
@@ -66,6 +67,17 @@ StatusOr<Block> Block::allocate(uint64_t bytes, Kind kind) {
     if (block.data_) std::memset(block.data_, 0, rounded);
   }
   if (!block.data_) return error(Code::oom, "%.1f MiB could not be allocated", static_cast<double>(bytes) / (1 << 20));
+  block.bytes_ = bytes;
+  block.kind_ = kind;
+  g_bytes[static_cast<int>(kind)] += bytes;
+  return block;
+}
+
+Block Block::adopt(std::shared_ptr<std::byte> memory, uint64_t bytes, Kind kind) {
+  Block block;
+  std::memset(memory.get(), 0, bytes);
+  block.data_ = memory.get();
+  block.owner_ = std::move(memory);
   block.bytes_ = bytes;
   block.kind_ = kind;
   g_bytes[static_cast<int>(kind)] += bytes;

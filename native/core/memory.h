@@ -32,15 +32,19 @@ class Block {
   }
   // Fails with Code::oom, naming the size.
   static StatusOr<Block> allocate(uint64_t bytes, Kind kind);
+  // The first `bytes` of memory of somebody else, zeroed; let go of with the block.
+  static Block adopt(std::shared_ptr<std::byte> memory, uint64_t bytes, Kind kind);
   std::byte* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
 
  private:
   void swap(Block& other) {
+    std::swap(owner_, other.owner_);
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     std::swap(kind_, other.kind_);
   }
+  std::shared_ptr<std::byte> owner_;  // of adopted memory
   std::byte* data_ = nullptr;
   uint64_t bytes_ = 0;
   Kind kind_ = Kind::arena;

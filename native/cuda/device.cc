@@ -228,8 +228,21 @@ StatusOr<DeviceBlock> DeviceBlock::allocate(const std::shared_ptr<Device>& devic
   return block;
 }
 
+bool Device::page_locked(const std::byte* data, uint64_t bytes) const {
+  const std::lock_guard lock(page_locked_mutex_);
+  const auto after = page_locked_.upper_bound(data);
+  if (after == page_locked_.begin()) return false;
+  const auto& [start, size] = *std::prev(after);
+  return data + bytes <= start + size;
+}
+
 PinnedBlock::~PinnedBlock() {
-  if (!data_ || !device_->enter().ok()) return;
+  if (!data_) return;
+  {
+    const std::lock_guard lock(device_->page_locked_mutex_);
+    device_->page_locked_.erase(data_);
+  }
+  if (!device_->enter().ok()) return;
   device_->driver().cuMemFreeHost(data_);
 }
 
@@ -246,6 +259,8 @@ StatusOr<PinnedBlock> PinnedBlock::allocate(const std::shared_ptr<Device>& devic
   block.device_ = device;
   block.data_ = static_cast<std::byte*>(data);
   block.bytes_ = bytes;
+  const std::lock_guard lock(device->page_locked_mutex_);
+  device->page_locked_[block.data_] = bytes;
   return block;
 }
 

@@ -49,10 +49,13 @@ class Device : public std::enable_shared_from_this<Device> {
   // Code::plan_invalid where the package has no kernel of that name. Any thread.
   StatusOr<CUfunction> function(const std::string& kernel);
   Status launch(const Launch& launch, CUfunction function, CUstream stream) const;
+  // Whether all of it lies in a PinnedBlock, so that copies may read it where it is. Any thread.
+  bool page_locked(const std::byte* data, uint64_t bytes) const;
   // How fast it copies in its own memory.
   StatusOr<Peaks> measure_peaks();
 
  private:
+  friend class PinnedBlock;
   Device() = default;
   Status start(int ordinal);
   Status load_kernels();
@@ -66,6 +69,8 @@ class Device : public std::enable_shared_from_this<Device> {
   std::unique_ptr<Providers> providers_;
   std::mutex functions_mutex_;
   std::map<std::string, CUfunction> functions_;
+  mutable std::mutex page_locked_mutex_;
+  std::map<const std::byte*, uint64_t> page_locked_;  // bytes of each block
 };
 
 // Device memory, zeroed; freed with the object.

@@ -101,8 +101,11 @@ class Executable final : public effnet::Executable {
   class Taken {
    public:
     Taken(Executable& executable, Slot& slot) : executable_(executable), slot_(&slot) {}
+    // Without its end: whoever gave the input has it back, and what was queued may still read it.
     ~Taken() {
-      if (slot_) static_cast<void>(release());
+      if (!slot_) return;
+      static_cast<void>(release());
+      executable_.driver().cuStreamSynchronize(executable_.stream());
     }
     Taken(const Taken&) = delete;
     Taken& operator=(const Taken&) = delete;

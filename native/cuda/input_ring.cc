@@ -16,7 +16,6 @@ Status InputRing::add_slot(const DeviceMemory& memory, CUstream stream) {
   auto slot = std::make_unique<Slot>();
   slot->number = slots_.size();
   EFF_RETURN_IF_ERROR(pinned(slot->scalars, sizeof(StepScalars)));
-  EFF_RETURN_IF_ERROR(pinned(slot->input, input_bytes_));
   EFF_RETURN_IF_ERROR(pinned(slot->output, output_bytes_));
   auto block = memory.allocate(Slot::kInputAt + input_bytes_, stream);
   if (!block.ok()) return block.status();
@@ -33,10 +32,20 @@ Status InputRing::add_slot(const DeviceMemory& memory, CUstream stream) {
   return ok_status();
 }
 
+Status InputRing::make_room(const DeviceMemory& memory, Slot& slot) const {
+  if (slot.input.bytes() >= input_bytes_) return ok_status();
+  auto allocated = PinnedBlock::allocate(memory.device(), input_bytes_);
+  if (!allocated.ok()) return allocated.status();
+  slot.input = std::move(allocated.value());
+  return ok_status();
+}
+
+// With memory of its own: a step that is given any input has all that it needs from the start.
 Status InputRing::create(const DeviceMemory& memory, uint64_t input_bytes, uint64_t output_bytes) {
   input_bytes_ = input_bytes;
   output_bytes_ = output_bytes;
-  return add_slot(memory, memory.stream());
+  EFF_RETURN_IF_ERROR(add_slot(memory, memory.stream()));
+  return make_room(memory, *slots_.front());
 }
 
 void InputRing::destroy(const Driver& driver) {
@@ -79,7 +88,7 @@ StatusOr<Slot*> InputRing::stage_now(const DeviceMemory& memory, const Copy& cop
 }
 
 template <class Copy>
-StatusOr<uint64_t> InputRing::stage_beside(const DeviceMemory& memory, const Copy& copy) {
+StatusOr<InputRing::Staged> InputRing::stage_beside(const DeviceMemory& memory, const Copy& copy) {
   std::unique_lock lock(mutex_);
   // Not on the stream of the steps, which may be capturing one.
   if (slots_.size() < kSlots) {
@@ -88,17 +97,22 @@ StatusOr<uint64_t> InputRing::stage_beside(const DeviceMemory& memory, const Cop
   }
   Slot* slot = nullptr;
   released_.wait(lock, [&] { return ahead_.size() == kSlots || (slot = free_slot()); });
-  if (ahead_.size() == kSlots) return uint64_t{0};
+  if (ahead_.size() == kSlots) return Staged{nullptr, 0};
   EFF_RETURN_IF_ERROR(fill(memory, *slot, memory.copy_stream(), copy));
   ahead_.push_back(slot);
-  return slot->ticket;
+  return Staged{slot, slot->ticket};
 }
 
 auto InputRing::copy_from(const DeviceMemory& memory, const std::byte* input) const {
   return [this, &memory, input](Slot& slot, CUstream stream) -> Status {
-    std::memcpy(slot.input.data(), input, input_bytes_);
-    EFF_CUDA(memory.device()->driver(), cuMemcpyHtoDAsync, slot.device.address() + Slot::kInputAt, slot.input.data(),
-             input_bytes_, stream);
+    const std::byte* from = input;
+    if (!memory.device()->page_locked(input, input_bytes_)) {
+      EFF_RETURN_IF_ERROR(make_room(memory, slot));
+      std::memcpy(slot.input.data(), input, input_bytes_);
+      from = slot.input.data();
+    }
+    EFF_CUDA(memory.device()->driver(), cuMemcpyHtoDAsync, slot.device.address() + Slot::kInputAt, from, input_bytes_,
+             stream);
     return ok_status();
   };
 }
@@ -124,11 +138,19 @@ Status InputRing::stage(const DeviceMemory& memory, const DeviceBatch& input) {
 }
 
 StatusOr<uint64_t> InputRing::stage_ahead(const DeviceMemory& memory, const std::byte* input) {
-  return stage_beside(memory, copy_from(memory, input));
+  const auto staged = stage_beside(memory, copy_from(memory, input));
+  if (!staged.ok()) return staged.status();
+  const auto& [slot, ticket] = staged.value();
+  // Not under the mutex: a step may take meanwhile what is on its way, for its stream waits.
+  if (slot && memory.device()->page_locked(input, input_bytes_))
+    EFF_CUDA(memory.device()->driver(), cuEventSynchronize, slot->copied);
+  return ticket;
 }
 
 StatusOr<uint64_t> InputRing::stage_ahead(const DeviceMemory& memory, const DeviceBatch& input) {
-  return stage_beside(memory, copy_from(input));
+  const auto staged = stage_beside(memory, copy_from(input));
+  if (!staged.ok()) return staged.status();
+  return staged.value().ticket;
 }
 
 bool InputRing::claim(uint64_t ticket) {

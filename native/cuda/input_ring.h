@@ -16,14 +16,14 @@
 namespace effnet::cuda {
 
 struct Slot {
-  PinnedBlock scalars, input, output;
-  DeviceBlock device;              // scalars, then the input arena
-  CUevent copied = nullptr;        // the input is on the device
-  CUevent done = nullptr;          // the step has read its input and written its results
-  CUstream copied_on = nullptr;    // the stream of `copied`
-  bool waits_for_results = false;  // queued, and nobody has taken what it gave
-  bool taken = false;              // by a step whose end `done` does not mark yet; under the ring's mutex
-  uint64_t ticket = 0;             // of the input that lies here; under the ring's mutex
+  PinnedBlock scalars, input, output;  // `input`: where one comes from memory that is not page-locked
+  DeviceBlock device;                  // scalars, then the input arena
+  CUevent copied = nullptr;            // the input is on the device
+  CUevent done = nullptr;              // the step has read its input and written its results
+  CUstream copied_on = nullptr;        // the stream of `copied`
+  bool waits_for_results = false;      // queued, and nobody has taken what it gave
+  bool taken = false;                  // by a step whose end `done` does not mark yet; under the ring's mutex
+  uint64_t ticket = 0;                 // of the input that lies here; under the ring's mutex
   size_t number = 0;
 
   static constexpr size_t kInputAt = 256;  // in `device`, behind the scalars
@@ -42,13 +42,14 @@ class InputRing {
   Status create(const DeviceMemory& memory, uint64_t input_bytes, uint64_t output_bytes);
   void destroy(const Driver& driver);
 
-  // Copies an input to the device on the memory's stream, in place of all that was staged ahead; the slot is taken. It
-  // may be changed when this returns.
+  // Copies an input to the device on the memory's stream, in place of all that was staged ahead; the slot is taken. One
+  // in page-locked memory may be changed when that stream has read it, another when this returns.
   StatusOr<Slot*> stage(const DeviceMemory& memory, const std::byte* input);
   // The same from where the device has made it; `take` gives the slot next.
   Status stage(const DeviceMemory& memory, const DeviceBatch& input);
-  // Copies an input beside the steps. Its ticket, which no other input of this ring ever has; 0 where all slots wait
-  // ahead already. Waits while a step that was given the only other slot is being queued.
+  // Copies an input beside the steps; it may be changed when this returns. Its ticket, which no other input of this
+  // ring ever has; 0 where all slots wait ahead already. Waits while a step that was given the only other slot is being
+  // queued.
   StatusOr<uint64_t> stage_ahead(const DeviceMemory& memory, const std::byte* input);
   StatusOr<uint64_t> stage_ahead(const DeviceMemory& memory, const DeviceBatch& input);
   // Makes it what `take` gives next; what was staged before it is dropped. False: it is not there any more.
@@ -61,13 +62,19 @@ class InputRing {
 
  private:
   Status add_slot(const DeviceMemory& memory, CUstream stream);
+  // The slot's own memory for inputs, where it has none.
+  Status make_room(const DeviceMemory& memory, Slot& slot) const;
   // Neither taken nor staged ahead, the least recently used first; nullptr: there is none.
   Slot* free_slot();
-  // The three under the mutex. `copy(slot, stream)` brings the input there.
+  // `copy(slot, stream)` brings an input there. The last two under the mutex.
+  struct Staged {
+    Slot* slot;  // nullptr: all slots wait ahead already
+    uint64_t ticket;
+  };
+  template <class Copy>
+  StatusOr<Staged> stage_beside(const DeviceMemory& memory, const Copy& copy);
   template <class Copy>
   StatusOr<Slot*> stage_now(const DeviceMemory& memory, const Copy& copy);
-  template <class Copy>
-  StatusOr<uint64_t> stage_beside(const DeviceMemory& memory, const Copy& copy);
   template <class Copy>
   Status fill(const DeviceMemory& memory, Slot& slot, CUstream stream, const Copy& copy);
   auto copy_from(const DeviceMemory& memory, const std::byte* input) const;

@@ -25,7 +25,9 @@ constexpr size_t kKeptFileBytes = size_t{64} << 20;
 // Batch memory that goes round. Outlives the loader while batches are in use.
 class Ring : public std::enable_shared_from_this<Ring> {
  public:
-  Ring(size_t bytes, size_t labels_offset, size_t keep) : bytes_(bytes), labels_offset_(labels_offset), keep_(keep) {}
+  using Memory = decltype(LoaderOptions::batch_memory);
+  Ring(size_t bytes, size_t labels_offset, size_t keep, Memory memory)
+      : bytes_(bytes), labels_offset_(labels_offset), keep_(keep), memory_(std::move(memory)) {}
 
   StatusOr<std::shared_ptr<Batch>> take() {
     auto batch = std::make_unique<Batch>();
@@ -38,7 +40,7 @@ class Ring : public std::enable_shared_from_this<Ring> {
       }
     }
     if (batch->bytes() == 0) {
-      auto block = Block::allocate(bytes_, Block::Kind::batch);
+      auto block = allocate();
       if (!block.ok()) return block.status();
       batch->block = std::move(block.value());
     }
@@ -61,7 +63,17 @@ class Ring : public std::enable_shared_from_this<Ring> {
     if (!closed_ && free_.size() < keep_) free_.push_back(std::move(block));
   }
 
+  StatusOr<Block> allocate() const {
+    if (memory_) {
+      auto memory = memory_(bytes_);
+      if (!memory.ok()) return memory.status();
+      if (memory.value()) return Block::adopt(std::move(memory.value()), bytes_, Block::Kind::batch);
+    }
+    return Block::allocate(bytes_, Block::Kind::batch);
+  }
+
   const size_t bytes_, labels_offset_, keep_;
+  const Memory memory_;
   std::mutex mutex_;
   std::vector<Block> free_;
   bool closed_ = false;
@@ -95,7 +107,7 @@ class Loader::Core : public std::enable_shared_from_this<Loader::Core> {
     const size_t labels_offset = align64(image_bytes_ * batch_size_);
     // As long as a plan's input arena, whose end is aligned too.
     ring_ = std::make_shared<Ring>(align64(labels_offset + batch_size_ * sizeof(int32_t)), labels_offset,
-                                   static_cast<size_t>(options_.prefetch) + 1);
+                                   static_cast<size_t>(options_.prefetch) + 1, options_.batch_memory);
   }
 
   Status open_device() {

@@ -40,6 +40,8 @@ struct LoaderOptions {
   int prefetch = 2;  // batches ready or in work
   // Called on a worker, must return at once. Absent: such files are unreadable.
   std::function<void(OtherRequest)> decode_other;
+  // Where batches of so many bytes lie; absent, or nullptr: in any memory. On any worker.
+  std::function<StatusOr<std::shared_ptr<std::byte>>(uint64_t)> batch_memory;
   // Makes the batches on a device, from the files that it takes. Absent: they are made here. Called by a worker at a
   // time.
   std::function<StatusOr<std::unique_ptr<DeviceImages>>(const DeviceImages::Options&)> device;

@@ -96,6 +96,23 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
   return object;
 }
 
+// Arguments: device, bytes. A zeroed Uint8Array that the device's steps read where it lies.
+Napi::Value page_locked(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const auto& backend = get_handle<DeviceHandle>(info, 0)->backend;
+  const auto bytes = static_cast<size_t>(get_number(env, info[1], "bytes", 1, 4294967296.0));
+  auto memory = backend->page_locked(bytes);
+  check(env, memory.status());
+  if (!memory.value()) return Napi::Uint8Array::New(env, bytes);
+  auto block = std::make_unique<Block>(Block::adopt(std::move(memory.value()), bytes, Block::Kind::batch));
+  const auto release = [](napi_env, void*, void* hint) { delete static_cast<Block*>(hint); };
+  napi_value buffer;
+  const napi_status status = napi_create_external_arraybuffer(env, block->data(), bytes, release, block.get(), &buffer);
+  if (status != napi_ok) return Napi::Uint8Array::New(env, bytes);  // napi_no_external_buffers_allowed
+  block.release();
+  return Napi::Uint8Array::New(env, bytes, Napi::ArrayBuffer(env, buffer), 0);
+}
+
 Napi::Value cuda_object(Napi::Env env, const CudaDescription& cuda) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("library", cuda.library);
@@ -693,6 +710,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   export_function(env, exports, "step", step);
   export_function(env, exports, "lossScale", loss_scale);
   export_function(env, exports, "setLossScale", set_loss_scale);
+  export_function(env, exports, "pageLocked", page_locked);
   export_function(env, exports, "prefetch", prefetch);
   export_function(env, exports, "findNonFinite", find_nonfinite);
   export_function(env, exports, "invalidate", invalidate);

@@ -107,6 +107,11 @@ LoaderOptions get_loader_options(Napi::Env env, const Napi::Object& object) {
       return backend->create_images(wanted);
     };
   }
+  if (const Napi::Value near = object.Get("pageLockedFor"); !near.IsUndefined()) {
+    options.batch_memory = [backend = get_handle<DeviceHandle>(env, near)->backend](uint64_t bytes) {
+      return backend->page_locked(bytes);
+    };
+  }
   if (const Napi::Value other = object.Get("decodeOther"); other.IsFunction()) {
     const auto function =
         keep_on_js_thread(env, new Napi::FunctionReference(Napi::Persistent(other.As<Napi::Function>())));

@@ -380,13 +380,18 @@ TEST_F(CudaRuntime, GradientsOfSeveralBatchesAreAveraged) {
 // ---- inputs ahead ------------------------------------------------------------------------------------------------
 
 // Steps on three inputs in turn, each with another learning rate. `ahead`: as a pipeline, two steps queued and the next
-// input on its way; the caller's memory is used again at once. The bytes of the weights, or what went wrong.
-StatusOr<std::vector<std::byte>> trained(const Named& named, Start start, bool ahead, int steps = 6) {
+// input on its way; the caller's memory, page-locked or not, is used again at once. The bytes of the weights, or what
+// went wrong.
+StatusOr<std::vector<std::byte>> trained(const Named& named, Start start, bool ahead, bool page_locked = false) {
+  constexpr int steps = 6;
   const auto memory = memory_with(start);
   const auto executable = bound_to(memory, named);
   const auto plan = plan::Plan::load(named.span()).value();
   std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
-  std::vector<std::byte> shared(start.arenas[static_cast<int>(Arena::input)].size());
+  std::vector<std::byte> any(start.arenas[static_cast<int>(Arena::input)].size());
+  const auto locked = cuda::PinnedBlock::allocate(device(), any.size());
+  EFF_RETURN_IF_ERROR(locked.status());
+  const std::span<std::byte> shared(page_locked ? locked.value().data() : any.data(), any.size());
   const auto input_of = [&](int step) {
     for (const plan::Tensor& t : plan->tensors())
       if (t.arena == Arena::input) fill(t, shared.data(), static_cast<uint32_t>(77 + step % 3));
@@ -425,10 +430,34 @@ TEST_F(CudaRuntime, InputsThatAreStagedAheadGiveTheSameBits) {
   ASSERT_TRUE(want.ok()) << want.status().message();
   for (const char* order : {"0", "3", "4", "7"}) {
     const Setting setting("FAKE_CUDA_ORDER", order);
-    const auto got = trained(named, start, true);
-    ASSERT_TRUE(got.ok()) << got.status().message();
-    EXPECT_TRUE(got.value() == want.value()) << "order " << order;
+    for (const bool ahead : {true, false})
+      for (const bool page_locked : {true, false}) {
+        const auto got = trained(named, start, ahead, page_locked);
+        ASSERT_TRUE(got.ok()) << got.status().message();
+        EXPECT_TRUE(got.value() == want.value()) << "order " << order << (page_locked ? ", page-locked" : "");
+      }
   }
+}
+
+// What lies in page-locked memory is read there: the ring takes none of its own for it.
+TEST_F(CudaRuntime, PageLockedInputsAreReadWhereTheyLie) {
+  const auto memory = cuda::DeviceMemory::create(device()).value();
+  const auto locked = cuda::PinnedBlock::allocate(device(), 1024);
+  ASSERT_TRUE(locked.ok());
+  cuda::InputRing ring;
+  ASSERT_TRUE(ring.create(*memory, 512, 16).ok());
+  EXPECT_GT(ring.stage_ahead(*memory, locked.value().data() + 512).value(), 0u);
+  EXPECT_EQ(ring.slots()[1]->input.bytes(), 0u);
+  // Half of it lies elsewhere.
+  EXPECT_FALSE(device()->page_locked(locked.value().data() + 768, 512));
+  EXPECT_FALSE(device()->page_locked(locked.value().data() - 1, 16));
+  const cuda::Slot* const first = ring.take();
+  ASSERT_EQ(first, ring.slots()[1].get());
+  EXPECT_TRUE(ring.release(*ring.slots()[1], device()->driver(), memory->stream()).ok());
+  const std::vector<std::byte> any(512);
+  for (int i = 0; i < 2; ++i) EXPECT_GT(ring.stage_ahead(*memory, any.data()).value(), 0u);
+  EXPECT_EQ(ring.slots()[1]->input.bytes(), 512u);
+  ring.destroy(device()->driver());
 }
 
 // A ticket is good until another input takes its place; whoever brings the input along loses nothing.
@@ -522,12 +551,17 @@ TEST_F(CudaRuntime, AMissingWaitShows) {
 TEST_F(CudaRuntime, AHostBlockOrAnInputThatIsWrittenTooEarlyShows) {
   const Named named = corpus_plan("train.f32");
   const Start start(*plan::Plan::load(named.span()).value());
-  for (const bool input_changes : {false, true}) {
-    SCOPED_TRACE(input_changes);
+  enum class Changes { scalars, input, page_locked_input };
+  for (const Changes changes : {Changes::scalars, Changes::input, Changes::page_locked_input}) {
+    SCOPED_TRACE(static_cast<int>(changes));
     for (const bool waits : {true, false}) {
       const auto memory = memory_with(start);
       const auto executable = bound_to(memory, named);
-      std::vector<std::byte> input = start.arenas[static_cast<int>(Arena::input)];
+      std::vector<std::byte> any = start.arenas[static_cast<int>(Arena::input)];
+      const auto locked = cuda::PinnedBlock::allocate(device(), any.size());
+      ASSERT_TRUE(locked.ok());
+      std::memcpy(locked.value().data(), any.data(), any.size());
+      std::byte* const input = changes == Changes::page_locked_input ? locked.value().data() : any.data();
       std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
       StepScalars scalars = start.scalars;
       scalars.lr = 1e-4;
@@ -535,12 +569,12 @@ TEST_F(CudaRuntime, AHostBlockOrAnInputThatIsWrittenTooEarlyShows) {
       {
         const Setting planted("FAKE_CUDA_IGNORE", waits ? "nothing" : "cuEventSynchronize");
         for (int i = 0; i < 3; ++i) {
-          if (input_changes)
-            input[0] ^= std::byte{1};
-          else
+          if (changes == Changes::scalars)
             scalars.step += 1;
+          else
+            input[0] ^= std::byte{1};
           // Without waiting it tells of results that are not there yet.
-          const Status now = executable->step(input.data(), scalars, output.data());
+          const Status now = executable->step(input, scalars, output.data());
           EXPECT_TRUE(now.ok() || !waits) << now.message();
         }
       }

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <future>
@@ -312,6 +313,43 @@ TEST(Loader, BatchesOutliveTheLoaderAndTheirMemoryIsReused) {
     std::memset(kept->data(), 1, kept->bytes());
   }
   EXPECT_EQ(native_bytes(Block::Kind::batch), before);
+}
+
+TEST(Loader, BatchesLieWhereTheyAreAskedTo) {
+  const auto epoch_bytes = [](LoaderOptions options) {
+    auto loader = create(std::move(options));
+    EXPECT_TRUE(loader->start(repeated_order(24), 0, 0, 0, false).ok());
+    std::vector<std::byte> all;
+    for (Result result = next(*loader); result.value(); result = next(*loader)) {
+      const Batch& batch = *result.value()->batch;
+      all.insert(all.end(), batch.data(), batch.data() + batch.bytes());
+    }
+    loader->close();
+    loader->wait_stopped();
+    return all;
+  };
+  const auto lent = std::make_shared<std::atomic<int>>(0);
+  LoaderOptions options = options_of(4, 2);
+  options.batch_memory = [lent](uint64_t bytes) -> StatusOr<std::shared_ptr<std::byte>> {
+    auto* const memory = new std::byte[bytes];
+    std::memset(memory, 0xff, bytes);  // the loader's batches begin as zeros
+    ++*lent;
+    return std::shared_ptr<std::byte>(memory, [lent](std::byte* p) {
+      delete[] p;
+      --*lent;
+    });
+  };
+  const uint64_t before = native_bytes(Block::Kind::batch);
+  EXPECT_TRUE(epoch_bytes(options_of(4, 2)) == epoch_bytes(options));
+  EXPECT_EQ(*lent, 0);
+  EXPECT_EQ(native_bytes(Block::Kind::batch), before);
+
+  options.batch_memory = [](uint64_t) -> StatusOr<std::shared_ptr<std::byte>> {
+    return error(Code::oom, "no page-locked memory");
+  };
+  auto loader = create(options);
+  ASSERT_TRUE(loader->start(repeated_order(24), 0, 0, 0, false).ok());
+  EXPECT_EQ(next(*loader).status().code(), Code::oom);
 }
 
 TEST(Loader, ClosesAndRestartsWithWorkInFlight) {

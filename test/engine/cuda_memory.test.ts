@@ -7,8 +7,11 @@ import os from 'node:os'
 import path from 'node:path'
 import { afterAll, afterEach, expect, it } from 'vitest'
 import { ARENA, binding } from '../../ts/binding.js'
-import { createModel, type Model } from '../../ts/index.js'
+import { NativeImageLoader } from '../../ts/data/loader.js'
+import { createModel, imageFolder, type Model } from '../../ts/index.js'
+import { repeated } from '../../ts/runtime/repeat.js'
 import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
+import { makeData } from '../train/helpers/data.js'
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-cuda-memory-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
@@ -79,6 +82,29 @@ describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
     await train.step(input, { lr: 0.01 })
     await train.step(input, { lr: 0.01 })
     expect(allocations(stepped)).toEqual([])
+  }, 120_000)
+
+  it('is read by copies where batches lie, and where an input that is used again does', async () => {
+    const model = await open()
+    const { session } = model
+    const calls = (): number => readFileSync(log, 'utf8').match(/^cuMemHostAlloc$/gm)?.length ?? 0
+    const plan = await session.evalPlan({ batchSize: 2, imageSize: 32 })
+    const images = Uint8Array.from({ length: 2 * 32 * 32 * 3 }, (_, i) => i * 7)
+    const any = await plan.run(plan.packInput(images))
+    const before = calls()
+    const packed = session.inputMemory(plan.inputLayout.bytes)
+    expect(calls()).toBe(before + 1)
+    const input = plan.packInput(images, undefined, packed)
+    const again = repeated(plan, input, () => plan.run(input))
+    for (let i = 0; i < 3; i++) expect((await again()).logits).toEqual(any.logits)
+    // The second slot came with the input ahead: its scalars and its output, no input of its own.
+    expect(calls()).toBe(before + 3)
+    const data = await imageFolder(await makeData(path.join(scratch, 'photos'), { train: 2, val: 1 }), { split: 'train' })
+    const transform = { mode: 'eval', size: 32 } as const
+    const loader = new NativeImageLoader(data, { batchSize: 2, transform, ...session.loaderDevice('cpu') })
+    for await (const batch of loader.epoch()) await plan.run({ batch: batch.handle })
+    loader.close()
+    expect(calls()).toBeGreaterThan(before + 3)
   }, 120_000)
 
   const refusal = async (model: Model, batchSize: number) => {

@@ -1,5 +1,6 @@
-import type { Peaks } from '../binding.js'
+import type { Peaks, StepInput } from '../binding.js'
 import { EffnetError } from '../errors.js'
+import type { EvalPlan, TrainPlan } from '../runtime/session.js'
 import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine, tellWarnings } from './model_source.js'
@@ -157,7 +158,7 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
   const { getModelConfig } = await import('../nn/index.js')
   getModelConfig(name)
   ui.line(await headerLine(o, ui))
-  const { createModel } = await import('../model.js')
+  const [{ createModel }, { repeated }] = await Promise.all([import('../model.js'), import('../runtime/repeat.js')])
   const model = await createModel(name, {
     ...engineOptions(o),
     ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),
@@ -172,19 +173,29 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
     // Only once a plan of this size was found to fit.
     const pixels = (): Uint8Array => randomPixels(batchSize * imageSize * imageSize * 3, o.seed ?? 0)
     const labels = Int32Array.from({ length: batchSize }, (_, i) => i % config.numClasses)
+    const inputOf = (plan: EvalPlan | TrainPlan): StepInput =>
+      plan.packInput(pixels(), labels, session.inputMemory(plan.inputLayout.bytes))
+    // Of one image: how long it takes, its way to the device included.
+    const steps = <T>(plan: EvalPlan | TrainPlan, input: StepInput, once: () => Promise<T>): (() => Promise<T>) =>
+      session.stagesAhead && batchSize > 1 ? repeated(plan, input, once) : once
     let measured: Measured
     if (mode === 'infer') {
       const plan = await session.evalPlan({ batchSize, imageSize })
-      const input = plan.packInput(pixels(), labels)
-      measured = await measure(plan, () => plan.run(input), call)
+      const input = inputOf(plan)
+      measured = await measure(
+        plan,
+        steps(plan, input, () => plan.run(input)),
+        call,
+      )
     } else {
       const optimizer = { name: o.optimizer ?? 'adamw' } as const
       const off = { dropRate: 0, dropPathRate: 0, ema: false, clip: false }
       const plan = await session.trainPlan({ batchSize, imageSize, optimizer, labelSmoothing: 0.1, ...off })
-      const input = plan.packInput(pixels(), labels)
+      const input = inputOf(plan)
       const scalars = { lr: 1e-4, seed: o.seed ?? 0, weight_decay: 0.01, momentum: 0.9, alpha: 0.999, eps: 1e-8 }
       let step = 0
-      measured = await measure(plan, () => plan.step(input, { ...scalars, step, optimizer_step: ++step }), call)
+      const once = () => plan.step(input, { ...scalars, step, optimizer_step: ++step })
+      measured = await measure(plan, steps(plan, input, once), call)
     }
     if (o.profile) measured.peaks = await session.measurePeaks()
     report(ui, measured, batchSize)

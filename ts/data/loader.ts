@@ -63,7 +63,9 @@ export function createImageLoader(dataset: ImageDataset, options: DataLoaderOpti
 
 export interface NativeLoaderOptions extends DataLoaderOptions {
   /** The GPU that makes the batches; default: they are made on the CPU. */
-  device?: DeviceHandle | undefined
+  device?: DeviceHandle
+  /** Who reads batches that are made on the CPU. */
+  pageLockedFor?: DeviceHandle
   /** Hears of the first file that the CPU had to decode for the GPU. */
   onCpuDecoded?: ((file: string) => void) | undefined
 }
@@ -113,6 +115,7 @@ export class NativeImageLoader implements ImageLoader {
       prefetch: options.prefetch ?? DEFAULT_PREFETCH,
       decodeOther: (bytes, name) => decodeOther(bytes, name, decode),
       ...(options.device ? { device: options.device } : {}),
+      ...(options.pageLockedFor ? { pageLockedFor: options.pageLockedFor } : {}),
     })
   }
 

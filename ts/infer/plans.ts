@@ -1,5 +1,5 @@
 /** Evaluation plans of a model by batch and image size, and the order in which they may run. */
-import type { BatchHandle, NonFinite, StepInput } from '../binding.js'
+import type { NonFinite, StepInput } from '../binding.js'
 import { EffnetError } from '../errors.js'
 import type { EvalPlan, EvalResult, Session } from '../runtime/session.js'
 
@@ -40,7 +40,7 @@ export class PlanCache {
   }
 
   /** Takes a batch that will be run to the device beside what runs, where its plan is there. */
-  async prefetch(batch: number, size: number, input: BatchHandle): Promise<void> {
+  async prefetch(batch: number, size: number, input: StepInput): Promise<void> {
     const known = this.entries.find((e) => e.batch === batch && e.size === size)
     await (await known?.plan)?.prefetch(input)
   }

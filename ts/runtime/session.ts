@@ -8,6 +8,7 @@ import {
   binding,
   type DeviceHandle,
   type ExecutableHandle,
+  type LoaderOptions,
   type LossScale,
   type MemoryHandle,
   type NonFinite,
@@ -163,16 +164,16 @@ class Compiled {
     return this.executable
   }
 
-  /** Of batches that the device took ahead. Whether it still has one, only the device knows. */
-  private readonly tickets = new WeakMap<BatchHandle, number>()
+  /** Of inputs that the device took ahead. Whether it still has one, only the device knows. */
+  private readonly tickets = new WeakMap<BatchHandle | Uint8Array, number>()
 
-  async prefetch(batch: BatchHandle): Promise<void> {
-    const ticket = await binding().prefetch(this.handle, { batch })
-    if (ticket > 0) this.tickets.set(batch, ticket)
+  async prefetch(input: StepInput): Promise<void> {
+    const ticket = await binding().prefetch(this.handle, input)
+    if (ticket > 0) this.tickets.set((input.batch ?? input.bytes)!, ticket)
   }
 
   step(input: StepInput, scalars: Partial<StepScalars>): Promise<Uint8Array> {
-    const ticket = input.batch && this.tickets.get(input.batch)
+    const ticket = this.tickets.get((input.batch ?? input.bytes)!)
     return binding().step(this.handle, ticket ? { ...input, ticket } : input, packScalars(scalars))
   }
 
@@ -243,18 +244,21 @@ abstract class BoundPlan {
     return binding().readTensor(this.compiled.handle, name)
   }
 
-  /** A batch as `step` takes it. */
-  packInput(images: Uint8Array, labels?: ArrayLike<number>): StepInput {
-    const { bytes, labelsOffset } = this.inputLayout
+  /** A batch as `step` takes it. `packed`: where it is written, `inputLayout.bytes` bytes (`Session.inputMemory`); default: new memory. */
+  packInput(
+    images: Uint8Array,
+    labels?: ArrayLike<number>,
+    packed: Uint8Array = new Uint8Array(this.inputLayout.bytes),
+  ): StepInput {
+    const { labelsOffset } = this.inputLayout
     const expected = this.batchSize * this.imageSize * this.imageSize * 3
     if (images.length !== expected) {
       throw new EffnetError('EFF_INVALID_ARGUMENT', `images have ${images.length} bytes, the plan takes ${expected}`, {
         hint: `give uint8 pixels [${this.batchSize}, ${this.imageSize}, ${this.imageSize}, 3]`,
       })
     }
-    const packed = new Uint8Array(bytes)
     packed.set(images)
-    const into = new Int32Array(packed.buffer, labelsOffset, this.batchSize).fill(-1)
+    const into = new Int32Array(packed.buffer, packed.byteOffset + labelsOffset, this.batchSize).fill(-1)
     if (labels) into.set(labels)
     return { bytes: packed }
   }
@@ -267,9 +271,9 @@ abstract class BoundPlan {
     return this.compiled.findNonFinite(input, scalars)
   }
 
-  /** Takes the batch of the next step to the device beside the present step, where the device does so. */
-  prefetch(batch: BatchHandle): Promise<void> {
-    return this.compiled.prefetch(batch)
+  /** Takes the input of the next step to the device beside the present step, where the device does so. */
+  prefetch(input: StepInput): Promise<void> {
+    return this.compiled.prefetch(input)
   }
 
   close(): void {
@@ -385,10 +389,15 @@ export class Session implements AsyncDisposable {
     return new Session(config, precision, threads, device, handle, layout, tuning, deterministic, limit)
   }
 
-  /** Where batches are made; undefined: on the CPU. @throws EFF_CONFIG_VALUE for a model that is on no GPU */
-  imageDevice(backend: DataBackend | undefined): DeviceHandle | undefined {
+  /** Where batches are made, or else who reads them. @throws EFF_CONFIG_VALUE for `gpu` and a model that is on none */
+  loaderDevice(backend: DataBackend | undefined): Pick<LoaderOptions, 'device' | 'pageLockedFor'> {
     checkDataBackend(backend, this.device)
-    return backend === 'gpu' ? this.deviceHandle : undefined
+    return backend === 'gpu' ? { device: this.deviceHandle } : { pageLockedFor: this.deviceHandle }
+  }
+
+  /** Memory for an input that is given to steps again and again: the device reads it where it lies. @throws EFF_OOM */
+  inputMemory(bytes: number): Uint8Array {
+    return binding().pageLocked(this.deviceHandle, bytes)
   }
 
   /** Whether inputs are taken ahead. */

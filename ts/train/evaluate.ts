@@ -86,7 +86,7 @@ export class Evaluator {
       ...(options.workers === undefined ? {} : { workers: options.workers }),
       prefetch: (options.prefetch ?? DEFAULT_PREFETCH) + (model.session.stagesAhead ? HELD_AHEAD - 1 : 0),
       ...(options.maxBad === undefined ? {} : { maxBad: options.maxBad }),
-      device: model.session.imageDevice(options.dataBackend),
+      ...model.session.loaderDevice(options.dataBackend),
       onCpuDecoded: told.onCpuDecoded,
     })
   }
@@ -148,7 +148,7 @@ export class Evaluator {
     if (!session.stagesAhead) return yield* loader.epoch(signal)
     await plans.prepare(loader.batchSize, size)
     const batches = (end: AbortSignal) => loader.epoch(end, { kept: true })
-    const stage = (batch: NativeBatch) => plans.prefetch(loader.batchSize, size, batch.handle)
+    const stage = (batch: NativeBatch) => plans.prefetch(loader.batchSize, size, { batch: batch.handle })
     yield* ahead({ batches, stage, onUnstaged: (cause) => this.told.onUnstaged?.(cause) }, signal)
   }
 
@@ -164,7 +164,7 @@ export class Evaluator {
 export async function evaluateModel(model: Model, options: EvaluateModelOptions): Promise<EvaluateResult> {
   checkKeys('evaluateModel', options, EVALUATE_KEYS)
   checkClasses(model, options.data)
-  model.session.imageDevice(options.dataBackend)
+  model.session.loaderDevice(options.dataBackend)
   await checkImageDecoder(options.dataBackend ?? 'cpu')
   const evaluator = new Evaluator(model, options)
   try {

@@ -432,7 +432,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     this.speed.startEpoch()
     await this.callbacks.call('onEpochStart', this)
     let from = performance.now()
-    const stage = (batch: NativeBatch) => this.plan!.prefetch(batch.handle)
+    const stage = (batch: NativeBatch) => this.plan!.prefetch({ batch: batch.handle })
     for await (const batch of this.readers!.epoch(stage, this.signal)) {
       const updated = await this.trainStep(batch, performance.now() - from)
       from = performance.now()

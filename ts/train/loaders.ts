@@ -23,7 +23,7 @@ function trainLoader(train: ImageDataset, o: ResolvedOptions, held: number, to: 
     dropLast: true,
     ...pipeline(o),
     prefetch: o.prefetch + held - 1,
-    device: to.model.session.imageDevice(o.dataBackend),
+    ...to.model.session.loaderDevice(o.dataBackend),
     onCpuDecoded: to.onCpuDecoded,
   })
 }
