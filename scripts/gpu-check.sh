@@ -6,7 +6,7 @@
 #   ... --rehearse                                 the same on a few small images and without time limits: where the
 #                                                  driver is the one without a GPU, to see that every stage runs
 #
-#   smoke      driver, GPU, what doctor says                          fails where there is no GPU
+#   smoke      driver, GPU, each instruction that kernels have         fails where there is no GPU, or no answer in time
 #   kernels    the kernel tests, launched through the driver          against float64
 #   layers     the layers of the models, B4 and V2-S at half size     op by op, against float64
 #   model      whole steps beside the CPU backend; logits of photos
@@ -98,7 +98,8 @@ stage() {
 
 stage smoke 30 node scripts/gpu/smoke.mjs
 smoke=$?
-if [ $smoke -eq 0 ]; then
+# An instruction that is not as defined explains what fails behind it: that is run all the same.
+if [ $smoke -eq 0 ] || [ $smoke -eq 1 ]; then
   stage kernels 100 bash scripts/gpu/kernels.sh
   stage layers 90 bash scripts/gpu/layers.sh
   stage model 60 node scripts/gpu/model.mjs

@@ -43,7 +43,7 @@ function bestPeer(row, anchor, table, drivers) {
 function machineOf(folder) {
   const smoke = readFileSync(path.join(folder, 'smoke.log'), 'utf8')
   // JSON over several lines, then one line of text.
-  return JSON.parse(smoke.slice(smoke.indexOf('{'), smoke.lastIndexOf('}') + 1))
+  return JSON.parse(smoke.slice(smoke.indexOf('{'), smoke.indexOf('\n}') + 2))
 }
 
 export function reports(folder, peersFolder) {

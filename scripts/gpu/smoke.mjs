@@ -1,4 +1,5 @@
-/** The GPU as the backend sees it. Exit code 69 where it sees none. */
+/** The GPU as the backend sees it, then each instruction of the kernels by itself. Exit code 69 where it sees none. */
+import { spawnSync } from 'node:child_process'
 import { binding } from '../../dist/binding.js'
 
 const cuda = await binding().cudaInfo()
@@ -10,6 +11,10 @@ if (cuda.unavailable !== null || cuda.gpus.length === 0) {
 const device = await binding().openDevice('cuda:0')
 const { name, availableBytes } = binding().deviceInfo(device)
 const { computeCapability } = cuda.gpus[0]
+const { status, stdout, stderr } = spawnSync('tests/gpu_instructions_test', [], { encoding: 'utf8' })
+process.stdout.write(`${stdout ?? ''}${stderr ?? ''}`)
+const instructions = status === 0 ? 'instructions as defined' : `instructions FAILED (exit code ${status})`
+process.exitCode = status === 0 ? 0 : 1
 process.stdout.write(
-  `${name}, compute capability ${computeCapability.toFixed(1)}, ${(availableBytes / 2 ** 30).toFixed(1)} GiB free, CUDA ${cuda.driverVersion}\n`,
+  `${instructions}; ${name}, compute capability ${computeCapability.toFixed(1)}, ${(availableBytes / 2 ** 30).toFixed(1)} GiB free, CUDA ${cuda.driverVersion}\n`,
 )
