@@ -365,8 +365,12 @@ export interface NativeBinding {
 
 let loaded: NativeBinding | undefined
 
+const PINNED_MEND =
+  'free memory of the host, or raise what this process may have of it: `free -m`, the limit of the container (docker run --memory, memory.max of its cgroup), `ulimit -l`'
+
 /** Of an error that native code found, where that code does not know how it was called. */
 function nativeError(code: string, message: string): EffnetError {
+  if (code === 'EFF_OOM' && message.includes('page-locked memory')) return new EffnetError(code, message, { hint: PINNED_MEND })
   if (code !== 'EFF_GPU_FAULT') return new EffnetError(code as ErrorCode, message)
   const hint = message.startsWith('op ')
     ? 'the same op every time: a bug of its kernel, report it; another one each time: look at the GPU (nvidia-smi -q -d ECC, dmesg)'

@@ -33,6 +33,17 @@ struct Scope {
   CUevent events[2] = {};
 };
 
+// "cuda:0 (NVIDIA H200), cuda:1 (...)"
+std::string list_of_gpus(const Driver& driver, int count) {
+  std::string list;
+  for (int i = 0; i < count; ++i) {
+    const auto gpu = Device::properties(driver, i);
+    list += (i ? ", cuda:" : "cuda:") + std::to_string(i) + " (" +
+            (gpu.ok() ? gpu.value().name : gpu.status().message()) + ")";
+  }
+  return list;
+}
+
 }  // namespace
 
 std::string unusable_gpu(const std::string& name, int capability, const std::string& architectures) {
@@ -78,15 +89,23 @@ Status Device::start(int ordinal) {
   EFF_CUDA(*driver_, cuDeviceGetCount, &count);
   if (ordinal < 0 || ordinal >= count) {
     const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-    return error(Code::backend_missing, "there is no GPU %d: this process sees %d, counted from 0%s%s", ordinal, count,
-                 visible ? "; CUDA_VISIBLE_DEVICES is " : "", visible ? visible : "");
+    return error(Code::backend_missing, "there is no GPU %d: this process sees %d, counted from 0: %s%s%s", ordinal,
+                 count, list_of_gpus(*driver_, count).c_str(), visible ? "; CUDA_VISIBLE_DEVICES is " : "",
+                 visible ? visible : "");
   }
   auto properties = Device::properties(*driver_, ordinal);
   if (!properties.ok()) return properties.status();
   properties_ = properties.value();
   if (properties_.capability < kOldestCapability) return unusable();
   providers_ = std::make_unique<Providers>(properties_.capability);
-  EFF_CUDA(*driver_, cuDevicePrimaryCtxRetain, &context_, properties_.handle);
+  const CUresult retained = driver_->cuDevicePrimaryCtxRetain(&context_, properties_.handle);
+  if (retained == CUDA_ERROR_DEVICE_UNAVAILABLE)
+    return error(Code::backend_missing,
+                 "GPU %d (%s): another process has the GPU exclusively, or its compute mode lets none in. nvidia-smi "
+                 "names processes and the mode; end that process, or share the GPU (sudo nvidia-smi -i %d -c DEFAULT)",
+                 ordinal, properties_.name.c_str(), ordinal);
+  if (retained == CUDA_ERROR_OUT_OF_MEMORY) return taken_by_others();
+  EFF_RETURN_IF_ERROR(driver_status(*driver_, "cuDevicePrimaryCtxRetain", retained));
   retained_ = true;
   EFF_RETURN_IF_ERROR(enter());
   return load_kernels();
@@ -109,11 +128,20 @@ Status Device::unusable() const {
   return Status(Code::backend_missing, unusable_gpu(properties_.name, properties_.capability, ""));
 }
 
+// Of what is taken before the first model: its batch size does not matter.
+Status Device::taken_by_others() const {
+  return error(Code::oom,
+               "%s: others hold the GPU's memory, not even a context and the kernels fit beside them. nvidia-smi names "
+               "those processes; end one, or take another GPU",
+               properties_.name.c_str());
+}
+
 Status Device::load_kernels() {
   for (const KernelImage& image : kernel_images()) {
     CUlibrary library;
     const CUresult result = driver_->cuLibraryLoadData(&library, image.data, nullptr, nullptr, 0, nullptr, nullptr, 0);
     if (result == CUDA_ERROR_NO_BINARY_FOR_GPU) return unusable();
+    if (result == CUDA_ERROR_OUT_OF_MEMORY) return taken_by_others();
     EFF_RETURN_IF_ERROR(driver_status(*driver_, "cuLibraryLoadData", result));
     libraries_.push_back(library);
   }
@@ -142,12 +170,9 @@ StatusOr<CUfunction> Device::function(const std::string& kernel) {
 Status Device::launch(const Launch& launch, CUfunction function, CUstream stream) const {
   if (launch.call) {
     const Status called = launch.call(stream);
-    // A library that fails does not say that the GPU is lost; every call of the driver does.
-    size_t free = 0, total = 0;
-    const CUresult state = called.ok() ? CUDA_SUCCESS : driver_->cuMemGetInfo(&free, &total);
-    if (!is_fault(state)) return called;
-    const Status fault = driver_status(*driver_, "cuMemGetInfo", state);
-    return Status(fault.code(), launch.kernel + ": " + called.message() + ": " + fault.message());
+    if (called.ok()) return called;
+    const Status why = failure_of_library(called, stream);
+    return why.code() == called.code() ? called : Status(why.code(), launch.kernel + ": " + why.message());
   }
   CUlaunchConfig config{};
   config.gridDimX = launch.grid.x;
@@ -162,6 +187,20 @@ Status Device::launch(const Launch& launch, CUfunction function, CUstream stream
   if (result == CUDA_SUCCESS) return ok_status();
   const Status status = driver_status(*driver_, "cuLaunchKernelEx", result);
   return Status(status.code(), launch.kernel + ": " + status.message());
+}
+
+// A library that fails does not say that the GPU is lost. What lies before its call on the stream may have been what
+// lost it, and is waited for; a stream in a capture does nothing, and any call tells what has stuck before.
+Status Device::failure_of_library(const Status& failure, CUstream stream) const {
+  CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
+  CUresult state = driver_->cuStreamIsCapturing(stream, &capturing);
+  const char* asked = "cuStreamIsCapturing";
+  if (state == CUDA_SUCCESS && capturing == CU_STREAM_CAPTURE_STATUS_NONE) {
+    state = driver_->cuStreamSynchronize(stream);
+    asked = "cuStreamSynchronize";
+  }
+  if (!is_fault(state)) return failure;
+  return Status(Code::gpu_fault, failure.message() + ": " + driver_status(*driver_, asked, state).message());
 }
 
 StatusOr<Peaks> Device::measure_peaks() {
@@ -253,7 +292,7 @@ StatusOr<PinnedBlock> PinnedBlock::allocate(const std::shared_ptr<Device>& devic
   void* data = nullptr;
   const CUresult result = device->driver().cuMemHostAlloc(&data, bytes, CU_MEMHOSTALLOC_PORTABLE);
   if (result == CUDA_ERROR_OUT_OF_MEMORY)
-    return error(Code::oom, "%.1f MiB of page-locked memory could not be allocated",
+    return error(Code::oom, "%.1f MiB of page-locked memory of the host could not be allocated",
                  static_cast<double>(bytes) / (1 << 20));
   EFF_RETURN_IF_ERROR(driver_status(device->driver(), "cuMemHostAlloc", result));
   block.device_ = device;

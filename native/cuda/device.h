@@ -22,7 +22,8 @@ std::string unusable_gpu(const std::string& name, int capability, const std::str
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
-  // Code::backend_missing without a driver, or where the GPU is older than compute capability 8.0.
+  // Code::backend_missing without a driver, where the GPU is older than compute capability 8.0 or is another process's
+  // alone; Code::oom where others hold its memory.
   static StatusOr<std::shared_ptr<Device>> open(int ordinal);
   ~Device();
   Device(const Device&) = delete;
@@ -51,6 +52,8 @@ class Device : public std::enable_shared_from_this<Device> {
   Status launch(const Launch& launch, CUfunction function, CUstream stream) const;
   // Whether all of it lies in a PinnedBlock, so that copies may read it where it is. Any thread.
   bool page_locked(const std::byte* data, uint64_t bytes) const;
+  // What a library's failure on this stream comes to: itself, or Code::gpu_fault with what it said.
+  Status failure_of_library(const Status& failure, CUstream stream) const;
   // How fast it copies in its own memory.
   StatusOr<Peaks> measure_peaks();
 
@@ -60,6 +63,7 @@ class Device : public std::enable_shared_from_this<Device> {
   Status start(int ordinal);
   Status load_kernels();
   Status unusable() const;
+  Status taken_by_others() const;
 
   const Driver* driver_ = nullptr;
   Properties properties_;
@@ -116,6 +120,7 @@ class PinnedBlock {
     swap(taken);
     return *this;
   }
+  // Code::oom, of the host's memory, names "page-locked memory", by which ts/binding.ts knows it.
   static StatusOr<PinnedBlock> allocate(const std::shared_ptr<Device>& device, uint64_t bytes);
   std::byte* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }

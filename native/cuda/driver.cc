@@ -57,7 +57,8 @@ Status load(Driver* driver) {
                  "a container, run it with --gpus all");
   if (started != CUDA_SUCCESS) {
     const Status status = driver_status(*driver, "cuInit", started);
-    return Status(Code::backend_missing, "the NVIDIA driver does not start: " + status.message());
+    return Status(Code::backend_missing,
+                  "the NVIDIA driver does not start: " + status.message() + ". " + driver_start_mend(started));
   }
   return ok_status();
 }
@@ -79,14 +80,31 @@ StatusOr<const Driver*> driver(DriverFacts* facts) {
 std::string missing_driver_mend(const std::string& root) {
   const auto there = [&](const char* file) { return access((root + file).c_str(), F_OK) == 0; };
   if (there("/dev/dxg"))
-    return "Under WSL the driver is the one of Windows: install 580 or later there, none here; /usr/lib/wsl/lib then "
-           "has "
-           "libcuda.so.1";
+    return "Under WSL the driver is the one of Windows: install 580 or later there, none here; "
+           "/usr/lib/wsl/lib then has libcuda.so.1";
   if (there("/.dockerenv") || there("/run/.containerenv"))
-    return "This is a container: install driver 580 or later and the NVIDIA container toolkit on its host, and run it "
-           "with "
-           "--gpus all";
+    return "This is a container: install driver 580 or later and the NVIDIA container toolkit on its host, "
+           "and run it with --gpus all";
   return "Install driver 580 or later; in a container, run it with --gpus all";
+}
+
+const char* driver_start_mend(CUresult result) {
+  switch (result) {
+    case CUDA_ERROR_SYSTEM_NOT_READY:
+      return "GPUs that NVSwitch joins need nvidia-fabricmanager, of the driver's version, running on the host "
+             "(systemctl status nvidia-fabricmanager); then see nvidia-smi";
+    case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
+      return "libcuda.so.1 is of another release than the kernel's module, as after an update: reboot, or end what "
+             "uses "
+             "the GPU and load the module again (sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; sudo modprobe "
+             "nvidia). nvidia-smi says the same as long as it is so";
+    case CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE:
+      return "This libcuda.so.1 is of a cuda-compat package, which this GPU does not take: keep its folder off "
+             "LD_LIBRARY_PATH and install driver 580 or later";
+    default:
+      return "See nvidia-smi; where it works, load the driver's module again (sudo rmmod nvidia_uvm; sudo modprobe "
+             "nvidia_uvm), as after a suspend; else reboot";
+  }
 }
 
 bool is_fault(CUresult result) {

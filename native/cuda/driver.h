@@ -35,6 +35,7 @@ namespace effnet::cuda {
   X(cuStreamCreateWithPriority)  \
   X(cuStreamDestroy)             \
   X(cuStreamSynchronize)         \
+  X(cuStreamIsCapturing)         \
   X(cuStreamWaitEvent)           \
   X(cuEventCreate)               \
   X(cuEventDestroy)              \
@@ -75,6 +76,9 @@ StatusOr<const Driver*> driver(DriverFacts* facts = nullptr);
 
 // What brings a driver where none was found: on the machine, into a container, under WSL. `root`: where its files lie.
 std::string missing_driver_mend(const std::string& root = "");
+
+// What mends a driver that is there and does not start, by what cuInit said.
+const char* driver_start_mend(CUresult result);
 
 // Whether every later call of the process fails, too: the context is lost.
 bool is_fault(CUresult result);

@@ -31,7 +31,7 @@ StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPoo
   if (!loaded.ok()) return loaded.status();
   std::shared_ptr<Executable> executable(new Executable(std::move(pool), std::move(memory)));
   executable->plan_ = loaded.value();
-  const char* synchronous = std::getenv("EFFNET_CUDA_SYNC");
+  const char* synchronous = std::getenv("EFFNET_CUDA_SYNC");  // ts/runtime/cuda_variables.ts refuses all but 0 and 1
   executable->synchronous_ = synchronous && std::strcmp(synchronous, "1") == 0;
   EFF_RETURN_IF_ERROR(executable->memory_->device()->enter());
   EFF_RETURN_IF_ERROR(executable->bind_ops(tuning));
@@ -69,9 +69,10 @@ Status Executable::bind_ops(const Tuning& tuning) {
   for (const plan::Op& op : plan_->ops()) {
     bool to_tune = false;
     auto kernel = bind_op(op, tuning, to_tune);
-    if (!kernel.ok())
-      return Status(kernel.status().code(),
-                    "op " + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + kernel.status().message());
+    if (!kernel.ok()) {
+      const Status why = device().failure_of_library(kernel.status(), stream());
+      return Status(why.code(), "op " + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + why.message());
+    }
     updates_weights_ |= !op.updates.empty();
     const plan::DType working = kernel.value()->working;
     if (working != plan::DType::f32 && working_ != plan::DType::f32 && working != working_)

@@ -97,13 +97,30 @@ TEST(CudaDriver, AGpuThatIsTooOld) {
 }
 
 TEST(CudaDriver, AGpuThatIsNotThere) {
-  EXPECT_TRUE(says(opening(fake(), 3), {"no GPU 3", "sees 1"}));
-  EXPECT_TRUE(says(opening(fake({{"FAKE_CUDA_DEVICES", "2"}}), 2), {"no GPU 2", "sees 2"}));
+  EXPECT_TRUE(says(opening(fake(), 3), {"no GPU 3", "sees 1, counted from 0: cuda:0 (Fake H200)"}));
+  EXPECT_TRUE(says(opening(fake({{"FAKE_CUDA_DEVICES", "2"}}), 2),
+                   {"no GPU 2", "sees 2, counted from 0: cuda:0 (Fake H200), cuda:1 (Fake H200)"}));
   EXPECT_TRUE(says(opening(fake({{"CUDA_VISIBLE_DEVICES", "5"}}), 5), {"no GPU 5", "CUDA_VISIBLE_DEVICES is 5"}));
 }
 
 TEST(CudaDriver, ADriverThatDoesNotStart) {
-  EXPECT_TRUE(says(opening(fake({{"FAKE_CUDA_FAIL", "cuInit:1:999"}})), {"does not start", "(999)"}));
+  const auto starting = [](const char* code) {
+    return opening(fake({{"FAKE_CUDA_FAIL", std::string("cuInit:1:") + code}}));
+  };
+  EXPECT_TRUE(says(starting("999"), {"does not start", "(999)", "nvidia-smi", "modprobe nvidia_uvm", "reboot"}));
+  EXPECT_TRUE(says(starting("802"), {"does not start", "(802)", "nvidia-fabricmanager", "nvidia-smi"}));
+  EXPECT_TRUE(says(starting("803"), {"does not start", "(803)", "another release", "reboot", "modprobe nvidia"}));
+  EXPECT_TRUE(says(starting("804"), {"does not start", "(804)", "cuda-compat", "LD_LIBRARY_PATH"}));
+}
+
+TEST(CudaDriver, AGpuThatOthersHave) {
+  EXPECT_TRUE(says(opening(fake({{"FAKE_CUDA_FAIL", "cuDevicePrimaryCtxRetain:1:46"}})),
+                   {"GPU 0 (Fake H200)", "another process has the GPU exclusively", "nvidia-smi"}));
+  for (const char* call : {"cuDevicePrimaryCtxRetain", "cuLibraryLoadData"}) {
+    const std::string text = opening(fake({{"FAKE_CUDA_FAIL", std::string(call) + ":1:2"}}));
+    EXPECT_TRUE(text.starts_with(std::to_string(static_cast<int>(Code::oom)) + " Fake H200: others hold")) << text;
+    EXPECT_NE(text.find("nvidia-smi names those processes"), std::string::npos) << text;
+  }
 }
 
 TEST(CudaDriver, GpusThatABuildHasKernelsFor) {

@@ -68,6 +68,17 @@ TEST_F(CudaFaults, ASlotWithoutItsEventsIsNotKept) {
   EXPECT_TRUE(status.ok()) << status.message();
 }
 
+TEST_F(CudaFaults, PageLockedMemoryThatIsNotThereIsTheHosts) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  reset_fake();
+  const Setting setting("FAKE_CUDA_FAIL", "cuMemHostAlloc:2:2");
+  const Status status = on_cuda(named, start).status();
+  EXPECT_EQ(status.code(), Code::oom);
+  EXPECT_NE(status.message().find("MiB of page-locked memory of the host could not be allocated"), std::string::npos)
+      << status.message();
+}
+
 TEST_F(CudaFaults, MemoryThatIsNotThereIsSaidInNumbers) {
   const Named named = corpus_plan("train.f32");
   const Start start(*plan::Plan::load(named.span()).value());
@@ -130,14 +141,34 @@ TEST_F(CudaFaults, ADeviceFaultEndsInAnError) {
 }
 
 TEST_F(CudaFaults, AFaultThatALibraryMeetsIsAFault) {
-  const cuda::Launch call{"library/1", {}, 0, 0, {}, [](void*) { return error(Code::internal, "status 13"); }};
+  const cuda::Launch call{"library/1", {}, 0, 0, {}, [](void*) { return error(Code::plan_invalid, "status 15"); }};
+  const cuda::Driver& driver = device()->driver();
+  CUstream stream = nullptr;
+  ASSERT_EQ(driver.cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+  const auto launched = [&](const char* fault) {
+    reset_fake();
+    const Setting setting("FAKE_CUDA_FAIL", fault);
+    return device()->launch(call, nullptr, stream);
+  };
+  EXPECT_EQ(launched("").code(), Code::plan_invalid);
+  EXPECT_EQ(launched("").message(), "status 15");
+  // Of the context, or of what the stream had yet to do, which nobody has asked about before.
+  for (const char* fault : {"cuStreamIsCapturing:1:700", "cuStreamSynchronize:1:719"}) {
+    const Status status = launched(fault);
+    EXPECT_EQ(status.code(), Code::gpu_fault) << fault;
+    EXPECT_TRUE(status.message().starts_with("library/1: status 15: GPU fault: ")) << status.message();
+  }
+  // A call that fails otherwise is no fault.
+  EXPECT_EQ(launched("cuStreamSynchronize:1:1").code(), Code::plan_invalid);
+  // In a capture the stream is not waited for, which would end that.
   reset_fake();
-  EXPECT_EQ(device()->launch(call, nullptr, nullptr).code(), Code::internal);
-  const Setting fault("FAKE_CUDA_FAIL", "cuMemGetInfo:2:700");
-  const Status status = device()->launch(call, nullptr, nullptr);
-  EXPECT_EQ(status.code(), Code::gpu_fault);
-  EXPECT_TRUE(status.message().starts_with("library/1: status 13: GPU fault: ")) << status.message();
-  reset_fake();
+  CUgraph graph = nullptr;
+  ASSERT_EQ(driver.cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL), CUDA_SUCCESS);
+  EXPECT_EQ(device()->launch(call, nullptr, stream).code(), Code::plan_invalid);
+  EXPECT_EQ(driver.cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
+  driver.cuGraphDestroy(graph);
+  EXPECT_EQ(calls("cuStreamSynchronize"), 0);
+  EXPECT_EQ(driver.cuStreamDestroy(stream), CUDA_SUCCESS);
 }
 
 // Without graphs, and every op waited for: a fault is that of the op in work.

@@ -37,6 +37,7 @@ EFF_SAME(lt::kAlignmentA, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES);
 EFF_SAME(lt::kAlignmentB, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES);
 EFF_SAME(lt::kAlignmentC, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES);
 EFF_SAME(lt::kAlignmentD, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES);
+EFF_SAME(lt::kArchMismatch, CUBLAS_STATUS_ARCH_MISMATCH);
 EFF_SAME(lt::kReduceInComputeType, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
 EFF_SAME(sizeof(lt::Algorithm), sizeof(cublasLtMatmulAlgo_t));
 EFF_SAME(sizeof(lt::Heuristic), sizeof(cublasLtMatmulHeuristicResult_t));

@@ -210,6 +210,26 @@ TEST_F(CudaMatmul, EveryFailingCallIsAnErrorAndLeavesNothing) {
   EXPECT_GT(failures, 15);
 }
 
+// By cuBLAS's own words for its statuses: 8 and 15 are what it cannot, on this GPU or at all; 1 not initialised, 3 no
+// memory, 7 a wrong parameter, 11 memory it cannot reach, 13 a GPU that failed, 14 itself.
+TEST_F(CudaMatmul, WhatIsNotOfferedIsNoErrorAndAFailureIs) {
+  const Product p = product_of(DType::f32, DType::f32, 8, 8, 64, true, false);
+  const auto code = [&](int status) {
+    of_fake<void()>("fake_cublaslt_reset")();
+    setenv("FAKE_CUBLASLT_FAIL", ("cublasLtMatmulAlgoGetHeuristic:1:" + std::to_string(status)).c_str(), 1);
+    return Matmul::create(library(), p).status().code();
+  };
+  for (const int status : {8, 15}) EXPECT_EQ(code(status), Code::plan_invalid) << status;
+  for (const int status : {1, 7, 11, 13, 14}) EXPECT_EQ(code(status), Code::internal) << status;
+  EXPECT_EQ(code(3), Code::oom);
+  unsetenv("FAKE_CUBLASLT_FAIL");
+  setenv("FAKE_CUBLASLT_STATE", "15", 1);
+  const Status unusable = Matmul::create(library(), p).status();
+  unsetenv("FAKE_CUBLASLT_STATE");
+  EXPECT_EQ(unusable.code(), Code::plan_invalid);
+  EXPECT_NE(unusable.message().find("not for this product: status 15"), std::string::npos) << unusable.message();
+}
+
 // ---- 1x1 convolutions --------------------------------------------------------------------------------------------
 
 struct Pixels {
@@ -328,6 +348,21 @@ TEST_F(CudaMatmul, WhoRunsAnOp) {
   EXPECT_EQ(kernel_name(providers, linear.op), "linear_f32:cublaslt");
   setenv("EFFNET_CUDA_PROVIDER", "mkl", 1);
   EXPECT_EQ(kernel_name(providers, linear.op), "EFFNET_CUDA_PROVIDER=mkl: there are own, cublaslt and cudnn");
+}
+
+// An own kernel does what the library cannot; what fails there is told, and not done by another in silence.
+TEST_F(CudaMatmul, WhoRunsWhatTheLibraryRefuses) {
+  LinearOp linear;
+  cuda::Providers providers(90);
+  EXPECT_EQ(kernel_name(providers, linear.op), "linear_f32:cublaslt");
+  const auto with = [&](int status) {
+    of_fake<void()>("fake_cublaslt_reset")();
+    setenv("FAKE_CUBLASLT_FAIL", ("cublasLtMatmulAlgoGetHeuristic:1:" + std::to_string(status)).c_str(), 1);
+    return kernel_name(providers, linear.op);
+  };
+  EXPECT_TRUE(with(15).ends_with("_f32:cuda"));
+  EXPECT_TRUE(with(8).ends_with("_f32:cuda"));
+  EXPECT_EQ(with(13), "cublasLtMatmulAlgoGetHeuristic failed with status 13");
 }
 
 TEST_F(CudaMatmul, OneThatDoesNotStart) {

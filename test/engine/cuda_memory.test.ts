@@ -1,11 +1,11 @@
 /**
  * What plans take of a GPU's memory, by the log of a driver without one (native/cuda/fake): plans of a model share its arenas, a limit
- * holds, and what does not fit is said with the batch that does.
+ * holds, and what does not fit is said with the batch that does. And what is told where a GPU is opened.
  */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { afterAll, afterEach, expect, it } from 'vitest'
+import { afterAll, afterEach, expect, it, vi } from 'vitest'
 import { ARENA, binding } from '../../ts/binding.js'
 import { NativeImageLoader } from '../../ts/data/loader.js'
 import { createModel, imageFolder, type Model } from '../../ts/index.js'
@@ -27,6 +27,30 @@ const training = { ...off, optimizer: { name: 'sgd' }, ema: true, imageSize: 32 
 /** Bytes of each allocation since `from`, in order. */
 const allocations = (from = 0): number[] =>
   [...readFileSync(log, 'utf8').matchAll(/^ {2}(\d+) bytes$/gm)].map((match) => Number(match[1])).slice(from)
+
+describeWith(FAKE_DRIVER, 'variables that say how a GPU works', () => {
+  afterEach(() => vi.unstubAllEnvs())
+  const create = () => createModel('efficientnet_b0', { numClasses: 5, device: 'cuda' })
+
+  it.each([
+    ['EFFNET_CUDA_SYNC', 'yes', '0 and 1', /waits after every op/],
+    ['EFFNET_CUDA_PROVIDER', 'bad', 'own, cublaslt and cudnn', /own takes the package's own kernels/],
+    ['EFFNET_CUDA_TUNE', 'no', '0, 1 and again', /by a table/],
+  ])('%s=%s is refused where the GPU is opened', async (name, value, values, hint) => {
+    vi.stubEnv(name, value)
+    await expect(create()).rejects.toMatchObject({
+      code: 'EFF_CONFIG_VALUE',
+      message: `${name}=${value}: there are ${values}`,
+      hint: expect.stringMatching(hint),
+    })
+    await (await createModel('efficientnet_b0', { numClasses: 5 })).close()
+  })
+
+  it.each(['', '0', '1'])('EFFNET_CUDA_SYNC="%s" is taken', async (value) => {
+    vi.stubEnv('EFFNET_CUDA_SYNC', value)
+    await (await create()).close()
+  })
+})
 
 describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
   const models: Model[] = []
@@ -137,6 +161,24 @@ describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
     // Another model has a limit of its own.
     await (await open()).session.trainPlan({ ...training, batchSize: details.batchSizeThatFits + 8 })
   }, 120_000)
+
+  it('is not asked for less where the host has none to lock', async () => {
+    const model = await open()
+    const calls = [...readFileSync(log, 'utf8').matchAll(/^cuMemHostAlloc$/gm)].length
+    process.env['FAKE_CUDA_FAIL'] = `cuMemHostAlloc:${calls + 1}:2`
+    const { message, hint } = await refusal(model, 16).finally(() => delete process.env['FAKE_CUDA_FAIL'])
+    expect(message).toMatch(/^[\d.]+ MiB of page-locked memory of the host could not be allocated$/)
+    expect(hint).toMatch(/^free memory of the host, .*memory\.max of its cgroup.*`ulimit -l`$/)
+    await model.session.trainPlan({ ...training, batchSize: 16 })
+  }, 120_000)
+
+  it('has no batch to name where a limit is below the weights', async () => {
+    await expect(open('5MB')).rejects.toMatchObject({
+      code: 'EFF_OOM',
+      message: expect.stringMatching(/^efficientnet_b0: its weights alone take 15\.\d MiB; the limit is 4\.8 MiB$/),
+      hint: 'a larger memoryLimit, or a smaller model: no batch fits beside these weights',
+    })
+  })
 
   it('tells what was found too small only while it was taken', async () => {
     const model = await open()

@@ -84,8 +84,12 @@ describe('a plan too large', () => {
     expect(() => checkMemory(demand(), { available: GIB / 4, limit: 3 * GIB })).toThrow(
       expect.objectContaining({
         message: expect.stringContaining('0.3 GiB are left of the limit of 3.0 GiB'),
-        hint: 'a smaller --image-size or model, or a larger memoryLimit',
+        hint: 'a smaller model, or a larger memoryLimit: the weights and what goes with them take 0.3 GiB more, whatever the batch',
       }),
+    )
+    // Half a GiB has room for the weights, a quarter GiB an image and nothing to spare.
+    expect(() => checkMemory(demand(), { available: GIB / 2, limit: 3 * GIB })).toThrow(
+      expect.objectContaining({ hint: 'a smaller --image-size or model, or a larger memoryLimit' }),
     )
   })
 
@@ -150,7 +154,8 @@ describe('a memory limit', () => {
     await model.close()
     await expect(createModel('efficientnet_b0', { memoryLimit: '5MB' })).rejects.toMatchObject({
       code: 'EFF_OOM',
-      message: expect.stringMatching(/were needed; the limit of 4\.8 MiB leaves/),
+      message: expect.stringMatching(/^efficientnet_b0: its weights alone take 20\.\d MiB; the limit is 4\.8 MiB$/),
+      hint: 'a larger memoryLimit, or a smaller model: no batch fits beside these weights',
     })
   })
 })

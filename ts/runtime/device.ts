@@ -2,6 +2,7 @@
 import { binding, type DeviceHandle } from '../binding.js'
 import type { DataBackend } from '../data/types.js'
 import { EffnetError } from '../errors.js'
+import { checkCudaVariables } from './cuda_variables.js'
 
 export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 
@@ -17,9 +18,11 @@ const opened = new Map<string, Promise<DeviceHandle>>()
 
 /**
  * The device of that name (`deviceName`); a GPU's context stays until the process ends.
- * @throws EFF_BACKEND_MISSING with what is missing: never another device instead
+ * @throws EFF_BACKEND_MISSING with what is missing: never another device instead; EFF_OOM where others hold a GPU's memory;
+ *   EFF_CONFIG_VALUE for a variable that says how a GPU works and has a value there is not
  */
-export function openDevice(name: string): Promise<DeviceHandle> {
+export async function openDevice(name: string): Promise<DeviceHandle> {
+  if (name !== 'cpu') checkCudaVariables()
   const known = opened.get(name)
   if (known) return known
   const device = binding()

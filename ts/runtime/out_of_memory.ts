@@ -57,7 +57,8 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
   const { what, batchSize, arenaBytes, largest = [] } = demand
   const wanted = needed(demand)
   const perImage = (arenaBytes[ARENA.activations]! + arenaBytes[ARENA.input]! + arenaBytes[ARENA.output]!) / batchSize
-  const most = Math.floor((0.9 * available - (wanted - perImage * batchSize)) / perImage)
+  const withoutImages = wanted - perImage * batchSize
+  const most = Math.floor((0.9 * available - withoutImages) / perImage)
   const fits = Math.max(0, cause ? Math.min(most, Math.floor(0.9 * batchSize)) : most)
   const left =
     limit === undefined ? `${size(available)} are available` : `${size(available)} are left of the limit of ${size(limit)}`
@@ -68,8 +69,12 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
     ...(tensors ? [`the largest tensors: ${tensors}`] : []),
   ]
   const instead = limit === undefined ? 'a machine with more memory' : 'a larger memoryLimit'
+  const smaller =
+    withoutImages < available
+      ? `a smaller --image-size or model, or ${instead}`
+      : `a smaller model, or ${instead}: the weights and what goes with them take ${size(withoutImages)} more, whatever the batch`
   return new EffnetError('EFF_OOM', parts.join('; '), {
-    hint: fits >= 1 ? `--batch-size ${fits}` : `a smaller --image-size or model, or ${instead}`,
+    hint: fits >= 1 ? `--batch-size ${fits}` : smaller,
     details: {
       needed: wanted,
       available,
@@ -79,6 +84,15 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
       largest,
     },
     ...(cause ? { cause } : {}),
+  })
+}
+
+/** Of a limit that has no room for a model whatever is done with it. @throws EFF_OOM */
+export function checkWeights(model: string, bytes: number, limit: number): void {
+  if (bytes <= limit) return
+  throw new EffnetError('EFF_OOM', `${model}: its weights alone take ${size(bytes)}; the limit is ${size(limit)}`, {
+    hint: 'a larger memoryLimit, or a smaller model: no batch fits beside these weights',
+    details: { needed: bytes, limit },
   })
 }
 

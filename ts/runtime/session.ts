@@ -30,7 +30,7 @@ import { checkDataBackend, deviceName, openDevice } from './device.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { checkCpuPrecision, FORMATS, type NumberFormat, type SessionPrecision } from './formats.js'
 import { availableMemory, memoryBytes } from './memory_limit.js'
-import { checkMemory, type Demand, largestTensors, outOfMemory, type Room } from './out_of_memory.js'
+import { checkMemory, checkWeights, type Demand, largestTensors, outOfMemory, type Room } from './out_of_memory.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
 import { packScalars, type StepScalars } from './scalars.js'
 import { KernelTuning } from './tuning.js'
@@ -152,7 +152,8 @@ class Compiled {
         await tuning.settle(hash, native.tuning(bound))
         return bound
       } catch (cause) {
-        if (!(cause instanceof EffnetError) || cause.code !== 'EFF_OOM') throw cause
+        // One that has its own mend is not of the memory that a batch takes.
+        if (!(cause instanceof EffnetError) || cause.code !== 'EFF_OOM' || cause.hint !== undefined) throw cause
         throw outOfMemory(demand, await room(), cause)
       }
     })
@@ -366,7 +367,7 @@ export class Session implements AsyncDisposable {
 
   /**
    * Starts threads and allocates the weights (zero until written).
-   * @throws EFF_BACKEND_MISSING (the addon, or the device), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (see `checkCpuPrecision`), EFF_OOM, EFF_CONFIG_VALUE (EFFNET_CUDA_TUNE)
+   * @throws EFF_BACKEND_MISSING (the addon, or the device), EFF_CPU_UNSUPPORTED (below AVX2), EFF_PRECISION (see `checkCpuPrecision`), EFF_OOM, EFF_CONFIG_VALUE (`openDevice`)
    */
   static async create(options: SessionOptions): Promise<Session> {
     const { config, precision } = options
@@ -386,6 +387,7 @@ export class Session implements AsyncDisposable {
     const limit =
       options.memoryLimit === undefined ? undefined : memoryBytes(options.memoryLimit, binding().deviceInfo(handle).totalBytes)
     const layout = weightsLayout(modelParams(config))
+    if (limit !== undefined) checkWeights(config.name, layout.bytes, limit)
     return new Session(config, precision, threads, device, handle, layout, tuning, deterministic, limit)
   }
 

@@ -7,8 +7,8 @@ import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { binding, type KernelChoices, type Tuning, type TuningReport } from '../binding.js'
-import { EffnetError } from '../errors.js'
 import { packageVersion } from '../version.js'
+import { cudaVariable } from './cuda_variables.js'
 
 const FORMAT = 'effnet-kernels'
 /** Those that have kernels for ops. */
@@ -34,18 +34,8 @@ export interface KernelState {
 export type Warn = (code: string, message: string) => void
 
 /** By EFFNET_CUDA_TUNE. `table`: no measuring, and nothing that is kept counts. `again`: what is kept does not count, and is replaced. */
-type Mode = 'table' | 'measure' | 'again'
-
-const MODES: Readonly<Record<string, Mode>> = { '': 'measure', '0': 'table', '1': 'measure', again: 'again' }
-
-/** @throws EFF_CONFIG_VALUE */
-function modeOf(value = ''): Mode {
-  const mode = Object.hasOwn(MODES, value) ? MODES[value] : undefined
-  if (mode) return mode
-  throw new EffnetError('EFF_CONFIG_VALUE', `EFFNET_CUDA_TUNE=${value}: there are 0, 1 and again`, {
-    hint: '0 takes kernels by a table, again measures what was measured before',
-  })
-}
+const MODES = { '': 'measure', '0': 'table', '1': 'measure', again: 'again' } as const
+type Mode = (typeof MODES)[keyof typeof MODES]
 
 /** Where the package keeps what can be made again: EFFNET_CACHE_DIR, else `effnet-native` in XDG_CACHE_HOME or ~/.cache. */
 export function cacheFolder(env: NodeJS.ProcessEnv = process.env): string {
@@ -96,7 +86,7 @@ export class KernelTuning {
 
   /** For "cuda:N". @throws EFF_CONFIG_VALUE for an EFFNET_CUDA_TUNE that there is not */
   static async open(device: string): Promise<KernelTuning> {
-    const mode = modeOf(process.env['EFFNET_CUDA_TUNE'])
+    const mode = MODES[cudaVariable('EFFNET_CUDA_TUNE')]
     return new KernelTuning(await machineOf(device), mode)
   }
 

@@ -5,10 +5,10 @@
 //     algorithm was found for; addresses must have the alignment that was promised.
 //   - Only the types that cuBLASLt knows; TF32 rounds the factors. A 16-bit result takes no FP32 bias.
 //   - Results of few columns and long sums want a workspace, and overwrite all of it: what overlaps becomes NaN.
-//   - FAKE_CUBLASLT_FAIL=name:nth:status makes the nth call of a function fail; FAKE_CUBLASLT_VERSION is what it says
-//   it
-//     is; fake_cublaslt_live() counts objects, fake_cublaslt_calls(name) calls, fake_cublaslt_misuse() is what it was
-//     last given that it should not have been.
+//   - FAKE_CUBLASLT_FAIL=name:nth:status makes the nth call of a function fail; FAKE_CUBLASLT_STATE=status is that of
+//     every algorithm it finds; FAKE_CUBLASLT_VERSION is what it says it is.
+//   - fake_cublaslt_live() counts objects, fake_cublaslt_calls(name) calls, fake_cublaslt_misuse() is what it was last
+//     given that it should not have been; fake_cublaslt_reset() forgets calls and misuse.
 #include <dlfcn.h>
 
 #include <cmath>
@@ -276,7 +276,12 @@ EFF_FAKE(cublasLtMatmulAlgoGetHeuristic, Handle handle, MatmulDesc desc_handle, 
   for (int i = 0; i < std::min(wanted, 2); ++i) {
     const uint64_t needs = i == 0 ? workspace : 0;
     if (needs > p->workspace) continue;
-    results[(*count)++] = {algorithm_for(*desc, *a, *b, *d, *p, static_cast<uint64_t>(i)), needs, kSuccess, 1.0f, {}};
+    const char* state = std::getenv("FAKE_CUBLASLT_STATE");
+    results[(*count)++] = {algorithm_for(*desc, *a, *b, *d, *p, static_cast<uint64_t>(i)),
+                           needs,
+                           state ? std::atoi(state) : kSuccess,
+                           1.0f,
+                           {}};
   }
   return *count > 0 ? kSuccess : kNotSupported;
 }

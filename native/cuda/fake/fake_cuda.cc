@@ -455,6 +455,15 @@ EFF_FAKE(cuStreamSynchronize, CUstream stream) {
   if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
   return ignored("cuStreamSynchronize") ? CUDA_SUCCESS : synchronise(s);
 }
+EFF_FAKE(cuStreamIsCapturing, CUstream stream, CUstreamCaptureStatus* status) {
+  EFF_ENTER(cuStreamIsCapturing, false)
+  auto* s = reinterpret_cast<Stream*>(stream);
+  if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
+  *status = !s->capture          ? CU_STREAM_CAPTURE_STATUS_NONE
+            : s->capture->broken ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                 : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+  return CUDA_SUCCESS;
+}
 EFF_FAKE(cuEventCreate, CUevent* event, unsigned) {
   EFF_ENTER(cuEventCreate, false)
   *event = reinterpret_cast<CUevent>(born(new Event, "event"));

@@ -26,12 +26,23 @@ int data_type(DType dtype) {
   }
 }
 
+// What the library cannot, this product or on this GPU, an own kernel does. All else is a mistake of ours or a failure,
+// and told.
+Code code_of(int result) {
+  switch (result) {
+    case lt::kAllocFailed:
+      return Code::oom;
+    case lt::kNotSupported:
+    case lt::kArchMismatch:
+      return Code::plan_invalid;
+    default:
+      return Code::internal;
+  }
+}
+
 Status lt_status(const char* call, int result) {
   if (result == lt::kSuccess) return ok_status();
-  const Code code = result == lt::kAllocFailed    ? Code::oom
-                    : result == lt::kNotSupported ? Code::plan_invalid
-                                                  : Code::internal;
-  return error(code, "%s failed with status %d", call, result);
+  return error(code_of(result), "%s failed with status %d", call, result);
 }
 
 #define EFF_LT(functions, call, ...) EFF_RETURN_IF_ERROR(lt_status(#call, (functions).call(__VA_ARGS__)))
@@ -122,8 +133,10 @@ Status Matmul::choose(const Product& p, int nth) {
                                                         std::min(nth + 1, kMostAlgorithms), found, &count));
   f.cublasLtMatmulPreferenceDestroy(preference);
   EFF_RETURN_IF_ERROR(status);
-  if (nth >= count || found[nth].state != lt::kSuccess)
-    return error(Code::plan_invalid, "cuBLASLt has no algorithm %d for this product", nth);
+  if (nth >= count) return error(Code::plan_invalid, "cuBLASLt has no algorithm %d for this product", nth);
+  if (found[nth].state != lt::kSuccess)
+    return error(Code::plan_invalid, "cuBLASLt's algorithm %d is not for this product: status %d", nth,
+                 found[nth].state);
   best_ = found[nth];
   return ok_status();
 }

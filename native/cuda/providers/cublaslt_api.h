@@ -25,7 +25,7 @@ struct Heuristic {
   int reserved[4];
 };
 
-enum Result : int { kSuccess = 0, kAllocFailed = 3, kInvalidValue = 7, kNotSupported = 15 };
+enum Result : int { kSuccess = 0, kAllocFailed = 3, kInvalidValue = 7, kArchMismatch = 8, kNotSupported = 15 };
 enum DataType : int { kF32 = 0, kF16 = 2, kBf16 = 14 };
 enum Compute : int { kCompute32F = 68, kCompute32FFastTf32 = 77 };
 enum Operation : int { kPlain = 0, kTransposed = 1 };
