@@ -80,6 +80,7 @@ class Executable final : public effnet::Executable {
   Status allocate(Folded& folded);
   // Ops that wait for it get the fastest of their kernels (executable_tuning.cc).
   Status tune();
+  Status measure();
   Status fill_to_tune();
   Folded& folded() { return folded_[memory_->exchanged()]; }
   const Folded& folded() const { return folded_[memory_->exchanged()]; }

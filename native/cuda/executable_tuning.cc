@@ -54,8 +54,13 @@ Status Executable::tune() {
   if (std::none_of(bound_.begin(), bound_.end(), [](const Bound& bound) { return bound.to_tune; })) return ok_status();
   memory_->wait_unpinned();  // a snapshot would see what the kernels write before it is put back
   EFF_RETURN_IF_ERROR(fill_to_tune());
+  EFF_RETURN_IF_ERROR(measure());
+  return allocate_scratch();
+}
+
+Status Executable::measure() {
   Providers& providers = memory_->device()->providers();
-  Tuner tuner(memory_->device(), stream());
+  Tuner tuner(memory_);
   const Addresses at = addresses(*ring_.slots()[0]);
   for (Bound& bound : bound_) {
     if (!bound.to_tune) continue;
@@ -80,7 +85,7 @@ Status Executable::tune() {
     ++tuning_.measured;
     bound.kernel = std::move(chosen.kernel);
   }
-  return allocate_scratch();
+  return ok_status();
 }
 
 }  // namespace effnet::cuda

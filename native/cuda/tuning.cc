@@ -102,7 +102,7 @@ Status Tuner::put_aside(const plan::Op& op, const Addresses& at, bool back) {
   };
   for_each([&](const plan::Tensor* t) { bytes += align256(t->bytes); });
   if (aside_.bytes() < bytes) {
-    auto block = DeviceBlock::allocate(device_, bytes, stream_);
+    auto block = memory_->allocate(bytes);
     if (!block.ok()) return block.status();
     aside_ = std::move(block.value());
   }
@@ -127,7 +127,7 @@ StatusOr<size_t> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>
   const auto cache = static_cast<uint64_t>(device_->cache_bytes());
   bool cold = cache > 0 && plan::operand_bytes(op, 1) > static_cast<double>(cache);
   if (cold && !flush_.bytes()) {
-    auto block = DeviceBlock::allocate(device_, cache, stream_);
+    auto block = memory_->allocate(cache);
     if (block.ok()) flush_ = std::move(block.value());
   }
   cold = cold && flush_.bytes();
@@ -151,7 +151,7 @@ StatusOr<size_t> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>
 
 StatusOr<double> Tuner::time(const Kernel& kernel, Addresses at, bool cold, double best) {
   if (scratch_.bytes() < kernel.scratch_bytes) {
-    auto block = DeviceBlock::allocate(device_, kernel.scratch_bytes, stream_);
+    auto block = memory_->allocate(kernel.scratch_bytes);
     if (!block.ok()) return block.status();
     scratch_ = std::move(block.value());
   }

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/device_memory.h"
 #include "cuda/providers/providers.h"
 
 namespace effnet::cuda {
@@ -13,10 +13,12 @@ namespace effnet::cuda {
 // What an op's choice depends on, in words: "linear f32[8,1280] w:f32[5,1280] ...". Equal ones are measured once.
 std::string signature(const plan::Op& op);
 
-// Runs candidates one after another on a stream that does nothing else meanwhile. What it allocates goes with it.
+// Runs candidates one after another on the stream of the memory's steps, none of which is in work. What it allocates
+// counts in the memory's budget and goes with it.
 class Tuner {
  public:
-  Tuner(std::shared_ptr<Device> device, CUstream stream) : device_(std::move(device)), stream_(stream) {}
+  explicit Tuner(std::shared_ptr<DeviceMemory> memory)
+      : memory_(std::move(memory)), device_(memory_->device()), stream_(memory_->stream()) {}
   ~Tuner();
   Tuner(const Tuner&) = delete;
   Tuner& operator=(const Tuner&) = delete;
@@ -38,8 +40,9 @@ class Tuner {
   StatusOr<double> time(const Kernel& kernel, Addresses at, bool cold, double best);
   Status run(const Graph& graph, const Marks& marks, bool cold);
 
-  std::shared_ptr<Device> device_;
-  CUstream stream_;
+  const std::shared_ptr<DeviceMemory> memory_;
+  const std::shared_ptr<Device> device_;
+  const CUstream stream_;
   std::vector<Marks> marks_;  // around each run
   DeviceBlock scratch_, aside_, flush_;
 };

@@ -75,10 +75,10 @@ class CudaTuning : public testing::Test {
   }
 
   // Arenas as large as the plan's, of numbers that every arena has others of.
-  std::shared_ptr<cuda::DeviceMemory> memory_for(const fuzz::Bytes& bytes) {
+  std::shared_ptr<cuda::DeviceMemory> memory_for(const fuzz::Bytes& bytes, uint64_t limit = Budget::kNoLimit) {
     const auto plan = plan::Plan::load(std::as_bytes(std::span(bytes)));
     EXPECT_TRUE(plan.ok()) << plan.status().message();
-    auto memory = cuda::DeviceMemory::create(device_).value();
+    auto memory = cuda::DeviceMemory::create(device_, limit).value();
     for (int a = 0; a <= static_cast<int>(Arena::activations); ++a) {
       const auto arena = static_cast<Arena>(a);
       std::vector<float> values(plan.value()->arena_bytes(arena) / sizeof(float));
@@ -320,6 +320,29 @@ TEST_F(CudaTuning, WithoutMemoryForMeasuringTheTableDecides) {
       EXPECT_EQ(choice, "cublaslt/0");
     }
   }
+}
+
+// The GPU has more; measuring takes of what the model may have.
+TEST_F(CudaTuning, ALimitHoldsForMeasuringToo) {
+  const auto training = corpus_plan(kTraining);
+  setenv("FAKE_CUDA_TIMES", "cublaslt/1=0.1", 1);
+  const auto choices = [&](uint64_t limit) {
+    const auto bound = bind(memory_for(training, limit), training, kMeasure);
+    EXPECT_TRUE(bound.ok()) << bound.status().message();
+    std::vector<std::string> of_weights;
+    if (!bound.ok()) return of_weights;
+    for (const auto& [key, choice] : bound.value()->tuning().choices)
+      if (key.starts_with("linear_bwd_weights")) of_weights.push_back(choice);
+    return of_weights;
+  };
+  uint64_t table = 0;
+  {
+    const auto memory = memory_for(training);
+    const auto bound = bind(memory, training, {});
+    table = memory->budget()->used();
+  }
+  EXPECT_EQ(choices(Budget::kNoLimit), std::vector<std::string>{"cublaslt/1"});
+  EXPECT_EQ(choices(table), std::vector<std::string>{"cublaslt/0"});
 }
 
 TEST_F(CudaTuning, WhatDoesNotFitTheCacheIsMeasuredCold) {

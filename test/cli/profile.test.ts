@@ -79,6 +79,7 @@ describe('bench --profile', () => {
 
   it('shows kinds of ops, then the ops', async () => {
     const { stdout } = await effnet(argv)
+    expect(stdout).toMatch(/^memory [\d ]+ MiB peak of the process, [\d ]+ MiB in arenas$/m)
     expect(stdout).toMatch(/^peak {3}fp32 \d+ GF\/s · .*memory [\d.]+ GB\/s, measured$/m)
     expect(stdout).toMatch(/^op +n +ms +% +floor ms +floor % +loss ms$/m)
     expect(stdout).toMatch(/^kernel +n +ms +% +MB +GB\/s +floor %$/m)
@@ -95,6 +96,8 @@ describe('bench --profile', () => {
       expect(code).toBe(0)
       const report = JSON.parse(stdout.trim().split('\n').at(-1)!) as {
         peaks: Record<string, number>
+        arena_bytes: number
+        gpu_bytes: Record<string, number>
         ops: { kernel: string; ms: number; bytes: number; floor_ms: number; life: string; place: string }[]
       }
       expect(report.peaks).toMatchObject({ fp32_flops: 0, bf16_flops: 0 })
@@ -102,6 +105,12 @@ describe('bench --profile', () => {
       const copied = (report.peaks['bytes_per_s']! * 0.5e-3) / 2
       expect(copied).toBeGreaterThan(0.2 * 1e9)
       expect(copied).toBeLessThan(0.25 * 1e9)
+      // The host's peak says nothing of the GPU's memory; this driver says that it has 1 GB of it, and this process alone uses it.
+      const { model, in_use, total } = report.gpu_bytes
+      expect(total).toBe(1e9)
+      expect(model).toBeGreaterThan(report.arena_bytes)
+      expect(in_use).toBeGreaterThanOrEqual(model!)
+      expect(in_use).toBeLessThan(1.2 * model!)
       for (const op of report.ops) {
         expect(op.kernel).toMatch(/:cuda$/)
         expect(op.floor_ms).toBeCloseTo((1e3 * op.bytes) / report.peaks['bytes_per_s']!, 9)

@@ -188,6 +188,13 @@ describe('the end', () => {
     expect(text.match(/effnet /g)).toHaveLength(3)
   })
 
+  it('counts the files that could not be read', () => {
+    const bad = { path: '/photos/a.jpg', code: 'EFF_DATA_DECODE' as const, message: '/photos/a.jpg: no JPEG' }
+    expect(show({ ...result, badFiles: [bad] })).toMatch(/^bad {4}1 file could not be read: \/runs\/my run\/bad_files\.csv$/m)
+    const { outDir: _, ...kept } = result
+    expect(show({ ...kept, badFiles: [bad, bad] })).toMatch(/^bad {4}2 files could not be read$/m)
+  })
+
   it('after an interruption says how to go on', () => {
     const text = show({ ...result, status: 'interrupted', reason: 'SIGINT' })
     expect(text).toMatch(/^stopped {3}SIGINT · val/m)

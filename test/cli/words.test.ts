@@ -7,6 +7,14 @@ describe('wrong words', () => {
     [['trian'], usage(/'trian'/, /effnet train/, 'EFF_CONFIG_KEY')],
     [['toString'], usage(/'toString'/, /train, eval/, 'EFF_CONFIG_KEY')],
     [['train', '--epoch', '3'], usage(/--epoch is not an option/, /--epochs N/, 'EFF_CONFIG_KEY')],
+    [
+      ['predict', '--data-backend', 'gpu', 'x.jpg'],
+      usage(
+        /--data-backend is not an option of effnet predict/,
+        /train and \S*\s?effnet eval alone decode images on a GPU/,
+        'EFF_CONFIG_KEY',
+      ),
+    ],
     [['predict', '--topk=3', 'x.jpg'], usage(/--topk is not an option/, /--top-k K/, 'EFF_CONFIG_KEY')],
     [['train', 'photos'], usage(/'photos' is one word too many/, /--data/, 'EFF_CONFIG_KEY')],
     [['models', 'shwo', 'x'], usage(/no 'shwo'/, /models show/, 'EFF_CONFIG_KEY')],

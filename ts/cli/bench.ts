@@ -1,6 +1,6 @@
 import type { Peaks, StepInput } from '../binding.js'
 import { EffnetError } from '../errors.js'
-import type { EvalPlan, TrainPlan } from '../runtime/session.js'
+import type { DeviceMemoryUse, EvalPlan, TrainPlan } from '../runtime/session.js'
 import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine, tellWarnings } from './model_source.js'
@@ -136,6 +136,8 @@ interface Measured {
   rows: KernelRow[]
   arenaBytes: number
   peaks?: Peaks
+  /** Of a GPU. */
+  device?: DeviceMemoryUse
 }
 
 /** Times the steps of a plan, then measures its kernels in a few more. */
@@ -197,6 +199,8 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
       const once = () => plan.step(input, { ...scalars, step, optimizer_step: ++step })
       measured = await measure(plan, steps(plan, input, once), call)
     }
+    const device = session.deviceMemoryUse()
+    if (device) measured.device = device
     if (o.profile) measured.peaks = await session.measurePeaks()
     report(ui, measured, batchSize)
   } finally {
@@ -204,7 +208,7 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
   }
 }
 
-function report(ui: Ui, { times, rows, arenaBytes, peaks }: Measured, batchSize: number): void {
+function report(ui: Ui, { times, rows, arenaBytes, peaks, device }: Measured, batchSize: number): void {
   const profile = peaks && profileOf(rows, peaks)
   const latency = latencyOf(times)
   const imagesPerS = (1e3 * batchSize) / latency.mean
@@ -214,6 +218,7 @@ function report(ui: Ui, { times, rows, arenaBytes, peaks }: Measured, batchSize:
     latency_ms: latency,
     peak_bytes: peak,
     arena_bytes: arenaBytes,
+    ...(device && { gpu_bytes: { model: device.model, in_use: device.inUse, total: device.total } }),
     steps: times.length,
     kernels: rows.map(({ op, kernel, ms, bytes, flops }) => ({ op, kernel, ms, bytes, flops })),
     ...(profile && profileObject(profile)),
@@ -223,7 +228,14 @@ function report(ui: Ui, { times, rows, arenaBytes, peaks }: Measured, batchSize:
   const { mean, p50, p90, p95, p99 } = latency
   const parts = Object.entries({ mean, p50, p90, p95, p99 }).map(([k, v]) => `${k} ${v.toFixed(2)}`)
   ui.answer(`step   ${parts.join(' · ')} ms`)
-  ui.answer(`memory ${mebibytes(peak)} peak of the process, ${mebibytes(arenaBytes)} in arenas`)
+  if (device) {
+    ui.answer(`memory ${mebibytes(peak)} peak of the process on the host`)
+    ui.answer(
+      `gpu    ${mebibytes(device.model)} of the model, ${mebibytes(arenaBytes)} of it in arenas; ${mebibytes(device.inUse)} of ${mebibytes(device.total)} in use, others' too`,
+    )
+  } else {
+    ui.answer(`memory ${mebibytes(peak)} peak of the process, ${mebibytes(arenaBytes)} in arenas`)
+  }
   if (profile) profileTables(ui, profile)
   else kernelTable(ui, rows)
 }

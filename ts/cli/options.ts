@@ -218,6 +218,11 @@ function commandFor(name: string, table: OptionTable): Command {
   return command
 }
 
+/** Of some verbs, and looked for in others: why those have none. */
+const ELSEWHERE: Readonly<Record<string, string>> = {
+  '--data-backend': 'leave it out: effnet train and effnet eval alone decode images on a GPU, everything else on the CPU',
+}
+
 /** `--treads` -> `--threads N  worker threads`. */
 function unknownOption(given: string, verb: string, table: OptionTable): EffnetError {
   const name = given.replace(/=.*$/, '')
@@ -228,7 +233,8 @@ function unknownOption(given: string, verb: string, table: OptionTable): EffnetE
     return `--${flag}${def.kind === 'flag' ? '' : ` ${def.value}`}   ${def.help}${def.shown ? ` (default: ${def.shown})` : ''}`
   })
   return new EffnetError('EFF_CONFIG_KEY', `${name} is not an option of effnet ${verb}`, {
-    hint: meant.length > 0 ? `did you mean ${meant.join('\n  or ')}` : `effnet ${verb} --help lists the options`,
+    hint:
+      ELSEWHERE[name] ?? (meant.length > 0 ? `did you mean ${meant.join('\n  or ')}` : `effnet ${verb} --help lists the options`),
     details: { option: name, verb, nearest: close.map((c) => `--${c}`) },
   })
 }

@@ -71,6 +71,7 @@ export const verb = defineVerb(
     },
     notes: [
       "Without --model and --checkpoint: tf_efficientnet_b0 with the package's ImageNet weights.",
+      'Images are decoded on the CPU, with --device cuda too.',
       'Exit 65: some unreadable.',
     ],
   },

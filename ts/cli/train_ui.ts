@@ -246,10 +246,11 @@ export function endBlock(ui: Ui, result: FitResult, context: EndContext): void {
       `best   ${metric} ${compact(value)} in epoch ${epoch}${result.bestCheckpoint ? ` · ${shown(result.bestCheckpoint)}` : ''}`,
     )
   }
-  if (result.badFiles.length > 0)
-    ui.line(
-      `bad    ${result.badFiles.length} files could not be read${result.outDir ? `: ${shown(path.join(result.outDir, 'bad_files.csv'))}` : ''}`,
-    )
+  const bad = result.badFiles.length
+  if (bad > 0) {
+    const list = result.outDir ? `: ${shown(path.join(result.outDir, 'bad_files.csv'))}` : ''
+    ui.line(`bad    ${grouped(bad)} ${bad === 1 ? 'file' : 'files'} could not be read${list}`)
+  }
   if (result.cpuDecodedFiles) ui.line(`gpu    ${cpuDecodedText(result.cpuDecodedFiles, grouped(result.cpuDecodedFiles))}`)
   const files = [result.report, result.outDir && path.join(result.outDir, 'metrics.csv'), result.checkpoint].filter(
     (f): f is string => Boolean(f),

@@ -331,6 +331,15 @@ export class EvalPlan extends BoundPlan {
   }
 }
 
+/** Bytes. */
+export interface DeviceMemoryUse {
+  /** Arenas, and what the model's plans have beside them. */
+  model: number
+  /** By the driver: also its contexts, libraries and other processes. */
+  inUse: number
+  total: number
+}
+
 export class Session implements AsyncDisposable {
   private plans = new Set<BoundPlan>()
   private pool: PoolHandle | undefined
@@ -417,6 +426,13 @@ export class Session implements AsyncDisposable {
     const available = this.device === 'cpu' ? Math.min(availableBytes, await availableMemory()) : availableBytes
     const { limit, used } = binding().memoryBudget(this.memory)
     return limit - used < available ? { available: limit - used, limit } : { available }
+  }
+
+  /** Of a GPU's memory, once plans are bound: it stays at that. Undefined on the CPU. */
+  deviceMemoryUse(): DeviceMemoryUse | undefined {
+    if (this.device === 'cpu') return undefined
+    const { availableBytes, totalBytes } = binding().deviceInfo(this.deviceHandle)
+    return { model: binding().memoryBudget(this.memory).used, inUse: totalBytes - availableBytes, total: totalBytes }
   }
 
   /** What an executable has beside its arenas: on a GPU a second input, and 16-bit copies of the weights. */
