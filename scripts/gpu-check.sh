@@ -8,7 +8,8 @@
 #
 #   smoke      driver, GPU, each instruction that kernels have         fails where there is no GPU, or no answer in time
 #   kernels    the kernel tests, launched through the driver          against float64
-#   layers     the layers of the models, B4 and V2-S at half size     op by op, against float64
+#   shapes     every layer shape of the models at its real size       op by op, against float64 on the GPU
+#   layers     the layers of B0 and V2-S on small images              op by op as in a step, against float64
 #   model      whole steps beside the CPU backend; logits of photos
 #   memcheck   kernel tests under compute-sanitizer, for wrong addresses
 #   bench      training and inference, images/s; the longest ops; kernels by the table
@@ -17,7 +18,7 @@
 # A second call, --stage second (or by name), has what the first has no time for:
 #   racecheck  kernel tests under compute-sanitizer's search for races
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
-#   shapes     the layers of the models at the sizes, types and precisions that `layers` leaves out
+#   chosen     as shapes, by the libraries where a plan would take them
 #   tuned      bench with measured kernels
 #   finetune   a training run on the photos of models/demo, its accuracy beside the CPU's
 # A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on.
@@ -28,10 +29,10 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
-stages=smoke,kernels,layers,model,memcheck,bench,peer,counters
+stages=smoke,kernels,shapes,layers,model,memcheck,bench,peer,counters
 out=gpu-check-results
 from=0
-known=smoke,kernels,layers,model,memcheck,bench,peer,counters,racecheck,libraries,shapes,tuned,finetune,second,peers
+known=smoke,kernels,shapes,layers,model,memcheck,bench,peer,counters,racecheck,libraries,chosen,tuned,finetune,second,peers
 usage() {
   echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --rehearse; stages: ${known//,/ }" >&2
   exit 64
@@ -54,7 +55,7 @@ done
 for each in ${stages//,/ }; do
   case ",$known," in *",$each,"*) ;; *) usage "no stage is called $each" ;; esac
 done
-[ "$stages" = second ] && stages=racecheck,libraries,shapes,tuned,finetune
+[ "$stages" = second ] && stages=racecheck,libraries,chosen,tuned,finetune
 # Whether there is a GPU decides over all others.
 case ",$stages," in *,smoke,*) ;; *) stages=smoke,$stages ;; esac
 if [ ! -f "$pack/pack.tar.xz" ]; then
@@ -69,7 +70,9 @@ trap 'rm -rf "$at"' EXIT
 tar -xJf "$pack/pack.tar.xz" -C "$at" || exit 66
 mkdir -p "$at/scripts" && cp -r bin models package.json "$at" && cp -r scripts/gpu "$at/scripts" || exit 66
 cd "$at" || exit 1
-export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib" PYTHONUNBUFFERED=1 EFFNET_CUDA_TUNE=0 EFFNET_CACHE_DIR="$at/cache"
+# PyTorch's packages have NVIDIA's libraries, in no folder that a loader knows.
+packages=$(python3 -c 'import glob, sys; print(":".join(d for p in sys.path for d in glob.glob(p + "/nvidia/*/lib")))' 2>/dev/null)
+export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib${packages:+:$packages}" PYTHONUNBUFFERED=1 EFFNET_CUDA_TUNE=0 EFFNET_CACHE_DIR="$at/cache"
 rehearsing=${EFFNET_REHEARSE:-0}
 # Of the whole script, unpacking included.
 deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
@@ -101,7 +104,8 @@ smoke=$?
 # An instruction that is not as defined explains what fails behind it: that is run all the same.
 if [ $smoke -eq 0 ] || [ $smoke -eq 1 ]; then
   stage kernels 100 bash scripts/gpu/kernels.sh
-  stage layers 90 bash scripts/gpu/layers.sh
+  stage shapes 60 bash scripts/gpu/shapes.sh
+  stage layers 40 bash scripts/gpu/layers.sh
   stage model 60 node scripts/gpu/model.mjs
   stage memcheck 40 bash scripts/gpu/memcheck.sh memcheck
   stage bench 100 node scripts/gpu/bench.mjs
@@ -109,7 +113,7 @@ if [ $smoke -eq 0 ] || [ $smoke -eq 1 ]; then
   stage counters 60 bash scripts/gpu/counters.sh
   stage racecheck 200 bash scripts/gpu/memcheck.sh racecheck
   stage libraries 60 bash scripts/gpu/kernels.sh libraries
-  stage shapes 120 bash scripts/gpu/layers.sh more
+  stage chosen 60 bash scripts/gpu/shapes.sh libraries
   stage tuned 200 env EFFNET_CUDA_TUNE=1 node scripts/gpu/bench.mjs
   stage finetune 100 node scripts/gpu/finetune.mjs
   stage peers 510 bash scripts/gpu/peer.sh --table --from "$from" --seconds 480

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every kernel test on the GPU, four at once since their references are made by the host; the failed ones by name in the last line.
-# With "libraries" those of convolutions and linear layers alone, by NVIDIA's libraries wherever they can.
+# With "libraries" those of convolutions and linear layers alone, by NVIDIA's libraries wherever they can; skipped (75) without them.
 limit=60
 [ "${EFFNET_REHEARSE:-0}" = 1 ] && limit=3600
 at=$(mktemp -d)
@@ -16,9 +16,18 @@ tests=()
 for each in tests/gpu_*_test; do
   case $each in *_instructions_test | *_shapes_test) ;; *) tests+=("$each") ;; esac # of stages of their own
 done
-if [ "${1:-}" = libraries ]; then tests=(tests/gpu_conv_test tests/gpu_linear_test); fi
+if [ "${1:-}" = libraries ]; then
+  # What doctor tells of each: its version where it can be used.
+  has() { node -e "import('./dist/binding.js').then(async ({ binding }) => process.exit((await binding().cudaInfo()).libraries.find(({ name }) => name === '$1').version ? 0 : 1))"; }
+  tests=()
+  missing=()
+  if has cuDNN; then tests+=(tests/gpu_conv_test); else missing+=(cuDNN); fi
+  if has cuBLASLt; then tests+=(tests/gpu_linear_test); else missing+=(cuBLASLt); fi
+  [ ${#missing[@]} -eq 0 ] || echo "not there (smoke.log says why): ${missing[*]}"
+  [ ${#tests[@]} -gt 0 ] || exit 75
+fi
 printf '%s\n' "${tests[@]}" | xargs -P 4 -I{} bash -c 'one "$@"' _ {} "$limit" "$at" "${1:-}"
 cat "$at"/*.log
 touch "$at/failed"
-echo "$(ls "$at"/*.log | wc -l) programs, $(wc -l <"$at/failed") failed $(paste -sd ' ' "$at/failed")"
+echo "$(ls "$at"/*.log | wc -l) programs, $(wc -l <"$at/failed") failed $(paste -sd ' ' "$at/failed")${missing:+; not there: ${missing[*]}}"
 [ ! -s "$at/failed" ]

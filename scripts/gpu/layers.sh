@@ -1,20 +1,13 @@
 #!/usr/bin/env bash
-# layers.ts on several models at once: the references are made by the host's cores. With "more", what the first call leaves out.
+# layers.ts on several types and models at once: the references are made by the host's cores, so the images are small. What only this
+# shows: squeeze-and-excitation, pooling, classifier and loss, and every op with the values that it meets in a step.
 size() { if [ "${EFFNET_REHEARSE:-0}" = 1 ]; then echo 32; else echo "$1"; fi; }
 at=$(mktemp -d)
 run() { node dist/gpu-layers.mjs "$1" "$2" "$(size "$3")" 2 >"$at/$1-$2" 2>&1; }
-if [ "${1:-}" = more ]; then
-  run efficientnet_b0 f16 224 &
-  run efficientnet_b4 f32 190 &
-  run efficientnet_b4 f16 190 &
-  run efficientnetv2_s f32 150 &
-  run efficientnetv2_s f16 150 &
-else
-  run efficientnet_b0 bf16 224 &
-  run efficientnet_b0 f32 224 &
-  run efficientnet_b4 bf16 190 &
-  run efficientnetv2_s bf16 150 &
-fi
+run efficientnet_b0 bf16 112 &
+run efficientnet_b0 f16 112 &
+run efficientnet_b0 f32 112 &
+run efficientnetv2_s bf16 64 &
 failed=0
 for job in $(jobs -p); do wait "$job" || failed=1; done
 cat "$at"/*

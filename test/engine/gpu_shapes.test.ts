@@ -1,0 +1,60 @@
+/** What gpu-check runs on a GPU at the models' real sizes, on small images and the driver without one. */
+import { spawnSync } from 'node:child_process'
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { packageRoot } from '../../ts/paths.js'
+import { sample, shapeLines } from '../helpers/layer_shapes.js'
+import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
+
+const PROGRAM = path.join(packageRoot(), 'build/gpu_shapes_test')
+const needed = { ...FAKE_DRIVER, missing: FAKE_DRIVER.missing ?? (existsSync(PROGRAM) ? undefined : PROGRAM) }
+
+describeWith(needed, 'layer shapes beside references on the device', () => {
+  let folder: string
+  let small: string[]
+  beforeAll(() => {
+    small = shapeLines(32)
+    folder = mkdtempSync(path.join(os.tmpdir(), 'effnet-shapes-'))
+  })
+  afterAll(() => rmSync(folder, { recursive: true, force: true }))
+  const run = (lines: readonly string[], precision: string) => {
+    const file = path.join(folder, 'shapes.txt')
+    writeFileSync(file, `${lines.join('\n')}\n`)
+    const env = { ...process.env, EFFNET_LIB_DIR: FAKE_DRIVER.folder, EFFNET_CUDA_PROVIDER: 'own' }
+    return spawnSync(PROGRAM, [file, precision], { encoding: 'utf8', env })
+  }
+
+  it('has every convolution and normalisation of the models at its real size', () => {
+    const lines = shapeLines()
+    // B0 at 224, B4 at 380 and V2-S at 300 pixels; the largest tensors of D0.
+    expect(lines).toContainEqual(
+      expect.stringMatching(/^bf16 conv2d_bias_act .* src=a:bf16:2x224x224x3,.*dst=a:bf16:2x112x112x32/),
+    )
+    expect(lines).toContainEqual(expect.stringMatching(/^f16 depthwise_conv2d_bwd .*src=a:f16:2x190x190x48/))
+    expect(lines).toContainEqual(expect.stringMatching(/^f32 conv2d_stats .*src=a:f32:2x150x150x24/))
+    expect(lines).toContainEqual(expect.stringMatching(/^bf16 depthwise_conv2d_stats .*src=a:bf16:2x256x256x32/))
+    expect(lines).toContainEqual(expect.stringMatching(/^bf16 conv2d .*src=a:bf16:2x16x16x64.*dst=a:bf16:2x16x16x810/))
+  })
+  it.each(['f32', 'tf32', 'bf16', 'f16'])('%s: every op is as its reference', { timeout: 300_000 }, (precision) => {
+    const { status, stdout } = run(sample(small, 4), precision)
+    expect({ status, stdout }).toEqual({ status: 0, stdout: expect.stringMatching(/: \d+ shapes, 0 off\n$/) })
+    expect(Number(/: (\d+) shapes/.exec(stdout)?.[1])).toBeGreaterThan(precision === 'tf32' ? 15 : 35)
+  })
+  it('finds a result that is another convolution', { timeout: 60_000 }, () => {
+    const line = small.find((one) => one.startsWith('f32 depthwise_conv2d_stats stride=1,pad_t=1'))!
+    // The reference goes by names, the kernel by positions: to it, another window.
+    const crossed = line.replace('stride=1,pad_t=1,pad_l=1,pad_b=1', 'stride=1,pad_b=2,pad_l=1,pad_t=0')
+    const { status, stdout } = run([crossed], 'f32')
+    expect(stdout).toMatch(/ dst\[\d+\]: wants .* is off by/)
+    expect(stdout).toMatch(/f32: 1 shapes, 1 off\n$/)
+    expect(status).toBe(1)
+  })
+  it.each([
+    [['f32 conv2d'], 'f32', /line 1: f32 conv2d/],
+    [[], 'f64', /no precision f64/],
+  ])('refuses %j for %s', (lines, precision, message) => {
+    expect(run(lines, precision)).toMatchObject({ status: 64, stdout: expect.stringMatching(message) })
+  })
+})
