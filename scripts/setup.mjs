@@ -12,8 +12,9 @@
  */
 import { parseArgs } from 'node:util'
 import { buildNative, buildTs, checkNode, defaultJobs, installNpm, nativeCurrent, npmCurrent, tsCurrent } from './lib/build.mjs'
-import { cudaInstalled, installCuda, keepCudaArchitectures } from './lib/cuda.mjs'
+import { checkCudaArchitectures, cudaInstalled, installCuda, keepCudaArchitectures } from './lib/cuda.mjs'
 import { cudaLibrariesInstalled, installCudaLibraries } from './lib/cuda_libraries.mjs'
+import { alone } from './lib/lock.mjs'
 import { installOnednn, onednnInstalled } from './lib/onednn.mjs'
 import { fail, SetupError, say } from './lib/run.mjs'
 import { ensureSystem } from './lib/system.mjs'
@@ -34,17 +35,22 @@ function options() {
     })
     const jobs = values.jobs === undefined ? defaultJobs() : Number(values.jobs)
     if (!Number.isInteger(jobs) || jobs < 1) throw new Error(`--jobs ${values.jobs}: expected a whole number from 1`)
-    const libraries = values['cuda-libraries']
-    if (values['cuda-architectures'] !== undefined) keepCudaArchitectures(values['cuda-architectures'])
-    return { tests: values.test, cuda: values.cuda || values.test || libraries, libraries, buildOnly: values['build-only'], jobs }
+    const {
+      test: tests,
+      cuda,
+      'cuda-architectures': architectures,
+      'cuda-libraries': libraries,
+      'build-only': buildOnly,
+    } = values
+    if (architectures !== undefined) checkCudaArchitectures(architectures)
+    return { tests, cuda: cuda || tests || libraries, architectures, libraries, buildOnly, jobs }
   } catch (e) {
     throw new SetupError(e.message, USAGE, 64)
   }
 }
 
-async function setup() {
-  const { tests, cuda, libraries, buildOnly, jobs } = options()
-  checkNode()
+async function setup({ tests, cuda, architectures, libraries, buildOnly, jobs }) {
+  if (architectures !== undefined) keepCudaArchitectures(architectures)
   const need = {
     onednn: !onednnInstalled(),
     cuda: cuda && !cudaInstalled(),
@@ -70,4 +76,10 @@ async function setup() {
   say('setup', 'done')
 }
 
-setup().catch(fail)
+async function main() {
+  const asked = options()
+  checkNode()
+  await alone(() => setup(asked))
+}
+
+main().catch(fail)

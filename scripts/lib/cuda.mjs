@@ -56,11 +56,15 @@ const architecturesFile = path.join(cache, 'cuda-architectures')
 export const cudaArchitectures = () =>
   existsSync(architecturesFile) ? readFileSync(architecturesFile, 'utf8').trim() : undefined
 
-/** Kept for every later build. @throws Error for what nvcc has no such name for */
-export function keepCudaArchitectures(list) {
+/** @throws Error for what nvcc has no such name for */
+export function checkCudaArchitectures(list) {
   const bad = list.split(';').filter((each) => !/^(\d{2,3}[af]?|\d{2,3}-ptx)$/.test(each) || Number.parseInt(each, 10) < 80)
   if (bad.length > 0)
     throw new Error(`--cuda-architectures ${list}: "${bad[0]}" is none; expected such as 80, 90a or 80-ptx, from 80, joined by ;`)
+}
+
+/** Kept for every later build. */
+export function keepCudaArchitectures(list) {
   mkdirSync(cache, { recursive: true })
   writeFileSync(architecturesFile, `${list}\n`)
 }
