@@ -19,12 +19,13 @@
 #   racecheck  kernel tests under compute-sanitizer's search for races
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
 #   chosen     as shapes, by the libraries where a plan would take them
-#   tuned      bench with measured kernels
+#   tuned      training of bench with measured kernels
 #   finetune   a training run on the photos of models/demo, its accuracy beside the CPU's
+#   decode     photos decoded by nvJPEG beside those that the CPU decodes
 # A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on.
 #
-# Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results are appended to
-# DIR (default gpu-check-results): table.txt, a log a stage. `node scripts/gpu/results.mjs DIR` puts the figures into
+# Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results come into
+# DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, a log a stage and what its programs say. `node scripts/gpu/results.mjs DIR` puts the figures into
 # bench/results/gpu (`--peers DIR2`: beside PyTorch's fastest mode). Exit code: 0 all passed, 69 no GPU, 1 otherwise.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -32,7 +33,7 @@ pack=.gpu-check
 stages=smoke,kernels,shapes,layers,model,memcheck,bench,peer,counters
 out=gpu-check-results
 from=0
-known=smoke,kernels,shapes,layers,model,memcheck,bench,peer,counters,racecheck,libraries,chosen,tuned,finetune,second,peers
+known=smoke,kernels,shapes,layers,model,memcheck,bench,peer,counters,racecheck,libraries,chosen,tuned,finetune,decode,second,peers
 usage() {
   echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --rehearse; stages: ${known//,/ }" >&2
   exit 64
@@ -55,7 +56,7 @@ done
 for each in ${stages//,/ }; do
   case ",$known," in *",$each,"*) ;; *) usage "no stage is called $each" ;; esac
 done
-[ "$stages" = second ] && stages=racecheck,libraries,chosen,tuned,finetune
+[ "$stages" = second ] && stages=finetune,decode,libraries,chosen,racecheck,tuned
 # Whether there is a GPU decides over all others.
 case ",$stages," in *,smoke,*) ;; *) stages=smoke,$stages ;; esac
 if [ ! -f "$pack/pack.tar.xz" ]; then
@@ -67,13 +68,19 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT
-tar -xJf "$pack/pack.tar.xz" -C "$at" || exit 66
+# Python has its own xz, where the system has none.
+if command -v xz >/dev/null; then tar -xJf "$pack/pack.tar.xz" -C "$at"; else python3 -m tarfile -e "$pack/pack.tar.xz" "$at"; fi || exit 66
 mkdir -p "$at/scripts" && cp -r bin models package.json "$at" && cp -r scripts/gpu "$at/scripts" || exit 66
 cd "$at" || exit 1
+# The system's own come first: what else runs here may need newer ones than were packed.
+for each in lib/*; do if ldconfig -p | grep -q "[[:space:]]$(basename "$each") "; then rm "$each"; fi; done
 # PyTorch's packages have NVIDIA's libraries, in no folder that a loader knows.
 packages=$(python3 -c 'import glob, sys; print(":".join(d for p in sys.path for d in glob.glob(p + "/nvidia/*/lib")))' 2>/dev/null)
 export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib${packages:+:$packages}" PYTHONUNBUFFERED=1 EFFNET_CUDA_TUNE=0 EFFNET_CACHE_DIR="$at/cache"
 rehearsing=${EFFNET_REHEARSE:-0}
+# A stage's programs leave there what they have, however the stage ends.
+export EFFNET_GPU_CHECK_LOGS="$at/logs"
+mkdir "$at/logs"
 # Of the whole script, unpacking included.
 deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
 failed=0
@@ -91,11 +98,12 @@ stage() {
     return 1
   fi
   if [ "$rehearsing" = 1 ] || [ "$limit" -gt "$left" ]; then limit=$left; fi
-  timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
+  timeout -k 5 "$limit" "$@" >"$at/logs/$name.log" 2>&1
   code=$?
   case $code in 0) result=passed ;; 124 | 137) result=timeout ;; 75) result=skipped ;; *) result=FAILED ;; esac
   [ $code -eq 0 ] || [ $code -eq 75 ] || failed=1
-  printf '%-9s %-7s %6s  %s\n' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$out/$name.log" | cut -c1-150)" >>"$out/table.txt"
+  printf '%-9s %-7s %6s  %s\n' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$at/logs/$name.log" | cut -c1-400)" >>"$out/table.txt"
+  tar -C "$at/logs" -czf "$out/logs.tar.gz" .
   return $code
 }
 
@@ -111,11 +119,12 @@ if [ $smoke -eq 0 ] || [ $smoke -eq 1 ]; then
   stage bench 100 node scripts/gpu/bench.mjs
   stage peer 90 bash scripts/gpu/peer.sh
   stage counters 60 bash scripts/gpu/counters.sh
-  stage racecheck 200 bash scripts/gpu/memcheck.sh racecheck
+  stage finetune 90 node scripts/gpu/finetune.mjs
+  stage decode 20 node scripts/gpu/decode.mjs
   stage libraries 60 bash scripts/gpu/kernels.sh libraries
   stage chosen 60 bash scripts/gpu/shapes.sh libraries
-  stage tuned 200 env EFFNET_CUDA_TUNE=1 node scripts/gpu/bench.mjs
-  stage finetune 100 node scripts/gpu/finetune.mjs
+  stage racecheck 90 bash scripts/gpu/memcheck.sh racecheck
+  stage tuned 200 bash scripts/gpu/tuned.sh
   stage peers 510 bash scripts/gpu/peer.sh --table --from "$from" --seconds 480
 fi
 cat "$out/table.txt"

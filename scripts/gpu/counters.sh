@@ -5,10 +5,11 @@ if ! command -v ncu >/dev/null; then
   exit 75
 fi
 metrics=gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__throughput.avg.pct_of_peak_sustained_elapsed,sm__warps_active.avg.pct_of_peak_sustained_active
-ncu --target-processes all --csv --print-units base --metrics "$metrics" node scripts/gpu/one_step.mjs >counters.csv || { tail -n 3 counters.csv; exit 1; }
+# The clocks are left as they are.
+ncu --clock-control none --target-processes all --csv --print-units base --metrics "$metrics" node scripts/gpu/one_step.mjs >"$EFFNET_GPU_CHECK_LOGS/counters.csv" || { tail -n 3 "$EFFNET_GPU_CHECK_LOGS/counters.csv"; exit 1; }
 python3 - <<'PY'
-import csv
-lines = [line for line in open("counters.csv") if line.startswith('"')]
+import csv, os
+lines = [line for line in open(os.environ["EFFNET_GPU_CHECK_LOGS"] + "/counters.csv") if line.startswith('"')]
 kernels = {}
 for row in csv.DictReader(lines):
     kernels.setdefault((row["ID"], row["Kernel Name"]), {})[row["Metric Name"]] = float(row["Metric Value"].replace(",", ""))

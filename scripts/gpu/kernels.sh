@@ -3,7 +3,8 @@
 # With "libraries" those of convolutions and linear layers alone, by NVIDIA's libraries wherever they can; skipped (75) without them.
 limit=60
 [ "${EFFNET_REHEARSE:-0}" = 1 ] && limit=3600
-at=$(mktemp -d)
+at=$EFFNET_GPU_CHECK_LOGS/kernels${1:-}
+mkdir "$at"
 one() {
   case "${4:-}$1" in
     libraries*conv*) export EFFNET_CUDA_PROVIDER=cudnn ;;

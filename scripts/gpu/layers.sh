@@ -2,7 +2,8 @@
 # layers.ts on several types and models at once: the references are made by the host's cores, so the images are small. What only this
 # shows: squeeze-and-excitation, pooling, classifier and loss, and every op with the values that it meets in a step.
 size() { if [ "${EFFNET_REHEARSE:-0}" = 1 ]; then echo 32; else echo "$1"; fi; }
-at=$(mktemp -d)
+at=$EFFNET_GPU_CHECK_LOGS/layers
+mkdir "$at"
 run() { node dist/gpu-layers.mjs "$1" "$2" "$(size "$3")" 2 >"$at/$1-$2" 2>&1; }
 run efficientnet_b0 bf16 112 &
 run efficientnet_b0 f16 112 &
@@ -12,5 +13,4 @@ failed=0
 for job in $(jobs -p); do wait "$job" || failed=1; done
 cat "$at"/*
 tail -qn 1 "$at"/* | paste -sd ';' -
-rm -r "$at"
 exit $failed

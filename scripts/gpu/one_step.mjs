@@ -2,7 +2,7 @@
 import { cases, open } from './cases.mjs'
 
 const [wanted] = cases
-const { model, plan, step } = await open({ ...wanted, batch: Math.min(wanted.batch, 128) })
+const { model, plan, step } = await open({ ...wanted, batch: Math.min(wanted.batch, 32) })
 plan.profile(true)
 await step()
 await model.close()

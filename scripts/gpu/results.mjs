@@ -4,7 +4,9 @@
  * folder of a call `--stage peers`: PyTorch's fastest mode, too, where that call's eager agrees with this run's on the same GPU and
  * versions; otherwise the two runs do not compare, and the file says why.
  */
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
 
@@ -40,32 +42,43 @@ function bestPeer(row, anchor, table, drivers) {
   return { ...best, ratio: row.images_per_s / best.images_per_s }
 }
 
-function machineOf(folder) {
-  const smoke = readFileSync(path.join(folder, 'smoke.log'), 'utf8')
+/** What stages have said, of a call's folder: the machine, and rows of measurements. */
+function logsOf(folder) {
+  const logs = mkdtempSync(path.join(os.tmpdir(), 'gpu-check-'))
+  try {
+    execFileSync('tar', ['-xzf', path.join(folder, 'logs.tar.gz'), '-C', logs])
+    const [bench, peer, peers] = ['bench', 'peer', 'peers'].map((stage) => rowsOf(path.join(logs, `${stage}.log`)))
+    return { machine: machineOf(logs), bench, peer, peers }
+  } finally {
+    rmSync(logs, { recursive: true })
+  }
+}
+
+function machineOf(logs) {
+  const smoke = readFileSync(path.join(logs, 'smoke.log'), 'utf8')
   // JSON over several lines, then one line of text.
   return JSON.parse(smoke.slice(smoke.indexOf('{'), smoke.indexOf('\n}') + 2))
 }
 
 export function reports(folder, peersFolder) {
-  const machine = machineOf(folder)
-  const drivers = [machine, peersFolder && machineOf(peersFolder)].map((each) => each?.driverVersion)
-  const table = peersFolder ? rowsOf(path.join(peersFolder, 'peers.log')) : []
+  const { machine, bench, peer: anchors } = logsOf(folder)
+  const theirs = peersFolder && logsOf(peersFolder)
   const said =
     readFileSync(path.join(folder, 'table.txt'), 'utf8')
       .match(/^gpu-check (\S+) (.+)$/gm)
       ?.at(-1) ?? ''
   const [, date, version] = /^gpu-check (\S+) (.+)$/.exec(said) ?? []
   if (!date) throw new Error(`${folder}/table.txt has no line of gpu-check`)
-  const peers = new Map(rowsOf(path.join(folder, 'peer.log')).map((row) => [keyOf(row), row]))
-  return rowsOf(path.join(folder, 'bench.log')).map((row) => {
+  const peers = new Map(anchors.map((row) => [keyOf(row), row]))
+  return bench.map((row) => {
     const peer = peers.get(keyOf(row))
     const gpu = machine.gpus[0].name
     // As the driver counts: 13020 is 13.2.
     const versions = `cuda${Math.floor(machine.driverVersion / 1000)}.${(machine.driverVersion % 1000) / 10}`
     const work = [row.mode, row.model, `${row.size}px`, row.precision, `b${row.batch}`]
-    const floor = row.floor_ms > 0 ? row.floor_ms / row.ops_ms : null
     const ratio = peer?.images_per_s > 0 ? row.images_per_s / peer.images_per_s : null
-    const best = peersFolder ? { best_peer: bestPeer(row, peer, table, drivers) } : {}
+    const drivers = [machine.driverVersion, theirs?.machine.driverVersion]
+    const best = theirs ? { best_peer: bestPeer(row, peer, theirs.peers, drivers) } : {}
     return {
       file: `${[date.slice(0, 10), slug(gpu), versions, ...work.map(slug)].join('_')}.json`,
       report: {
@@ -74,7 +87,6 @@ export function reports(folder, peersFolder) {
         gpu,
         machine,
         ...row,
-        share_of_byte_floor: floor,
         peer: peer ?? null,
         ratio_to_peer: ratio,
         ...best,

@@ -76,7 +76,7 @@ describe('scripts/gpu-check.sh', () => {
   })
   it('has a second call', { timeout: 60_000 }, () => {
     const { status, stages } = check({}, ['--stage', 'second'], '60')
-    expect(Object.keys(stages)).toEqual(['smoke', 'racecheck', 'libraries', 'chosen', 'tuned', 'finetune'])
+    expect(Object.keys(stages)).toEqual(['smoke', 'finetune', 'decode', 'libraries', 'chosen', 'racecheck', 'tuned'])
     expect(status).toBe(0)
   })
 })
@@ -86,19 +86,20 @@ describe('results of a GPU', () => {
   const infer = { ...train, mode: 'infer', batch: 1 }
   const run = (name, { driver = 13000, peer = [], peers = [] }) => {
     const machine = `{\n "driverVersion": ${driver},\n "gpus": [{ "name": "NVIDIA H200" }]\n}\n`
-    write(`${name}/smoke.log`, `${machine}[ OK ] {1, 1}\nNVIDIA H200, compute capability 9.0\n`)
+    write(`${name}-logs/smoke.log`, `${machine}[ OK ] {1, 1}\nNVIDIA H200, compute capability 9.0\n`)
     write(`${name}/table.txt`, 'gpu-check 2026-11-21T10:00:00Z effnet-native abc\nstage result s note\n')
-    const measured = { images_per_s: 3000, ms: 85, ops_ms: 80, floor_ms: 20 }
+    const measured = { images_per_s: 3000, ms: 85, share_of_floor: 0.25 }
     const lines = (rows) => `${rows.map((row) => JSON.stringify(row)).join('\n')}\nin one line\n`
-    write(`${name}/bench.log`, lines([train, infer].map((row) => ({ ...row, ...measured }))))
-    write(`${name}/peer.log`, lines(peer))
-    write(`${name}/peers.log`, lines(peers))
+    write(`${name}-logs/bench.log`, lines([train, infer].map((row) => ({ ...row, ...measured }))))
+    write(`${name}-logs/peer.log`, lines(peer))
+    write(`${name}-logs/peers.log`, lines(peers))
+    execFileSync('tar', ['-C', path.join(dir, `${name}-logs`), '-czf', path.join(dir, name, 'logs.tar.gz'), '.'])
   }
   it('are a file a case, the peer of the same run beside it', () => {
     run('mine', { peer: [{ ...train, torch: '2.11', images_per_s: 2000 }] })
     const [first, second] = reports(path.join(dir, 'mine'))
     expect(first.file).toBe('2026-11-21_nvidia-h200_cuda13.0_train_efficientnet-b0_224px_bf16-mixed_b256.json')
-    expect(first.report).toMatchObject({ ratio_to_peer: 1.5, share_of_byte_floor: 0.25, version: 'effnet-native abc' })
+    expect(first.report).toMatchObject({ ratio_to_peer: 1.5, share_of_floor: 0.25, version: 'effnet-native abc' })
     expect(second.report).toMatchObject({ peer: null, ratio_to_peer: null })
   })
   const versions = { gpu: 'NVIDIA H200', torch: '2.11', cudnn: 91900 }
