@@ -9,31 +9,32 @@
 #   smoke      driver, GPU, each instruction that kernels have         fails where there is no GPU, or no answer in time
 #   kernels    the kernel tests, launched through the driver          against float64
 #   shapes     every layer shape of the models at its real size       op by op, against float64 on the GPU
-#   layers     the layers of B0 and V2-S on small images              op by op as in a step, against float64
 #   model      whole steps beside the CPU backend; logits of photos
-#   memcheck   kernel tests under compute-sanitizer, for wrong addresses
 #   bench      training and inference, images/s; the longest ops; kernels by the table
 #   peer       PyTorch on the same work
+#   memcheck   kernel tests under compute-sanitizer, for wrong addresses
 #   counters   hardware counters of a step's kernels
+#   layers     the layers of B0 and V2-S on small images              op by op as in a step, against float64
 # A second call, --stage second (or by name), has what the first has no time for:
-#   racecheck  kernel tests under compute-sanitizer's search for races
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
 #   chosen     as shapes, by the libraries where a plan would take them
-#   tuned      training of bench with measured kernels
 #   finetune   a training run on the photos of models/demo, its accuracy beside the CPU's
 #   decode     photos decoded by nvJPEG beside those that the CPU decodes
+#   tuned      training of bench with measured kernels
+#   racecheck  kernel tests under compute-sanitizer's search for races
 # A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on.
 #
 # Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results come into
-# DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, a log a stage and what its programs say. `node scripts/gpu/results.mjs DIR` puts the figures into
+# DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, a log a stage and what its programs say.
+# `node scripts/gpu/results.mjs DIR` puts the figures into
 # bench/results/gpu (`--peers DIR2`: beside PyTorch's fastest mode). Exit code: 0 all passed, 69 no GPU, 1 otherwise.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
-stages=smoke,kernels,shapes,layers,model,memcheck,bench,peer,counters
+stages=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers
 out=gpu-check-results
 from=0
-known=smoke,kernels,shapes,layers,model,memcheck,bench,peer,counters,racecheck,libraries,chosen,tuned,finetune,decode,second,peers
+known=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers,libraries,chosen,finetune,decode,tuned,racecheck,second,peers
 usage() {
   echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --rehearse; stages: ${known//,/ }" >&2
   exit 64
@@ -56,7 +57,7 @@ done
 for each in ${stages//,/ }; do
   case ",$known," in *",$each,"*) ;; *) usage "no stage is called $each" ;; esac
 done
-[ "$stages" = second ] && stages=finetune,decode,libraries,chosen,racecheck,tuned
+[ "$stages" = second ] && stages=libraries,chosen,finetune,decode,tuned,racecheck
 # Whether there is a GPU decides over all others.
 case ",$stages," in *,smoke,*) ;; *) stages=smoke,$stages ;; esac
 if [ ! -f "$pack/pack.tar.xz" ]; then
@@ -111,20 +112,22 @@ stage smoke 30 node scripts/gpu/smoke.mjs
 smoke=$?
 # An instruction that is not as defined explains what fails behind it: that is run all the same.
 if [ $smoke -eq 0 ] || [ $smoke -eq 1 ]; then
-  stage kernels 100 bash scripts/gpu/kernels.sh
-  stage shapes 60 bash scripts/gpu/shapes.sh
-  stage layers 40 bash scripts/gpu/layers.sh
+  # What comes before bench and peer may not take their time: the limits up to these add up to less than there is.
+  stage kernels 90 bash scripts/gpu/kernels.sh
+  stage shapes 40 bash scripts/gpu/shapes.sh
   stage model 60 node scripts/gpu/model.mjs
+  stage bench 110 node scripts/gpu/bench.mjs
+  stage peer 80 bash scripts/gpu/peer.sh
   stage memcheck 40 bash scripts/gpu/memcheck.sh memcheck
-  stage bench 100 node scripts/gpu/bench.mjs
-  stage peer 90 bash scripts/gpu/peer.sh
-  stage counters 60 bash scripts/gpu/counters.sh
+  stage counters 40 bash scripts/gpu/counters.sh
+  stage layers 30 bash scripts/gpu/layers.sh
+  # The second call. Races are looked for until its end.
+  stage libraries 50 bash scripts/gpu/kernels.sh libraries
+  stage chosen 40 bash scripts/gpu/shapes.sh libraries
   stage finetune 90 node scripts/gpu/finetune.mjs
   stage decode 20 node scripts/gpu/decode.mjs
-  stage libraries 60 bash scripts/gpu/kernels.sh libraries
-  stage chosen 60 bash scripts/gpu/shapes.sh libraries
-  stage racecheck 90 bash scripts/gpu/memcheck.sh racecheck
-  stage tuned 200 bash scripts/gpu/tuned.sh
+  stage tuned 170 bash scripts/gpu/tuned.sh
+  stage racecheck 140 bash scripts/gpu/memcheck.sh racecheck
   stage peers 510 bash scripts/gpu/peer.sh --table --from "$from" --seconds 480
 fi
 cat "$out/table.txt"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every kernel test on the GPU, four at once since their references are made by the host; the failed ones by name in the last line.
+# Every kernel test on the GPU, one for each core since their references are made by the host; the failed ones by name in the last line.
 # With "libraries" those of convolutions and linear layers alone, by NVIDIA's libraries wherever they can; skipped (75) without them.
-limit=60
+limit=80
 [ "${EFFNET_REHEARSE:-0}" = 1 ] && limit=3600
 at=$EFFNET_GPU_CHECK_LOGS/kernels${1:-}
 mkdir "$at"
@@ -27,7 +27,7 @@ if [ "${1:-}" = libraries ]; then
   [ ${#missing[@]} -eq 0 ] || echo "not there (smoke.log says why): ${missing[*]}"
   [ ${#tests[@]} -gt 0 ] || exit 75
 fi
-printf '%s\n' "${tests[@]}" | xargs -P 4 -I{} bash -c 'one "$@"' _ {} "$limit" "$at" "${1:-}"
+printf '%s\n' "${tests[@]}" | xargs -P "$(nproc)" -I{} bash -c 'one "$@"' _ {} "$limit" "$at" "${1:-}"
 cat "$at"/*.log
 touch "$at/failed"
 echo "$(ls "$at"/*.log | wc -l) programs, $(wc -l <"$at/failed") failed $(paste -sd ' ' "$at/failed")${missing:+; not there: ${missing[*]}}"

@@ -76,8 +76,27 @@ describe('scripts/gpu-check.sh', () => {
   })
   it('has a second call', { timeout: 60_000 }, () => {
     const { status, stages } = check({}, ['--stage', 'second'], '60')
-    expect(Object.keys(stages)).toEqual(['smoke', 'finetune', 'decode', 'libraries', 'chosen', 'racecheck', 'tuned'])
+    expect(Object.keys(stages)).toEqual(['smoke', 'libraries', 'chosen', 'finetune', 'decode', 'tuned', 'racecheck'])
     expect(status).toBe(0)
+  })
+})
+
+describe('the time of a call', () => {
+  const script = readFileSync('scripts/gpu-check.sh', 'utf8')
+  const limits = new Map([...script.matchAll(/^ *stage (\w+) (\d+) /gm)].map(([, name, seconds]) => [name, Number(seconds)]))
+  const first = /^stages=(\S+)$/m.exec(script)[1].split(',')
+  const second = ['smoke', .../\[ "\$stages" = second \] && stages=(\S+)/.exec(script)[1].split(',')]
+  const sum = (names) => names.reduce((total, name) => total + limits.get(name), 0)
+  // Unpacking takes some of the 540 seconds.
+  it.each([
+    ['first', first],
+    ['second', second],
+  ])('is enough for all stages of the %s one', (_, names) => {
+    expect([...limits.keys()].filter((name) => names.includes(name))).toEqual(names)
+    expect(sum(names)).toBeLessThanOrEqual(525)
+  })
+  it('is left for bench and peer by what comes before them', () => {
+    expect(sum(first.slice(0, first.indexOf('peer') + 1))).toBeLessThanOrEqual(420)
   })
 })
 
