@@ -190,10 +190,13 @@ TEST(CudaEmulation, SharedMemoryIsWhatTheLaunchDeclares) {
 }
 
 TEST(CudaEmulation, LaunchLimitsHold) {
-  EXPECT_DEATH(run(Mistake::none, 0, 228 << 10), "launch limits");
   EXPECT_STREQ(cuda::emulation::run(cuda::make_launch("nobody", {1, 1, 1}, 32, 0, Args{}), 0), "no such kernel");
   EXPECT_STREQ(cuda::emulation::run(cuda::make_launch("mirrored_sum", {1, 1, 1}, 32, 0, 'x'), 0),
                "the size of its arguments is another");
+  EXPECT_STREQ(cuda::emulation::run(cuda::make_launch("mirrored_sum", {1, 1, 1}, kThreads + 32, 0, Args{}), 0),
+               "its blocks have more threads than it is compiled for");
+  // What a block of a GPU with compute capability 8.6, 8.9 or 12.0 may have.
+  EXPECT_DEATH(run(Mistake::none, 0, 99 * 1024 + 16), "launch limits");
 }
 
 #if defined(__SANITIZE_ADDRESS__)

@@ -1,4 +1,8 @@
 // What the driver may do to whole plans: no memory, failing calls, device faults. And what a plan may take of it.
+#include <map>
+#include <thread>
+
+#include "cuda/kernels/weights.h"
 #include "cuda_runtime_rig.h"
 
 namespace effnet::test {
@@ -169,6 +173,124 @@ TEST_F(CudaFaults, AFaultThatALibraryMeetsIsAFault) {
   driver.cuGraphDestroy(graph);
   EXPECT_EQ(calls("cuStreamSynchronize"), 0);
   EXPECT_EQ(driver.cuStreamDestroy(stream), CUDA_SUCCESS);
+}
+
+// What the driver without a GPU holds a launch to, as a real one would.
+TEST_F(CudaFaults, ALaunchKeepsToWhatItsKernelIsCompiledFor) {
+  std::vector<float> values(16);
+  const cuda::CastWeightsArgs args{values.data(), values.data(), 0};
+  const auto function = device()->function("cast_weights_bf16");
+  ASSERT_TRUE(function.ok());
+  const auto launched = [&](uint32_t threads, size_t shared) {
+    CUstream stream = nullptr;
+    EXPECT_EQ(device()->driver().cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+    const Status status = device()->launch(cuda::make_launch("cast_weights_bf16", {1, 1, 1}, threads, shared, args),
+                                           function.value(), stream);
+    EXPECT_EQ(device()->driver().cuStreamDestroy(stream), CUDA_SUCCESS);
+    return status;
+  };
+  EXPECT_TRUE(launched(cuda::kCastThreads, 0).ok());
+  EXPECT_NE(launched(2 * cuda::kCastThreads, 0).message().find("cast_weights_bf16: cuLaunchKernelEx failed"),
+            std::string::npos);
+  EXPECT_FALSE(launched(cuda::kCastThreads, 228 << 10).ok());
+}
+
+// By the table of compute capabilities in NVIDIA's CUDA C++ programming guide, in KiB.
+TEST_F(CudaFaults, AGpuHasTheSharedMemoryOfItsKind) {
+  for (const auto& [capability, kib] : std::map<int, int>{
+           {80, 163}, {86, 99}, {87, 163}, {89, 99}, {90, 227}, {100, 227}, {103, 227}, {120, 99}, {121, 99}}) {
+    const Setting setting("FAKE_CUDA_CAPABILITY", std::to_string(capability));
+    EXPECT_EQ(cuda::Device::properties(device()->driver(), 0).value().shared_bytes, kib * 1024) << capability;
+  }
+}
+
+// cuStreamBeginCapture and cuThreadExchangeStreamCaptureMode say what each mode forbids to whom.
+class CudaCaptures : public CudaFaults {
+ protected:
+  void SetUp() override {
+    CudaFaults::SetUp();
+    reset_fake();
+    ASSERT_EQ(driver().cuStreamCreateWithPriority(&stream_, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+    ASSERT_EQ(driver().cuStreamCreateWithPriority(&other_, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+    ASSERT_EQ(driver().cuEventCreate(&event_, CU_EVENT_DISABLE_TIMING), CUDA_SUCCESS);
+  }
+  void TearDown() override {
+    EXPECT_EQ(driver().cuEventDestroy(event_), CUDA_SUCCESS);
+    for (const CUstream stream : {stream_, other_}) EXPECT_EQ(driver().cuStreamDestroy(stream), CUDA_SUCCESS);
+  }
+  static const cuda::Driver& driver() { return device()->driver(); }
+
+  struct Outcome {
+    CUresult call, end;
+    bool operator==(const Outcome&) const = default;
+  };
+  // What a call gives while `stream_` is captured, and what then becomes of the capture.
+  template <class Call>
+  Outcome during(CUstreamCaptureMode mode, const Call& call, bool on_another_thread = false) {
+    EXPECT_EQ(driver().cuStreamBeginCapture(stream_, mode), CUDA_SUCCESS);
+    Outcome outcome{};
+    if (on_another_thread)
+      std::thread([&] { outcome.call = call(); }).join();
+    else
+      outcome.call = call();
+    CUgraph graph = nullptr;
+    outcome.end = driver().cuStreamEndCapture(stream_, &graph);
+    if (graph) driver().cuGraphDestroy(graph);
+    return outcome;
+  }
+  static CUresult allocate() {
+    CUdeviceptr address = 0;
+    const CUresult result = driver().cuMemAlloc(&address, 256);
+    return result == CUDA_SUCCESS ? driver().cuMemFree(address) : result;
+  }
+
+  static constexpr auto kGlobal = CU_STREAM_CAPTURE_MODE_GLOBAL, kOfThread = CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+                        kRelaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
+  static constexpr Outcome kFine{CUDA_SUCCESS, CUDA_SUCCESS},
+      kBroken{CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, CUDA_ERROR_STREAM_CAPTURE_INVALIDATED};
+  CUstream stream_ = nullptr, other_ = nullptr;
+  CUevent event_ = nullptr;
+};
+
+TEST_F(CudaCaptures, MemoryAndWaitingAreForTheRelaxed) {
+  const auto wait = [&] { return driver().cuStreamSynchronize(other_); };
+  for (const bool another_thread : {false, true}) {
+    SCOPED_TRACE(another_thread);
+    EXPECT_EQ(during(kGlobal, allocate, another_thread), kBroken);
+    EXPECT_EQ(during(kGlobal, wait, another_thread), kBroken);
+    EXPECT_EQ(during(kOfThread, allocate, another_thread), another_thread ? kFine : kBroken);
+    EXPECT_EQ(during(kOfThread, wait, another_thread), another_thread ? kFine : kBroken);
+    EXPECT_EQ(during(kRelaxed, allocate, another_thread), kFine);
+    EXPECT_EQ(during(kRelaxed, wait, another_thread), kFine);
+  }
+}
+
+TEST_F(CudaCaptures, WhatIsCapturedIsWaitedForInNoMode) {
+  for (const auto mode : {kGlobal, kOfThread, kRelaxed}) {
+    EXPECT_EQ(during(mode, [&] { return driver().cuStreamSynchronize(stream_); }), kBroken) << mode;
+    const auto record_and_wait = [&] {
+      EXPECT_EQ(driver().cuEventRecord(event_, stream_), CUDA_SUCCESS);
+      return driver().cuEventSynchronize(event_);
+    };
+    const Outcome outcome = during(mode, record_and_wait);
+    EXPECT_NE(outcome.call, CUDA_SUCCESS) << mode;
+    EXPECT_EQ(outcome.end, CUDA_ERROR_STREAM_CAPTURE_INVALIDATED) << mode;
+    // Nor once the capture has ended, until it is recorded anew.
+    EXPECT_EQ(driver().cuEventSynchronize(event_), CUDA_ERROR_CAPTURED_EVENT);
+    EXPECT_EQ(driver().cuEventRecord(event_, other_), CUDA_SUCCESS);
+    EXPECT_EQ(driver().cuEventSynchronize(event_), CUDA_SUCCESS);
+  }
+}
+
+TEST_F(CudaCaptures, AreEndedByTheThreadThatBeganThemUnlessTheyAreRelaxed) {
+  for (const auto mode : {kGlobal, kOfThread, kRelaxed}) {
+    CUgraph graph = nullptr;
+    const auto end = [&] { return driver().cuStreamEndCapture(stream_, &graph); };
+    const Outcome outcome = during(mode, end, true);
+    EXPECT_EQ(outcome.call, mode == kRelaxed ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD) << mode;
+    EXPECT_EQ(outcome.end, mode == kRelaxed ? CUDA_ERROR_ILLEGAL_STATE : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED) << mode;
+    if (graph) driver().cuGraphDestroy(graph);
+  }
 }
 
 // Without graphs, and every op waited for: a fault is that of the op in work.

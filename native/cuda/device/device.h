@@ -2,7 +2,8 @@
 // for both, so that what CI checks without a GPU is what runs on one.
 //
 // Rules for kernels
-//   - EFF_KERNEL(name, Args, threads) { ... a.member ... }: one POD of arguments, `a`, by value; blocks of `threads`.
+//   - EFF_KERNEL(name, Args, threads) { ... a.member ... }: one POD of arguments, `a`, by value; blocks of `threads` at
+//     most.
 //     EFF_KERNEL_FITTING: with so few registers that `blocks` of them fit onto a multiprocessor.
 //   - Shared memory only by Shared::take, whose sum the launch declares; never __shared__.
 //   - Warp operations by full warps; no early return before one or before a barrier, except of a whole block.
@@ -32,10 +33,11 @@
 #define EFF_DEVICE inline
 #define EFF_UNROLL
 #define EFF_UNROLL_BY(n)
-#define EFF_KERNEL(name, Args, threads)                                                        \
-  static void name(const Args a);                                                              \
-  static const effnet::cuda::emulation::Registration name##_registration(                      \
-      #name, {[](const void* args) { name(*static_cast<const Args*>(args)); }, sizeof(Args)}); \
+#define EFF_KERNEL(name, Args, threads)                                                                 \
+  static_assert(sizeof(Args) <= effnet::cuda::emulation::kMostArgs);                                    \
+  static void name(const Args a);                                                                       \
+  static const effnet::cuda::emulation::Registration name##_registration(                               \
+      #name, {[](const void* args) { name(*static_cast<const Args*>(args)); }, sizeof(Args), threads}); \
   static void name(const Args a)
 #define EFF_KERNEL_FITTING(name, Args, threads, blocks) EFF_KERNEL(name, Args, threads)
 #define EFF_SYNC_BLOCK() effnet::cuda::emulation::sync_block(__LINE__)

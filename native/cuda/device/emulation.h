@@ -118,7 +118,11 @@ struct Warp {
 inline constexpr size_t kStackBytes = 256 << 10;
 inline constexpr size_t kGap = 64;  // poisoned behind every shared array
 inline constexpr size_t kSharedRoom = 256 << 10;
-inline constexpr size_t kMostShared = 227 << 10;
+// Of a block: the least that a GPU has which a release has kernels for (compute capability 8.6, 8.9, 12.0; others have
+// 163 or 227 KiB), so that a kernel that runs here fits on all.
+inline constexpr size_t kMostShared = 99 << 10;
+// Of a kernel's arguments, on every GPU and driver.
+inline constexpr size_t kMostArgs = 4096;
 
 struct Machine {
   Index block_index;
@@ -430,6 +434,7 @@ inline void launch(const char* name, void (*body)(const void*), const Dim& grid,
 struct Entry {
   void (*body)(const void*);
   size_t args_bytes;
+  uint32_t threads;  // that it was compiled for: no block has more
 };
 
 inline std::map<std::string, Entry, std::less<>>& kernels() {
@@ -446,6 +451,7 @@ inline const char* run(const Launch& l, unsigned schedule) {
   const auto found = kernels().find(l.kernel);
   if (found == kernels().end()) return "no such kernel";
   if (found->second.args_bytes != l.args.size()) return "the size of its arguments is another";
+  if (l.threads > found->second.threads) return "its blocks have more threads than it is compiled for";
   launch(found->first.c_str(), found->second.body, l.grid, {l.threads, 1, 1}, l.shared_bytes, l.args.data(), schedule);
   return nullptr;
 }

@@ -5,16 +5,20 @@
 //     Streams are ordered by events alone; FAKE_CUDA_ORDER picks among the legal orders (0: the stream waited for first
 //     and no more than it needs; n: a random order of everything queued, seeded by n).
 //   - Host memory of an asynchronous copy is read when the copy runs. Page-locked memory that has changed since the
-//   copy
-//     was asked for is a fault: whoever writes it must wait first. A graph asks for its copies when it is launched.
-//   - A capture records a graph with its dependencies; waiting during one, on its thread, breaks it (error 900).
+//     copy was asked for is a fault: whoever writes it must wait first. A graph asks for its copies when it is
+//     launched.
+//   - A capture records a graph with its dependencies. What its mode forbids to a thread (memory, and all that waits:
+//     cuStreamBeginCapture), and in every mode to wait for a captured stream or event, breaks it.
+//   - A launch keeps to what the kernel was compiled for (threads of a block) and what it has asked for (shared memory,
+//     of which a GPU of FAKE_CUDA_CAPABILITY has its share).
 //   - Fresh device memory is 0xff: NaN. Using freed objects is an error; fake_cuda_live() counts what is left.
-//   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
-//     every later call fails too. FAKE_CUDA_IGNORE=name makes calls of a function do nothing: what a program does that
-//     lacks them. FAKE_CUDA_MEMORY, FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY, FAKE_CUDA_CACHE
-//     describe the machine. FAKE_CUDA_LOG=file gets a line a call.
 //   - Between two events lies 0.5 ms, or with FAKE_CUDA_TIMES=kernel=ms,kernel=ms what the kernels took that ran
 //     meanwhile: 1 ms where one is not listed. A library's are called by what it queues.
+//   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
+//     every later call fails too. FAKE_CUDA_IGNORE=name makes calls of cuStreamSynchronize, cuEventSynchronize or
+//     cuStreamWaitEvent do nothing: what a program does that lacks them. FAKE_CUDA_LOG=file gets a line a call.
+//   - The machine: FAKE_CUDA_DEVICES (1 GPU), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY (1000000000 bytes),
+//     FAKE_CUDA_CACHE (50000000, the L2) and FAKE_CUDA_VERSION (13000).
 //   - An allocation of a gigabyte and more is zeros that take no memory until they are written: plans of large batches
 //     can be bound, if not run.
 #include <cuda.h>
@@ -62,8 +66,10 @@ struct Graph {
 
 // Of a capture: the nodes that what comes next in a stream depends on.
 struct Capture {
+  CUstreamCaptureMode mode;
+  std::thread::id thread;  // that began it
   std::shared_ptr<Graph> graph = std::make_shared<Graph>();
-  bool broken = false;
+  bool broken = false, ended = false;
 };
 
 struct Item {
@@ -87,9 +93,21 @@ struct Stream {
   std::vector<size_t> tail;
 };
 
-// Of a block: the least that a supported GPU has (compute capability 8.6, 8.9, 12.0), so that what runs here fits on
-// all.
-constexpr int kMostShared = 99 << 10;
+// That a block may ask for, as NVIDIA's table of compute capabilities has it. What runs here keeps to the least of
+// them: emulation::kMostShared.
+int most_shared(int capability) {
+  switch (capability) {
+    case 80:
+    case 87:
+      return 163 << 10;
+    case 90:
+    case 100:
+    case 103:
+      return 227 << 10;
+    default:
+      return 99 << 10;
+  }
+}
 
 constexpr size_t kReserved = 1 << 30;  // as large an allocation takes no memory by itself
 
@@ -101,8 +119,7 @@ struct Fake {
   std::set<Stream*> streams;
   std::map<CUfunction, int> shared_allowed;  // what a kernel has asked for, bytes
   size_t used = 0;
-  int captures = 0;
-  std::thread::id capturing;
+  std::set<std::shared_ptr<Capture>> captures;  // that have not ended
   std::map<const void*, size_t> page_locked;
   int fault = 0;
   double clock = 0;  // milliseconds that kernels have taken
@@ -134,8 +151,29 @@ uint64_t sum_of(const void* data, size_t bytes) {
   return sum;
 }
 
-// At the head of every function. `waits`: it may not be called while a stream is captured.
-CUresult enter(const char* name, bool waits) {
+int capability() { return std::atoi(setting("FAKE_CUDA_CAPABILITY", "90")); }
+
+// Breaks a capture that what is being done has no place in.
+CUresult refuse(Capture& capture, CUresult why) {
+  capture.broken = true;
+  return why;
+}
+
+// Whether a call that may wait, or that works beside streams, breaks captures: those of this thread that are not
+// relaxed, and others' that are global.
+bool breaks_captures() {
+  bool any = false;
+  for (const auto& capture : fake().captures) {
+    const bool own = capture->thread == std::this_thread::get_id();
+    if (own ? capture->mode == CU_STREAM_CAPTURE_MODE_RELAXED : capture->mode != CU_STREAM_CAPTURE_MODE_GLOBAL)
+      continue;
+    any = capture->broken = true;
+  }
+  return any;
+}
+
+// At the head of every function. `unsafe`: the mode of a capture decides whether it may be called meanwhile.
+CUresult enter(const char* name, bool unsafe) {
   Fake& f = fake();
   log_line(name);
   if (f.fault) return static_cast<CUresult>(f.fault);
@@ -143,12 +181,7 @@ CUresult enter(const char* name, bool waits) {
     if (code >= 700) f.fault = code;
     return static_cast<CUresult>(code);
   }
-  if (waits && f.captures > 0 && f.capturing == std::this_thread::get_id()) {
-    for (Stream* s : f.streams)
-      if (s->capture) s->capture->broken = true;
-    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-  }
-  return CUDA_SUCCESS;
+  return unsafe && breaks_captures() ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }
 
 template <class T>
@@ -278,9 +311,9 @@ using Lock = std::lock_guard<std::recursive_mutex>;
 #define EFF_TEXT_OF(x) #x
 #define EFF_TEXT(x) EFF_TEXT_OF(x)
 #define EFF_FAKE(name, ...) EFF_EXPORT CUresult CUDAAPI name(__VA_ARGS__)
-#define EFF_ENTER(name, waits)   \
+#define EFF_ENTER(name, unsafe)  \
   const Lock lock(fake().mutex); \
-  if (const CUresult failed = enter(#name, waits)) return failed;
+  if (const CUresult failed = enter(#name, unsafe)) return failed;
 
 EFF_FAKE(cuInit, unsigned) {
   EFF_ENTER(cuInit, false)
@@ -317,10 +350,9 @@ EFF_FAKE(cuDeviceGetName, char* name, int bytes, CUdevice) {
 }
 EFF_FAKE(cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice) {
   EFF_ENTER(cuDeviceGetAttribute, false)
-  const int capability = std::atoi(setting("FAKE_CUDA_CAPABILITY", "90"));
-  *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR            ? capability / 10
-           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR          ? capability % 10
-           : attribute == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN ? kMostShared
+  *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR            ? capability() / 10
+           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR          ? capability() % 10
+           : attribute == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN ? most_shared(capability())
            : attribute == CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE ? std::atoi(setting("FAKE_CUDA_CACHE", "50000000"))
                                                             : 0;
   return CUDA_SUCCESS;
@@ -453,6 +485,7 @@ EFF_FAKE(cuStreamSynchronize, CUstream stream) {
   EFF_ENTER(cuStreamSynchronize, true)
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
+  if (s->capture) return refuse(*s->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
   return ignored("cuStreamSynchronize") ? CUDA_SUCCESS : synchronise(s);
 }
 EFF_FAKE(cuStreamIsCapturing, CUstream stream, CUstreamCaptureStatus* status) {
@@ -492,6 +525,7 @@ EFF_FAKE(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned) {
   auto* e = reinterpret_cast<Event*>(event);
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(e) || !alive(s)) return CUDA_ERROR_INVALID_HANDLE;
+  if (e->capture && e->capture->ended) return CUDA_ERROR_CAPTURED_EVENT;
   if (e->capture) {  // a stream that waits for a captured event joins the capture
     if (!s->capture) {
       if (!s->queue.empty()) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
@@ -509,6 +543,7 @@ EFF_FAKE(cuEventSynchronize, CUevent event) {
   EFF_ENTER(cuEventSynchronize, true)
   auto* e = reinterpret_cast<Event*>(event);
   if (!alive(e)) return CUDA_ERROR_INVALID_HANDLE;
+  if (e->capture) return refuse(*e->capture, CUDA_ERROR_CAPTURED_EVENT);
   return ignored("cuEventSynchronize") ? CUDA_SUCCESS : synchronise(e);
 }
 EFF_FAKE(cuEventElapsedTime, float* ms, CUevent from, CUevent to) {
@@ -546,7 +581,7 @@ EFF_FAKE(cuKernelGetFunction, CUfunction* function, CUkernel kernel) {
 }
 EFF_FAKE(cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value) {
   EFF_ENTER(cuFuncSetAttribute, false)
-  if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES || value < 0 || value > kMostShared)
+  if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES || value < 0 || value > most_shared(capability()))
     return CUDA_ERROR_INVALID_VALUE;
   fake().shared_allowed[function] = value;
   return CUDA_SUCCESS;
@@ -557,6 +592,8 @@ EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, vo
   const auto allowed = fake().shared_allowed.find(function);
   const int most = allowed == fake().shared_allowed.end() ? 48 << 10 : allowed->second;
   if (config->sharedMemBytes > static_cast<unsigned>(most)) return CUDA_ERROR_INVALID_VALUE;
+  if (config->blockDimX * config->blockDimY * config->blockDimZ > entry->second.threads)
+    return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
   Launch launch{entry->first,
                 {config->gridDimX, config->gridDimY, config->gridDimZ},
                 config->blockDimX,
@@ -572,16 +609,15 @@ EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, vo
                                },
                                launch.kernel});
 }
-EFF_FAKE(cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode) {
+EFF_FAKE(cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode mode) {
   EFF_ENTER(cuStreamBeginCapture, false)
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
   if (s->capture) return CUDA_ERROR_ILLEGAL_STATE;
-  s->capture = std::make_shared<Capture>();
+  s->capture = std::make_shared<Capture>(Capture{mode, std::this_thread::get_id()});
   s->origin = true;
   s->tail.clear();
-  ++fake().captures;
-  fake().capturing = std::this_thread::get_id();
+  fake().captures.insert(s->capture);
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuStreamEndCapture, CUstream stream, CUgraph* graph) {
@@ -590,6 +626,8 @@ EFF_FAKE(cuStreamEndCapture, CUstream stream, CUgraph* graph) {
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s) || !s->capture || !s->origin) return CUDA_ERROR_ILLEGAL_STATE;
   const std::shared_ptr<Capture> capture = s->capture;
+  if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != std::this_thread::get_id())
+    return refuse(*capture, CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
   // Every stream that joined must have been joined back: its last node is one that the origin's last nodes need.
   std::set<size_t> needed(s->tail.begin(), s->tail.end());
   for (std::vector<size_t> pending(s->tail); !pending.empty();) {
@@ -606,7 +644,8 @@ EFF_FAKE(cuStreamEndCapture, CUstream stream, CUgraph* graph) {
     other->tail.clear();
   }
   s->origin = false;
-  --fake().captures;
+  capture->ended = true;
+  fake().captures.erase(capture);
   *graph = nullptr;
   if (failed) return failed;
   if (capture->broken) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;

@@ -3,12 +3,13 @@
 // operations in double, on the streams of the fake driver.
 //
 //   - Attributes are set before a descriptor is finalised, and read or referred to only after; descriptors must be
-//   live.
+//     live.
 //   - Addresses must have the alignment that their tensors promise; a workspace must be there, and is overwritten.
 //   - A plan must be live when it is executed, and when the captured work runs: a graph replays its kernels.
-//   - FAKE_CUDNN_FAIL=name:nth:status makes the nth call of a function fail; FAKE_CUDNN_VERSION is what it says it is;
-//     FAKE_CUDNN_NO_PLAN=1: no engine builds. fake_cudnn_live(), _calls(name), _misuse() and _reset() are for the
-//     tests.
+//   - FAKE_CUDNN_FAIL=name:nth:status makes the nth call of a function fail; FAKE_CUDNN_VERSION is what it says it is.
+//     FAKE_CUDNN_NO_PLAN=1: no engine builds.
+//   - fake_cudnn_live() counts descriptors and handles, fake_cudnn_calls(name) calls, fake_cudnn_misuse() is what it
+//     was last given that it should not have been; fake_cudnn_reset() forgets calls and misuse.
 #include <cudnn.h>
 #include <dlfcn.h>
 

@@ -6,9 +6,10 @@
 //   - Files are read when the stream comes to them, and once at the call; then images are written. With
 //     FAKE_NVJPEG_AT_ONCE they are written at the call, whatever the stream still has to do, as hardware engines may.
 //   - FAKE_NVJPEG_REFUSE=name:width:status makes a function refuse images of that width.
-//   - FAKE_NVJPEG_FAIL=name:nth:status makes the nth call of a function fail; FAKE_NVJPEG_VERSION is what it says it
-//   is;
-//     fake_nvjpeg_live(), _calls(name), _misuse() and _reset() are for the tests.
+//   - FAKE_NVJPEG_FAIL=name:nth:status makes the nth call of a function fail; FAKE_NVJPEG_VERSION is what it says it is
+//     (130000).
+//   - fake_nvjpeg_live() counts handles and states, fake_nvjpeg_calls(name) calls, fake_nvjpeg_misuse() is what it was
+//     last given that it should not have been; fake_nvjpeg_reset() forgets calls and misuse.
 #include <dlfcn.h>
 
 #include <cstdio>
