@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/math.h"
 #include "cuda/ops/resample.h"
 #include "cuda/providers/library.h"
 
@@ -10,7 +11,7 @@ namespace effnet::cuda {
 namespace {
 
 constexpr size_t kAlign = 256;
-uint64_t aligned(uint64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+uint64_t aligned(uint64_t bytes) { return round_up(bytes, kAlign); }
 size_t pitch_of(const DeviceImage& image) { return aligned(static_cast<size_t>(image.width) * 3); }
 
 // With room for batches somewhat larger, so that sizes settle soon.

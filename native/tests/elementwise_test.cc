@@ -340,8 +340,7 @@ TEST(Dropout, RefusesARateOfOne) {
   EXPECT_EQ(rig.make().code(), Code::plan_invalid);
 }
 
-// ---- input and fill
-// --------------------------------------------------------------------------------------------------
+// ---- input and fill ----------------------------------------------------------------------------------------------
 
 TEST(InputNormalize, EqualsTheReference) {
   const double mean[] = {123.675, 116.28, 103.53}, deviation[] = {58.395, 57.12, 57.375};

@@ -16,7 +16,7 @@ struct DepthwiseGeometry {
   int64_t kh, kw, stride, pad_t, pad_l;
 };
 
-// ---- plain: any window, any number of channels ---------------------------------------------------------------------
+// ---- plain: any window, any number of channels -------------------------------------------------------------------
 
 // dst = act(conv(src) + bias)
 struct DepthwiseArgs {
@@ -45,8 +45,7 @@ struct DepthwiseBwdWeightsArgs {
   float* parts;  // [tile][kh * kw][c]
 };
 
-// ---- by tiles: windows of 3 or 5, stride 1 or 2, channels in whole 16-byte vectors
-// -----------------------------------
+// ---- by tiles: windows of 3 or 5, stride 1 or 2, channels in whole 16-byte vectors -------------------------------
 
 // Columns that a thread takes of a row.
 inline constexpr int kDepthwiseStrip = 4;

@@ -8,7 +8,7 @@
 
 namespace effnet::cuda {
 
-// ---- two neighbouring channels in one access -----------------------------------------------------------------------
+// ---- two neighbouring channels in one access ---------------------------------------------------------------------
 
 struct Bits32 {
   uint32_t word[1];
@@ -74,8 +74,7 @@ EFF_DEVICE void set_pair(Bits128& vec, int pair, const PairBits<T>& bits) {
   }
 }
 
-// ---- operands of a block's channels, in shared memory
-// ----------------------------------------------------------------
+// ---- operands of a block's channels, in shared memory ------------------------------------------------------------
 
 // Rows of `slab` floats. Two channels' of a row are read at a time: all in registers would leave none for loads on
 // their way.
@@ -116,9 +115,10 @@ struct PairNorm {
   EFF_DEVICE float operator()(float x, int i) const { return fma(x - mean[i], factor[i], shift[i]); }
 };
 
-// ---- sources of a window: what is fetched of a vector, and what is staged of it
-// -------------------------------------- A source changes a batch of fetched vectors in place: `raw[j].src` becomes
-// what is staged. `lane`: the vector's first channel in the slab.
+// ---- sources of a window: what is fetched of a vector, and what is staged of it ----------------------------------
+
+// A source changes a batch of fetched vectors in place: `raw[j].src` becomes what is staged. `lane`: the vector's first
+// channel in the slab.
 
 template <class T>
 struct Stored {
@@ -204,14 +204,12 @@ EFF_DEVICE void stage(T* tile, const Window& w, const Source& source) {
     EFF_UNROLL
     for (int j = 0; j < kBatch; ++j) {
       if (pixel + j * step >= pixels) continue;
-      *reinterpret_cast<Bits128*>(to + j * step * w.slab) =
-          Source::kKeepsZero || inside[j] ? raw[j].src : Bits128{};
+      *reinterpret_cast<Bits128*>(to + j * step * w.slab) = Source::kKeepsZero || inside[j] ? raw[j].src : Bits128{};
     }
   }
 }
 
-// ---- taps, in shared memory: [pair][tap][2], so that a thread's lie at fixed distances
-// -------------------------------
+// ---- taps, in shared memory: [pair][tap][2], so that a thread's lie at fixed distances ---------------------------
 
 template <class T, int K>
 EFF_DEVICE void load_taps(float* taps, const float* weights, int slab, int channels, float share = 1.0f) {
@@ -221,8 +219,7 @@ EFF_DEVICE void load_taps(float* taps, const float* weights, int slab, int chann
   }
 }
 
-// ---- where a thread computes
-// -----------------------------------------------------------------------------------------
+// ---- where a thread computes -------------------------------------------------------------------------------------
 
 EFF_DEVICE int tile_of_block() {
   return static_cast<int>(block_y()) + static_cast<int>(block_z()) * kDepthwiseGridRows;

@@ -11,7 +11,6 @@ using plan::Tensor;
 
 int64_t rows_of(const Tensor* t) { return t->n() * t->h() * t->w(); }
 int64_t pixels_of(const Tensor* t) { return t->h() * t->w(); }
-uint32_t blocks_of(int64_t count, int64_t step) { return static_cast<uint32_t>((count + step - 1) / step); }
 
 Norm norm_of(const Addresses& at, const Tensor* mean, const Tensor* inv_std, const Tensor* scale, const Tensor* shift) {
   return {at.ptr<const float>(mean), at.ptr<const float>(inv_std), at.ptr<const float>(scale),

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "core/math.h"
 #include "cuda/kernel.h"
 #include "plan/op_ports.h"
 
@@ -26,10 +27,13 @@ inline KernelPtr make_kernel(const std::string& base, plan::DType dtype, Kernel:
 // Blocks of `threads` for `elements` of which a thread takes one at a time, striding by the grid.
 inline Dim grid_for(int64_t elements, int64_t threads) {
   constexpr int64_t kMostBlocks = 1 << 16;
-  return {static_cast<uint32_t>(std::clamp<int64_t>((elements + threads - 1) / threads, 1, kMostBlocks)), 1, 1};
+  return {static_cast<uint32_t>(std::clamp<int64_t>(ceil_div(elements, threads), 1, kMostBlocks)), 1, 1};
 }
 
-inline size_t align256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+// Of a grid, in one direction: blocks that take `each` of `count`.
+inline uint32_t blocks_of(int64_t count, int64_t each) { return static_cast<uint32_t>(ceil_div(count, each)); }
+
+inline size_t align256(size_t bytes) { return round_up(bytes, size_t{256}); }
 
 // Lays several arrays into an op's scratch.
 class ScratchLayout {

@@ -9,7 +9,7 @@ namespace {
 using plan::Op;
 using plan::Tensor;
 
-uint32_t tiles(int64_t count) { return static_cast<uint32_t>((count + kGemmTile - 1) / kGemmTile); }
+uint32_t tiles(int64_t count) { return blocks_of(count, kGemmTile); }
 
 int64_t weights_count(const ConvGeometry& g) { return g.oc * g.kh * g.kw * g.ic; }
 
@@ -85,8 +85,7 @@ void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, Conv
   else
     launches.push_back(
         make_launch("conv2d_bwd_weights_" + form.name() + type.suffix(),
-                    {static_cast<uint32_t>((width + form.tile_n - 1) / form.tile_n),
-                     static_cast<uint32_t>((g.oc + form.tile_m - 1) / form.tile_m), static_cast<uint32_t>(splits)},
+                    {blocks_of(width, form.tile_n), blocks_of(g.oc, form.tile_m), static_cast<uint32_t>(splits)},
                     kTileThreads, form.shared_bytes, args));
   if (splits > 1) record_sum_parts(args.parts, splits, weights_count(g), diff_weights, launches);
 }

@@ -17,8 +17,6 @@ constexpr int kTileM = 128;
 constexpr int kSmallM = 64, kSmallN = 32;
 constexpr int64_t kLeastSteps = 4;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Rows of 16 bytes, places in an image of 15 bits, and indices of 31 bits but for those of a tensor's elements.
 bool fits_gather(const ConvGeometry& g, plan::DType dtype) {
   const int64_t vector = dtype == plan::DType::f32 ? 4 : 8;

@@ -29,12 +29,11 @@ struct ConvForm {
   bool plain() const { return tile_m == 0; }
   // "mma_128x64", "fma_128x64", "mma_gather_128x32", "plain"
   std::string name() const;
-  int64_t row_blocks() const { return (tiles + tiles_a_block - 1) / tiles_a_block; }
-  int64_t pixel_splits(int64_t pixels) const { return (pixels + split_pixels - 1) / split_pixels; }
+  int64_t row_blocks() const { return ceil_div(tiles, tiles_a_block); }
+  int64_t pixel_splits(int64_t pixels) const { return ceil_div(pixels, split_pixels); }
   // Blocks of the same rows come one after another, so that what they share is in the cache.
   Dim grid(int64_t columns) const {
-    return {static_cast<uint32_t>((columns + tile_n - 1) / tile_n), static_cast<uint32_t>(row_blocks()),
-            static_cast<uint32_t>(splits)};
+    return {blocks_of(columns, tile_n), static_cast<uint32_t>(row_blocks()), static_cast<uint32_t>(splits)};
   }
   // Of the parts of sums that are cut.
   size_t parts_bytes(int64_t columns) const;

@@ -26,7 +26,6 @@ constexpr Tile kTiles16[] = {
 constexpr int64_t kBlocks = 2 * 132;
 constexpr int64_t kIndexLimit = int64_t{1} << 31;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t smaller(int64_t channels, int tile) { return ceil_div(ceil_div(channels, ceil_div(channels, tile)), 8) * 8; }
 
 // Values that are read and written of a pixel. What blocks of the same pixels read again comes out of the cache, at

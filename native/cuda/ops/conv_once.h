@@ -16,7 +16,7 @@ struct ConvOnceForm {
   int64_t slice = 0, slices = 0;         // of the source's channels: what a block has of them
   int64_t tiles_a_block = 0, blocks_an_image = 0, images_a_block = 0;
 
-  int64_t blocks() const { return (images + images_a_block - 1) / images_a_block * blocks_an_image; }
+  int64_t blocks() const { return ceil_div(images, images_a_block) * blocks_an_image; }
   // "once_240x48", "once_bn_48x96", "once_gate_16x32"
   std::string name() const;
 };

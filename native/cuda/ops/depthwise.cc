@@ -100,7 +100,7 @@ class Forward {
   }
 
   static Launch sum_parts(const float* parts, float* dst, int64_t count, int64_t parts_count) {
-    const auto blocks = static_cast<uint32_t>((count + kDepthwiseSumColumns - 1) / kDepthwiseSumColumns);
+    const auto blocks = blocks_of(count, kDepthwiseSumColumns);
     return make_launch("depthwise_sum_parts", {blocks, 1, 1}, kDepthwiseThreads, kDepthwiseSumShared,
                        DepthwiseSumArgs{parts, dst, count, parts_count});
   }
@@ -154,7 +154,7 @@ class Backward {
   void record_plain(const DepthwiseBwdTilesArgs& args, const void* value, float* diff_weights,
                     std::vector<Launch>& launches) const {
     if (diff_weights) {
-      const auto blocks = static_cast<uint32_t>((g_.c + kBnChannels - 1) / kBnChannels);
+      const auto blocks = blocks_of(g_.c, kBnChannels);
       launches.push_back(
           make_launch("depthwise_bwd_weights_plain" + suffix(dtype_),
                       {blocks, static_cast<uint32_t>(tile_count(g_)), 1}, kDepthwiseThreads, kBnSumsShared,

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "cuda/ops/common.h"
+
 namespace effnet::cuda {
 namespace {
 
@@ -15,7 +17,7 @@ constexpr double kMemoryCycles = 1200, kCacheCycles = 600, kBarrierCycles = 60;
 constexpr size_t kSharedOfProcessor = 227 << 10;
 constexpr int kWarpRegisters = 65536 / 32;
 
-int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+int up(int64_t a, int64_t b) { return static_cast<int>(ceil_div(a, b)); }
 
 int threads_of(const DepthwiseTiling& t) { return t.row_groups * t.strips * t.slab / 2; }
 

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/ops/common.h"
+
 namespace effnet::cuda {
 namespace {
 
 constexpr size_t kAlign = 16;
-size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+size_t aligned(size_t bytes) { return round_up(bytes, kAlign); }
 
 size_t pitch_of(int size) { return aligned(static_cast<size_t>(size) * 3); }
 
@@ -58,9 +60,7 @@ const int32_t* write_axis(const AxisWeights& axis, std::byte* host, const std::b
   return lies;
 }
 
-uint32_t blocks_for(int64_t threads) {
-  return static_cast<uint32_t>((threads + kResampleThreads - 1) / kResampleThreads);
-}
+uint32_t blocks_for(int64_t threads) { return blocks_of(threads, kResampleThreads); }
 
 }  // namespace
 
@@ -101,8 +101,8 @@ void record_resample(std::span<const ResampleSource> images, int size, std::byte
   }
   const ResampleArgs args{reinterpret_cast<const ResampleImage*>(tables), size, static_cast<int32_t>(pitch_of(size))};
   const auto count = static_cast<uint32_t>(images.size());
-  const int64_t groups = (most_rows + kResampleRows - 1) / kResampleRows;
-  const int64_t words = (int64_t{size} * 3 + kResampleBytes - 1) / kResampleBytes;
+  const int64_t groups = ceil_div(most_rows, kResampleRows);
+  const int64_t words = ceil_div(int64_t{size} * 3, kResampleBytes);
   launches.push_back(make_launch("resample_columns", {blocks_for(groups * size), count, 1}, kResampleThreads, 0, args));
   launches.push_back(make_launch("resample_rows", {blocks_for(words * size), count, 1}, kResampleThreads, 0, args));
 }

@@ -22,7 +22,7 @@ Walk make_walk(int64_t images, int64_t rows, int64_t c, int vector, int64_t bloc
 Dim walk_grid(const Walk& w, int vector);
 
 // Tiles of rows that a reduction over a walk gives for a channel.
-inline int64_t walk_tiles(const Walk& w) { return (w.images + w.block_images - 1) / w.block_images * w.tiles; }
+inline int64_t walk_tiles(const Walk& w) { return ceil_div(w.images, w.block_images) * w.tiles; }
 
 // Blocks of a kernel that has little to keep in registers, and of one that sums up.
 inline constexpr int64_t kStreamBlocks = 132 * 16, kSumBlocks = 132 * 4;

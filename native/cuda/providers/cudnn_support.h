@@ -1,5 +1,5 @@
 // Which graphs the real cuDNN builds a plan for: cudnn_support.inc, asked of cuDNN 9.19 without a GPU by
-// native/tests/cudnn_support_test.cc, which also asks some rows again.
+// native/tests/cuda_cudnn_support_test.cc, which also asks some rows again.
 #pragma once
 
 #include <span>
