@@ -213,9 +213,9 @@ function plans() {
           rest(dtype),
         ].map(parse)
     // Forms and a type that CPUs refuse: for the verifier alone, and for the GPU backend's tests.
-    const forGpus = parse(train(tiny, dtype, optimizers[0], gpu))
+    const forGpus = [train(tiny, dtype, optimizers[0], gpu), evaluate(tiny, dtype, gpu)].map(parse)
     const done = new Set()
-    for (const plan of [...programs, forGpus]) {
+    for (const plan of [...programs, ...forGpus]) {
       plan.ops.forEach(({ op, words }, index) => {
         const present = plan.refs.slice(words[0], words[0] + words[1]).map((r) => (r === 0xffffffff ? '.' : 'x'))
         const kind = `${names[op]}-${present.length > 16 ? 'n' : present.join('')}`
@@ -223,7 +223,7 @@ function plans() {
         done.add(kind)
         missing.delete(names[op])
         const bytes = extract(plan, [index])
-        if (bytes.length <= 6000) put(`${plan === forGpus ? 'gpu-' : ''}${kind.replaceAll('.', '_')}.${dtype}`, bytes)
+        if (bytes.length <= 6000) put(`${forGpus.includes(plan) ? 'gpu-' : ''}${kind.replaceAll('.', '_')}.${dtype}`, bytes)
       })
     }
     put(`gpu-train.${dtype}`, train(one, dtype, optimizers[3], gpu))

@@ -101,12 +101,15 @@ void repair_convolutions(Draft& d) {
     const bool depthwise = op.op >= static_cast<uint16_t>(OpId::depthwise_conv2d) &&
                            op.op <= static_cast<uint16_t>(OpId::depthwise_conv2d_bias_act);
     const bool dense = id == OpId::conv2d || id == OpId::conv2d_bwd_data || id == OpId::conv2d_bwd_weights ||
-                       id == OpId::conv2d_bias_act;
+                       id == OpId::conv2d_bias_act || id == OpId::input_conv2d_stats ||
+                       id == OpId::input_conv2d_bias_act || id == OpId::input_conv2d_bwd_weights;
     if ((!dense && !depthwise) || op.attr_first + uint64_t{5} > d.attrs.size()) continue;
     TensorRecord *src = tensor_at(d, op.input_first), *weights = tensor_at(d, op.input_first + 1);
     TensorRecord* dst = tensor_at(d, op.output_first);
     if (id == OpId::conv2d_bwd_data || id == OpId::depthwise_conv2d_bwd_data) std::swap(src, dst);
-    if (id == OpId::conv2d_bwd_weights || id == OpId::depthwise_conv2d_bwd_weights) std::swap(weights, dst);
+    if (id == OpId::conv2d_bwd_weights || id == OpId::depthwise_conv2d_bwd_weights ||
+        id == OpId::input_conv2d_bwd_weights)
+      std::swap(weights, dst);
     if (!src || !weights || !dst) continue;
     const double* a = d.attrs.data() + op.attr_first;
     if (!(a[0] >= 1 && a[0] <= 64)) continue;

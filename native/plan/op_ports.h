@@ -241,4 +241,20 @@ enum In : int { in_src = 0, in_weights = 1, in_diff_dst = 2, in_dst = 3, in_mean
 enum Out : int { out_diff_src = 0, out_diff_weights = 1, out_src_diff_scale = 2, out_src_diff_shift = 3, out_diff_gate = 4, out_sums = 5 };
 enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_act = 5, attr_drop_rate = 6, attr_rng_stream = 7, attr_batch_stats = 8, attr_src_act = 9 };
 }
+namespace input_conv2d_stats {
+enum In : int { in_src = 0, in_weights = 1 };
+enum Out : int { out_dst = 0, out_mean = 1, out_inv_std = 2 };
+enum Update : int { upd_running_mean = 0, upd_running_var = 1 };
+enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_eps = 5, attr_momentum = 6, attr_mean0 = 7, attr_mean1 = 8, attr_mean2 = 9, attr_std0 = 10, attr_std1 = 11, attr_std2 = 12 };
+}
+namespace input_conv2d_bias_act {
+enum In : int { in_src = 0, in_weights = 1, in_bias = 2 };
+enum Out : int { out_dst = 0 };
+enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_act = 5, attr_mean0 = 6, attr_mean1 = 7, attr_mean2 = 8, attr_std0 = 9, attr_std1 = 10, attr_std2 = 11 };
+}
+namespace input_conv2d_bwd_weights {
+enum In : int { in_src = 0, in_diff_dst = 1 };
+enum Out : int { out_diff_weights = 0 };
+enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_mean0 = 5, attr_mean1 = 6, attr_mean2 = 7, attr_std0 = 8, attr_std1 = 9, attr_std2 = 10 };
+}
 }  // namespace effnet::op

@@ -62,11 +62,19 @@ class Checker {
     range(stream, 0, 4294967295.0);
   }
 
-  // dst[o] reads src[o * stride - pad .. + k): every output must see at least one real pixel, none may be missing.
+  // uint8 images, with the deviations by which they are normalised.
+  void pixels(const Tensor* src, int first_std) {
+    expect(src->rank == 4 && src->dtype == DType::u8 && src->dims[3] == 3, "not an RGB image");
+    for (int attr = first_std; attr < first_std + 3; ++attr) range(attr, 1e-6, 1e6);
+  }
   void convolution(const Tensor* src, const Tensor* dst, int64_t kh, int64_t kw, int first_attr) {
     image(src);
-    image(dst);
     expect(src->dtype == dst->dtype, "types differ");
+    window(src, dst, kh, kw, first_attr);
+  }
+  // dst[o] reads src[o * stride - pad .. + k): every output must see at least one real pixel, none may be missing.
+  void window(const Tensor* src, const Tensor* dst, int64_t kh, int64_t kw, int first_attr) {
+    image(dst);
     expect(src->dims[0] == dst->dims[0], "batch sizes differ");
     for (int i = 0; i < 5; ++i) {
       const double value = op_.attr(first_attr + i);
@@ -188,6 +196,37 @@ void check_dense(Checker& c, const Op& op) {
       c.channels(dst, {op.in(fused::in_bias)});
       c.per_image(src, op.in(fused::in_gate));
       c.same(dst, op.in(fused::in_residual));
+      return c.act(fused::attr_act);
+    }
+  }
+}
+
+// Convolutions of uint8 images.
+void check_input_dense(Checker& c, const Op& op) {
+  namespace stats = op::input_conv2d_stats;
+  namespace fused = op::input_conv2d_bias_act;
+  namespace bwd_weights = op::input_conv2d_bwd_weights;
+  const auto convolution = [&](const Tensor* src, const Tensor* weights, const Tensor* dst, int first_attr, int std) {
+    c.pixels(src, std);
+    c.window(src, dst, weights->dims[1], weights->dims[2], first_attr);
+    c.dense_weights(weights, src, dst);
+  };
+  switch (op.id) {
+    case OpId::input_conv2d_stats: {
+      const Tensor* dst = op.out(stats::out_dst);
+      convolution(op.in(stats::in_src), op.in(stats::in_weights), dst, stats::attr_stride, stats::attr_std0);
+      c.channels(dst, {op.out(stats::out_mean), op.out(stats::out_inv_std), op.upd(stats::upd_running_mean),
+                       op.upd(stats::upd_running_var)});
+      c.eps(stats::attr_eps);
+      return c.range(stats::attr_momentum, 0, 1);
+    }
+    case OpId::input_conv2d_bwd_weights:
+      return convolution(op.in(bwd_weights::in_src), op.out(bwd_weights::out_diff_weights),
+                         op.in(bwd_weights::in_diff_dst), bwd_weights::attr_stride, bwd_weights::attr_std0);
+    default: {
+      const Tensor* dst = op.out(fused::out_dst);
+      convolution(op.in(fused::in_src), op.in(fused::in_weights), dst, fused::attr_stride, fused::attr_std0);
+      c.channels(dst, {op.in(fused::in_bias)});
       return c.act(fused::attr_act);
     }
   }
@@ -438,10 +477,8 @@ void check_elementwise(Checker& c, const Op& op) {
       using namespace op::input_normalize;
       const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
       c.image(dst);
-      c.expect(src->dtype == DType::u8 && src->dims[3] == 3, "not an RGB image");
-      c.same_shape(src, dst);
-      for (int attr : {attr_std0, attr_std1, attr_std2}) c.range(attr, 1e-6, 1e6);
-      return;
+      c.pixels(src, attr_std0);
+      return c.same_shape(src, dst);
     }
     case OpId::cast: {
       using namespace op::cast;
@@ -614,6 +651,11 @@ Status check_shapes(const Op& op) {
     case OpId::conv2d_stats:
     case OpId::conv2d_bwd:
       check_dense(checker, op);
+      break;
+    case OpId::input_conv2d_stats:
+    case OpId::input_conv2d_bias_act:
+    case OpId::input_conv2d_bwd_weights:
+      check_input_dense(checker, op);
       break;
     case OpId::depthwise_conv2d:
     case OpId::depthwise_conv2d_bwd_data:

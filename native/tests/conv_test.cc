@@ -301,6 +301,12 @@ TEST(ConvTiles, CoverEveryElementOnce) {
     EXPECT_LE(onednn::reduction_tiles(shape).size(), 8u);
   }
 }
+
+TEST(ConvOfPixels, IsForGpus) {
+  for (const auto factory :
+       {backend::make_input_conv2d_stats, backend::make_input_conv2d_bias_act, backend::make_input_conv2d_bwd_weights})
+    EXPECT_EQ(factory(plan::Op{}).status().message(), "it reads uint8 images in a convolution: that is for GPUs");
+}
 #endif
 
 }  // namespace

@@ -275,26 +275,27 @@ class Rig {
       sizes[a] = arenas_[a].size();
       if (!arenas_[a].empty()) std::memcpy(pointers[a], arenas_[a].data(), arenas_[a].size());
     }
-    guard_gaps(pointers[static_cast<int>(Arena::activations)], true);
+    for (const Arena arena : {Arena::activations, Arena::input}) guard_gaps(pointers, arena, true);
     runner_.execute(order, pointers, sizes, scalars_);
-    guard_gaps(pointers[static_cast<int>(Arena::activations)], false);
+    for (const Arena arena : {Arena::activations, Arena::input}) guard_gaps(pointers, arena, false);
     for (int a = 0; a < plan::kArenaCount; ++a) {
       if (!arenas_[a].empty()) std::memcpy(arenas_[a].data(), pointers[a], arenas_[a].size());
     }
   }
 
   // For AddressSanitizer the bytes between two tensors are nobody's. Kernels of the CPU read whole vectors and may.
-  void guard_gaps([[maybe_unused]] std::byte* activations, [[maybe_unused]] bool on) {
+  void guard_gaps([[maybe_unused]] std::byte* const* pointers, [[maybe_unused]] Arena arena, [[maybe_unused]] bool on) {
 #if defined(__SANITIZE_ADDRESS__) && defined(EFFNET_TEST_CUDA) && !defined(EFFNET_TEST_GPU)
     const auto guard = on ? cuda::emulation::poison : cuda::emulation::unpoison;
+    std::byte* base = pointers[static_cast<int>(arena)];
     size_t end = 0;
     for (const Tensor& t : tensors_) {
-      if (t.arena != Arena::activations) continue;
-      guard(activations + end, t.offset - end);
+      if (t.arena != arena) continue;
+      guard(base + end, t.offset - end);
       end = t.offset + t.bytes;
     }
-    const size_t all = arenas_[static_cast<int>(Arena::activations)].size();
-    guard(activations + end, all - end);
+    const size_t all = arenas_[static_cast<int>(arena)].size();
+    guard(base + end, all - end);
 #endif
   }
 

@@ -40,6 +40,7 @@ function evaluate(
   return Object.fromEntries(named.map(([port, t]) => [port, result.get(t.name)!]))
 }
 
+const NORM = { mean0: 1, mean1: 2, mean2: 3, std0: 1, std1: 1, std2: 1 }
 const PAD0 = { stride: 1, pad_t: 0, pad_l: 0, pad_b: 0, pad_r: 0 }
 
 it('every op of the table is defined', () => {
@@ -106,6 +107,25 @@ describe('shape rules', () => {
       'no hint',
       () => node('conv2d_bwd_data', { diff_dst: input([1, 4, 4, 8]), weights: input([8, 1, 1, 3]) }, PAD0),
       /shape of diff_src/,
+    ],
+    [
+      'pixels',
+      () => node('input_conv2d_bwd_weights', { src: input([1, 4, 4, 3]), diff_dst: input([1, 4, 4, 8]) }, { ...PAD0, ...NORM }),
+      /input_conv2d_bwd_weights "layer": src f32\[1, 4, 4, 3\] must be u8/,
+    ],
+    [
+      'type of results',
+      () =>
+        node(
+          'input_conv2d_bias_act',
+          { src: input([1, 4, 4, 3], 'u8'), weights: input([8, 1, 1, 3]), bias: input([8]) },
+          {
+            ...PAD0,
+            ...NORM,
+            act: 0,
+          },
+        ),
+      /type of dst must be given/,
     ],
     ['sum', () => node('add', { src0: input([1, 4]), src1: input([1, 5]) }), /src0 f32\[1, 4\] and src1 f32\[1, 5\]/],
     ['sum of types', () => node('add', { src0: input([1, 4]), src1: input([1, 4], 'bf16') }), /src1 bf16\[1, 4\]/],
@@ -182,6 +202,41 @@ describe('convolutions', () => {
     ]!
     const own = (o: number, ky: number, kx: number, i: number) => (i === o ? depthwise[(ky * k + kx) * ic + o]! : 0)
     expect(maxDifference(gotDepthwise, expected(ic, direct(at, own, k, ic)))).toBeLessThan(1e-14)
+  })
+
+  const PIXELS = { mean0: 100, mean1: 50, mean2: 0, std0: 7, std1: 7, std2: 64 }
+  const pixels = { shape: [1, 2, 2, 3], dtype: 'u8' as const, data: [1, 50, 64, 255, 57, 0, 100, 0, 32, 103, 64, 128] }
+  const padded = { stride: 1, pad_t: 1, pad_l: 1, pad_b: 0, pad_r: 0 }
+
+  it('of uint8 images: normalised, rounded to the type of the result, 0 beyond the border', () => {
+    const taps = new Map([
+      [0, 11],
+      [16, 1],
+      [32, 1],
+    ])
+    const weights = { shape: [3, 2, 2, 3], data: Array.from({ length: 36 }, (_, i) => taps.get(i) ?? 0) }
+    const updates = { running_mean: { shape: [3] }, running_var: { shape: [3] } }
+    const attrs = { ...padded, eps: 1e-3, momentum: 0.1, ...PIXELS }
+    const options = { updates, dtype: 'bf16', storage: 'as-typed' } as const
+    const got = evaluate('input_conv2d_stats', { src: pixels, weights }, attrs, options)
+    // Each result is one value or the border: red of the pixel up and left, green of the one above, blue of that to the left.
+    // Red is (1 - 100) / 7, rounded before it is multiplied by 11: else it would be 156.
+    const red = -155
+    expect([...got['dst']!]).toEqual([0, 0, 0, 0, 0, 1, 0, 0, 0, red, 1, 0.5])
+    expect([...got['mean']!].map((v) => Math.fround(v))).toEqual([red / 4, 0.25, 0.375].map((v) => Math.fround(v)))
+  })
+
+  it('of uint8 images, with bias and activation, and the gradient of weights', () => {
+    const src = pixels.data.map((v, i) => (v - [100, 50, 0][i % 3]!) / [7, 7, 64][i % 3]!)
+    const images = { shape: pixels.shape, data: src }
+    const random = (shape: Shape) => ({ shape, data: fillBy(shape, uniform(shape.length)) })
+    const [weights, bias, diff_dst] = [random([5, 2, 2, 3]), random([5]), random([1, 2, 2, 5])]
+    const attrs = { ...padded, act: actCode('silu') }
+    const dst = evaluate('input_conv2d_bias_act', { src: pixels, weights, bias }, { ...attrs, ...PIXELS }, { dtype: 'f32' })
+    expect(dst).toEqual(evaluate('conv2d_bias_act', { src: images, weights, bias }, attrs))
+    const shapes = [[5, 2, 2, 3]]
+    const diff = evaluate('input_conv2d_bwd_weights', { src: pixels, diff_dst }, { ...padded, ...PIXELS }, { shapes })
+    expect(diff).toEqual(evaluate('conv2d_bwd_weights', { src: images, diff_dst }, padded, { shapes }))
   })
 
   it('with bias, gate, activation and residual', () => {

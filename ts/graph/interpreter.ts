@@ -106,7 +106,7 @@ class Run {
   private operand(node: Node, t: Tensor, i: number): RefTensor {
     const value = this.value(t)
     const isWeights = i === 1 && node.op.includes('conv2d') && !node.op.endsWith('bwd_weights')
-    const images = node.inputs[0]?.dtype
+    const images = (node.inputs[0]?.dtype === 'u8' ? node.outputs[0] : node.inputs[0])?.dtype
     return this.rounding && isWeights && (images === 'bf16' || images === 'f16')
       ? { ...value, data: rounded(value.data, images) }
       : value

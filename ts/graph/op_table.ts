@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0x2f657c95
+export const OP_TABLE_HASH = 0xc00af6cd
 
 export const OP_NAMES = [
   'input_normalize',
@@ -71,6 +71,9 @@ export const OP_NAMES = [
   'expand_depthwise_bias_act',
   'conv2d_stats',
   'conv2d_bwd',
+  'input_conv2d_stats',
+  'input_conv2d_bias_act',
+  'input_conv2d_bwd_weights',
 ] as const
 
 export type OpName = (typeof OP_NAMES)[number]
@@ -575,6 +578,36 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
     outputs: [port('diff_src'), port('diff_weights'), port('src_diff_scale', true), port('src_diff_shift', true), port('diff_gate', true), port('sums', true)],
     updates: [],
     attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act', 'drop_rate', 'rng_stream', 'batch_stats', 'src_act'],
+    fused: true,
+    imageWise: false,
+  },
+  input_conv2d_stats: {
+    id: 51,
+    name: 'input_conv2d_stats',
+    inputs: [port('src'), port('weights')],
+    outputs: [port('dst'), port('mean'), port('inv_std')],
+    updates: [port('running_mean'), port('running_var')],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'eps', 'momentum', 'mean0', 'mean1', 'mean2', 'std0', 'std1', 'std2'],
+    fused: true,
+    imageWise: false,
+  },
+  input_conv2d_bias_act: {
+    id: 52,
+    name: 'input_conv2d_bias_act',
+    inputs: [port('src'), port('weights'), port('bias')],
+    outputs: [port('dst')],
+    updates: [],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act', 'mean0', 'mean1', 'mean2', 'std0', 'std1', 'std2'],
+    fused: true,
+    imageWise: true,
+  },
+  input_conv2d_bwd_weights: {
+    id: 53,
+    name: 'input_conv2d_bwd_weights',
+    inputs: [port('src'), port('diff_dst')],
+    outputs: [port('diff_weights')],
+    updates: [],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'mean0', 'mean1', 'mean2', 'std0', 'std1', 'std2'],
     fused: true,
     imageWise: false,
   },

@@ -125,7 +125,7 @@ function checkOutputs(graph: Graph, node: Node, made: Map<Tensor, Node>, fail: F
 /** What a node that makes batch statistics has them of, and their tensors. */
 function statisticsOf({ op, inputs, outputs }: Node) {
   if (op === 'bn_stats') return { src: inputs[0], mean: outputs[0], invStd: outputs[1] }
-  if (op === 'depthwise_conv2d_stats' || op === 'conv2d_stats') return { src: outputs[0], mean: outputs[1], invStd: outputs[2] }
+  if (op.endsWith('conv2d_stats')) return { src: outputs[0], mean: outputs[1], invStd: outputs[2] }
   return undefined
 }
 

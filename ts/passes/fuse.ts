@@ -6,6 +6,7 @@ import { bnActPattern } from './fuse_patterns/bn_act.js'
 import { convBwd } from './fuse_patterns/conv_bwd.js'
 import { convStatsPattern } from './fuse_patterns/conv_stats.js'
 import { depthwiseStatsPattern } from './fuse_patterns/depthwise_stats.js'
+import { inputInConvolutions } from './fuse_patterns/input_conv.js'
 import { type Emission, GraphView, type Pattern, type Target } from './fuse_patterns/pattern.js'
 import { seGatePattern } from './fuse_patterns/se_gate.js'
 import { depthwiseBehindNorm, sourceNormBackward, sourceNormForward } from './fuse_patterns/source_norm.js'
@@ -58,5 +59,5 @@ export const fuseBackward = parted(function* (graph: Graph, target: Target) {
   const joined = yield* applyPatterns.parts(graph, [convBwd('always')], target)
   const backward = yield* applyPatterns.parts(joined, [sourceNormBackward, depthwiseBehindNorm], target)
   const linear = yield* applyPatterns.parts(backward, [depthwiseBehindNorm], target)
-  return yield* applyPatterns.parts(linear, [sourceNormForward], target)
+  return yield* applyPatterns.parts(linear, [sourceNormForward, inputInConvolutions], target)
 })

@@ -22,6 +22,8 @@
 namespace effnet::cpu {
 namespace {
 
+constexpr char kReadsPixels[] = "reads uint8 images in a convolution";
+
 using onednn::Conv;
 using onednn::ConvShape;
 using onednn::Pass;
@@ -388,6 +390,10 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const plan::Op& op) {
   EFF_RETURN_IF_ERROR(kernel->init(shape, &src, &diff_dst, &diff_weights));
   return KernelPtr(std::move(kernel));
 }
+
+StatusOr<KernelPtr> make_input_conv2d_stats(const plan::Op&) { return for_gpus(kReadsPixels); }
+StatusOr<KernelPtr> make_input_conv2d_bias_act(const plan::Op&) { return for_gpus(kReadsPixels); }
+StatusOr<KernelPtr> make_input_conv2d_bwd_weights(const plan::Op&) { return for_gpus(kReadsPixels); }
 
 StatusOr<KernelPtr> make_conv2d_bwd(const plan::Op& op) {
   using namespace op::conv2d_bwd;

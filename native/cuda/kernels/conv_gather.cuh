@@ -5,12 +5,46 @@
 
 #include "cuda/kernels/conv_backward_weights.cuh"
 #include "cuda/kernels/conv_forward.cuh"
+#include "cuda/kernels/pixels.cuh"
 
 namespace effnet::cuda {
 
-// Terms k .. of what the window of destination pixel `dst` sees, as a chunk; 0 beyond the image and the last term.
+// What is gathered: from_term(k).value(image, at, i) is term k + i, which lies at `at`.
 template <class T>
-EFF_DEVICE void gather_chunk(const ConvGeometry& g, const T* data, int dst, bool valid, int k, T* chunk) {
+class StoredTerms {
+ public:
+  using Value = T;
+  EFF_DEVICE explicit StoredTerms(const ConvSource& src) : data_(static_cast<const T*>(src.data)) {}
+  EFF_DEVICE const T* data() const { return data_; }
+  EFF_DEVICE const StoredTerms& from_term(int) const { return *this; }
+  EFF_DEVICE float value(const T* image, int at, int) const { return to_float(image[at]); }
+
+ private:
+  const T* data_;
+};
+
+// uint8 images of three channels, normalised.
+class PixelTerms {
+ public:
+  using Value = uint8_t;
+  EFF_DEVICE explicit PixelTerms(const ConvSource& src)
+      : data_(static_cast<const uint8_t*>(src.data)), norm_(src.pixels) {}
+  EFF_DEVICE const uint8_t* data() const { return data_; }
+  EFF_DEVICE PixelTerms from_term(int k) const { return {data_, turned(norm_, k % 3)}; }
+  EFF_DEVICE float value(const uint8_t* image, int at, int i) const {
+    return normalised_pixel(static_cast<float>(image[at]), norm_.mean[i % 3], norm_.inv_std[i % 3]);
+  }
+
+ private:
+  EFF_DEVICE PixelTerms(const uint8_t* data, const PixelNorm& norm) : data_(data), norm_(norm) {}
+
+  const uint8_t* data_;
+  PixelNorm norm_;
+};
+
+// Terms k .. of what the window of destination pixel `dst` sees, as a chunk; 0 beyond the image and the last term.
+template <class T, class Terms>
+EFF_DEVICE void gather_chunk(const ConvGeometry& g, const Terms& terms, int dst, bool valid, int k, T* chunk) {
   const int width = static_cast<int>(g.w * g.ic), row_terms = static_cast<int>(g.kw * g.ic);
   const uint32_t line = static_cast<uint32_t>(dst) / static_cast<uint32_t>(g.ow);
   const uint32_t n = line / static_cast<uint32_t>(g.oh);
@@ -18,14 +52,15 @@ EFF_DEVICE void gather_chunk(const ConvGeometry& g, const T* data, int dst, bool
   const int out_x = dst - static_cast<int>(line) * static_cast<int>(g.ow);
   const int x = (out_x * static_cast<int>(g.stride) - static_cast<int>(g.pad_l)) * static_cast<int>(g.ic);
   int ky = k / row_terms, at = k - ky * row_terms;
-  const T* image = data + static_cast<int64_t>(n) * g.h * width;
+  const auto& from = terms.from_term(k);
+  const typename Terms::Value* image = terms.data() + static_cast<int64_t>(n) * g.h * width;
   float v[kVec<T>];
   EFF_UNROLL
   for (int i = 0; i < kVec<T>; ++i) {
     const int y = out_y * static_cast<int>(g.stride) - static_cast<int>(g.pad_t) + ky;
     const bool inside = valid && ky < static_cast<int>(g.kh) && static_cast<uint32_t>(y) < static_cast<uint32_t>(g.h) &&
                         static_cast<uint32_t>(x + at) < static_cast<uint32_t>(width);
-    v[i] = inside ? to_float(image[y * width + x + at]) : 0.0f;
+    v[i] = inside ? from.value(image, y * width + x + at, i) : 0.0f;
     if (++at == row_terms) {
       at = 0;
       ++ky;
@@ -39,10 +74,10 @@ EFF_DEVICE void gather_chunk(const ConvGeometry& g, const T* data, int dst, bool
 }
 
 // A of the forward direction, by rows of destination pixels.
-template <class Shape, class T>
+template <class Shape, class T, class Terms>
 class GatheredRows {
  public:
-  EFF_DEVICE GatheredRows(const ConvGeometry& g, const T* data) : g_(g), data_(data) {}
+  EFF_DEVICE GatheredRows(const ConvGeometry& g, const Terms& terms) : g_(g), terms_(terms) {}
 
   EFF_DEVICE void begin_load(int tile) { tile_ = tile; }
   EFF_DEVICE void load(T* stage, const Step& step) {
@@ -51,7 +86,7 @@ class GatheredRows {
     for (int pass = 0; pass < C::kPasses; ++pass) {
       if (!C::exists(pass)) continue;
       const int pixel = tile_ * Shape::kM + C::row(pass);
-      gather_chunk(g_, data_, pixel, pixel < pixels, step.k + C::column(pass), stage + C::at(pass));
+      gather_chunk(g_, terms_, pixel, pixel < pixels, step.k + C::column(pass), stage + C::at(pass));
     }
   }
   EFF_DEVICE void finish(T*, int, const Step&) {}
@@ -59,7 +94,7 @@ class GatheredRows {
  private:
   using C = ChunksA<Shape>;
   const ConvGeometry& g_;
-  const T* data_;
+  const Terms terms_;
   int tile_ = 0;
 };
 
@@ -92,18 +127,18 @@ class GatheredWeights {
 };
 
 // B of the gradient of weights, by depth: columns are the terms.
-template <class Shape, class T>
+template <class Shape, class T, class Terms>
 class GatheredPixels {
  public:
-  EFF_DEVICE GatheredPixels(const ConvGeometry& g, const T* data, PixelRange range, int first_column)
-      : g_(g), data_(data), range_(range), first_column_(first_column) {}
+  EFF_DEVICE GatheredPixels(const ConvGeometry& g, const Terms& terms, PixelRange range, int first_column)
+      : g_(g), terms_(terms), range_(range), first_column_(first_column) {}
 
   EFF_DEVICE void load(T* stage, const Step& step) {
     EFF_UNROLL_BY(1)
     for (int pass = 0; pass < C::kPasses; ++pass) {
       if (!C::exists(pass)) continue;
       const int pixel = range_.first + step.k + C::row(pass);
-      gather_chunk(g_, data_, pixel, pixel < range_.last, first_column_ + C::column(pass), stage + C::at(pass));
+      gather_chunk(g_, terms_, pixel, pixel < range_.last, first_column_ + C::column(pass), stage + C::at(pass));
     }
   }
   EFF_DEVICE void finish(T*, int, const Step&) {}
@@ -111,44 +146,62 @@ class GatheredPixels {
  private:
   using C = ChunksB<Shape>;
   const ConvGeometry& g_;
-  const T* data_;
+  const Terms terms_;
   PixelRange range_;
   int first_column_;
 };
 
-template <class T, class Engine, class Shape, bool kStats>
+template <class T, class Terms, class Engine, class Shape, bool kStats>
 EFF_DEVICE void conv_gather_forward(const ConvArgs& a) {
   const int n0 = static_cast<int>(block_x()) * Shape::kN;
-  GatheredRows<Shape, T> rows(a.g, static_cast<const T*>(a.src.data));
+  GatheredRows<Shape, T, Terms> rows(a.g, Terms(a.src));
   GatheredWeights<Shape, T> columns(a.g, static_cast<const T*>(a.weights), n0);
   conv_forward<T, Shape, Engine, kStats>(a, rows, columns, static_cast<int>(a.g.kh * a.g.kw * a.g.ic), 1, 1);
 }
-template <class T, int kN, bool kStats>
+template <class T, class Terms, int kN, bool kStats>
 EFF_DEVICE void conv_gather_forward_mma(const ConvArgs& a) {
   using Shape = ForwardShape<T, kN>;
-  conv_gather_forward<T, TensorEngine<T, Shape>, Shape, kStats>(a);
+  conv_gather_forward<T, Terms, TensorEngine<T, Shape>, Shape, kStats>(a);
 }
-template <int kN, bool kStats>
+template <class T, class Terms, int kN, bool kStats>
 EFF_DEVICE void conv_gather_forward_fma(const ConvArgs& a) {
-  using Shape = ForwardShape<float, kN>;
-  conv_gather_forward<float, FmaEngine<Shape>, Shape, kStats>(a);
+  using Shape = ForwardShape<T, kN>;
+  conv_gather_forward<T, Terms, FmaEngine<Shape>, Shape, kStats>(a);
 }
 
-template <class T, class Engine, class Shape>
+template <class T, class Terms, class Engine, class Shape>
 EFF_DEVICE void conv_gather_backward_weights(const ConvBwdWeightsArgs& a) {
   const PixelRange range = range_of_split(a);
-  GatheredPixels<Shape, T> src(a.g, static_cast<const T*>(a.src.data), range, static_cast<int>(block_x()) * Shape::kN);
+  GatheredPixels<Shape, T, Terms> src(a.g, Terms(a.src), range, static_cast<int>(block_x()) * Shape::kN);
   conv_backward_weights<T, Shape, Engine>(a, range, src);
 }
-template <class T, int kM, int kN>
+template <class T, class Terms, int kM, int kN>
 EFF_DEVICE void conv_gather_backward_weights_mma(const ConvBwdWeightsArgs& a) {
   using Shape = BackwardWeightsShape<T, kM, kN>;
-  conv_gather_backward_weights<T, TensorEngine<T, Shape>, Shape>(a);
+  conv_gather_backward_weights<T, Terms, TensorEngine<T, Shape>, Shape>(a);
 }
-template <int kM, int kN>
+template <class T, class Terms, int kM, int kN>
 EFF_DEVICE void conv_gather_backward_weights_fma(const ConvBwdWeightsArgs& a) {
-  using Shape = BackwardWeightsShape<float, kM, kN>;
-  conv_gather_backward_weights<float, FmaEngine<Shape>, Shape>(a);
+  using Shape = BackwardWeightsShape<T, kM, kN>;
+  conv_gather_backward_weights<T, Terms, FmaEngine<Shape>, Shape>(a);
 }
+
+// Kernels of all types that gather Terms, whose forms are named `word`: columns n so that `blocks` fit onto a
+// multiprocessor.
+#define CONV_GATHER_FORWARD(word, n, blocks, unit, suffix, T, ...)                                       \
+  EFF_KERNEL_FITTING(conv2d_##unit##_##word##_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) {       \
+    conv_gather_forward_##unit<T, __VA_ARGS__, n, false>(a);                                              \
+  }                                                                                                       \
+  EFF_KERNEL_FITTING(conv2d_stats_##unit##_##word##_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) { \
+    conv_gather_forward_##unit<T, __VA_ARGS__, n, true>(a);                                               \
+  }
+#define CONV_GATHER_WEIGHTS(word, unit, suffix, T, ...)                                                           \
+  EFF_KERNEL_FITTING(conv2d_bwd_weights_##unit##_##word##_128x32_##suffix, ConvBwdWeightsArgs, kTileThreads, 3) { \
+    conv_gather_backward_weights_##unit<T, __VA_ARGS__, 128, 32>(a);                                              \
+  }
+#define CONV_GATHER(word, unit, suffix, T, ...)                 \
+  CONV_GATHER_FORWARD(word, 32, 3, unit, suffix, T, __VA_ARGS__) \
+  CONV_GATHER_FORWARD(word, 64, 2, unit, suffix, T, __VA_ARGS__) \
+  CONV_GATHER_WEIGHTS(word, unit, suffix, T, __VA_ARGS__)
 
 }  // namespace effnet::cuda

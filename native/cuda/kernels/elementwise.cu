@@ -2,6 +2,7 @@
 #include "cuda/kernels/elementwise.h"
 
 #include "cuda/kernels/bn_terms.cuh"
+#include "cuda/kernels/pixels.cuh"
 
 namespace effnet::cuda {
 
@@ -125,26 +126,11 @@ EFF_DEVICE void input_normalize(const NormalizeArgs& a) {
   constexpr int kCount = static_cast<int>(kNormalizeBytes), V = kVec<T>;
   const int64_t first = global_id() * kCount;
   if (first >= a.count) return;
-  const auto phase = static_cast<uint32_t>(first % 3);
-  // Chosen by comparisons: an index that is not known when this is compiled would put the arguments into memory.
-  const auto turned = [phase](const float(&of)[3], int i) {
-    return phase == 0 ? of[i] : phase == 1 ? of[(i + 1) % 3] : of[(i + 2) % 3];
-  };
-  float mean[3], inv_std[3];
-  EFF_UNROLL
-  for (int i = 0; i < 3; ++i) {
-    mean[i] = turned(a.mean, i);
-    inv_std[i] = turned(a.inv_std, i);
-  }
+  const PixelNorm norm = turned(a.norm, static_cast<int>(first % 3));
   T* dst = static_cast<T*>(a.dst) + first;
   if (first + kCount > a.count) {
-    for (int64_t i = first; i < a.count; ++i) {
-      const auto c = static_cast<int>((i - first) % 3);
-      const float m = c == 0 ? mean[0] : c == 1 ? mean[1] : mean[2];
-      *dst++ = from_float<T>((static_cast<float>(a.src[i]) - m) * (c == 0   ? inv_std[0]
-                                                                   : c == 1 ? inv_std[1]
-                                                                            : inv_std[2]));
-    }
+    for (int64_t i = first; i < a.count; ++i)
+      *dst++ = from_float<T>(normalised_pixel(static_cast<float>(a.src[i]), norm, static_cast<int>((i - first) % 3)));
     return;
   }
   const Bits128 bytes = load_bits(reinterpret_cast<const Bits128*>(a.src + first));
@@ -155,7 +141,7 @@ EFF_DEVICE void input_normalize(const NormalizeArgs& a) {
     for (int j = 0; j < V; ++j) {
       const int k = i + j;
       const float x = static_cast<float>(bytes.word[k / 4] >> (8 * (k % 4)) & 0xffu);
-      v[j] = (x - mean[k % 3]) * inv_std[k % 3];
+      v[j] = normalised_pixel(x, norm.mean[k % 3], norm.inv_std[k % 3]);
     }
     store_vec<T>(dst + i, v);
   }

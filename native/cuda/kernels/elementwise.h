@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cuda/kernels/drop.h"
+#include "cuda/kernels/pixels.h"
 #include "cuda/kernels/walk.h"
 #include "plan/format.h"
 
@@ -18,7 +19,7 @@ struct NormalizeArgs {
   const uint8_t* src;  // [count / 3][3]
   void* dst;
   int64_t count;
-  float mean[3], inv_std[3];
+  PixelNorm norm;
 };
 
 struct ElementwiseArgs {

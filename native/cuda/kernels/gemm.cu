@@ -3,6 +3,7 @@
 #include "cuda/kernels/gemm.h"
 
 #include "cuda/kernels/activation.cuh"
+#include "cuda/kernels/pixels.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 namespace effnet::cuda {
@@ -53,20 +54,28 @@ EFF_DEVICE void gemm(const Policy& p, int64_t m_count, int64_t n_count, int64_t 
       p.result(m0 + row + i, n0 + column + j, total[i][j] + part[i][j]);
 }
 
-// Channel c of pixel (n, h, w), as it is multiplied.
 template <class T>
-EFF_DEVICE float source_value(const ConvSource& src, const ConvGeometry& g, int64_t n, int64_t h, int64_t w,
-                              int64_t c) {
-  if (h < 0 || h >= g.h || w < 0 || w >= g.w) return 0.0f;
-  float v = to_float(static_cast<const T*>(src.data)[((n * g.h + h) * g.w + w) * g.ic + c]);
+EFF_DEVICE float edited_value(const ConvSource& src, const ConvGeometry& g, int64_t n, int64_t c, float v) {
   if (src.norm.mean) v = normalised(src.norm, v, c);
   if (src.act != plan::Act::identity) v = activate<T>(src.act, v);
   if (src.gate) v *= src.gate[n * g.ic + c];
   return round_to<T>(v);
 }
 
+// Channel c of pixel (n, h, w), as it is multiplied: of images of T, or of uint8 ones.
+template <class T, class Stored>
+EFF_DEVICE float source_value(const ConvSource& src, const ConvGeometry& g, int64_t n, int64_t h, int64_t w,
+                              int64_t c) {
+  if (h < 0 || h >= g.h || w < 0 || w >= g.w) return 0.0f;
+  const Stored value = static_cast<const Stored*>(src.data)[((n * g.h + h) * g.w + w) * g.ic + c];
+  if constexpr (sizeof(Stored) == 1)
+    return round_to<T>(normalised_pixel(static_cast<float>(value), src.pixels, static_cast<int>(c)));
+  else
+    return edited_value<T>(src, g, n, c, to_float(value));
+}
+
 // m: destination pixels, n: output channels, k: taps x input channels.
-template <class T>
+template <class T, class Stored>
 struct ForwardPolicy {
   const ConvArgs& args;
 
@@ -74,7 +83,7 @@ struct ForwardPolicy {
     const ConvGeometry& g = args.g;
     const int64_t c = k % g.ic, tap = k / g.ic, x = m % g.ow, y = m / g.ow % g.oh, n = m / (g.ow * g.oh);
     const int64_t h = y * g.stride - g.pad_t + tap / g.kw, w = x * g.stride - g.pad_l + tap % g.kw;
-    return source_value<T>(args.src, g, n, h, w, c);
+    return source_value<T, Stored>(args.src, g, n, h, w, c);
   }
   EFF_DEVICE float b(int64_t n, int64_t k) const {
     return round_to<T>(static_cast<const float*>(args.weights)[n * args.g.kh * args.g.kw * args.g.ic + k]);
@@ -116,7 +125,7 @@ struct BackwardDataPolicy {
 };
 
 // m: output channels, n: taps x input channels, k: destination pixels.
-template <class T>
+template <class T, class Stored>
 struct BackwardWeightsPolicy {
   const ConvBwdWeightsArgs& args;
 
@@ -127,7 +136,7 @@ struct BackwardWeightsPolicy {
     const ConvGeometry& g = args.g;
     const int64_t c = n % g.ic, tap = n / g.ic, x = k % g.ow, y = k / g.ow % g.oh, image = k / (g.ow * g.oh);
     const int64_t h = y * g.stride - g.pad_t + tap / g.kw, w = x * g.stride - g.pad_l + tap % g.kw;
-    return source_value<T>(args.src, g, image, h, w, c);
+    return source_value<T, Stored>(args.src, g, image, h, w, c);
   }
   EFF_DEVICE void result(int64_t o, int64_t n, float sum) const {
     const int64_t width = args.g.kh * args.g.kw * args.g.ic;
@@ -135,9 +144,9 @@ struct BackwardWeightsPolicy {
   }
 };
 
-template <class T>
+template <class T, class Stored = T>
 EFF_DEVICE void conv2d(const ConvArgs& a) {
-  gemm(ForwardPolicy<T>{a}, a.g.n * a.g.oh * a.g.ow, a.g.oc, 0, a.g.kh * a.g.kw * a.g.ic);
+  gemm(ForwardPolicy<T, Stored>{a}, a.g.n * a.g.oh * a.g.ow, a.g.oc, 0, a.g.kh * a.g.kw * a.g.ic);
 }
 
 template <class T>
@@ -145,16 +154,27 @@ EFF_DEVICE void conv2d_bwd_data(const ConvBwdDataArgs& a) {
   gemm(BackwardDataPolicy<T>{a}, a.g.n * a.g.h * a.g.w, a.g.ic, 0, a.g.kh * a.g.kw * a.g.oc);
 }
 
-template <class T>
+template <class T, class Stored = T>
 EFF_DEVICE void conv2d_bwd_weights(const ConvBwdWeightsArgs& a) {
   const int64_t pixels = a.g.n * a.g.oh * a.g.ow, first = block_z() * a.split_pixels;
   const int64_t last = first + a.split_pixels < pixels ? first + a.split_pixels : pixels;
-  gemm(BackwardWeightsPolicy<T>{a}, a.g.oc, a.g.kh * a.g.kw * a.g.ic, first, last);
+  gemm(BackwardWeightsPolicy<T, Stored>{a}, a.g.oc, a.g.kh * a.g.kw * a.g.ic, first, last);
+}
+
+template <class T>
+EFF_DEVICE void conv2d_pixels(const ConvArgs& a) {
+  conv2d<T, uint8_t>(a);
+}
+template <class T>
+EFF_DEVICE void conv2d_bwd_weights_pixels(const ConvBwdWeightsArgs& a) {
+  conv2d_bwd_weights<T, uint8_t>(a);
 }
 
 EFF_KERNEL_OF_TYPES(conv2d, ConvArgs, kGemmThreads)
+EFF_KERNEL_OF_TYPES(conv2d_pixels, ConvArgs, kGemmThreads)
 EFF_KERNEL_OF_TYPES(conv2d_bwd_data, ConvBwdDataArgs, kGemmThreads)
 EFF_KERNEL_OF_TYPES(conv2d_bwd_weights, ConvBwdWeightsArgs, kGemmThreads)
+EFF_KERNEL_OF_TYPES(conv2d_bwd_weights_pixels, ConvBwdWeightsArgs, kGemmThreads)
 
 EFF_KERNEL(sum_parts, SumPartsArgs, kGemmThreads) {
   for (int64_t i = global_id(); i < a.count; i += global_threads()) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cuda/kernels/batch_norm.h"
+#include "cuda/kernels/pixels.h"
 #include "plan/format.h"
 
 namespace effnet::cuda {
@@ -28,12 +29,14 @@ struct ConvGeometry {
   int64_t src_pixels() const { return n * h * w; }
 };
 
-// What is multiplied: act(bn(data)) * gate, rounded once to the type of the images; 0 outside of them.
+// What is multiplied: act(bn(data)) * gate, rounded once to the type of the images; 0 outside of them. Kernels whose
+// form says `pixels` have uint8 data, normalised by `pixels` and nothing else.
 struct ConvSource {
   const void* data;
   Norm norm;
   plan::Act act;
   const float* gate;  // [n][ic]
+  PixelNorm pixels;
 };
 
 // dst = act(conv(src) + bias) + residual

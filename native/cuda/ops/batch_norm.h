@@ -52,8 +52,9 @@ struct BnBackward {
 
 // A source that a convolution reads through act(bn(src)), times a gate. `mean` nullptr: no normalisation.
 struct SourceNorm {
-  const plan::Tensor *src, *mean, *inv_std, *scale, *shift, *gate;
-  plan::Act act;
+  const plan::Tensor *src = nullptr, *mean = nullptr, *inv_std = nullptr, *scale = nullptr, *shift = nullptr,
+                     *gate = nullptr;
+  plan::Act act = plan::Act::identity;
 
   explicit operator bool() const { return mean; }
   Norm norm(const Addresses& at) const;

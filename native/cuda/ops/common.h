@@ -7,6 +7,7 @@
 
 #include "core/math.h"
 #include "cuda/kernel.h"
+#include "cuda/kernels/pixels.h"
 #include "plan/op_ports.h"
 
 namespace effnet::cuda {
@@ -22,6 +23,16 @@ inline KernelPtr make_kernel(const std::string& base, plan::DType dtype, Kernel:
   kernel->scratch_bytes = scratch_bytes;
   kernel->flops = flops;
   return kernel;
+}
+
+// Of the op's attributes from these on.
+inline PixelNorm pixel_norm(const plan::Op& op, int first_mean, int first_std) {
+  PixelNorm norm;
+  for (int i = 0; i < 3; ++i) {
+    norm.mean[i] = static_cast<float>(op.attr(first_mean + i));
+    norm.inv_std[i] = static_cast<float>(1 / op.attr(first_std + i));
+  }
+  return norm;
 }
 
 // Blocks of `threads` for `elements` of which a thread takes one at a time, striding by the grid.

@@ -13,6 +13,10 @@ uint32_t tiles(int64_t count) { return blocks_of(count, kGemmTile); }
 
 int64_t weights_count(const ConvGeometry& g) { return g.oc * g.kh * g.kw * g.ic; }
 
+std::string plain_suffix(const ConvForm& form, ConvType type) {
+  return (form.pixels ? "_pixels" : "") + suffix(type.dtype);
+}
+
 }  // namespace
 
 ConvSource conv_source(const SourceNorm& source, const Addresses& at) {
@@ -46,8 +50,8 @@ ConvGeometry matrix_geometry(int64_t rows, int64_t in, int64_t out) {
 
 Launch conv_launch(ConvArgs args, const ConvForm& form, ConvType type, bool stats) {
   if (form.plain())
-    return make_launch("conv2d" + suffix(type.dtype), {tiles(args.g.dst_pixels()), tiles(args.g.oc), 1}, kGemmThreads,
-                       kGemmShared, args);
+    return make_launch("conv2d" + plain_suffix(form, type), {tiles(args.g.dst_pixels()), tiles(args.g.oc), 1},
+                       kGemmThreads, kGemmShared, args);
   args.tiles_a_block = form.tiles_a_block;
   args.tiles = form.tiles;
   args.split_steps = form.split_steps;
@@ -79,7 +83,7 @@ void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, Conv
   args.split_pixels = form.split_pixels;
   if (splits == 1) args.parts = diff_weights;
   if (form.plain())
-    launches.push_back(make_launch("conv2d_bwd_weights" + suffix(type.dtype),
+    launches.push_back(make_launch("conv2d_bwd_weights" + plain_suffix(form, type),
                                    {tiles(g.oc), tiles(width), static_cast<uint32_t>(splits)}, kGemmThreads,
                                    kGemmShared, args));
   else
@@ -114,59 +118,113 @@ const void* weights_at(const Addresses& at, const Tensor* weights, const ConvFor
   return form.plain() || type.dtype == plan::DType::f32 ? at.ptr(weights) : at.working(weights);
 }
 
+ConvOperands::ConvOperands(const Op& op, int first_attr, const SourceNorm& source, const Tensor* weights,
+                           const Tensor* dst, const std::optional<PixelNorm>& pixels)
+    : g(conv_geometry(op, first_attr, source.src, dst, weights->dims[1], weights->dims[2])),
+      type(dst->dtype, op.allows_tf32()),
+      source(source),
+      weights(weights),
+      dst(dst),
+      pixels(pixels) {}
+
+ConvForm ConvOperands::forward_form() const {
+  const ConvForm form = over_weights(weights, type, conv_forward_form(g, type, source || source.gate));
+  return pixels ? over_pixels(form) : form;
+}
+
+ConvForm ConvOperands::bwd_weights_form() const {
+  const ConvForm form = conv_backward_weights_form(g, type);
+  return pixels ? over_pixels(form) : form;
+}
+
+ConvSource ConvOperands::source_at(const Addresses& at) const {
+  ConvSource src = conv_source(source, at);
+  if (pixels) src.pixels = *pixels;
+  return src;
+}
+
+ConvArgs ConvOperands::forward_args(const ConvForm& form, const Addresses& at) const {
+  ConvArgs args{};
+  args.g = g;
+  args.src = source_at(at);
+  args.weights = weights_at(at, weights, form, type);
+  args.dst = at.ptr(dst);
+  args.state = at.state;
+  return args;
+}
+
+KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& o, const ConvBiasAct& epilogue) {
+  const ConvForm form = o.forward_form();
+  return conv_kernel(
+      base, form, o.type,
+      [=](const Addresses& at, std::vector<Launch>& launches) {
+        ConvArgs args = o.forward_args(form, at);
+        args.bias = at.ptr<const float>(epilogue.bias);
+        args.act = epilogue.act;
+        args.residual = at.ptr(epilogue.residual);
+        args.parts = reinterpret_cast<float*>(at.scratch);
+        launches.push_back(conv_launch(args, form, o.type));
+      },
+      form.parts_bytes(o.g.oc), conv_flops(o.g));
+}
+
+KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& o, const BnStats& stats) {
+  const ConvForm form = o.forward_form();
+  ScratchLayout layout;
+  const int64_t stats_tiles = form.plain() ? 0 : form.row_blocks();
+  const size_t tiles_at =
+      layout.add(form.plain() ? stats.scratch_bytes() : static_cast<size_t>(stats_tiles * 2 * o.g.oc) * sizeof(float));
+  const size_t merge_at = layout.add(form.plain() ? 0 : bn_merge_scratch_bytes(stats_tiles, o.g.oc));
+  const size_t parts_at = layout.add(form.parts_bytes(o.g.oc));
+  return conv_kernel(
+      base, form, o.type,
+      [=](const Addresses& at, std::vector<Launch>& launches) {
+        ConvArgs args = o.forward_args(form, at);
+        args.stats = reinterpret_cast<float*>(at.scratch + tiles_at);
+        args.parts = reinterpret_cast<float*>(at.scratch + parts_at);
+        launches.push_back(conv_launch(args, form, o.type, true));
+        if (form.plain()) return stats.record(at, at.scratch + tiles_at, launches);
+        BnStats::record_merge(stats.merge_args(at, args.stats, stats_tiles, form.tiles_a_block * form.tile_m),
+                              at.scratch + merge_at, launches);
+      },
+      layout.bytes(), conv_flops(o.g));
+}
+
+KernelPtr conv_bwd_weights_kernel(const std::string& base, const ConvOperands& o, const Tensor* diff_dst,
+                                  const Tensor* diff_weights) {
+  const ConvForm form = o.bwd_weights_form();
+  return conv_kernel(
+      base, form, o.type,
+      [=](const Addresses& at, std::vector<Launch>& launches) {
+        ConvBwdWeightsArgs args{};
+        args.g = o.g;
+        args.src = o.source_at(at);
+        args.diff_dst = at.ptr(diff_dst);
+        args.parts = reinterpret_cast<float*>(at.scratch);
+        record_conv_bwd_weights(args, form, o.type, at.ptr<float>(diff_weights), launches);
+      },
+      conv_bwd_weights_scratch(o.g, form), conv_flops(o.g));
+}
+
 StatusOr<KernelPtr> make_conv2d(const Op& op) {
   using namespace op::conv2d;
   const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
-  const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
-  const ConvType type(dst->dtype, op.allows_tf32());
-  const ConvForm form = over_weights(weights, type, conv_forward_form(g, type));
-  return conv_kernel(
-      "conv2d", form, type,
-      [=](const Addresses& at, std::vector<Launch>& launches) {
-        ConvArgs args{};
-        args.g = g;
-        args.src.data = at.ptr(src);
-        args.weights = weights_at(at, weights, form, type);
-        args.dst = at.ptr(dst);
-        args.parts = reinterpret_cast<float*>(at.scratch);
-        args.state = at.state;
-        launches.push_back(conv_launch(args, form, type));
-      },
-      form.parts_bytes(g.oc), conv_flops(g));
+  const ConvOperands operands(op, attr_stride, {.src = src}, weights, dst);
+  return conv_bias_act_kernel("conv2d", operands, {});
 }
 
 StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) {
   using namespace op::conv2d_bias_act;
-  const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *bias = op.in(in_bias), *gate = op.in(in_gate),
-               *residual = op.in(in_residual), *dst = op.out(out_dst);
-  const plan::Act act = op.act(attr_act);
-  const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
-  const ConvType type(dst->dtype, op.allows_tf32());
-  const ConvForm form = over_weights(weights, type, conv_forward_form(g, type, gate));
-  return conv_kernel(
-      "conv2d_bias_act", form, type,
-      [=](const Addresses& at, std::vector<Launch>& launches) {
-        ConvArgs args{};
-        args.g = g;
-        args.src.data = at.ptr(src);
-        args.src.gate = at.ptr<const float>(gate);
-        args.weights = weights_at(at, weights, form, type);
-        args.bias = at.ptr<const float>(bias);
-        args.act = act;
-        args.residual = at.ptr(residual);
-        args.dst = at.ptr(dst);
-        args.parts = reinterpret_cast<float*>(at.scratch);
-        args.state = at.state;
-        launches.push_back(conv_launch(args, form, type));
-      },
-      form.parts_bytes(g.oc), conv_flops(g));
+  const SourceNorm source{.src = op.in(in_src), .gate = op.in(in_gate)};
+  const ConvOperands operands(op, attr_stride, source, op.in(in_weights), op.out(out_dst));
+  return conv_bias_act_kernel("conv2d_bias_act", operands, {op.in(in_bias), op.in(in_residual), op.act(attr_act)});
 }
 
 StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
   using namespace op::conv2d_stats;
-  const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *gate = op.in(in_gate), *dst = op.out(out_dst);
-  const SourceNorm source{src,  op.in(in_src_mean),  op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift),
-                          gate, op.act(attr_src_act)};
+  const Tensor* dst = op.out(out_dst);
+  const SourceNorm source{op.in(in_src),       op.in(in_src_mean), op.in(in_src_inv_std), op.in(in_src_scale),
+                          op.in(in_src_shift), op.in(in_gate),     op.act(attr_src_act)};
   const BnStats stats{dst,
                       op.out(out_mean),
                       op.out(out_inv_std),
@@ -174,32 +232,7 @@ StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
                       op.upd(upd_running_var),
                       op.attr(attr_eps),
                       op.attr(attr_momentum)};
-  const ConvGeometry g = conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2]);
-  const ConvType type(dst->dtype, op.allows_tf32());
-  const ConvForm form = over_weights(weights, type, conv_forward_form(g, type, source || gate));
-  ScratchLayout layout;
-  const int64_t stats_tiles = form.plain() ? 0 : form.row_blocks();
-  const size_t tiles_at =
-      layout.add(form.plain() ? stats.scratch_bytes() : static_cast<size_t>(stats_tiles * 2 * g.oc) * sizeof(float));
-  const size_t merge_at = layout.add(form.plain() ? 0 : bn_merge_scratch_bytes(stats_tiles, g.oc));
-  const size_t parts_at = layout.add(form.parts_bytes(g.oc));
-  return conv_kernel(
-      "conv2d_stats", form, type,
-      [=](const Addresses& at, std::vector<Launch>& launches) {
-        ConvArgs args{};
-        args.g = g;
-        args.src = conv_source(source, at);
-        args.weights = weights_at(at, weights, form, type);
-        args.dst = at.ptr(dst);
-        args.stats = reinterpret_cast<float*>(at.scratch + tiles_at);
-        args.parts = reinterpret_cast<float*>(at.scratch + parts_at);
-        args.state = at.state;
-        launches.push_back(conv_launch(args, form, type, true));
-        if (form.plain()) return stats.record(at, at.scratch + tiles_at, launches);
-        BnStats::record_merge(stats.merge_args(at, args.stats, stats_tiles, form.tiles_a_block * form.tile_m),
-                              at.scratch + merge_at, launches);
-      },
-      layout.bytes(), conv_flops(g));
+  return conv_stats_kernel("conv2d_stats", ConvOperands(op, attr_stride, source, op.in(in_weights), dst), stats);
 }
 
 StatusOr<KernelPtr> make_conv2d_bwd_data(const Op& op) {
@@ -223,21 +256,9 @@ StatusOr<KernelPtr> make_conv2d_bwd_data(const Op& op) {
 
 StatusOr<KernelPtr> make_conv2d_bwd_weights(const Op& op) {
   using namespace op::conv2d_bwd_weights;
-  const Tensor *src = op.in(in_src), *diff_dst = op.in(in_diff_dst), *diff_weights = op.out(out_diff_weights);
-  const ConvGeometry g = conv_geometry(op, attr_stride, src, diff_dst, diff_weights->dims[1], diff_weights->dims[2]);
-  const ConvType type(src->dtype, op.allows_tf32());
-  const ConvForm form = conv_backward_weights_form(g, type);
-  return conv_kernel(
-      "conv2d_bwd_weights", form, type,
-      [=](const Addresses& at, std::vector<Launch>& launches) {
-        ConvBwdWeightsArgs args{};
-        args.g = g;
-        args.src.data = at.ptr(src);
-        args.diff_dst = at.ptr(diff_dst);
-        args.parts = reinterpret_cast<float*>(at.scratch);
-        record_conv_bwd_weights(args, form, type, at.ptr<float>(diff_weights), launches);
-      },
-      conv_bwd_weights_scratch(g, form), conv_flops(g));
+  const Tensor *diff_dst = op.in(in_diff_dst), *diff_weights = op.out(out_diff_weights);
+  const ConvOperands operands(op, attr_stride, {.src = op.in(in_src)}, diff_weights, diff_dst);
+  return conv_bwd_weights_kernel("conv2d_bwd_weights", operands, diff_dst, diff_weights);
 }
 
 }  // namespace effnet::cuda

@@ -1,6 +1,8 @@
 // Convolution launches that several ops are made of.
 #pragma once
 
+#include <optional>
+
 #include "cuda/ops/batch_norm.h"
 #include "cuda/ops/conv_form.h"
 
@@ -36,6 +38,32 @@ void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, Conv
 // dst[i] = sum over parts of parts[part][i]
 void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, float* dst,
                       std::vector<Launch>& launches);
+
+// What a convolution multiplies, forward or for the gradient of its weights (then `weights` and `dst` are gradients).
+struct ConvOperands {
+  ConvGeometry g;
+  ConvType type;
+  SourceNorm source;
+  const plan::Tensor *weights, *dst;
+  std::optional<PixelNorm> pixels;  // the source is uint8 images
+
+  ConvOperands(const plan::Op& op, int first_attr, const SourceNorm& source, const plan::Tensor* weights,
+               const plan::Tensor* dst, const std::optional<PixelNorm>& pixels = {});
+  ConvForm forward_form() const;
+  ConvForm bwd_weights_form() const;
+  ConvSource source_at(const Addresses& at) const;
+  // Without what follows the sums.
+  ConvArgs forward_args(const ConvForm& form, const Addresses& at) const;
+};
+struct ConvBiasAct {
+  const plan::Tensor *bias = nullptr, *residual = nullptr;
+  plan::Act act = plan::Act::identity;
+};
+// Of the ops with the same endings, `base` being the op's name.
+KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& operands, const ConvBiasAct& epilogue);
+KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& operands, const BnStats& stats);
+KernelPtr conv_bwd_weights_kernel(const std::string& base, const ConvOperands& operands, const plan::Tensor* diff_dst,
+                                  const plan::Tensor* diff_weights);
 
 // What of conv2d_bwd others do than the own kernels: `record` appends launches that make `result` of the gradient of
 // dst and of the weights, or of what was convolved. Absent: the own kernel does it.

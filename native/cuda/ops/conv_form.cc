@@ -110,9 +110,9 @@ constexpr int64_t kLeastSplit = 512;
 }  // namespace
 
 std::string ConvForm::name() const {
-  if (plain()) return "plain";
-  return std::string(tensor_cores ? "mma_" : "fma_") + (gathered ? "gather_" : "") + std::to_string(tile_m) + "x" +
-         std::to_string(tile_n);
+  if (plain()) return pixels ? "plain_pixels" : "plain";
+  const char* source = pixels ? "pixels_" : gathered ? "gather_" : "";
+  return std::string(tensor_cores ? "mma_" : "fma_") + source + std::to_string(tile_m) + "x" + std::to_string(tile_n);
 }
 
 size_t ConvForm::parts_bytes(int64_t columns) const {
@@ -152,6 +152,11 @@ size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype) {
   const size_t element = plan::dtype_bytes(dtype), warps_across = form.tile_n == 32 ? 1 : 2;
   return form.shared_bytes + 8 * 16 * (static_cast<size_t>(form.tile_n) / warps_across + 8) * element +
          3 * static_cast<size_t>(form.tile_n) * sizeof(float);
+}
+
+ConvForm over_pixels(ConvForm form) {
+  form.pixels = true;
+  return form;
 }
 
 // The tile whose operands are read least, and as many splits of the pixels as fill a GPU.

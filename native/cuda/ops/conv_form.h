@@ -21,13 +21,14 @@ struct ConvForm {
   int tile_m = 0, tile_n = 0;  // 0: the plain kernel
   bool tensor_cores = false;
   bool gathered = false;  // source and weights value by value: the source's channels do not fill 16 bytes
+  bool pixels = false;    // so gathered from uint8 images, or by the plain kernel: ConvSource::pixels
   size_t shared_bytes = 0;
   int64_t tiles_a_block = 0, tiles = 0;  // of rows; how many a block makes one after another
   int64_t split_pixels = 0;              // of weights' gradients: how many a block sums
   int64_t splits = 1, split_steps = 0;   // of small tiles forward: into how many blocks the sum of each is cut
 
   bool plain() const { return tile_m == 0; }
-  // "mma_128x64", "fma_128x64", "mma_gather_128x32", "plain"
+  // "mma_128x64", "fma_128x64", "mma_gather_128x32", "mma_pixels_128x32", "plain", "plain_pixels"
   std::string name() const;
   int64_t row_blocks() const { return ceil_div(tiles, tiles_a_block); }
   int64_t pixel_splits(int64_t pixels) const { return ceil_div(pixels, split_pixels); }
@@ -47,5 +48,7 @@ ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type);
 // Shared memory where the slope of a BN in front of the source is multiplied in.
 size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype);
 ConvForm conv_backward_weights_form(const ConvGeometry& g, ConvType type, bool edited = false);
+// Of a convolution of uint8 images: what it computes of them in images of `type`.
+ConvForm over_pixels(ConvForm form);
 
 }  // namespace effnet::cuda

@@ -52,10 +52,7 @@ StatusOr<KernelPtr> make_input_normalize(const Op& op) {
   using namespace op::input_normalize;
   const Tensor *src = op.in(in_src), *dst = op.out(out_dst);
   NormalizeArgs args{};
-  for (int i = 0; i < 3; ++i) {
-    args.mean[i] = static_cast<float>(op.attr(attr_mean0 + i));
-    args.inv_std[i] = static_cast<float>(1 / op.attr(attr_std0 + i));
-  }
+  args.norm = pixel_norm(op, attr_mean0, attr_std0);
   args.count = dst->elements();
   return make_kernel("input_normalize", dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) mutable {
     args.src = at.ptr<const uint8_t>(src);

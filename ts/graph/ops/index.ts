@@ -23,6 +23,7 @@ import { expandDepthwiseBiasAct } from './expand_depthwise.js'
 import { foldBnOp } from './fold_bn.js'
 import { globalAvgPool, globalAvgPoolBwd } from './global_avg_pool.js'
 import { cast, fill, inputNormalize } from './input.js'
+import { inputConv2dBiasAct, inputConv2dBwdWeights, inputConv2dStats } from './input_conv2d.js'
 import { linear, linearBwdData, linearBwdWeights } from './linear.js'
 import { emaUpdate, gradNorm, optimizerAdamw, optimizerRmsprop, optimizerSgd } from './optimizer.js'
 import { seGate, seGateBwd } from './se_gate.js'
@@ -39,6 +40,9 @@ const DEFS: ReadonlyMap<OpName, OpDef> = new Map(
     conv2dBiasAct,
     conv2dStats,
     conv2dBwd,
+    inputConv2dStats,
+    inputConv2dBiasAct,
+    inputConv2dBwdWeights,
     depthwiseConv2d,
     depthwiseConv2dBwdData,
     depthwiseConv2dBwdWeights,

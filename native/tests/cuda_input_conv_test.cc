@@ -1,0 +1,188 @@
+// Convolutions that read uint8 images and normalise them on the way in, a form of ops that only passes for GPUs make:
+// the same bits as from a normalised tensor that was stored, and against plain loops in double precision.
+#include <functional>
+
+#include "conv_reference.h"
+#include "kernel_rig.h"
+
+namespace effnet::test {
+namespace {
+
+constexpr double kMean[] = {123.675, 116.28, 103.53}, kStd[] = {58.395, 57.12, 57.375};
+
+const ConvCase kCases[] = {
+    {2, 32, 32, 3, 32, 3, 2, 0, 0, 1, 1},    // TensorFlow's padding
+    {1, 33, 31, 3, 24, 3, 2, 1, 1, 1, 1},    // PyTorch's, odd sides
+    {3, 9, 7, 3, 40, 3, 1, 1, 1, 1, 1},      // columns of two blocks
+    {2, 13, 9, 3, 8, 5, 2, 2, 2, 2, 2},      // 75 terms: several steps
+    {1, 6, 11, 3, 16, 1, 1, 0, 0, 0, 0},     // no window
+    {1, 1, 1, 3, 8, 3, 2, 1, 1, 1, 1},       // a pixel, and 8 places of padding
+    {3, 9, 7, 3, 13, 3, 2, 1, 0, 1, 1},      // the plain kernels: no whole vectors of results,
+    {1, 20, 18, 3, 8, 4, 3, 1, 1, 1, 1},     // or another stride
+    {1, 260, 260, 3, 48, 3, 2, 1, 1, 1, 1},  // 64 columns
+};
+
+struct Type {
+  DType dtype;
+  bool tf32;
+};
+const Type kTypes[] = {{DType::f32, false}, {DType::f32, true}, {DType::bf16, false}, {DType::f16, false}};
+
+// Of a result: its rounding, and that of what it is made from.
+double tolerance(const Type& t) {
+  return t.tf32 ? 2e-3 : t.dtype == DType::f32 ? 3e-6 : t.dtype == DType::bf16 ? 0x1p-7 : 0x1p-10;
+}
+
+Values pixels_of(const ConvCase& c) {
+  Values pixels(static_cast<size_t>(c.n * c.h * c.w * c.ic));
+  for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<double>(i * 7919 % 256);
+  return pixels;
+}
+
+// What an op is made of, but for its source.
+struct Form {
+  backend::KernelFactory of_images, of_pixels;
+  std::vector<double> attrs, attrs_of_images;                // the second: further ones, of images alone
+  size_t absent = 0;                                         // inputs of images alone, behind the others
+  std::function<std::vector<const Tensor*>(Rig&)> add_rest;  // further inputs, then results
+};
+
+class InputConv : public testing::TestWithParam<Type> {
+ protected:
+  DType dtype() const { return GetParam().dtype; }
+
+  // The normalised tensor, as its own op stores it.
+  Values images(const ConvCase& c) const {
+    Rig rig(backend::make_input_normalize, with_pixels({}));
+    rig.in(DType::u8, {c.n, c.h, c.w, c.ic}, pixels_of(c));
+    const Tensor* made = rig.out(dtype(), {c.n, c.h, c.w, c.ic});
+    rig.run();
+    return rig.get(made);
+  }
+  // The same by itself.
+  Values normalised(const ConvCase& c) const {
+    Values values = pixels_of(c);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = round_to(dtype(), (values[i] - kMean[i % 3]) / kStd[i % 3]);
+    return values;
+  }
+
+  // Results from pixels, which are those from stored images to the bit; nothing where sanitizers have seen the form.
+  std::vector<Values> same_bits(const ConvCase& c, const Form& form) const {
+    std::vector<Values> results[2];
+    std::string names[2];
+    for (const bool from_pixels : {false, true}) {
+      auto attrs = form.attrs;
+      if (!from_pixels) attrs.insert(attrs.end(), form.attrs_of_images.begin(), form.attrs_of_images.end());
+      Rig rig(from_pixels ? form.of_pixels : form.of_images, from_pixels ? with_pixels(attrs) : attrs);
+      if (GetParam().tf32) rig.op().flags = plan::kOpTf32;
+      rig.in(from_pixels ? DType::u8 : dtype(), {c.n, c.h, c.w, c.ic}, from_pixels ? pixels_of(c) : images(c));
+      const auto outs = form.add_rest(rig);
+      if (!from_pixels) rig.absent_inputs(form.absent);
+      if (rig.covered()) return {};
+      rig.run();
+      if (HasFatalFailure()) return {};
+      for (const Tensor* t : outs) results[from_pixels].push_back(rig.get(t));
+      names[from_pixels] = rig.name();
+    }
+    EXPECT_EQ(names[1], renamed(names[0]));
+    EXPECT_TRUE(results[1] == results[0]) << c.name() << ": other bits by " << names[1];
+    return results[1];
+  }
+
+ private:
+  static std::vector<double> with_pixels(std::vector<double> attrs) {
+    attrs.insert(attrs.end(), std::begin(kMean), std::end(kMean));
+    attrs.insert(attrs.end(), std::begin(kStd), std::end(kStd));
+    return attrs;
+  }
+  // "input_conv2d_stats_mma_pixels_128x32_bf16:cuda" of "conv2d_stats_mma_gather_128x32_bf16:cuda"
+  static std::string renamed(std::string name) {
+    const size_t gather = name.find("gather"), plain = name.find("plain");
+    if (gather != std::string::npos) name.replace(gather, 6, "pixels");
+    if (plain != std::string::npos) name.insert(plain + 5, "_pixels");
+    return "input_" + name;
+  }
+};
+
+TEST_P(InputConv, ForwardWithStatistics) {
+  for (const ConvCase& c : kCases) {
+    const ConvData d(c, dtype());
+    const Values ones(static_cast<size_t>(c.oc), 1);
+    Form form{backend::make_conv2d_stats, backend::make_input_conv2d_stats, c.attrs(), {0}, 5, [&](Rig& rig) {
+                rig.add_in(rig.tensor(Arena::weights, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+                std::vector<const Tensor*> outs = {rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc}),
+                                                   rig.out(DType::f32, {c.oc}), rig.out(DType::f32, {c.oc})};
+                for (int i = 0; i < 2; ++i) {
+                  outs.push_back(rig.tensor(Arena::weights, DType::f32, {c.oc}, ones));
+                  rig.add_update(outs.back());
+                }
+                return outs;
+              }};
+    form.attrs.insert(form.attrs.end(), {1e-3, 0.1});
+    const auto results = same_bits(c, form);
+    if (HasFatalFailure()) FAIL() << c.name();
+    if (results.empty()) continue;
+    Values want(results[0].size());
+    const Values w = stored(dtype(), d.weights), x = normalised(c);
+    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += x[s] * w[k]; });
+    expect_near(results[0], want, tolerance(GetParam()), std::sqrt(static_cast<double>(c.k * c.k * c.ic)), c.name());
+  }
+}
+
+TEST_P(InputConv, WithBiasAndActivation) {
+  for (const ConvCase& c : kCases) {
+    const ConvData d(c, dtype());
+    const Values bias = stored(DType::f32, random_values(static_cast<size_t>(c.oc), 9));
+    Form form{backend::make_conv2d_bias_act, backend::make_input_conv2d_bias_act, c.attrs(), {}, 2, [&](Rig& rig) {
+                rig.add_in(rig.tensor(Arena::prepared, DType::f32, {c.oc, c.k, c.k, c.ic}, d.weights));
+                rig.in(DType::f32, {c.oc}, bias);
+                return std::vector<const Tensor*>{rig.out(dtype(), {c.n, c.oh(), c.ow(), c.oc})};
+              }};
+    form.attrs.push_back(static_cast<double>(plan::Act::relu));
+    const auto results = same_bits(c, form);
+    if (HasFatalFailure()) FAIL() << c.name();
+    if (results.empty()) continue;
+    Values want(results[0].size());
+    const Values w = stored(dtype(), d.weights), x = normalised(c);
+    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += x[s] * w[k]; });
+    for (size_t i = 0; i < want.size(); ++i) want[i] = std::max(want[i] + bias[i % bias.size()], 0.0);
+    expect_near(results[0], want, tolerance(GetParam()), std::sqrt(static_cast<double>(c.k * c.k * c.ic)), c.name());
+  }
+}
+
+TEST_P(InputConv, GradientOfWeights) {
+  for (const ConvCase& c : kCases) {
+    const ConvData d(c, dtype());
+    const Form form{
+        backend::make_conv2d_bwd_weights, backend::make_input_conv2d_bwd_weights, c.attrs(), {}, 0, [&](Rig& rig) {
+          rig.in(dtype(), {c.n, c.oh(), c.ow(), c.oc}, d.diff_dst);
+          return std::vector<const Tensor*>{rig.out(DType::f32, {c.oc, c.k, c.k, c.ic})};
+        }};
+    const auto results = same_bits(c, form);
+    if (HasFatalFailure()) FAIL() << c.name();
+    if (results.empty()) continue;
+    Values want(results[0].size());
+    const Values x = normalised(c);
+    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[k] += x[s] * d.diff_dst[t]; });
+    const double terms = static_cast<double>(c.n * c.oh() * c.ow());
+    expect_near(results[0], want, tolerance(GetParam()), std::sqrt(terms), c.name());
+  }
+}
+
+TEST(InputConvShapes, OtherThanImagesAreRefused) {
+  for (const auto& [dtype, channels] : {std::pair{DType::u8, int64_t{4}}, std::pair{DType::f32, int64_t{3}}}) {
+    Rig rig(backend::make_input_conv2d_bwd_weights, {1, 0, 0, 0, 0, 1, 2, 3, 1, 1, 1});
+    rig.in(dtype, {1, 4, 4, channels}, {});
+    rig.in(DType::f32, {1, 4, 4, 8}, {});
+    rig.out(DType::f32, {8, 1, 1, channels});
+    EXPECT_NE(std::string(rig.make().message()).find("not an RGB image"), std::string::npos);
+  }
+}
+
+std::string name_of(const testing::TestParamInfo<Type>& info) {
+  return info.param.tf32 ? "tf32" : plan::dtype_name(info.param.dtype);
+}
+INSTANTIATE_TEST_SUITE_P(Types, InputConv, testing::ValuesIn(kTypes), name_of);
+
+}  // namespace
+}  // namespace effnet::test
