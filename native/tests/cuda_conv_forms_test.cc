@@ -292,7 +292,7 @@ TEST(ConvForms, ABlockMakesSeveralTiles) {
     ConvForm form = cuda::conv_forward_form(geometry(64, 28, g.ic, g.oc), kBf16);
     form.tiles = (g.dst_pixels() + form.tile_m - 1) / form.tile_m;
     form.tiles_a_block = tiles_a_block;
-    stats.assign(static_cast<size_t>(form.row_blocks()) * 2 * oc, NAN);
+    stats.assign(static_cast<size_t>(form.row_blocks()) * 3 * oc, NAN);
     cuda::ConvArgs args{};
     args.g = g;
     args.src.data = src.data();
@@ -314,7 +314,10 @@ TEST(ConvForms, ABlockMakesSeveralTiles) {
       const auto value = [&](size_t row) { return from_bits16(DType::bf16, want[row * oc + c]); };
       for (size_t row = first; row < last; ++row) mean += value(row) / static_cast<double>(last - first);
       for (size_t row = first; row < last; ++row) squares += std::pow(value(row) - mean, 2);
-      EXPECT_NEAR(stats[block * 2 * oc + c], mean, 1e-6 * (8 + std::abs(mean)));
+      // The mean, and what FP32 has no room for.
+      const double rest = stats[(6 + block) * oc + c], whole = stats[block * 2 * oc + c] + rest;
+      EXPECT_LE(std::abs(rest), std::abs(mean) * 0x1p-24);
+      EXPECT_NEAR(whole, mean, 1e-7 * (8 + std::sqrt(squares / 256)));
       EXPECT_NEAR(stats[(block * 2 + 1) * oc + c], squares, 3e-6 * squares + 1e-9);
     }
   }
@@ -347,6 +350,40 @@ size_t tile_bytes(DType dtype, int columns) {
 void expect_sums(const std::vector<float>& got, const std::vector<float>& want) {
   ASSERT_EQ(got.size(), want.size());
   for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5 * (10 + std::abs(want[i]))) << i;
+}
+
+// A 1x1 convolution in float64: result [rows, columns] of [rows, terms] and weights, whose next term and next column
+// are so many values on.
+struct Product64 {
+  int64_t rows, terms, columns, next_term, next_column;
+};
+double value_of(DType dtype, const std::vector<uint8_t>& bytes, int64_t i) {
+  if (dtype != DType::f32) {
+    uint16_t bits;
+    std::memcpy(&bits, bytes.data() + 2 * i, 2);
+    return from_bits16(dtype, bits);
+  }
+  float value;
+  std::memcpy(&value, bytes.data() + 4 * i, 4);
+  return value;
+}
+void expect_product(DType dtype, const std::vector<uint8_t>& got, const std::vector<uint8_t>& src,
+                    const std::vector<uint8_t>& weights, const Product64& p, double tolerance) {
+  for (int64_t row = 0; row < p.rows; ++row)
+    for (int64_t column = 0; column < p.columns; ++column) {
+      double want = 0, size = 0;
+      for (int64_t term = 0; term < p.terms; ++term) {
+        const double product = value_of(dtype, src, row * p.terms + term) *
+                               value_of(dtype, weights, term * p.next_term + column * p.next_column);
+        want += product;
+        size += std::abs(product);
+      }
+      ASSERT_NEAR(value_of(dtype, got, row * p.columns + column), want, tolerance * size) << row << ", " << column;
+    }
+}
+// Of the sum of the products' sizes: the rounding of results, or of TF32's factors, and of FP32 sums.
+double tolerance_of(ConvType type) {
+  return type.tf32 ? 1e-3 : type.dtype == DType::bf16 ? 0x1p-8 : type.dtype == DType::f16 ? 0x1p-11 : 1e-6;
 }
 
 // `form` in tiles of 128 rows and so many columns, of `rows` in all.
@@ -386,7 +423,7 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
         EXPECT_EQ(form.gathered, gathered);
         form = widened(form, w, g.dst_pixels(), columns, tile_bytes<cuda::Layout::by_rows>(dtype, columns));
         std::vector<uint8_t> dst(static_cast<size_t>(g.dst_pixels() * g.oc) * bytes_of(dtype));
-        std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 2 * g.oc));
+        std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 3 * g.oc));
         cuda::ConvArgs args{};
         args.g = g;
         args.src.data = src.data();
@@ -398,6 +435,7 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
         return std::pair(dst, sums);
       };
       const auto want = run(32, true, 0);
+      expect_product(dtype, want.first, src, weights, {g.dst_pixels(), g.ic, g.oc, 1, g.ic}, tolerance_of(w.type));
       for (const int columns : w.of) {
         if (gathered && columns != 64) continue;
         for (const unsigned schedule : backend::Runner::kSchedules) {
@@ -446,6 +484,7 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnes) {
       return std::pair(dst, sums);
     };
     const auto plain = run(32, false, 0), with_bn = run(32, true, 0);
+    expect_product(dtype, plain.first, diff, weights, {g.src_pixels(), g.oc, g.ic, g.ic, 1}, tolerance_of(w.type));
     for (const int columns : w.of) {
       if (dtype == DType::f32 && columns != 64) continue;  // there are no others
       for (const unsigned schedule : backend::Runner::kSchedules) {

@@ -56,7 +56,9 @@ TEST(Merge, GivesTheStatisticsOfAllRows) {
     int64_t rows = 0;
     for (const int32_t count : counts) rows += count;
     const size_t c = static_cast<size_t>(m.c), size = counts.size() * 2 * c;
-    std::vector<float> tiles(size), results(4 * c);
+    // Means far from 0 have a rest, which is in the variance where they lie apart.
+    std::vector<float> tiles(size), rests(size / 2), results(4 * c);
+    for (size_t i = 0; i < rests.size(); ++i) rests[i] = m.c == 40 ? 0x1p-10f * static_cast<float>(i / c % 3) : 0;
     for (size_t i = 0; i < size; ++i) {
       const uint32_t bits = static_cast<uint32_t>(i) * 2654435761u;
       const float value = static_cast<float>(bits >> 8) * 0x1p-24f;
@@ -72,16 +74,18 @@ TEST(Merge, GivesTheStatisticsOfAllRows) {
     const cuda::BnStats stats{&src, &outputs[0], &outputs[1], &outputs[2], &outputs[3], kEps, kMomentum};
     Aligned scratch(cuda::bn_merge_scratch_bytes(m.tiles, m.c));
     std::vector<cuda::Launch> launches;
-    cuda::BnStats::record_merge(
-        stats.merge_args(at, tiles.data(), m.tiles, m.tile_rows, m.counted ? counts.data() : nullptr), scratch.data(),
-        launches);
+    cuda::BnMergeArgs args =
+        stats.merge_args(at, tiles.data(), m.tiles, m.tile_rows, m.counted ? counts.data() : nullptr);
+    if (m.c == 40) args.rests = rests.data();
+    cuda::BnStats::record_merge(args, scratch.data(), launches);
     ASSERT_NO_FATAL_FAILURE(run(launches, state, results));
     for (size_t i = 0; i < c; ++i) {
       long double sum = 0, squares = 0;
-      for (size_t t = 0; t < counts.size(); ++t) sum += static_cast<long double>(tiles[2 * t * c + i]) * counts[t];
+      const auto mean_of = [&](size_t t) { return static_cast<long double>(tiles[2 * t * c + i]) + rests[t * c + i]; };
+      for (size_t t = 0; t < counts.size(); ++t) sum += mean_of(t) * counts[t];
       const long double mean = sum / rows;
       for (size_t t = 0; t < counts.size(); ++t) {
-        const long double d = tiles[2 * t * c + i] - mean;
+        const long double d = mean_of(t) - mean;
         squares += tiles[(2 * t + 1) * c + i] + d * d * counts[t];
       }
       const double var = static_cast<double>(squares / rows), unbiased = rows > 1 ? var * rows / (rows - 1.0) : var;

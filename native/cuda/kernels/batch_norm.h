@@ -48,6 +48,7 @@ struct BnMergeArgs {
   int64_t rows, c, tile_count;
   int64_t tile_rows;           // of each tile but the last, which has what is left; or
   const int32_t* tile_counts;  // the rows of each
+  const float* rests;          // [tile_count][c]: what FP32 has no room for in the means; nullptr: they stand alone
   double inv_rows, bessel;     // 1 / rows, rows / (rows - 1)
   double eps, momentum;
   float *mean, *inv_std, *running_mean, *running_var;

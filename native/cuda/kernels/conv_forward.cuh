@@ -51,9 +51,11 @@ class ForwardStore {
   }
   // Behind the block's last tile; `scratch`: the stages.
   EFF_DEVICE void finish(T* scratch) {
-    if constexpr (kStats)
-      stats_.merge(reinterpret_cast<float*>(scratch), a.stats + static_cast<int64_t>(block_y()) * 2 * a.g.oc,
+    if constexpr (kStats) {
+      const int64_t tile = block_y(), tiles = grid_y();
+      stats_.merge(reinterpret_cast<float*>(scratch), a.stats + tile * 2 * a.g.oc, a.stats + (tiles * 2 + tile) * a.g.oc,
                    first_column(), static_cast<int>(a.g.oc));
+    }
   }
 
  private:

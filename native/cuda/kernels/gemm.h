@@ -49,7 +49,7 @@ struct ConvArgs {
   const void* residual;
   void* dst;
   // Tiled kernels: a block makes so many tiles one below the other, and of what it stored statistics, as a tile of
-  // BnMergeArgs.
+  // BnMergeArgs; behind all of these the tiles' rests.
   int64_t tiles_a_block, tiles;
   float* stats;
   // Small tiles (conv_small.cuh): block z makes so many steps of the sum.

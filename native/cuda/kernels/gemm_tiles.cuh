@@ -186,8 +186,9 @@ class ColumnStats {
     }
   }
 
-  // Of all rows of the block, into `tile`: [2][channels]. The stages' memory is free by now.
-  EFF_DEVICE void merge(float* scratch, float* tile, int first_column, int channels) {
+  // Of all rows of the block, into `tile`: [2][channels], and `rest`, what is left of the mean behind its first 24 bits:
+  // of means far from 0 and apart their rounding would be in the variance. The stages' memory is free by now.
+  EFF_DEVICE void merge(float* scratch, float* tile, float* rest, int first_column, int channels) {
     const int t = static_cast<int>(thread_id()), lane = t % 32, warp = t / 32, group = lane / kLanes;
     EFF_SYNC_BLOCK();
     if (group < kGroups) {
@@ -215,7 +216,9 @@ class ColumnStats {
       squares += from[3 * Shape::kN] + delta * delta * (count * from[0] / both);
       count = both;
     }
-    tile[first_column + t] = base + mean;
+    const float rounded = base + mean;
+    tile[first_column + t] = rounded;
+    rest[first_column + t] = base - rounded + mean;
     tile[channels + first_column + t] = max_of(squares, 0.0f);
   }
 

@@ -60,7 +60,8 @@ struct StatsTerm {
   double shift;
   EFF_DEVICE Sums2 operator()(int64_t tile, int64_t c) const {
     const float* at = a.tiles + tile * 2 * a.c + c;
-    const double count = rows_of_tile(a, tile), d = load_shared_by_blocks(at) - shift;
+    const double count = rows_of_tile(a, tile), rest = a.rests ? load_shared_by_blocks(a.rests + tile * a.c + c) : 0.0f;
+    const double d = load_shared_by_blocks(at) - shift + rest;
     return {count * d, fma(count * d, d, static_cast<double>(load_shared_by_blocks(at + a.c)))};
   }
 };

@@ -163,6 +163,7 @@ BnMergeArgs BnStats::merge_args(const Addresses& at, const float* tiles, int64_t
           tile_count,
           tile_rows,
           tile_counts,
+          nullptr,
           1 / rows,
           rows > 1 ? rows / (rows - 1) : 1,
           eps,

@@ -173,7 +173,7 @@ KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& o, cons
   ScratchLayout layout;
   const int64_t stats_tiles = form.plain() ? 0 : form.row_blocks();
   const size_t tiles_at =
-      layout.add(form.plain() ? stats.scratch_bytes() : static_cast<size_t>(stats_tiles * 2 * o.g.oc) * sizeof(float));
+      layout.add(form.plain() ? stats.scratch_bytes() : static_cast<size_t>(stats_tiles * 3 * o.g.oc) * sizeof(float));
   const size_t merge_at = layout.add(form.plain() ? 0 : bn_merge_scratch_bytes(stats_tiles, o.g.oc));
   const size_t parts_at = layout.add(form.parts_bytes(o.g.oc));
   return conv_kernel(
@@ -184,8 +184,9 @@ KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& o, cons
         args.parts = reinterpret_cast<float*>(at.scratch + parts_at);
         launches.push_back(conv_launch(args, form, o.type, true));
         if (form.plain()) return stats.record(at, at.scratch + tiles_at, launches);
-        BnStats::record_merge(stats.merge_args(at, args.stats, stats_tiles, form.tiles_a_block * form.tile_m),
-                              at.scratch + merge_at, launches);
+        BnMergeArgs merge = stats.merge_args(at, args.stats, stats_tiles, form.tiles_a_block * form.tile_m);
+        merge.rests = args.stats + stats_tiles * 2 * o.g.oc;
+        BnStats::record_merge(merge, at.scratch + merge_at, launches);
       },
       layout.bytes(), conv_flops(o.g));
 }
