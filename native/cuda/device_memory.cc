@@ -52,6 +52,27 @@ Status DeviceMemory::ensure(plan::Arena a, uint64_t bytes) {
   return ok_status();
 }
 
+Status DeviceMemory::ensure_working(plan::DType dtype) {
+  Working& working = this->working(dtype);
+  const uint64_t bytes = this->bytes(plan::Arena::weights) / 2;
+  if (working.copy.bytes() >= bytes) return ok_status();
+  EFF_RETURN_IF_ERROR(device_->enter());
+  if (working.copy.bytes()) {
+    EFF_CUDA(device_->driver(), cuStreamSynchronize, stream_);  // steps in flight use the old one
+    ++generation_;
+  }
+  working = {};
+  auto made = allocate(bytes);
+  if (!made.ok()) return made.status();
+  working.copy = std::move(made.value());
+  return ok_status();
+}
+
+void DeviceMemory::outdate_working() {
+  for (auto& of_weights : working_)
+    for (Working& working : of_weights) working.stale = true;
+}
+
 Status DeviceMemory::clear(plan::Arena a) {
   if (!bytes(a)) return ok_status();
   EFF_RETURN_IF_ERROR(device_->enter());

@@ -38,6 +38,19 @@ class DeviceMemory final : public Memory {
   uint64_t generation() const { return generation_; }
   bool exchanged() const { return exchanged_; }
 
+  // The 16-bit copy of the weights that the plans of a model read, or of the moving average while the two are
+  // exchanged: neither has to be made again because the other was used.
+  struct Working {
+    DeviceBlock copy;
+    uint64_t version = 0;  // Memory::weights_version that it was made from
+    bool stale = true;
+  };
+  Working& working(plan::DType dtype) { return working_[exchanged_][dtype == plan::DType::bf16]; }
+  // Makes room for it. Another address, where the weights have grown, is another generation.
+  Status ensure_working(plan::DType dtype);
+  // Weights changed otherwise than by a step.
+  void outdate_working();
+
   uint64_t bytes(plan::Arena a) const override { return blocks_[static_cast<int>(a)].bytes(); }
   Status ensure(plan::Arena a, uint64_t bytes) override;
   Status clear(plan::Arena a) override;
@@ -55,6 +68,7 @@ class DeviceMemory final : public Memory {
   std::shared_ptr<Device> device_;
   CUstream stream_ = nullptr, copy_stream_ = nullptr;
   DeviceBlock blocks_[plan::kArenaCount];
+  Working working_[2][2];  // by whether weights and average are exchanged, and type
   DeviceBlock state_;
   uint64_t generation_ = 0;
   bool exchanged_ = false;

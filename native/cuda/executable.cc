@@ -117,6 +117,7 @@ Status Executable::allocate() {
   }
   EFF_RETURN_IF_ERROR(allocate_scratch());
   EFF_RETURN_IF_ERROR(allocate(folded()));
+  if (working_ != plan::DType::f32) EFF_RETURN_IF_ERROR(memory_->ensure_working(working_));
   EFF_RETURN_IF_ERROR(ring_.create(*memory_, plan_->arena_bytes(Arena::input),
                                    report_at(plan_->arena_bytes(Arena::output)) + kStepReportBytes));
   const auto upload = [&](CUdeviceptr to, std::span<const std::byte> bytes) -> Status {
@@ -147,10 +148,9 @@ Status Executable::allocate(Folded& folded) {
     block = std::move(allocated.value());
     return ok_status();
   };
-  EFF_RETURN_IF_ERROR(on_device(folded.prepared, plan_->arena_bytes(Arena::prepared)));
-  if (working_ != plan::DType::f32)
-    for (const Arena a : {Arena::weights, Arena::prepared})
-      EFF_RETURN_IF_ERROR(on_device(folded.working[static_cast<int>(a)], plan_->arena_bytes(a) / 2));
+  const uint64_t prepared = plan_->arena_bytes(Arena::prepared);
+  EFF_RETURN_IF_ERROR(on_device(folded.prepared, prepared));
+  if (working_ != plan::DType::f32) EFF_RETURN_IF_ERROR(on_device(folded.working, prepared / 2));
   folded.allocated = true;
   return ok_status();
 }
@@ -159,9 +159,10 @@ Status Executable::allocate(Folded& folded) {
 
 Addresses Executable::addresses(const Slot& slot) {
   Addresses at;
-  for (int i = 0; i < plan::kArenaCount; ++i) {
-    at.arenas[i] = memory_->arena(static_cast<Arena>(i));
-    at.working_arenas[i] = folded().working[i].data();
+  for (int i = 0; i < plan::kArenaCount; ++i) at.arenas[i] = memory_->arena(static_cast<Arena>(i));
+  if (working_ != plan::DType::f32) {
+    at.working_arenas[static_cast<int>(Arena::weights)] = memory_->working(working_).copy.data();
+    at.working_arenas[static_cast<int>(Arena::prepared)] = folded().working.data();
   }
   at.working_type = working_;
   at.arenas[static_cast<int>(Arena::prepared)] = folded().prepared.data();
@@ -191,11 +192,14 @@ Status Executable::record(const Slot& slot, Recording& recording) {
     if (bound.ok()) into = std::move(bound.value());
     return bound.status();
   };
-  for (int i = 0; i < plan::kArenaCount; ++i) {
-    if (!folded().working[i].bytes()) continue;
-    const auto count = static_cast<int64_t>(plan_->arena_bytes(static_cast<Arena>(i)) / sizeof(float));
+  const std::pair<Arena, uint64_t> copied[] = {{Arena::weights, memory_->bytes(Arena::weights)},
+                                               {Arena::prepared, plan_->arena_bytes(Arena::prepared)}};
+  for (const auto& [arena, bytes] : copied) {
+    const auto i = static_cast<int>(arena);
+    if (working_ == plan::DType::f32 || !bytes) continue;
     EFF_RETURN_IF_ERROR(
-        bind(recording.casts[i], {cast_weights_launch(at.arenas[i], at.working_arenas[i], count, working_)}));
+        bind(recording.casts[i], {cast_weights_launch(at.arenas[i], at.working_arenas[i],
+                                                      static_cast<int64_t>(bytes / sizeof(float)), working_)}));
   }
   if (updates_weights_) {
     const StepEndsArgs ends{reinterpret_cast<const plan::Segment*>(statistics_list_.data()),
@@ -307,6 +311,7 @@ StatusOr<Slot*> Executable::take_slot(const std::byte* input, const StepScalars&
   EFF_RETURN_IF_ERROR(device().enter());
   EFF_RETURN_IF_ERROR(check_arenas());  // one whose growth failed may be gone
   if (!folded().allocated) EFF_RETURN_IF_ERROR(allocate(folded()));
+  if (working_ != plan::DType::f32) EFF_RETURN_IF_ERROR(memory_->ensure_working(working_));
   if (scalars.parts > 1) EFF_RETURN_IF_ERROR(prepare_to_accumulate());
   if (input || plan_->arena_bytes(Arena::input) == 0) return ring_.stage(*memory_, input);
   Slot* slot = ring_.take();
@@ -329,15 +334,26 @@ Status Executable::stage(Slot& slot, const StepScalars& scalars) {
 }
 
 Status Executable::fold(const Use& use) {
-  if (working_ == plan::DType::f32 && !has_prepare_ops()) return ok_status();
-  if (weights_changed.exchange(false)) folded_[0].stale = folded_[1].stale = true;
+  DeviceMemory::Working* working = working_ == plan::DType::f32 ? nullptr : &memory_->working(working_);
+  if (!working && !has_prepare_ops()) return ok_status();
+  if (weights_changed.exchange(false)) {
+    folded_[0].stale = folded_[1].stale = true;
+    memory_->outdate_working();
+  }
   Folded& now = folded();
   const uint64_t version = memory_->weights_version.load();
-  if (!now.stale && version == now.version) return ok_status();
-  now.stale = true;  // until it has been queued
+  const auto is_of_now = [version](const auto& made) { return !made.stale && made.version == version; };
+  if ((!working || is_of_now(*working)) && (!has_prepare_ops() || is_of_now(now))) return ok_status();
+  const auto mark = [&](bool stale) {
+    now.stale = stale;
+    now.version = version;
+    if (!working) return;
+    working->stale = stale;
+    working->version = version;
+  };
+  mark(true);  // until it has been queued
   EFF_RETURN_IF_ERROR(run(Part::prepare, use));
-  now.stale = false;
-  now.version = version;
+  mark(false);
   return ok_status();
 }
 
@@ -367,8 +383,10 @@ StatusOr<Slot*> Executable::queue_step(const std::byte* input, const StepScalars
   } else {
     EFF_RETURN_IF_ERROR(run(Part::step, use));
   }
-  // An update writes the 16-bit copies of what it changes itself.
-  if (version == folded().version + 1 && !has_prepare_ops()) folded().version = version;
+  // An update writes the 16-bit copy of what it changes itself.
+  if (working_ != plan::DType::f32)
+    if (DeviceMemory::Working& working = memory_->working(working_); version == working.version + 1)
+      working.version = version;
   EFF_RETURN_IF_ERROR(taken.release());
   slot.waits_for_results = true;
   return &slot;

@@ -49,12 +49,11 @@ class Executable final : public effnet::Executable {
   std::shared_ptr<Memory> memory() const override { return memory_; }
 
  private:
-  // Of the weights as they are, and of the moving average while the two are exchanged: what is made from them, so that
-  // neither has to be made again because the other was used, and no address moves.
+  // Of the weights as they are, and of the moving average while the two are exchanged: what the plan makes from them,
+  // so that neither has to be made again because the other was used, and no address moves.
   struct Folded {
-    DeviceBlock prepared;
-    DeviceBlock working[plan::kArenaCount];  // 16-bit copies
-    uint64_t version = 0;                    // Memory::weights_version that it was made from
+    DeviceBlock prepared, working;  // and its 16-bit copy; that of the weights is the memory's
+    uint64_t version = 0;           // Memory::weights_version that it was made from
     bool stale = true, allocated = false;
   };
   // Where a step's input is, and the launches over it.

@@ -41,8 +41,9 @@ Status Executable::fill_to_tune() {
   };
   EFF_RETURN_IF_ERROR(fill(memory_->arena(Arena::activations), memory_->bytes(Arena::activations)));
   EFF_RETURN_IF_ERROR(fill(folded().prepared.data(), folded().prepared.bytes()));
-  for (const DeviceBlock& copy : folded().working) EFF_RETURN_IF_ERROR(fill(copy.data(), copy.bytes()));
-  const DeviceBlock& copy = folded().working[static_cast<int>(Arena::weights)];
+  EFF_RETURN_IF_ERROR(fill(folded().working.data(), folded().working.bytes()));
+  if (working_ == plan::DType::f32) return ok_status();
+  const DeviceBlock& copy = memory_->working(working_).copy;
   if (!copy.bytes()) return ok_status();
   const auto cast =
       bind_launches(*memory_->device(), {cast_weights_launch(memory_->arena(Arena::weights), copy.data(),
@@ -85,6 +86,7 @@ Status Executable::measure() {
     ++tuning_.measured;
     bound.kernel = std::move(chosen.kernel);
   }
+  memory_->outdate_working();  // what is measured may write it
   return ok_status();
 }
 

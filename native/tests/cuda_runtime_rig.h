@@ -107,8 +107,6 @@ inline void fill(const plan::Tensor& t, std::byte* arena, uint32_t seed) {
     word *= 2246822519u;
     word ^= word >> 13;
     const float value = 0.125f + static_cast<float>(word >> 8) / static_cast<float>(1 << 24) * 0.875f;
-    const uint32_t bits = std::bit_cast<uint32_t>(value);
-    const auto half = static_cast<uint16_t>(bits >> 16);
     const int32_t label = static_cast<int32_t>(word % 4) - 1;
     switch (t.dtype) {
       case DType::f32:
@@ -120,15 +118,16 @@ inline void fill(const plan::Tensor& t, std::byte* arena, uint32_t seed) {
       case DType::u8:
         data[i] = static_cast<std::byte>(word >> 8);
         break;
-      default:
+      default: {
+        const uint16_t half = to_bits16(t.dtype, value);
         std::memcpy(data + 2 * i, &half, 2);
+      }
     }
   }
 }
 
 inline float value_at(const plan::Tensor& t, const std::byte* arena, int64_t i) {
   const std::byte* data = arena + t.offset;
-  uint32_t bits = 0;
   switch (t.dtype) {
     case DType::i32: {
       int32_t integer;
@@ -137,12 +136,16 @@ inline float value_at(const plan::Tensor& t, const std::byte* arena, int64_t i) 
     }
     case DType::u8:
       return static_cast<float>(data[i]);
-    case DType::f32:
-      std::memcpy(&bits, data + 4 * i, 4);
-      return std::bit_cast<float>(bits);
-    default:
+    case DType::f32: {
+      float value;
+      std::memcpy(&value, data + 4 * i, 4);
+      return value;
+    }
+    default: {
+      uint16_t bits;
       std::memcpy(&bits, data + 2 * i, 2);
-      return std::bit_cast<float>(bits << 16);
+      return from_bits16(t.dtype, bits);
+    }
   }
 }
 
@@ -232,20 +235,26 @@ inline bool is_compared(const plan::Plan& plan, const plan::Tensor& t) {
   }
 }
 
-// |a - b| <= tolerance * (largest |b| of the tensor)
-inline void expect_alike(const plan::Plan& plan, const Arenas& got, const Arenas& want, double tolerance) {
-  for (const plan::Tensor& t : plan.tensors()) {
+// |a - b| <= tolerance * (largest |b| of the tensor). `want` is of a plan of the same tensors, in other types.
+inline void expect_alike(const plan::Plan& plan, const Arenas& got, const plan::Plan& want_plan, const Arenas& want,
+                         double tolerance) {
+  for (size_t at = 0; at < plan.tensors().size(); ++at) {
+    const plan::Tensor &t = plan.tensors()[at], &of_want = want_plan.tensors()[at];
     if (!is_compared(plan, t)) continue;
     const auto arena = static_cast<size_t>(t.arena);
     double scale = 0, worst = 0;
     for (int64_t i = 0; i < t.elements(); ++i) {
-      const double w = value_at(t, want[arena].data(), i), g = value_at(t, got[arena].data(), i);
+      const double w = value_at(of_want, want[arena].data(), i), g = value_at(t, got[arena].data(), i);
       if (std::isnan(w) && std::isnan(g)) continue;
       scale = std::max(scale, std::abs(w));
       worst = std::max(worst, difference(g, w));
     }
     EXPECT_LE(worst, tolerance * std::max(scale, 1e-3)) << "tensor " << t.name << " of " << t.elements();
   }
+}
+
+inline void expect_alike(const plan::Plan& plan, const Arenas& got, const Arenas& want, double tolerance) {
+  expect_alike(plan, got, plan, want, tolerance);
 }
 
 class CudaRuntime : public testing::Test {

@@ -131,6 +131,34 @@ describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
     expect(calls()).toBeGreaterThan(before + 3)
   }, 120_000)
 
+  it('has one 16-bit copy of the weights, and one of the average once that is evaluated', async () => {
+    const first = allocations().length
+    const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda', precision: 'bf16-mixed' })
+    models.push(model)
+    const { session } = model
+    const train = await session.trainPlan({ ...training, batchSize: 2 })
+    const tail = await session.trainPlan({ ...training, batchSize: 1 })
+    const evaluation = await session.evalPlan({ batchSize: 1, imageSize: 32 })
+    await session.resetEma()
+    const copies = (): number => {
+      const half = train.arenaBytes[ARENA.weights]! / 2
+      return allocations(first).filter((bytes) => bytes === half).length
+    }
+    const images = new Uint8Array(2 * 32 * 32 * 3).map((_, i) => i * 7)
+    const logits = async (): Promise<Float32Array> =>
+      (await evaluation.run(evaluation.packInput(images.subarray(0, 32 * 32 * 3)))).logits
+    for (const plan of [tail, train]) {
+      await plan.step(plan.packInput(images.subarray(0, plan.batchSize * 32 * 32 * 3)), { lr: 0.01, ema_decay: 0.5 })
+    }
+    const ofWeights = await logits()
+    expect(copies()).toBe(1)
+    await session.useEma(true)
+    expect(await logits()).not.toEqual(ofWeights)
+    await session.useEma(false)
+    expect(await logits()).toEqual(ofWeights)
+    expect(copies()).toBe(2)
+  }, 120_000)
+
   const refusal = async (model: Model, batchSize: number) => {
     const error = await model.session.trainPlan({ ...training, batchSize }).then(
       () => undefined,

@@ -345,6 +345,8 @@ export class Session implements AsyncDisposable {
   private pool: PoolHandle | undefined
   private memoryHandle: MemoryHandle | undefined
   private emaInUse = false
+  /** The plans of a GPU share a 16-bit copy of the weights. */
+  private weightsCopied = false
   /** Bytes of each arena that plans have asked for. */
   private readonly held: number[] = []
 
@@ -435,11 +437,15 @@ export class Session implements AsyncDisposable {
     return { model: binding().memoryBudget(this.memory).used, inUse: totalBytes - availableBytes, total: totalBytes }
   }
 
-  /** What an executable has beside its arenas: on a GPU a second input, and 16-bit copies of the weights. */
+  /**
+   * What an executable has beside its arenas: on a GPU a second input, and 16-bit copies: of what it folds, and of the weights where no
+   * other has made that.
+   */
   private besideArenas(arenaBytes: readonly number[]): number {
     if (this.device === 'cpu') return 0
-    const weights = this.format.dtype === 'f32' ? 0 : arenaBytes[ARENA.weights]! + arenaBytes[ARENA.prepared]!
-    return arenaBytes[ARENA.input]! + weights / 2
+    const weights = this.weightsCopied ? 0 : arenaBytes[ARENA.weights]!
+    const copied = this.format.dtype === 'f32' ? 0 : weights + arenaBytes[ARENA.prepared]!
+    return arenaBytes[ARENA.input]! + copied / 2
   }
 
   /** How fast the machine is: the yardstick of a profile. */
@@ -528,6 +534,7 @@ export class Session implements AsyncDisposable {
   }
 
   private keep<P extends BoundPlan>(plan: P): P {
+    this.weightsCopied = true
     this.plans.add(plan)
     const close = plan.close.bind(plan)
     plan.close = () => {
