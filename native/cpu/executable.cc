@@ -20,6 +20,7 @@ namespace {
 // What CPUs have no code for.
 const char* for_gpus_only(const plan::Op& op) {
   if (op.allows_tf32()) return "TF32";
+  if (op.has_half_gradient()) return "a 16-bit gradient of weights";
   for (const auto* list : {&op.inputs, &op.outputs})
     for (const plan::Tensor* t : *list)
       if (t && t->dtype == plan::DType::f16) return "FP16";

@@ -43,6 +43,7 @@ bool may_change(Arena arena) { return arena == Arena::activations || arena == Ar
 std::string signature(const plan::Op& op) {
   std::string text = plan::op_name(op.id);
   if (op.allows_tf32()) text += " tf32";
+  if (op.has_half_gradient()) text += " half gradient";
   for (const auto* operands : {&op.inputs, &op.outputs, &op.updates})
     for (const plan::Tensor* t : *operands) text += describe(t);
   for (const double value : op.attrs) {

@@ -35,6 +35,8 @@ enum OpFlags : uint16_t {
   kOpPrepare = 1,     // belongs to the prepare program: runs when weights changed, before the next step
   kOpRecomputed = 2,  // a forward op repeated in the backward part to save memory (shown by dump)
   kOpTf32 = 4,        // FP32 operands may go through tensor cores, rounded to TF32; for GPUs
+  // The gradient of weights is rounded to the 16 bits that its images have; for GPUs, of conv2d_bwd_weights.
+  kOpHalfGradient = 8,
 };
 
 // Consecutive ops of the step that are run for one image after another (or for several at once), all of them before the

@@ -200,7 +200,7 @@ class Loader {
       const OpRule* rule = rule_of(record.op);
       if (!rule) return bad("op", i, "unknown op");
       if (!name_ok(record.name_offset, record.name_bytes)) return bad("op", i, "name outside the name pool");
-      if (record.flags & ~(kOpPrepare | kOpRecomputed | kOpTf32)) return bad("op", i, "unknown flag");
+      if (record.flags & ~(kOpPrepare | kOpRecomputed | kOpTf32 | kOpHalfGradient)) return bad("op", i, "unknown flag");
       Op op;
       op.id = rule->id;
       op.flags = record.flags;
@@ -224,6 +224,8 @@ class Loader {
         if (!std::isfinite(value) || std::abs(value) > 1e15) return bad("op", i, "an attribute is not finite");
       EFF_RETURN_IF_ERROR(check_writes(op, i));
       EFF_RETURN_IF_ERROR(check_shapes(op));
+      if (op.has_half_gradient() && !can_have_half_gradient(op))
+        return bad("op", i, "rounds a gradient of weights to 16 bits, and has none of 16-bit images");
       ops.push_back(std::move(op));
     }
     return ok_status();

@@ -28,6 +28,12 @@ bool updates_parameters(OpId id) {
 
 bool is_of_update(OpId id) { return id == OpId::grad_norm || updates_parameters(id); }
 
+bool can_have_half_gradient(const Op& op) {
+  if (op.id != OpId::conv2d_bwd_weights) return false;
+  const DType images = op.in(op::conv2d_bwd_weights::in_src)->dtype;
+  return images == DType::f16 || images == DType::bf16;
+}
+
 bool averages(const Op& op) {
   switch (op.id) {
     case OpId::ema_update:

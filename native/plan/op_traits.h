@@ -16,6 +16,9 @@ bool is_of_update(OpId id);
 // Whether it moves averages: of its operands, or of what it updates.
 bool averages(const Op& op);
 
+// Whether kOpHalfGradient means something: a gradient of a convolution's weights, from 16-bit images.
+bool can_have_half_gradient(const Op& op);
+
 // Bytes of an op's operands, those of a region's images counted for `images` of them.
 double operand_bytes(const Op& op, int64_t images);
 

@@ -68,6 +68,7 @@ struct Op {
   Act act(int i) const { return static_cast<Act>(attr_int(i)); }
   bool is_prepare() const { return flags & kOpPrepare; }
   bool allows_tf32() const { return flags & kOpTf32; }
+  bool has_half_gradient() const { return flags & kOpHalfGradient; }
 };
 
 class Plan {

@@ -75,6 +75,31 @@ TEST_F(CudaCudnn, ConvolutionsInAllDirections) {
     }
 }
 
+// A choice of the plan: the gradient is rounded once, to the images' type, whoever makes it. Sums here are far from
+// where two roundings meet, so that the float64 one falls on the same number but for few values.
+TEST_F(CudaCudnn, HalfGradientsOfWeights) {
+  for (const char* provider : {"own", "cudnn"})
+    for (const DType dtype : {DType::bf16, DType::f16})
+      for (const ConvCase& c : kCases) {
+        setenv("EFFNET_CUDA_PROVIDER", provider, 1);
+        const ConvData d(c, dtype);
+        const ConvResult result =
+            run_conv(Direction::backward_weights, c, d, dtype, backend::make_conv2d_bwd_weights, plan::kOpHalfGradient);
+        const std::string what = provider + (" " + c.name()) + " " + result.kernel;
+        if (HasFatalFailure()) FAIL() << what;
+        const std::string by = provider == std::string("own") ? ":cuda" : ":cudnn";
+        EXPECT_TRUE(result.kernel.ends_with(plan::dtype_name(dtype) + ("_half" + by))) << what;
+        EXPECT_EQ(stored(dtype, result.got), result.got) << what << ": wider than the images";
+        const Values want = stored(dtype, result.want);
+        int64_t others = 0;
+        for (size_t i = 0; i < want.size(); ++i) others += result.got[i] != want[i];
+        // One unit in the last place where the sum lies between two numbers.
+        EXPECT_LE(worst(result.got, want), 2 * allowed(dtype)) << what;
+        EXPECT_LE(others, static_cast<int64_t>(want.size()) / 100) << what;
+        EXPECT_GT(worst(result.got, result.want), 1e-5) << what << ": not rounded";
+      }
+}
+
 TEST_F(CudaCudnn, BiasActivationAndResidual) {
   setenv("EFFNET_CUDA_PROVIDER", "cudnn", 1);
   for (const DType dtype : {DType::f32, DType::bf16})
@@ -161,6 +186,9 @@ TEST_F(CudaCudnn, WhatKeepsItsOwnKernel) {
   const auto weights = run_conv(Direction::backward_weights, kCases[0], ConvData(kCases[0], DType::f16), DType::f16,
                                 backend::make_conv2d_bwd_weights);
   EXPECT_EQ(weights.kernel.substr(weights.kernel.rfind(':')), ":cuda");
+  const auto half = run_conv(Direction::backward_weights, kCases[0], ConvData(kCases[0], DType::f16), DType::f16,
+                             backend::make_conv2d_bwd_weights, plan::kOpHalfGradient);
+  EXPECT_EQ(half.kernel, "conv2d_bwd_weights_f16_half:cudnn");
 }
 
 TEST_F(CudaCudnn, TheRealOnesAnswersChooseIt) {
@@ -172,7 +200,10 @@ TEST_F(CudaCudnn, TheRealOnesAnswersChooseIt) {
   EXPECT_TRUE(cuda::is_supported(120, c));
   c.bias = c.silu = c.residual = true;
   EXPECT_TRUE(cuda::is_supported(90, c));
+  c.bias = c.silu = c.residual = false;
   c.pass = Convolution::Pass::bwd_weights;
+  EXPECT_TRUE(cuda::is_supported(90, c));
+  c.result = DType::f32;
   EXPECT_FALSE(cuda::is_supported(90, c)) << "FP32 gradients of 16-bit images";
   c.pass = Convolution::Pass::forward;
   c.kh = c.kw = 5;

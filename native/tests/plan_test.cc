@@ -30,6 +30,14 @@ class Edited {
     ADD_FAILURE() << "no such op in the seed";
     return {};
   }
+  void set_flags(OpId id, uint16_t flags) {
+    for (uint32_t i = 0; i < header_.op_count; ++i)
+      if (auto record = at<OpRecord>(header_.ops_offset, i); record.op == static_cast<uint16_t>(id)) {
+        record.flags = flags;
+        return put(header_.ops_offset, i, record);
+      }
+    ADD_FAILURE() << "no such op in the seed";
+  }
   uint32_t ref(uint32_t i) const { return at<uint32_t>(header_.refs_offset, i); }
   void set_ref(uint32_t i, uint32_t tensor) { put(header_.refs_offset, i, tensor); }
   TensorRecord tensor(uint32_t i) const { return at<TensorRecord>(header_.tensors_offset, i); }
@@ -55,6 +63,19 @@ void expect_refused(const Edited& plan, const std::string& why) {
   const Status status = plan.load();
   EXPECT_EQ(status.code(), Code::plan_invalid);
   EXPECT_NE(status.message().find(why), std::string::npos) << status.message();
+}
+
+TEST(Plan, GradientsAreRoundedToThe16BitsOfImagesOnly) {
+  const auto with_flag = [](const std::string& seed, OpId id, int flags) {
+    Edited plan(seed);
+    plan.set_flags(id, static_cast<uint16_t>(flags));
+    return plan;
+  };
+  EXPECT_TRUE(with_flag("conv2d_bwd_weights-xx.bf16", OpId::conv2d_bwd_weights, plan::kOpHalfGradient).load().ok());
+  const std::string why = "rounds a gradient of weights to 16 bits, and has none of 16-bit images";
+  expect_refused(with_flag("conv2d_bwd_weights-xx.f32", OpId::conv2d_bwd_weights, plan::kOpHalfGradient), why);
+  expect_refused(with_flag("conv2d-xx.bf16", OpId::conv2d, plan::kOpHalfGradient), why);
+  expect_refused(with_flag("conv2d-xx.bf16", OpId::conv2d, 2 * plan::kOpHalfGradient), "unknown flag");
 }
 
 TEST(Plan, OutputsShareNoByte) {

@@ -11,6 +11,7 @@ const options: ResolvedOptions = {
   numClasses: 10,
   precision: 'fp32',
   lossScale: null,
+  halfWeightGradients: false,
   accumulate: 1,
   batchSize: 32,
   evalBatchSize: 32,

@@ -40,13 +40,21 @@ describe('a machine that changed', () => {
 it('deterministic and the loss scale are options that a resumed run should have as before', () => {
   const others = 'precision batchSize imageSize optimizer schedule labelSmoothing ema augment dropRate dropPathRate bnMomentum'
   const more = 'clipNorm maxEpochs maxSteps seed accumulate dataBackend'
-  const same = Object.fromEntries(`${others} ${more}`.split(' ').map((key) => [key, 0]))
+  const same = { ...Object.fromEntries(`${others} ${more}`.split(' ').map((key) => [key, 0])), halfWeightGradients: false }
   const options = (o: object) => ({ ...same, ...o }) as unknown as ResolvedOptions
-  expect(changedOptions(options({}), options({ deterministic: false, lossScale: null }))).toEqual([])
+  expect(changedOptions(options({ halfWeightGradients: undefined }), options({ deterministic: false, lossScale: null }))).toEqual(
+    [],
+  )
   expect(changedOptions(options({ deterministic: false }), options({ deterministic: true, lossScale: null }))).toEqual([
     'deterministic was false and is true',
   ])
   const scale = { initial: 65536, interval: 2000, growth: 2, backoff: 0.5 }
+  expect(
+    changedOptions(
+      options({ deterministic: false }),
+      options({ lossScale: null, deterministic: false, halfWeightGradients: true }),
+    ),
+  ).toEqual(['halfWeightGradients was false and is true'])
   const then = options({ deterministic: false, lossScale: scale })
   expect(changedOptions(then, options({ deterministic: false, lossScale: { ...scale, interval: 100 } }))).toEqual([
     'lossScale.interval was 2000 and is 100',

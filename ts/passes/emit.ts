@@ -18,6 +18,7 @@ const DTYPE_CODES: Record<DType, number> = { f32: 0, bf16: 1, f16: 2, u8: 3, i32
 const FLAG_PREPARE = 1
 const FLAG_RECOMPUTED = 2
 const FLAG_TF32 = 4
+const FLAG_HALF_GRADIENT = 8
 const TENSOR_SLICE = 1
 
 export interface EmittedPlan {
@@ -72,11 +73,26 @@ const up8 = (n: number): number => Math.ceil(n / 8) * 8
 export interface EmitOptions {
   /** FP32 products of convolutions and of matrices may use TF32. */
   tf32?: boolean
+  /** Gradients of the weights of larger convolutions are rounded to the 16 bits of their images. */
+  halfWeightGradients?: boolean
 }
 
 const isProduct = ({ op, inputs }: Node): boolean => /^(conv2d|linear)/.test(op) && inputs[0]?.dtype === 'f32'
 
-export const emit = parted(function* (graph: Graph, memory: MemoryPlan, { tf32 = false }: EmitOptions = {}): Parts<EmittedPlan> {
+/**
+ * Gradients of weights that a library may have no FP32 ones of: of 16-bit images and more than one pixel. 1x1 convolutions are matrix
+ * products, whose FP32 results cost nothing.
+ */
+function mayHaveHalfGradient({ op, inputs, outputs }: Node): boolean {
+  const [oc, kh, kw, ic] = outputs[0]?.shape ?? []
+  return op === 'conv2d_bwd_weights' && dtypeBytes(inputs[0]!.dtype) === 2 && kh! * kw! > 1 && oc! % 8 === 0 && ic! % 8 === 0
+}
+
+export const emit = parted(function* (
+  graph: Graph,
+  memory: MemoryPlan,
+  { tf32 = false, halfWeightGradients = false }: EmitOptions = {},
+): Parts<EmittedPlan> {
   const { region } = memory
   const tensors = recordsOf(graph, memory)
   yield
@@ -156,7 +172,10 @@ export const emit = parted(function* (graph: Graph, memory: MemoryPlan, { tf32 =
     u16(at, OP_TABLE[node.op].id)
     u16(
       at + 2,
-      (node.prepare ? FLAG_PREPARE : 0) | (node.recomputed ? FLAG_RECOMPUTED : 0) | (tf32 && isProduct(node) ? FLAG_TF32 : 0),
+      (node.prepare ? FLAG_PREPARE : 0) |
+        (node.recomputed ? FLAG_RECOMPUTED : 0) |
+        (tf32 && isProduct(node) ? FLAG_TF32 : 0) |
+        (halfWeightGradients && mayHaveHalfGradient(node) ? FLAG_HALF_GRADIENT : 0),
     )
     u32(at + 4, name[0])
     u32(at + 8, name[1])

@@ -30,3 +30,21 @@ export function checkCpuPrecision(precision: SessionPrecision, cpu: CpuInfo): vo
   if (precision === 'fp16-mixed') refuse('fp16-mixed is for GPUs: CPUs have no kernels for FP16')
   if (precision === 'bf16-mixed' && !bf16) refuse(`bf16-mixed needs AVX512_BF16 or AMX; this ${cpu.model} has neither`)
 }
+
+/** @throws EFF_CONFIG_VALUE where nothing would be rounded */
+export function checkHalfWeightGradients(
+  wanted: boolean,
+  { precision, device }: { precision: SessionPrecision; device: string },
+): void {
+  if (!wanted) return
+  const refuse = (why: string, hint: string): never => {
+    throw new EffnetError('EFF_CONFIG_VALUE', `halfWeightGradients is ${why}`, { hint })
+  }
+  if (device === 'cpu') refuse('for GPUs: on a CPU gradients of weights are FP32', "createModel(name, { device: 'cuda' })")
+  if (FORMATS[precision].dtype === 'f32') {
+    refuse(
+      `for bf16-mixed and fp16-mixed; the model was made with ${precision}`,
+      "createModel(name, { precision: 'bf16-mixed' })",
+    )
+  }
+}

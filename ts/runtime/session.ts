@@ -22,13 +22,13 @@ import type { Graph } from '../graph/graph.js'
 import { ARENA_COUNT } from '../graph/plan_format.js'
 import { elements, type Tensor } from '../graph/types.js'
 import { type ModelConfig, modelParams } from '../nn/index.js'
-import { emit } from '../passes/emit.js'
+import { type EmitOptions, emit } from '../passes/emit.js'
 import type { ImageRegion, OptimizerSpec, Target } from '../passes/index.js'
 import { activationBytes, type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
 import { inTurns } from '../turns.js'
 import { checkDataBackend, deviceName, openDevice } from './device.js'
 import { type DumpRow, dumpRows } from './dump.js'
-import { checkCpuPrecision, FORMATS, type NumberFormat, type SessionPrecision } from './formats.js'
+import { checkCpuPrecision, checkHalfWeightGradients, FORMATS, type NumberFormat, type SessionPrecision } from './formats.js'
 import { availableMemory, memoryBytes } from './memory_limit.js'
 import { checkMemory, checkWeights, type Demand, largestTensors, outOfMemory, type Room } from './out_of_memory.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
@@ -55,6 +55,8 @@ export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'o
   optimizer: Pick<OptimizerSpec, 'name' | 'nesterov' | 'decays'>
   /** Whether steps will have several parts; needs room for the sum of their gradients. Default false. */
   accumulates?: boolean
+  /** See `TrainerOptions`. */
+  halfWeightGradients?: boolean
 }
 
 export interface EvalPlanOptions {
@@ -78,9 +80,9 @@ export interface EvalResult extends StepResult {
   features: Float32Array
 }
 
-function* planStages(graph: Graph, request: MemoryRequest, region: ImageRegion | null, { tf32 }: NumberFormat) {
+function* planStages(graph: Graph, request: MemoryRequest, region: ImageRegion | null, options: EmitOptions) {
   const plan = yield* planMemory.parts(graph, request, region)
-  return { plan, ...(yield* emit.parts(graph, plan, { tf32 })) }
+  return { plan, ...(yield* emit.parts(graph, plan, options)) }
 }
 
 const lastChange = new WeakMap<MemoryHandle, Promise<unknown>>()
@@ -95,7 +97,7 @@ function changeMemory<T>(memory: MemoryHandle, change: () => Promise<T>): Promis
 interface BindingSite {
   pool: PoolHandle
   threads: number
-  format: NumberFormat
+  numbers: EmitOptions
   room(): Promise<Room>
   /** Bytes of an executable beside its arenas. */
   beside(arenaBytes: readonly number[]): number
@@ -119,7 +121,7 @@ class Compiled {
   }
 
   static async create(
-    { pool, threads, format, room, beside, tuning, deterministic }: BindingSite,
+    { pool, threads, numbers, room, beside, tuning, deterministic }: BindingSite,
     memory: MemoryHandle,
     { graph, region }: { graph: Graph; region: ImageRegion | null },
     request: MemoryRequest,
@@ -128,7 +130,7 @@ class Compiled {
     accumulates = false,
   ): Promise<Compiled> {
     const native = binding()
-    const { plan, bytes, hash } = await inTurns(planStages(graph, request, region, format))
+    const { plan, bytes, hash } = await inTurns(planStages(graph, request, region, numbers))
     const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
     const executable = await changeMemory(memory, async () => {
       const sums = accumulates ? arenaBytes[ARENA.grads]! : 0
@@ -471,12 +473,12 @@ export class Session implements AsyncDisposable {
     return this.device === 'cpu' ? { device: 'cpu', isa: binding().cpuInfo().isa } : { device: 'cuda' }
   }
 
-  private site(pool: PoolHandle): BindingSite {
-    const { threads, format, tuning, deterministic } = this
+  private site(pool: PoolHandle, halfWeightGradients = false): BindingSite {
+    const { threads, tuning, deterministic } = this
     return {
       pool,
       threads,
-      format,
+      numbers: { tf32: this.format.tf32, halfWeightGradients },
       tuning,
       deterministic,
       room: () => this.room(),
@@ -493,12 +495,14 @@ export class Session implements AsyncDisposable {
   async trainPlan(options: TrainPlanOptions): Promise<TrainPlan> {
     const pool = this.openPool()
     const { dtype, lossScale } = this.format
+    const { halfWeightGradients = false } = options
+    checkHalfWeightGradients(halfWeightGradients, this)
     // Gradients that are not finite are found by their norm.
     const clip = options.clip || lossScale
     const graph = await inTurns(trainProgram.parts(this.config, { ...options, clip, dtype, target: this.target }))
     const { name } = options.optimizer
     const compiled = await Compiled.create(
-      this.site(pool),
+      this.site(pool, halfWeightGradients),
       this.memory,
       { graph, region: null },
       {

@@ -357,6 +357,7 @@ export class FitRun implements TrainerContext, ValidationHost {
         ema: o.ema > 0,
         clip: o.clipNorm > 0,
         accumulates: o.accumulate > 1,
+        halfWeightGradients: o.halfWeightGradients,
         ...(frozen.size > 0 ? { frozen: (name: string) => frozen.has(name) } : {}),
       })
       await session.resetOptimizer()

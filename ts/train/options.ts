@@ -6,7 +6,7 @@ import { EffnetError } from '../errors.js'
 import { normalizePrecision } from '../infer/precision.js'
 import { nearest } from '../nearest.js'
 import { checkDataBackend } from '../runtime/device.js'
-import { FORMATS } from '../runtime/formats.js'
+import { checkHalfWeightGradients, FORMATS } from '../runtime/formats.js'
 import { checkCallbacks } from './callback_check.js'
 import { durationMs } from './duration.js'
 import { optimizerDefaults, recipeFor } from './recipes.js'
@@ -102,6 +102,7 @@ const schema = z.strictObject({
       backoff: z.number().gt(0).lt(1).optional(),
     })
     .optional(),
+  halfWeightGradients: z.boolean().optional(),
   maxEpochs: countFrom1.optional(),
   maxSteps: countFrom1.optional(),
   maxTime: z.union([z.string(), z.number()]).optional(),
@@ -182,6 +183,7 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
   const maxEpochs = options.maxEpochs ?? recipe.epochs
   checkPrecision(options)
   checkDataBackend(options.dataBackend, model.device)
+  checkHalfWeightGradients(options.halfWeightGradients ?? false, model)
   const chosen = typeof options.optimizer === 'object' ? options.optimizer : { name: options.optimizer ?? recipe.optimizer }
   const defaults = optimizerDefaults(chosen.name)
   const lr = options.lr ?? ('lr' in chosen ? chosen.lr : undefined) ?? recipe.lr(batchSize * (options.accumulate ?? 1))
@@ -222,6 +224,7 @@ export function resolveOptions(options: TrainerOptions): ResolvedOptions {
     bnMomentum: options.bnMomentum ?? recipe.bnMomentum,
     clipNorm: options.clipNorm ?? 0,
     lossScale: resolveLossScale(options),
+    halfWeightGradients: options.halfWeightGradients ?? false,
     maxEpochs,
     maxSteps: options.maxSteps ?? null,
     maxTimeMs: options.maxTime === undefined ? null : durationMs(options.maxTime, 'maxTime'),

@@ -196,6 +196,7 @@ const DECISIVE = [
   'dataBackend',
   'deterministic',
   'lossScale',
+  'halfWeightGradients',
 ] as const satisfies readonly (keyof ResolvedOptions)[]
 
 /** Of runs from before there was such an option. */
@@ -204,6 +205,7 @@ const BEFORE: Partial<Record<keyof ResolvedOptions, unknown>> = {
   dataBackend: 'cpu',
   deterministic: false,
   lossScale: null,
+  halfWeightGradients: false,
 }
 
 /** Values by the path to them: `optimizer.lr`. A list is one value. */

@@ -112,6 +112,11 @@ export interface TrainerOptions {
   clipNorm?: number
   /** With precision fp16-mixed only. */
   lossScale?: LossScaleOptions
+  /**
+   * On a GPU, with precision bf16-mixed or fp16-mixed: gradients of the weights of dense convolutions larger than 1x1 are rounded to
+   * 16 bits before the update, as cuDNN's are, which has no FP32 ones of 16-bit images. Default false: own kernels make them, in FP32.
+   */
+  halfWeightGradients?: boolean
   maxEpochs?: number
   maxSteps?: number
   /** Milliseconds, '12h', '90m', '30s' or 'DD:HH:MM:SS'; when used up: checkpoint, status 'interrupted'. */
@@ -175,6 +180,7 @@ export interface ResolvedOptions {
   clipNorm: number
   /** null: the precision needs none. */
   lossScale: Required<LossScaleOptions> | null
+  halfWeightGradients: boolean
   maxEpochs: number
   maxSteps: number | null
   maxTimeMs: number | null

@@ -15,4 +15,11 @@ struct CastWeightsArgs {
   int64_t count;
 };
 
+// dst[i] = src[i], of a 16-bit type; both 16-byte aligned.
+struct WidenWeightsArgs {
+  const void* src;
+  float* dst;
+  int64_t count;
+};
+
 }  // namespace effnet::cuda

@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/gemm_tile.h"
 #include "cuda/ops/batch_norm.h"
+#include "cuda/ops/weights.h"
 
 namespace effnet::cuda {
 namespace {
@@ -118,6 +119,8 @@ const void* weights_at(const Addresses& at, const Tensor* weights, const ConvFor
   return form.plain() || type.dtype == plan::DType::f32 ? at.ptr(weights) : at.working(weights);
 }
 
+void name_half_gradient(Kernel& kernel) { kernel.name.insert(kernel.name.rfind(':'), "_half"); }
+
 ConvOperands::ConvOperands(const Op& op, int first_attr, const SourceNorm& source, const Tensor* weights,
                            const Tensor* dst, const std::optional<PixelNorm>& pixels)
     : g(conv_geometry(op, first_attr, source.src, dst, weights->dims[1], weights->dims[2])),
@@ -192,9 +195,12 @@ KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& o, cons
 }
 
 KernelPtr conv_bwd_weights_kernel(const std::string& base, const ConvOperands& o, const Tensor* diff_dst,
-                                  const Tensor* diff_weights) {
+                                  const Tensor* diff_weights, bool half) {
   const ConvForm form = o.bwd_weights_form();
-  return conv_kernel(
+  ScratchLayout layout;
+  layout.add(conv_bwd_weights_scratch(o.g, form));
+  const size_t half_at = layout.add(half ? diff_weights->bytes / 2 : 0);
+  auto kernel = conv_kernel(
       base, form, o.type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
         ConvBwdWeightsArgs args{};
@@ -203,8 +209,14 @@ KernelPtr conv_bwd_weights_kernel(const std::string& base, const ConvOperands& o
         args.diff_dst = at.ptr(diff_dst);
         args.parts = reinterpret_cast<float*>(at.scratch);
         record_conv_bwd_weights(args, form, o.type, at.ptr<float>(diff_weights), launches);
+        if (!half) return;
+        std::byte* rounded = at.scratch + half_at;
+        launches.push_back(cast_weights_launch(at.ptr(diff_weights), rounded, weights_count(o.g), o.type.dtype));
+        launches.push_back(widen_weights_launch(rounded, at.ptr(diff_weights), weights_count(o.g), o.type.dtype));
       },
-      conv_bwd_weights_scratch(o.g, form), conv_flops(o.g));
+      layout.bytes(), conv_flops(o.g));
+  if (half) name_half_gradient(*kernel);
+  return kernel;
 }
 
 StatusOr<KernelPtr> make_conv2d(const Op& op) {
@@ -259,7 +271,7 @@ StatusOr<KernelPtr> make_conv2d_bwd_weights(const Op& op) {
   using namespace op::conv2d_bwd_weights;
   const Tensor *diff_dst = op.in(in_diff_dst), *diff_weights = op.out(out_diff_weights);
   const ConvOperands operands(op, attr_stride, {.src = op.in(in_src)}, diff_weights, diff_dst);
-  return conv_bwd_weights_kernel("conv2d_bwd_weights", operands, diff_dst, diff_weights);
+  return conv_bwd_weights_kernel("conv2d_bwd_weights", operands, diff_dst, diff_weights, op.has_half_gradient());
 }
 
 }  // namespace effnet::cuda

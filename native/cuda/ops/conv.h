@@ -63,7 +63,9 @@ struct ConvBiasAct {
 KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& operands, const ConvBiasAct& epilogue);
 KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& operands, const BnStats& stats);
 KernelPtr conv_bwd_weights_kernel(const std::string& base, const ConvOperands& operands, const plan::Tensor* diff_dst,
-                                  const plan::Tensor* diff_weights);
+                                  const plan::Tensor* diff_weights, bool half);
+// "conv2d_bwd_weights_bf16:cuda" to "conv2d_bwd_weights_bf16_half:cuda"
+void name_half_gradient(Kernel& kernel);
 
 // What of conv2d_bwd others do than the own kernels: `record` appends launches that make `result` of the gradient of
 // dst and of the weights, or of what was convolved. Absent: the own kernel does it.

@@ -33,7 +33,7 @@ StatusOr<KernelPtr> make_input_conv2d_bwd_weights(const Op& op) {
   const Tensor *diff_dst = op.in(in_diff_dst), *diff_weights = op.out(out_diff_weights);
   const ConvOperands operands(op, attr_stride, {.src = op.in(in_src)}, diff_weights, diff_dst,
                               pixel_norm(op, attr_mean0, attr_std0));
-  return conv_bwd_weights_kernel("input_conv2d_bwd_weights", operands, diff_dst, diff_weights);
+  return conv_bwd_weights_kernel("input_conv2d_bwd_weights", operands, diff_dst, diff_weights, false);
 }
 
 }  // namespace effnet::cuda

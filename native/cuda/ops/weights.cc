@@ -10,4 +10,10 @@ Launch cast_weights_launch(const void* src, void* dst, int64_t count, plan::DTyp
                      args);
 }
 
+Launch widen_weights_launch(const void* src, void* dst, int64_t count, plan::DType dtype) {
+  const WidenWeightsArgs args{src, static_cast<float*>(dst), count};
+  return make_launch("widen_weights" + suffix(dtype), grid_for(count / kCastVector, kCastThreads), kCastThreads, 0,
+                     args);
+}
+
 }  // namespace effnet::cuda

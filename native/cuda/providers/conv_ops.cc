@@ -1,6 +1,7 @@
 // Ops that are one dense convolution, by cuDNN.
 #include "cuda/ops/batch_norm.h"
-#include "cuda/ops/common.h"
+#include "cuda/ops/conv.h"
+#include "cuda/ops/weights.h"
 #include "cuda/providers/conv_bwd.h"
 #include "plan/op_traits.h"
 
@@ -108,7 +109,9 @@ bool complete(Convolution& c, DType dtype, DType result, bool tf32) {
 
 std::optional<Call> typed_call_of(const Op& op) {
   std::optional<Call> call = call_of(op);
-  if (!call || !complete(call->convolution, call->a->dtype, call->result->dtype, op.allows_tf32())) return {};
+  if (!call) return {};
+  const DType result = op.has_half_gradient() ? call->a->dtype : call->result->dtype;
+  if (!complete(call->convolution, call->a->dtype, result, op.allows_tf32())) return {};
   return call;
 }
 
@@ -146,16 +149,25 @@ StatusOr<KernelPtr> make_convolution(const Cudnn& library, const Op& op, const s
   ScratchLayout layout;
   const size_t workspace_at = layout.add(plan.value()->workspace_bytes());
   const size_t stats_at = layout.add(found->stats ? found->stats->scratch_bytes() : 0);
+  const bool half = op.has_half_gradient();
+  const size_t half_at = layout.add(half ? found->result->bytes / 2 : 0);
   kernel->scratch_bytes = layout.bytes();
   kernel->flops = 2.0 * static_cast<double>(c.n * c.oh * c.ow) * static_cast<double>(c.oc * c.kh * c.kw * c.ic);
   if (found->b_is_weights) kernel->working = c.dtype;
-  kernel->record = [call = *found, plan = plan.value(), workspace_at, stats_at](const Addresses& at,
-                                                                                std::vector<Launch>& launches) {
+  if (half) name_half_gradient(*kernel);
+  kernel->record = [=, call = *found, plan = plan.value()](const Addresses& at, std::vector<Launch>& launches) {
     const bool copied = call.b_is_weights && call.convolution.dtype != DType::f32;
-    const ConvolutionPlan::Operands operands{at.ptr(call.a),      copied ? at.working(call.b) : at.ptr(call.b),
-                                             at.ptr(call.bias),   at.ptr(call.residual),
-                                             at.ptr(call.result), at.scratch + workspace_at};
+    void* result = half ? at.scratch + half_at : at.ptr(call.result);
+    const ConvolutionPlan::Operands operands{at.ptr(call.a),
+                                             copied ? at.working(call.b) : at.ptr(call.b),
+                                             at.ptr(call.bias),
+                                             at.ptr(call.residual),
+                                             result,
+                                             at.scratch + workspace_at};
     launches.push_back(convolution_launch(plan, operands));
+    if (half)
+      launches.push_back(
+          widen_weights_launch(result, at.ptr(call.result), call.result->elements(), call.convolution.dtype));
     if (call.stats) call.stats->record(at, at.scratch + stats_at, launches);
   };
   return kernel;

@@ -22,7 +22,7 @@ std::string graph_name(const Convolution& c) {
     case Convolution::Pass::bwd_data:
       return "bwd_data";
     case Convolution::Pass::bwd_weights:
-      return "bwd_weights";
+      return c.result == plan::DType::f32 ? "bwd_weights" : "bwd_weights_half";
     default:
       return std::string("forward") + (c.bias ? "_bias" : "") + (c.silu ? "_silu" : "") +
              (c.residual ? "_residual" : "");

@@ -19,7 +19,8 @@ struct SupportRow {
 };
 std::span<const SupportRow> support_rows();
 
-// "forward", "forward_bias", "forward_bias_silu", "forward_bias_silu_residual", "bwd_data", "bwd_weights"
+// "forward", "forward_bias", "forward_bias_silu", "forward_bias_silu_residual", "bwd_data", "bwd_weights" (FP32),
+// "bwd_weights_half" (as wide as the images)
 std::string graph_name(const Convolution& convolution);
 
 // Whether every row of that capability, graph, type, kernel and stride has an engine, and there is one. Later GPUs
