@@ -2,6 +2,7 @@
 // one below the other.
 #include <bit>
 #include <cstring>
+#include <set>
 
 #include "conv_reference.h"
 #include "cuda/kernels/gemm_tile.h"
@@ -449,6 +450,47 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
       }
     }
   }
+}
+
+// What is tried where kernels are measured.
+TEST(ConvForms, EveryFormGivesTheProduct) {
+  const ConvGeometry g{1, 9, 19, 264, 9, 19, 136, 1, 1, 1, 0, 0};
+  for (const Widths& w : kWidths) {
+    const DType dtype = w.type.dtype;
+    const auto src = operand(dtype, g.src_pixels() * g.ic, 1), weights = operand(dtype, g.oc * g.ic, 2);
+    const std::vector<ConvForm> forms = cuda::conv_forward_forms(g, w.type);
+    EXPECT_EQ(forms[0].full_name(), cuda::conv_forward_form(g, w.type).full_name());
+    std::set<std::string> names;
+    for (const ConvForm& form : forms) {
+      SCOPED_TRACE(form.full_name() + w.type.suffix());
+      EXPECT_TRUE(names.insert(form.full_name()).second);
+      EXPECT_LE(form.shared_bytes, size_t{99} << 10);
+      for (const unsigned schedule : backend::Runner::kSchedules) {
+        std::vector<uint8_t> dst(static_cast<size_t>(g.dst_pixels() * g.oc) * bytes_of(dtype));
+        std::vector<float> parts(form.parts_bytes(g.oc) / sizeof(float), NAN);
+        cuda::StepState state{};
+        cuda::ConvArgs args{};
+        args.g = g;
+        args.src.data = src.data();
+        args.weights = weights.data();
+        args.dst = dst.data();
+        args.parts = parts.data();
+        args.state = &state;
+        EXPECT_EQ(emulate(cuda::conv_launch(args, form, w.type), schedule), nullptr);
+        expect_product(dtype, dst, src, weights, {g.dst_pixels(), g.ic, g.oc, 1, g.ic}, tolerance_of(w.type));
+        if (kThreadSanitizer) break;
+      }
+    }
+    for (const int columns : w.of)
+      EXPECT_TRUE(names.contains((w.tensor_cores ? "mma_128x" : "fma_128x") + std::to_string(columns)));
+    for (const char* small : {"64x32", "64x32_by2"})
+      EXPECT_TRUE(names.contains((w.tensor_cores ? "mma_" : "fma_") + std::string(small)));
+  }
+  // Large layers have no use for small tiles, narrow ones none for wide.
+  std::vector<std::string> large;
+  for (const ConvForm& form : cuda::conv_forward_forms(geometry(64, 56, 64, 24), kBf16))
+    large.push_back(form.full_name());
+  EXPECT_EQ(large, std::vector<std::string>{"mma_128x32"});
 }
 
 TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnes) {

@@ -22,8 +22,8 @@ std::string plain_suffix(const ConvForm& form, ConvType type) {
 
 ConvSource conv_source(const SourceNorm& source, const Addresses& at) {
   const auto* gate = at.ptr<const float>(source.gate);
-  if (!source) return {at.ptr(source.src), {}, {}, gate};
-  return {at.ptr(source.src), source.norm(at), source.act, gate};
+  if (!source) return {at.ptr(source.src), {}, {}, gate, {}};
+  return {at.ptr(source.src), source.norm(at), source.act, gate, {}};
 }
 
 ConvGeometry conv_geometry(const Op& op, int first_attr, const Tensor* src, const Tensor* dst, int64_t kh, int64_t kw) {
@@ -104,8 +104,7 @@ void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, fl
 KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType type, Kernel::Record record,
                       size_t scratch_bytes, double flops) {
   auto kernel = make_kernel(base, type.dtype, std::move(record), scratch_bytes, flops);
-  const std::string cut = form.splits > 1 ? "_by" + std::to_string(form.splits) : "";
-  kernel->name = base + "_" + form.name() + cut + type.suffix() + ":cuda";
+  kernel->name = base + "_" + form.full_name() + type.suffix() + ":cuda";
   if (!form.plain() && type.dtype != plan::DType::f32) kernel->working = type.dtype;
   return kernel;
 }
@@ -130,8 +129,8 @@ ConvOperands::ConvOperands(const Op& op, int first_attr, const SourceNorm& sourc
       dst(dst),
       pixels(pixels) {}
 
-ConvForm ConvOperands::forward_form() const {
-  const ConvForm form = over_weights(weights, type, conv_forward_form(g, type, source || source.gate));
+ConvForm ConvOperands::forward_form(const FormOf& form_of) const {
+  const ConvForm form = over_weights(weights, type, form_of(g, type, source || source.gate));
   return pixels ? over_pixels(form) : form;
 }
 
@@ -156,8 +155,8 @@ ConvArgs ConvOperands::forward_args(const ConvForm& form, const Addresses& at) c
   return args;
 }
 
-KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& o, const ConvBiasAct& epilogue) {
-  const ConvForm form = o.forward_form();
+KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& o, const ConvForm& form,
+                               const ConvBiasAct& epilogue) {
   return conv_kernel(
       base, form, o.type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -171,8 +170,8 @@ KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& o, c
       form.parts_bytes(o.g.oc), conv_flops(o.g));
 }
 
-KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& o, const BnStats& stats) {
-  const ConvForm form = o.forward_form();
+KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& o, const ConvForm& form,
+                            const BnStats& stats) {
   ScratchLayout layout;
   const int64_t stats_tiles = form.plain() ? 0 : form.row_blocks();
   const size_t tiles_at =
@@ -219,21 +218,24 @@ KernelPtr conv_bwd_weights_kernel(const std::string& base, const ConvOperands& o
   return kernel;
 }
 
-StatusOr<KernelPtr> make_conv2d(const Op& op) {
+namespace {
+
+KernelPtr conv2d(const Op& op, const FormOf& form_of) {
   using namespace op::conv2d;
   const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
   const ConvOperands operands(op, attr_stride, {.src = src}, weights, dst);
-  return conv_bias_act_kernel("conv2d", operands, {});
+  return conv_bias_act_kernel("conv2d", operands, operands.forward_form(form_of), {});
 }
 
-StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) {
+KernelPtr conv2d_bias_act(const Op& op, const FormOf& form_of) {
   using namespace op::conv2d_bias_act;
   const SourceNorm source{.src = op.in(in_src), .gate = op.in(in_gate)};
   const ConvOperands operands(op, attr_stride, source, op.in(in_weights), op.out(out_dst));
-  return conv_bias_act_kernel("conv2d_bias_act", operands, {op.in(in_bias), op.in(in_residual), op.act(attr_act)});
+  return conv_bias_act_kernel("conv2d_bias_act", operands, operands.forward_form(form_of),
+                              {op.in(in_bias), op.in(in_residual), op.act(attr_act)});
 }
 
-StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
+KernelPtr conv2d_stats(const Op& op, const FormOf& form_of) {
   using namespace op::conv2d_stats;
   const Tensor* dst = op.out(out_dst);
   const SourceNorm source{op.in(in_src),       op.in(in_src_mean), op.in(in_src_inv_std), op.in(in_src_scale),
@@ -245,7 +247,55 @@ StatusOr<KernelPtr> make_conv2d_stats(const Op& op) {
                       op.upd(upd_running_var),
                       op.attr(attr_eps),
                       op.attr(attr_momentum)};
-  return conv_stats_kernel("conv2d_stats", ConvOperands(op, attr_stride, source, op.in(in_weights), dst), stats);
+  const ConvOperands operands(op, attr_stride, source, op.in(in_weights), dst);
+  return conv_stats_kernel("conv2d_stats", operands, operands.forward_form(form_of), stats);
+}
+
+// nullptr for what is no forward convolution.
+KernelPtr forward(const Op& op, const FormOf& form_of) {
+  switch (op.id) {
+    case plan::OpId::conv2d:
+      return conv2d(op, form_of);
+    case plan::OpId::conv2d_bias_act:
+      return conv2d_bias_act(op, form_of);
+    case plan::OpId::conv2d_stats:
+      return conv2d_stats(op, form_of);
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace
+
+StatusOr<KernelPtr> make_conv2d(const Op& op) { return conv2d(op, conv_forward_form); }
+StatusOr<KernelPtr> make_conv2d_bias_act(const Op& op) { return conv2d_bias_act(op, conv_forward_form); }
+StatusOr<KernelPtr> make_conv2d_stats(const Op& op) { return conv2d_stats(op, conv_forward_form); }
+
+std::vector<std::string> other_forms(const Op& op) {
+  std::vector<std::string> names;
+  const KernelPtr of_table = forward(op, [&](const ConvGeometry& g, ConvType type, bool edited) {
+    const std::vector<ConvForm> forms = conv_forward_forms(g, type, edited);
+    for (size_t i = 1; i < forms.size(); ++i) names.push_back(forms[i].full_name());
+    return forms[0];
+  });
+  // Of weights that have no 16-bit copy.
+  if (of_table && of_table->name.starts_with(std::string(plan::op_name(op.id)) + "_plain")) names.clear();
+  return names;
+}
+
+StatusOr<KernelPtr> make_in_form(const Op& op, const std::string& name) {
+  bool found = false;
+  KernelPtr kernel = forward(op, [&](const ConvGeometry& g, ConvType type, bool edited) {
+    const std::vector<ConvForm> forms = conv_forward_forms(g, type, edited);
+    for (const ConvForm& form : forms)
+      if (form.full_name() == name) {
+        found = true;
+        return form;
+      }
+    return forms[0];
+  });
+  if (found) return kernel;
+  return error(Code::plan_invalid, "%s has no form %s here", plan::op_name(op.id), name.c_str());
 }
 
 StatusOr<KernelPtr> make_conv2d_bwd_data(const Op& op) {

@@ -1,6 +1,7 @@
 // Convolution launches that several ops are made of.
 #pragma once
 
+#include <functional>
 #include <optional>
 
 #include "cuda/ops/batch_norm.h"
@@ -26,6 +27,11 @@ Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType
 KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType type, Kernel::Record record,
                       size_t scratch_bytes, double flops);
 
+// A forward convolution's forms by name, but for the table's; none of other ops. And its kernel of such a form:
+// Code::plan_invalid where there is none of that name.
+std::vector<std::string> other_forms(const plan::Op& op);
+StatusOr<KernelPtr> make_in_form(const plan::Op& op, const std::string& form);
+
 // The form, or the plain one where it would read a 16-bit copy of weights that lie where no copy is made.
 ConvForm over_weights(const plan::Tensor* weights, ConvType type, ConvForm form);
 
@@ -39,6 +45,9 @@ void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, Conv
 void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, float* dst,
                       std::vector<Launch>& launches);
 
+// Which of its forms a forward convolution gets; `edited`: its source is changed on the way in.
+using FormOf = std::function<ConvForm(const ConvGeometry& g, ConvType type, bool edited)>;
+
 // What a convolution multiplies, forward or for the gradient of its weights (then `weights` and `dst` are gradients).
 struct ConvOperands {
   ConvGeometry g;
@@ -49,7 +58,7 @@ struct ConvOperands {
 
   ConvOperands(const plan::Op& op, int first_attr, const SourceNorm& source, const plan::Tensor* weights,
                const plan::Tensor* dst, const std::optional<PixelNorm>& pixels = {});
-  ConvForm forward_form() const;
+  ConvForm forward_form(const FormOf& form_of = conv_forward_form) const;
   ConvForm bwd_weights_form() const;
   ConvSource source_at(const Addresses& at) const;
   // Without what follows the sums.
@@ -60,8 +69,10 @@ struct ConvBiasAct {
   plan::Act act = plan::Act::identity;
 };
 // Of the ops with the same endings, `base` being the op's name.
-KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& operands, const ConvBiasAct& epilogue);
-KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& operands, const BnStats& stats);
+KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& operands, const ConvForm& form,
+                               const ConvBiasAct& epilogue);
+KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& operands, const ConvForm& form,
+                            const BnStats& stats);
 KernelPtr conv_bwd_weights_kernel(const std::string& base, const ConvOperands& operands, const plan::Tensor* diff_dst,
                                   const plan::Tensor* diff_weights, bool half);
 // "conv2d_bwd_weights_bf16:cuda" to "conv2d_bwd_weights_bf16_half:cuda"

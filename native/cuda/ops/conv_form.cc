@@ -16,6 +16,8 @@ constexpr int kTileM = 128;
 // less than so many steps.
 constexpr int kSmallM = 64, kSmallN = 32;
 constexpr int64_t kLeastSteps = 4;
+// So many times as many tiles of a row as there are multiprocessors: small ones need not be tried.
+constexpr int64_t kMostSmall = 4;
 
 // Rows of 16 bytes, places in an image of 15 bits, and indices of 31 bits but for those of a tensor's elements.
 bool fits_gather(const ConvGeometry& g, plan::DType dtype) {
@@ -71,13 +73,11 @@ ConvForm by_width(std::span<const Width> widths, int64_t rows, int64_t columns, 
   return form;
 }
 
-// `form`, or smaller tiles of a forward convolution that has few.
-ConvForm or_small(const ConvForm& form, const ConvGeometry& g, plan::DType dtype) {
-  const int64_t across = ceil_div(g.oc, kSmallN);
-  if (form.tiles * across >= kProcessors) return form;
+// Tiles of 64 pixels by 32 channels, of sums cut into so many parts, or as many as leave each kLeastSteps.
+ConvForm small_form(const ConvGeometry& g, plan::DType dtype, bool tensor_cores, int64_t splits) {
   ConvForm small;
   const bool half = dtype != plan::DType::f32;
-  small.tensor_cores = form.tensor_cores;
+  small.tensor_cores = tensor_cores;
   small.tile_m = kSmallM;
   small.tile_n = kSmallN;
   small.shared_bytes = 16 + (half ? TileShape<2, kSmallM, kSmallN, Layout::by_rows, Layout::by_rows>::kShared
@@ -85,10 +85,23 @@ ConvForm or_small(const ConvForm& form, const ConvGeometry& g, plan::DType dtype
   small.tiles = ceil_div(g.dst_pixels(), kSmallM);
   small.tiles_a_block = 1;
   const int64_t steps = g.kh * g.kw * ceil_div(g.ic, half ? 32 : 16);
-  const int64_t wanted = ceil_div(kProcessors, small.tiles * across);
-  small.split_steps = ceil_div(steps, std::clamp<int64_t>(steps / kLeastSteps, 1, wanted));
+  small.split_steps = ceil_div(steps, std::clamp<int64_t>(steps / kLeastSteps, 1, splits));
   small.splits = ceil_div(steps, small.split_steps);
   return small;
+}
+
+// `form`, or smaller tiles of a forward convolution that has few.
+ConvForm or_small(const ConvForm& form, const ConvGeometry& g, plan::DType dtype) {
+  const int64_t across = ceil_div(g.oc, kSmallN);
+  if (form.tiles * across >= kProcessors) return form;
+  const int64_t tiles = ceil_div(g.dst_pixels(), kSmallM) * across;
+  return small_form(g, dtype, form.tensor_cores, ceil_div(kProcessors, tiles));
+}
+
+std::span<const Width> forward_widths(ConvType type, bool gathered) {
+  const bool half = type.dtype != plan::DType::f32;
+  if (gathered) return half ? std::span<const Width>(kGather16) : kGather32;
+  return half ? std::span<const Width>(kForward16) : type.tf32 ? std::span<const Width>(kForwardTf32) : kForwardFma;
 }
 
 struct Area {
@@ -115,6 +128,8 @@ std::string ConvForm::name() const {
   return std::string(tensor_cores ? "mma_" : "fma_") + source + std::to_string(tile_m) + "x" + std::to_string(tile_n);
 }
 
+std::string ConvForm::full_name() const { return name() + (splits > 1 ? "_by" + std::to_string(splits) : ""); }
+
 size_t ConvForm::parts_bytes(int64_t columns) const {
   if (splits == 1) return 0;
   const auto count = static_cast<size_t>(tiles * ceil_div(columns, tile_n) * splits);
@@ -129,17 +144,37 @@ ConvForm ConvForm::whole() const {
 }
 
 ConvForm conv_forward_form(const ConvGeometry& g, ConvType type, bool edited) {
-  const bool half = type.dtype != plan::DType::f32;
-  if (!fits_tiles(g, type.dtype)) {
-    if (edited || !fits_gather(g, type.dtype)) return {};
-    ConvForm form = by_width(half ? kGather16 : kGather32, g.dst_pixels(), g.oc, half || type.tf32);
-    form.gathered = true;
-    return form;
+  const bool gathered = !fits_tiles(g, type.dtype);
+  if (gathered && (edited || !fits_gather(g, type.dtype))) return {};
+  const bool tensor_cores = type.dtype != plan::DType::f32 || type.tf32;
+  ConvForm form = by_width(forward_widths(type, gathered), g.dst_pixels(), g.oc, tensor_cores);
+  form.gathered = gathered;
+  return gathered ? form : or_small(form, g, type.dtype);
+}
+
+std::vector<ConvForm> conv_forward_forms(const ConvGeometry& g, ConvType type, bool edited) {
+  std::vector<ConvForm> forms{conv_forward_form(g, type, edited)};
+  const ConvForm first = forms[0];
+  if (first.plain()) return forms;
+  const auto add = [&](const ConvForm& form) {
+    const auto same = [&](const ConvForm& known) { return known.full_name() == form.full_name(); };
+    if (std::none_of(forms.begin(), forms.end(), same)) forms.push_back(form);
+  };
+  const std::span<const Width> widths = forward_widths(type, first.gathered);
+  for (size_t i = 0; i < widths.size(); ++i) {
+    // Tiles that are half empty and more are no choice.
+    if (i + 1 < widths.size() && widths[i].columns >= 2 * g.oc) continue;
+    ConvForm form = by_width(widths.subspan(i, 1), g.dst_pixels(), g.oc, first.tensor_cores);
+    form.gathered = first.gathered;
+    add(form);
   }
-  const ConvForm form = half        ? by_width(kForward16, g.dst_pixels(), g.oc, true)
-                        : type.tf32 ? by_width(kForwardTf32, g.dst_pixels(), g.oc, true)
-                                    : by_width(kForwardFma, g.dst_pixels(), g.oc, false);
-  return or_small(form, g, type.dtype);
+  // Where there are many pixels small tiles only read their operands more often.
+  if (first.gathered || first.tiles * ceil_div(g.oc, kSmallN) >= kMostSmall * kProcessors) return forms;
+  const int64_t small_tiles = ceil_div(g.dst_pixels(), kSmallM) * ceil_div(g.oc, kSmallN);
+  for (const int64_t splits : {1, 2, 4, 8, 16})
+    if (splits == 1 || small_tiles * splits <= kMostSmall * kProcessors)
+      add(small_form(g, type.dtype, first.tensor_cores, splits));
+  return forms;
 }
 
 ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "cuda/kernels/gemm.h"
 #include "cuda/ops/common.h"
@@ -30,6 +31,8 @@ struct ConvForm {
   bool plain() const { return tile_m == 0; }
   // "mma_128x64", "fma_128x64", "mma_gather_128x32", "mma_pixels_128x32", "plain", "plain_pixels"
   std::string name() const;
+  // And into how many parts its sums are cut: "mma_64x32_by4".
+  std::string full_name() const;
   int64_t row_blocks() const { return ceil_div(tiles, tiles_a_block); }
   int64_t pixel_splits(int64_t pixels) const { return ceil_div(pixels, split_pixels); }
   // Blocks of the same rows come one after another, so that what they share is in the cache.
@@ -44,6 +47,8 @@ struct ConvForm {
 
 // `edited`: the source is normalised, activated or gated on the way in.
 ConvForm conv_forward_form(const ConvGeometry& g, ConvType type, bool edited = false);
+// All that compute it, that one first: tiles of 128 pixels in every width, small ones with sums cut in several ways.
+std::vector<ConvForm> conv_forward_forms(const ConvGeometry& g, ConvType type, bool edited = false);
 ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type);
 // Shared memory where the slope of a BN in front of the source is multiplied in.
 size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype);

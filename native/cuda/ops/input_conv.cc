@@ -18,14 +18,15 @@ StatusOr<KernelPtr> make_input_conv2d_stats(const Op& op) {
                       op.attr(attr_momentum)};
   const ConvOperands operands(op, attr_stride, {.src = op.in(in_src)}, op.in(in_weights), dst,
                               pixel_norm(op, attr_mean0, attr_std0));
-  return conv_stats_kernel("input_conv2d_stats", operands, stats);
+  return conv_stats_kernel("input_conv2d_stats", operands, operands.forward_form(), stats);
 }
 
 StatusOr<KernelPtr> make_input_conv2d_bias_act(const Op& op) {
   using namespace op::input_conv2d_bias_act;
   const ConvOperands operands(op, attr_stride, {.src = op.in(in_src)}, op.in(in_weights), op.out(out_dst),
                               pixel_norm(op, attr_mean0, attr_std0));
-  return conv_bias_act_kernel("input_conv2d_bias_act", operands, {op.in(in_bias), nullptr, op.act(attr_act)});
+  return conv_bias_act_kernel("input_conv2d_bias_act", operands, operands.forward_form(),
+                              {op.in(in_bias), nullptr, op.act(attr_act)});
 }
 
 StatusOr<KernelPtr> make_input_conv2d_bwd_weights(const Op& op) {

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "cuda/ops/conv.h"
 #include "cuda/providers/conv_bwd.h"
 #include "cuda/providers/cudnn_support.h"
 
@@ -31,7 +32,9 @@ Provider table_choice(const plan::Op& op, int capability) {
   return tensor_cores && c->kh > 1 && is_supported(capability, *c) ? Provider::cudnn : Provider::own;
 }
 
-constexpr std::string_view kOwnId = "own", kOwnParts = "own+own", kCublasLtId = "cublaslt/", kCudnnId = "cudnn/";
+// "own": the form that the table has; "own/mma_64x32_by4".
+constexpr std::string_view kOwnId = "own", kOwnForm = "own/", kOwnParts = "own+own", kCublasLtId = "cublaslt/",
+                           kCudnnId = "cudnn/";
 // Candidates of a library: the first are its own guess at the best, and a plan of cuDNN's may take seconds to build.
 constexpr int kMostOfLibrary = 4;
 // Of each part of conv2d_bwd, whose parts are tried in all combinations.
@@ -39,7 +42,7 @@ constexpr int kMostOfPart = 2;
 
 // "conv2d_f32:cudnn/eng7"; own kernels are named after their form already.
 void name_after(const std::string& provider, Kernel& kernel) {
-  if (provider != kOwnId && provider != kOwnParts)
+  if (provider != kOwnId && provider != kOwnParts && !provider.starts_with(kOwnForm))
     kernel.name = kernel.name.substr(0, kernel.name.rfind(':') + 1) + provider;
 }
 
@@ -120,7 +123,7 @@ StatusOr<KernelPtr> Providers::bind(const plan::Op& op, KernelFactory own) {
 bool Providers::has_choice(const plan::Op& op) const {
   const auto asked = wanted();
   if (!asked.ok() || asked.value()) return false;
-  return op.id == OpId::conv2d_bwd || is_product(op) || convolution_of(op);
+  return op.id == OpId::conv2d_bwd || is_product(op) || convolution_of(op) || !other_forms(op).empty();
 }
 
 void Providers::add_products(const plan::Op& op, std::vector<Candidate>& candidates) {
@@ -160,6 +163,9 @@ std::vector<Candidate> Providers::candidates(const plan::Op& op, KernelFactory o
   } else {
     std::vector<Candidate> of_own, products, convolutions;
     if (auto kernel = own(op); kernel.ok()) of_own.push_back({std::string(kOwnId), std::move(kernel.value())});
+    for (const std::string& form : other_forms(op))
+      if (auto kernel = make_in_form(op, form); kernel.ok())
+        of_own.push_back({std::string(kOwnForm) + form, std::move(kernel.value())});
     add_products(op, products);
     add_convolutions(op, convolutions);
     const Provider first = table_choice(op, capability_);
@@ -175,6 +181,7 @@ std::vector<Candidate> Providers::candidates(const plan::Op& op, KernelFactory o
 
 StatusOr<KernelPtr> Providers::bind_to(const std::string& id, const plan::Op& op, KernelFactory own) {
   if (id == kOwnId) return own(op);
+  if (id.starts_with(kOwnForm)) return make_in_form(op, id.substr(kOwnForm.size()));
   StatusOr<KernelPtr> kernel = KernelPtr();
   if (op.id == OpId::conv2d_bwd) {
     if (const auto choice = ConvBwdChoice::parse(id)) kernel = make_conv2d_bwd_by(op, *choice, libraries());
