@@ -51,6 +51,8 @@ TEST(ConvForms, FollowFromShapesAndTypes) {
       {geometry(64, 224, 3, 32, 3, 2), kBf16, "mma_gather_128x32", "plain", "mma_gather_128x32"},
       {geometry(64, 380, 3, 48, 3, 2), kF32, "fma_gather_128x64", "plain", "fma_gather_128x32"},
       {geometry(4, 7, 20, 64), kBf16, "mma_gather_128x32", "plain", "mma_gather_128x32"},
+      {geometry(4, 7, 3, 64, 2), kF16, "plain", "plain", "plain"},  // a window's row has no 8 values
+      {geometry(4, 7, 3, 64, 2), kF32, "fma_gather_128x32", "plain", "fma_gather_128x32"},
       {geometry(4, 7, 20, 64), kF32, "fma_64x32", "fma_128x32", "fma_64x64"},
       {geometry(4, 7, 64, 18), kF32, "plain", "plain", "plain"},
       {geometry(2, 16, 32, 32, 3, 3), kBf16, "plain", "plain", "plain"},

@@ -17,6 +17,7 @@ const ConvCase kCases[] = {
     {2, 13, 9, 3, 8, 5, 2, 2, 2, 2, 2},      // 75 terms: several steps
     {1, 6, 11, 3, 16, 1, 1, 0, 0, 0, 0},     // no window
     {1, 1, 1, 3, 8, 3, 2, 1, 1, 1, 1},       // a pixel, and 8 places of padding
+    {2, 5, 8, 3, 16, 2, 1, 0, 0, 0, 0},      // a row of a window has fewer values than 16 bytes of a 16-bit type
     {3, 9, 7, 3, 13, 3, 2, 1, 0, 1, 1},      // the plain kernels: no whole vectors of results,
     {1, 20, 18, 3, 8, 4, 3, 1, 1, 1, 1},     // or another stride
     {1, 260, 260, 3, 48, 3, 2, 1, 1, 1, 1},  // 64 columns

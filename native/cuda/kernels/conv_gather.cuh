@@ -9,7 +9,7 @@
 
 namespace effnet::cuda {
 
-// What is gathered: from_term(k).value(image, at, i) is term k + i, which lies at `at`.
+// What is gathered: from_term(k).value(stored, i) is term k + i, of what lies in its place.
 template <class T>
 class StoredTerms {
  public:
@@ -17,7 +17,7 @@ class StoredTerms {
   EFF_DEVICE explicit StoredTerms(const ConvSource& src) : data_(static_cast<const T*>(src.data)) {}
   EFF_DEVICE const T* data() const { return data_; }
   EFF_DEVICE const StoredTerms& from_term(int) const { return *this; }
-  EFF_DEVICE float value(const T* image, int at, int) const { return to_float(image[at]); }
+  EFF_DEVICE float value(T stored, int) const { return to_float(stored); }
 
  private:
   const T* data_;
@@ -31,8 +31,8 @@ class PixelTerms {
       : data_(static_cast<const uint8_t*>(src.data)), norm_(src.pixels) {}
   EFF_DEVICE const uint8_t* data() const { return data_; }
   EFF_DEVICE PixelTerms from_term(int k) const { return {data_, turned(norm_, k % 3)}; }
-  EFF_DEVICE float value(const uint8_t* image, int at, int i) const {
-    return normalised_pixel(static_cast<float>(image[at]), norm_.mean[i % 3], norm_.inv_std[i % 3]);
+  EFF_DEVICE float value(uint8_t stored, int i) const {
+    return normalised_pixel(static_cast<float>(stored), norm_.mean[i % 3], norm_.inv_std[i % 3]);
   }
 
  private:
@@ -42,7 +42,12 @@ class PixelTerms {
   PixelNorm norm_;
 };
 
-// Terms k .. of what the window of destination pixel `dst` sees, as a chunk; 0 beyond the image and the last term.
+inline constexpr int kOutsideOfRows = -(1 << 30);
+
+// Terms k .. of what the window of destination pixel `dst` sees, as a chunk; 0 beyond the image and the last term. They
+// lie in two rows of the image at most (ops/conv_form.cc, fits_gather). Loads come before arithmetic, so that they are
+// on their way together: with the arithmetic in a branch behind each, a chunk waits for memory as often as it has
+// values.
 template <class T, class Terms>
 EFF_DEVICE void gather_chunk(const ConvGeometry& g, const Terms& terms, int dst, bool valid, int k, T* chunk) {
   const int width = static_cast<int>(g.w * g.ic), row_terms = static_cast<int>(g.kw * g.ic);
@@ -50,21 +55,30 @@ EFF_DEVICE void gather_chunk(const ConvGeometry& g, const Terms& terms, int dst,
   const uint32_t n = line / static_cast<uint32_t>(g.oh);
   const int out_y = static_cast<int>(line - n * static_cast<uint32_t>(g.oh));
   const int out_x = dst - static_cast<int>(line) * static_cast<int>(g.ow);
-  const int x = (out_x * static_cast<int>(g.stride) - static_cast<int>(g.pad_l)) * static_cast<int>(g.ic);
-  int ky = k / row_terms, at = k - ky * row_terms;
-  const auto& from = terms.from_term(k);
-  const typename Terms::Value* image = terms.data() + static_cast<int64_t>(n) * g.h * width;
+  const int ky = k / row_terms, first = row_terms - (k - ky * row_terms);  // values in the first of the rows
+  const int y = out_y * static_cast<int>(g.stride) - static_cast<int>(g.pad_t) + ky;
+  const int x = (out_x * static_cast<int>(g.stride) - static_cast<int>(g.pad_l)) * static_cast<int>(g.ic) - first;
+  const auto in_image = [&](int row) {
+    return valid && ky + row < static_cast<int>(g.kh) && static_cast<uint32_t>(y + row) < static_cast<uint32_t>(g.h);
+  };
+  // Where value 0 would be, were it in the first or in the second row: in it, or far outside of the image.
+  const int column0 = in_image(0) ? x + row_terms : kOutsideOfRows, column1 = in_image(1) ? x : kOutsideOfRows;
+  const typename Terms::Value* row1 = terms.data() + (static_cast<int64_t>(n) * g.h + y + 1) * width + x;
+  const typename Terms::Value* row0 = row1 - width + row_terms;
+  typename Terms::Value stored[kVec<T>];
+  bool inside[kVec<T>];
+  EFF_UNROLL
+  for (int i = 0; i < kVec<T>; ++i) {
+    stored[i] = {};
+    inside[i] = static_cast<uint32_t>((i < first ? column0 : column1) + i) < static_cast<uint32_t>(width);
+    if (inside[i]) stored[i] = (i < first ? row0 : row1)[i];
+  }
+  const auto& edit = terms.from_term(k);
   float v[kVec<T>];
   EFF_UNROLL
   for (int i = 0; i < kVec<T>; ++i) {
-    const int y = out_y * static_cast<int>(g.stride) - static_cast<int>(g.pad_t) + ky;
-    const bool inside = valid && ky < static_cast<int>(g.kh) && static_cast<uint32_t>(y) < static_cast<uint32_t>(g.h) &&
-                        static_cast<uint32_t>(x + at) < static_cast<uint32_t>(width);
-    v[i] = inside ? from.value(image, y * width + x + at, i) : 0.0f;
-    if (++at == row_terms) {
-      at = 0;
-      ++ky;
-    }
+    const float value = edit.value(stored[i], i);
+    v[i] = inside[i] ? value : 0.0f;
   }
   if constexpr (sizeof(T) == 4) {
     store_floats(chunk, v);

@@ -19,11 +19,12 @@ constexpr int64_t kLeastSteps = 4;
 // So many times as many tiles of a row as there are multiprocessors: small ones need not be tried.
 constexpr int64_t kMostSmall = 4;
 
-// Rows of 16 bytes, places in an image of 15 bits, and indices of 31 bits but for those of a tensor's elements.
+// Rows of 16 bytes, of which a window's row has as many terms, places in an image of 15 bits, and indices of 31 bits
+// but for those of a tensor's elements.
 bool fits_gather(const ConvGeometry& g, plan::DType dtype) {
   const int64_t vector = dtype == plan::DType::f32 ? 4 : 8;
   constexpr int64_t kPlaces = (1 << 14) - 16;
-  return g.oc % vector == 0 && g.stride <= 2 && std::max(g.h, g.w) <= kPlaces &&
+  return g.oc % vector == 0 && (g.kh == 1 || g.kw * g.ic >= vector) && g.stride <= 2 && std::max(g.h, g.w) <= kPlaces &&
          g.src_pixels() + kTileM < kIndexLimit && g.dst_pixels() + kTileM < kIndexLimit &&
          g.oc * g.kh * g.kw * g.ic < kIndexLimit;
 }
