@@ -25,7 +25,7 @@
 # A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on.
 #
 # Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results come into
-# DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, a log a stage and what its programs say.
+# DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, the last log of each stage and what its programs say.
 # `node scripts/gpu/results.mjs DIR` puts the figures into
 # bench/results/gpu (`--peers DIR2`: beside PyTorch's fastest mode). Exit code: 0 all passed, 69 no GPU, 1 otherwise.
 set -uo pipefail
@@ -73,8 +73,12 @@ trap 'rm -rf "$at"' EXIT
 if command -v xz >/dev/null; then tar -xJf "$pack/pack.tar.xz" -C "$at"; else python3 -m tarfile -e "$pack/pack.tar.xz" "$at"; fi || exit 66
 mkdir -p "$at/scripts" && cp -r bin models package.json "$at" && cp -r scripts/gpu "$at/scripts" || exit 66
 cd "$at" || exit 1
-# The system's own come first: what else runs here may need newer ones than were packed.
-for each in lib/*; do if ldconfig -p | grep -q "[[:space:]]$(basename "$each") "; then rm "$each"; fi; done
+# The system's own are taken unless they are older: what else runs here may need newer ones than were packed.
+newest_symbol() { grep -aoE '(GLIBCXX|GOMP|GCC)_[0-9.]+' "$1" | sort -V | tail -n 1; }
+for each in lib/*; do
+  own=$(ldconfig -p | sed -n "s|^[[:space:]]*$(basename "$each") .*=> ||p" | head -n 1)
+  [ -n "$own" ] && printf '%s\n' "$(newest_symbol "$each")" "$(newest_symbol "$own")" | sort -VC && rm "$each"
+done
 # PyTorch's packages have NVIDIA's libraries, in no folder that a loader knows.
 packages=$(python3 -c 'import glob, sys; print(":".join(d for p in sys.path for d in glob.glob(p + "/nvidia/*/lib")))' 2>/dev/null)
 export PATH="$at/bin:$PATH" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib${packages:+:$packages}" PYTHONUNBUFFERED=1 EFFNET_CUDA_TUNE=0 EFFNET_CACHE_DIR="$at/cache"
@@ -82,6 +86,7 @@ rehearsing=${EFFNET_REHEARSE:-0}
 # A stage's programs leave there what they have, however the stage ends.
 export EFFNET_GPU_CHECK_LOGS="$at/logs"
 mkdir "$at/logs"
+[ -f "$out/logs.tar.gz" ] && tar -C "$at/logs" -xzf "$out/logs.tar.gz"
 # Of the whole script, unpacking included.
 deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
 failed=0
@@ -99,7 +104,8 @@ stage() {
     return 1
   fi
   if [ "$rehearsing" = 1 ] || [ "$limit" -gt "$left" ]; then limit=$left; fi
-  timeout -k 5 "$limit" "$@" >"$at/logs/$name.log" 2>&1
+  # Programs of a stage that have limits of their own end before it does, so that it can tell of all.
+  EFFNET_STAGE_END=$(($(date +%s) + limit - 4)) timeout -k 5 "$limit" "$@" >"$at/logs/$name.log" 2>&1
   code=$?
   case $code in 0) result=passed ;; 124 | 137) result=timeout ;; 75) result=skipped ;; *) result=FAILED ;; esac
   [ $code -eq 0 ] || [ $code -eq 75 ] || failed=1
@@ -111,7 +117,7 @@ stage() {
 stage smoke 30 node scripts/gpu/smoke.mjs
 smoke=$?
 # An instruction that is not as defined explains what fails behind it: that is run all the same.
-if [ $smoke -eq 0 ] || [ $smoke -eq 1 ]; then
+if [ $smoke -eq 0 ] || [ $smoke -eq 3 ]; then
   # What comes before bench and peer may not take their time: the limits up to these add up to less than there is.
   stage kernels 90 bash scripts/gpu/kernels.sh
   stage shapes 40 bash scripts/gpu/shapes.sh

@@ -89,9 +89,9 @@ Status Device::start(int ordinal) {
   EFF_CUDA(*driver_, cuDeviceGetCount, &count);
   if (ordinal < 0 || ordinal >= count) {
     const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-    return error(Code::backend_missing, "there is no GPU %d: this process sees %d, counted from 0: %s%s%s", ordinal,
-                 count, list_of_gpus(*driver_, count).c_str(), visible ? "; CUDA_VISIBLE_DEVICES is " : "",
-                 visible ? visible : "");
+    const std::string list = count ? ", counted from 0: " + list_of_gpus(*driver_, count) : "";
+    return error(Code::backend_missing, "there is no GPU %d: this process sees %d%s%s%s", ordinal, count, list.c_str(),
+                 visible ? "; CUDA_VISIBLE_DEVICES is " : "", visible ? visible : "");
   }
   auto properties = Device::properties(*driver_, ordinal);
   if (!properties.ok()) return properties.status();

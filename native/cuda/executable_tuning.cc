@@ -63,6 +63,7 @@ Status Executable::measure() {
   Providers& providers = memory_->device()->providers();
   Tuner tuner(memory_);
   const Addresses at = addresses(*ring_.slots()[0]);
+  memory_->outdate_working();  // what is measured may write it
   for (Bound& bound : bound_) {
     if (!bound.to_tune) continue;
     const plan::Op& op = *bound.op;
@@ -86,7 +87,6 @@ Status Executable::measure() {
     ++tuning_.measured;
     bound.kernel = std::move(chosen.kernel);
   }
-  memory_->outdate_working();  // what is measured may write it
   return ok_status();
 }
 

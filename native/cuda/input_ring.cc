@@ -21,7 +21,8 @@ Status InputRing::add_slot(const DeviceMemory& memory, CUstream stream) {
   if (!block.ok()) return block.status();
   slot->device = std::move(block.value());
   const Driver& driver = device->driver();
-  EFF_CUDA(driver, cuEventCreate, &slot->copied, CU_EVENT_DISABLE_TIMING);
+  // Who stages ahead waits for it beside threads that decode.
+  EFF_CUDA(driver, cuEventCreate, &slot->copied, CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC);
   const Status created =
       driver_status(driver, "cuEventCreate", driver.cuEventCreate(&slot->done, CU_EVENT_DISABLE_TIMING));
   if (!created.ok()) {
@@ -40,7 +41,8 @@ Status InputRing::make_room(const DeviceMemory& memory, Slot& slot) const {
   return ok_status();
 }
 
-// With memory of its own: a step that is given any input has all that it needs from the start.
+// With memory of its own: where nothing is staged ahead a step has all that it needs from the start, whatever its input
+// lies in.
 Status InputRing::create(const DeviceMemory& memory, uint64_t input_bytes, uint64_t output_bytes) {
   input_bytes_ = input_bytes;
   output_bytes_ = output_bytes;

@@ -1,8 +1,8 @@
 /**
  * Images a second of the cases, wall clock, inputs from host memory: a line of JSON each, the ten kernels that take longest with it (as
  * `effnet bench --profile` has them), then all in one line. Two shares: what the bytes of the plan's own operands take at the rate of copies,
- * of a step's time; and what `fused_mb` takes, the least an image's tensors are read and written where each operator between two
- * convolutions is fused to one of them (16 bit; cases.json has it from a count over the model's shapes), which no choice of ours moves.
+ * of a step's time; and what `fused_mb` takes, a yardstick that no choice of
+ * ours moves: an image's tensors in 16 bit where each operator between two convolutions is fused to one of them (counted from shapes).
  */
 import { profileOf } from '../../dist/cli/profile.js'
 import { cases, open, rehearsing } from './cases.mjs'
@@ -32,7 +32,7 @@ for (const wanted of cases) {
   // Without what runs only when weights change.
   const ops = plan.dump().filter((op) => op.ms > 0)
   const { kernels, peaks } = profileOf(ops, await model.session.measurePeaks())
-  const floor_ms = kernels.reduce((total, kernel) => total + kernel.floorMs, 0)
+  const own_bytes_ms = kernels.reduce((total, kernel) => total + kernel.floorMs, 0)
   const longest = kernels
     .slice(0, 10)
     .map(({ kernel, count, ms, bytes, floorMs }) => ({ kernel, count, ms, gb_per_s: bytes / ms / 1e6, floor: floorMs / ms }))
@@ -45,13 +45,15 @@ for (const wanted of cases) {
     p95_ms: quantile(times, 0.95),
     steps: times.length,
     copy_gb_per_s: peaks.bytes / 1e9,
-    floor_ms,
-    share_of_floor: floor_ms / ms,
-    share_of_fused_floor: fused_ms && fused_ms / ms,
+    own_bytes_ms,
+    share_of_own_bytes: own_bytes_ms / ms,
+    share_of_fused_bytes: fused_ms && fused_ms / ms,
     longest,
   }
   process.stdout.write(`${JSON.stringify(row)}\n`)
-  const share = `${(100 * (row.share_of_fused_floor ?? row.share_of_floor)).toFixed(0)} %`
+  const share = row.share_of_fused_bytes
+    ? `${(100 * row.share_of_fused_bytes).toFixed(0)} % of fused`
+    : `${(100 * row.share_of_own_bytes).toFixed(0)} % of own bytes`
   summary.push(
     `${wanted.mode[0]} ${wanted.model.replace('efficientnet', '')} ${wanted.batch} ${row.images_per_s.toFixed(0)}/s ${share}`,
   )

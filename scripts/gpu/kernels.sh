@@ -3,7 +3,10 @@
 # With "libraries" those of convolutions and linear layers alone, by NVIDIA's libraries wherever they can; skipped (75) without them.
 limit=80
 [ "${EFFNET_REHEARSE:-0}" = 1 ] && limit=3600
+left=$((EFFNET_STAGE_END - $(date +%s)))
+[ "$limit" -gt "$left" ] && limit=$left
 at=$EFFNET_GPU_CHECK_LOGS/kernels${1:-}
+rm -rf "$at"
 mkdir "$at"
 one() {
   case "${4:-}$1" in

@@ -3,6 +3,7 @@
 # shows: squeeze-and-excitation, pooling, classifier and loss, and every op with the values that it meets in a step.
 size() { if [ "${EFFNET_REHEARSE:-0}" = 1 ]; then echo 32; else echo "$1"; fi; }
 at=$EFFNET_GPU_CHECK_LOGS/layers
+rm -rf "$at"
 mkdir "$at"
 run() { node dist/gpu-layers.mjs "$1" "$2" "$(size "$3")" 2 >"$at/$1-$2" 2>&1; }
 run efficientnet_b0 bf16 112 &

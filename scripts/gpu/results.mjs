@@ -69,6 +69,7 @@ export function reports(folder, peersFolder) {
       ?.at(-1) ?? ''
   const [, date, version] = /^gpu-check (\S+) (.+)$/.exec(said) ?? []
   if (!date) throw new Error(`${folder}/table.txt has no line of gpu-check`)
+  if (bench.length === 0) throw new Error(`${folder}: no row of bench`)
   const peers = new Map(anchors.map((row) => [keyOf(row), row]))
   return bench.map((row) => {
     const peer = peers.get(keyOf(row))

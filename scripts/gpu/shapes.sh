@@ -6,6 +6,7 @@ file=shapes.txt
 export EFFNET_CUDA_PROVIDER=own
 [ "${1:-}" = libraries ] && unset EFFNET_CUDA_PROVIDER
 at=$EFFNET_GPU_CHECK_LOGS/shapes${1:-}
+rm -rf "$at"
 mkdir "$at"
 for precision in f32 tf32 bf16 f16; do tests/gpu_shapes_test $file $precision >"$at/$precision" 2>&1 & done
 failed=0

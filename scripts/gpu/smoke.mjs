@@ -1,4 +1,4 @@
-/** The GPU as the backend sees it, then each instruction of the kernels by itself. Exit code 69 where it sees none. */
+/** The GPU as the backend sees it, then each instruction of the kernels by itself. Exit code 69 where it sees none, 3 where instructions fail. */
 import { spawnSync } from 'node:child_process'
 import { binding } from '../../dist/binding.js'
 
@@ -11,12 +11,11 @@ if (cuda.unavailable !== null || cuda.gpus.length === 0) {
 const device = await binding().openDevice('cuda:0')
 const { name, availableBytes } = binding().deviceInfo(device)
 const { computeCapability } = cuda.gpus[0]
-const { status, stdout, stderr } = spawnSync('tests/gpu_instructions_test', [], { encoding: 'utf8', timeout: 15_000 })
+const { status, error, stdout, stderr } = spawnSync('tests/gpu_instructions_test', [], { encoding: 'utf8', timeout: 15_000 })
 process.stdout.write(`${stdout ?? ''}${stderr ?? ''}`)
-const instructions =
-  status === 0 ? 'instructions as defined' : `instructions FAILED (${status === null ? 'no end' : `exit code ${status}`})`
+const instructions = status === 0 ? 'instructions as defined' : `instructions FAILED (${error?.code ?? `exit code ${status}`})`
 const libraries = cuda.libraries.map((library) => `${library.name} ${library.version || 'MISSING'}`).join(', ')
-process.exitCode = status === 0 ? 0 : 1
+process.exitCode = status === 0 ? 0 : 3
 process.stdout.write(
   `${instructions}; ${name}, compute capability ${computeCapability.toFixed(1)}, ${(availableBytes / 2 ** 30).toFixed(1)} GiB free, CUDA ${cuda.driverVersion}; ${libraries}\n`,
 )

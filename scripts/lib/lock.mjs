@@ -43,8 +43,12 @@ const holderGone = (name, told) =>
   new Promise((resolve) => {
     const socket = net.connect(name)
     socket.on('data', (pid) => told(pid.toString()))
-    socket.on('error', () => {})
-    socket.on('close', resolve)
+    // Another error than that nobody listens would come again at once.
+    let wait = 0
+    socket.on('error', ({ code }) => {
+      wait = code === 'ECONNREFUSED' ? 0 : 200
+    })
+    socket.on('close', () => setTimeout(resolve, wait))
   })
 
 /** Runs `work` while no other process runs such work in this checkout; waits for one that does, and says so. */

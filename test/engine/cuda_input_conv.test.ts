@@ -2,6 +2,7 @@
 import { expect, it } from 'vitest'
 import { ARENA, binding, type MemoryHandle, type PoolHandle } from '../../ts/binding.js'
 import type { Graph } from '../../ts/graph/graph.js'
+import type { DType } from '../../ts/graph/types.js'
 import { modelParams } from '../../ts/nn/index.js'
 import { emit } from '../../ts/passes/emit.js'
 import { planMemory } from '../../ts/passes/plan_memory.js'
@@ -28,14 +29,14 @@ interface Run {
   weights: Buffer
 }
 
-async function steps(graph: Graph, count: number, mirrors: Record<string, boolean>): Promise<Run> {
+async function steps(graph: Graph, count: number, mirrors: Record<string, boolean>, tf32: boolean): Promise<Run> {
   const native = binding()
   const pool: PoolHandle = native.createPool(1)
   const memory: MemoryHandle = native.createMemory(new Array(Object.keys(ARENA).length).fill(0), await native.openDevice('cuda'))
   try {
     const request = { weightOffsets: layout.offsets, weightBytes: layout.bytes, mirrors }
     const placed = planMemory(graph, request)
-    const plan = emit(graph, placed)
+    const plan = emit(graph, placed, { tf32 })
     for (const [arena, size] of placed.arenaBytes.slice(0, ARENA.activations + 1).entries())
       if (size > 0) await native.ensureArena(memory, arena, size)
     for (const [name, values] of goldenWeights(config)) {
@@ -74,10 +75,20 @@ describeWith(FAKE_DRIVER, 'the first convolution on a GPU', () => {
   const more = { batchSize: 2, imageSize: 40, target: { device: 'cuda' } } as const
   const off = { labelSmoothing: 0, dropRate: 0, dropPathRate: 0, clip: false, ema: false }
   const optimizer = { name: 'sgd' } as const
-  const dtypes = ['f32', 'bf16', 'f16'] as const
-  const both = async (graph: Graph, dtype: (typeof dtypes)[number], count: number, mirrors: Record<string, boolean>) => {
-    const pixels = await steps(graph, count, mirrors)
-    const stored = await steps(withStoredInput(graph, dtype), count, mirrors)
+  const precisions = [
+    ['f32', 'f32'],
+    ['tf32', 'f32'],
+    ['bf16', 'bf16'],
+    ['f16', 'f16'],
+  ] as const
+  const both = async (graph: Graph, precision: string, count: number, mirrors: Record<string, boolean>) => {
+    const tf32 = precision === 'tf32'
+    const pixels = await steps(graph, count, mirrors, tf32)
+    const stored = await steps(withStoredInput(graph, tf32 ? 'f32' : (precision as DType)), count, mirrors, tf32)
+    for (const kernel of pixels.kernels.filter((name) => name.startsWith('input_'))) {
+      expect(kernel).toContain(precision === 'f32' ? '_fma_' : '_mma_')
+      expect(kernel).toContain(`_${precision}:`)
+    }
     expect(pixels.output.equals(stored.output)).toBe(true)
     expect(pixels.weights.equals(stored.weights)).toBe(true)
     expect(pixels.output.some((byte) => byte !== 0)).toBe(true)
@@ -86,14 +97,14 @@ describeWith(FAKE_DRIVER, 'the first convolution on a GPU', () => {
     return [own(pixels), own(stored).length]
   }
 
-  it.each(dtypes)('%s: two steps of training', { timeout: 120_000 }, async (dtype) => {
+  it.each(precisions)('%s: two steps of training', { timeout: 120_000 }, async (precision, dtype) => {
     const graph = trainProgram(config, { ...more, ...off, dtype, optimizer })
-    const kernels = await both(graph, dtype, 2, { grads: true, moment0: true })
+    const kernels = await both(graph, precision, 2, { grads: true, moment0: true })
     expect(kernels).toEqual([['input_conv2d_stats', 'input_conv2d_bwd_weights'], 1])
   })
 
-  it.each(dtypes)('%s: evaluation', { timeout: 120_000 }, async (dtype) => {
+  it.each(precisions)('%s: evaluation', { timeout: 120_000 }, async (precision, dtype) => {
     const { graph } = evalProgram(config, { ...more, dtype })
-    expect(await both(graph, dtype, 1, {})).toEqual([['input_conv2d_bias_act'], 1])
+    expect(await both(graph, precision, 1, {})).toEqual([['input_conv2d_bias_act'], 1])
   })
 })

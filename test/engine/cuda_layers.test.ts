@@ -1,3 +1,7 @@
+/**
+ * The layers of the models on CUDA kernels: on a driver without a GPU (native/cuda/fake) they run in emulation, on images scaled
+ * down.
+ */
 import { expect, it } from 'vitest'
 import { detectorGraph } from '../helpers/detector.js'
 import { checkGraph, checkLayers } from '../helpers/layer_check.js'

@@ -108,6 +108,22 @@ describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
     expect(allocations(stepped)).toEqual([])
   }, 120_000)
 
+  it('has what the host wrote there, in the 16-bit copy that a plan in training reads too', async () => {
+    const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda', precision: 'bf16-mixed' })
+    models.push(model)
+    const { session } = model
+    const plan = await session.trainPlan({ ...training, labelSmoothing: 0, batchSize: 2 })
+    const input = plan.packInput(
+      new Uint8Array(2 * 32 * 32 * 3).map((_, i) => i * 7),
+      [1, 3],
+    )
+    await session.resetEma()
+    await plan.step(input, { lr: 0.01, ema_decay: 0.5 })
+    for (const name of ['classifier.weight', 'classifier.bias']) session.write(name, session.read(name).fill(0))
+    // Nothing tells the classes apart.
+    expect((await plan.step(input, { lr: 0, ema_decay: 0.5 })).loss).toBeCloseTo(Math.log(5), 5)
+  }, 120_000)
+
   it('is read by copies where batches lie, and where an input that is used again does', async () => {
     const model = await open()
     const { session } = model

@@ -1,3 +1,7 @@
+/**
+ * Which kernels a GPU gets for the networks, op by op: a change of a pass or of the choice of a kernel shows here. Bound on a driver
+ * without a GPU (native/cuda/fake), nothing is run. `npx vitest run test/engine/cuda_plans.test.ts -u` writes the files anew.
+ */
 import path from 'node:path'
 import { expect, it } from 'vitest'
 import { createModel } from '../../ts/index.js'

@@ -1,3 +1,7 @@
+/**
+ * The layers of the models by NVIDIA's libraries, as far as those do them, beside the float64 interpreter: on libraries and a driver
+ * without a GPU (native/cuda/fake), with the launches of ours around their calls.
+ */
 import { afterEach, expect, it, vi } from 'vitest'
 import { checkLayers } from '../helpers/layer_check.js'
 import { describeWith, fakeLibraries } from '../helpers/stand_in.js'

@@ -81,6 +81,20 @@ describeWith(LIBRARIES, '16-bit gradients of weights', () => {
     })
   })
 
+  it('are refused for a model that has no such convolution', async () => {
+    const model = await createModel('efficientnet_b0', { numClasses: 2, device: 'cuda', precision: 'bf16-mixed' })
+    const off = { labelSmoothing: 0, dropRate: 0, dropPathRate: 0, clip: false, ema: false }
+    const options = { ...off, batchSize: 2, imageSize: 32, optimizer: { name: 'sgd' as const }, halfWeightGradients: true }
+    try {
+      await expect(model.session.trainPlan(options)).rejects.toMatchObject({
+        code: 'EFF_CONFIG_VALUE',
+        message: 'halfWeightGradients: efficientnet_b0 has no gradient that it is for',
+      })
+    } finally {
+      await model.close()
+    }
+  }, 60_000)
+
   it('are an option of the Trainer, refused on a CPU', async () => {
     const model = await createModel('efficientnet_b0', { numClasses: 2 })
     const trainer = (options: Partial<TrainerOptions>) => new Trainer({ model, ...options })

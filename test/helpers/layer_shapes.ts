@@ -13,6 +13,7 @@ import type { Node, Tensor } from '../../ts/graph/types.js'
 import { getModelConfig } from '../../ts/nn/index.js'
 import { evalProgram, trainProgram } from '../../ts/runtime/programs.js'
 import { detectorGraph } from './detector.js'
+import { withStoredInput } from './stored_input.js'
 
 const BATCH = 2
 /** The last one is EfficientDet-D0's backbone. */
@@ -76,8 +77,9 @@ export function shapeLines(side?: number): string[] {
     for (const [name, size] of MODELS) {
       const [config, common] = [getModelConfig(name), { batchSize: BATCH, imageSize: side ?? size, dtype, target }]
       const rates = { labelSmoothing: 0.1, dropRate: 0.2, dropPathRate: 0.2 }
-      add(trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, clip: true, ema: false }))
-      add(evalProgram(config, common).graph)
+      const train = trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, clip: true, ema: false })
+      // The first convolution as of a stored tensor: that of pixels gives its bits (native/tests/cuda_input_conv_test.cc).
+      for (const graph of [train, evalProgram(config, common).graph]) add(withStoredInput(graph, dtype))
     }
     for (const [channels, outputs, size] of LEVELS)
       add(detectorGraph({ dtype, channels, width: 64, outputs, size: side === undefined ? [size, size] : [3, 4] }))

@@ -34,7 +34,10 @@ function check(stages, args, seconds) {
   const { status } = spawnSync('/bin/bash', [path.join(dir, 'scripts/gpu-check.sh'), ...args, '--out', path.join(dir, 'out')], {
     env,
   })
-  const rows = readFileSync(path.join(dir, 'out/table.txt'), 'utf8').trimEnd().split('\n').slice(2)
+  const rows = readFileSync(path.join(dir, 'out/table.txt'), 'utf8')
+    .trimEnd()
+    .split('\n')
+    .filter((row) => !/^(gpu-check|stage) /.test(row))
   return { status, stages: Object.fromEntries(rows.map((row) => row.split(/ +/).slice(0, 2))) }
 }
 
@@ -48,9 +51,25 @@ describe('scripts/gpu-check.sh', () => {
     expect(check({ 'smoke.mjs': 'echo no GPU; exit 69' }, [], '60')).toEqual({ status: 69, stages: { smoke: 'FAILED' } })
   })
   it('goes on where an instruction is not as defined, since what follows says what comes of it', { timeout: 60_000 }, () => {
-    const { status, stages } = check({ 'smoke.mjs': 'exit 1' }, ['--stage', 'smoke,kernels'], '60')
+    const { status, stages } = check({ 'smoke.mjs': 'exit 3' }, ['--stage', 'smoke,kernels'], '60')
     expect(stages).toEqual({ smoke: 'FAILED', kernels: 'passed' })
     expect(status).toBe(1)
+  })
+  it('runs nothing else where smoke itself fails', { timeout: 60_000 }, () => {
+    expect(check({ 'smoke.mjs': 'exit 1' }, [], '60')).toEqual({ status: 1, stages: { smoke: 'FAILED' } })
+  })
+  it('keeps what an earlier call has said', { timeout: 60_000 }, () => {
+    const said = () =>
+      execFileSync('tar', ['-tzf', path.join(dir, 'out/logs.tar.gz')], { encoding: 'utf8' })
+        .split('\n')
+        .sort()
+    check({}, ['--stage', 'smoke,bench'], '60')
+    expect(said()).toEqual(['', './', './bench.log', './smoke.log'])
+    rmSync(path.join(dir, 'scripts'), { recursive: true })
+    rmSync(path.join(dir, '.gpu-check'), { recursive: true })
+    const { stages } = check({}, ['--stage', 'second'], '60')
+    expect(stages).toMatchObject({ smoke: 'passed', bench: 'passed', finetune: 'passed' })
+    expect(said()).toEqual(expect.arrayContaining(['./bench.log', './finetune.log']))
   })
   it('tells what failed and what could not run', { timeout: 60_000 }, () => {
     const { status, stages } = check({ 'model.mjs': 'exit 1', 'peer.sh': 'exit 75' }, ['--stage', 'smoke,model,peer'], '60')
@@ -107,7 +126,7 @@ describe('results of a GPU', () => {
     const machine = `{\n "driverVersion": ${driver},\n "gpus": [{ "name": "NVIDIA H200" }]\n}\n`
     write(`${name}-logs/smoke.log`, `${machine}[ OK ] {1, 1}\nNVIDIA H200, compute capability 9.0\n`)
     write(`${name}/table.txt`, 'gpu-check 2026-11-21T10:00:00Z effnet-native abc\nstage result s note\n')
-    const measured = { images_per_s: 3000, ms: 85, share_of_floor: 0.25 }
+    const measured = { images_per_s: 3000, ms: 85, share_of_own_bytes: 0.25 }
     const lines = (rows) => `${rows.map((row) => JSON.stringify(row)).join('\n')}\nin one line\n`
     write(`${name}-logs/bench.log`, lines([train, infer].map((row) => ({ ...row, ...measured }))))
     write(`${name}-logs/peer.log`, lines(peer))
@@ -118,7 +137,7 @@ describe('results of a GPU', () => {
     run('mine', { peer: [{ ...train, torch: '2.11', images_per_s: 2000 }] })
     const [first, second] = reports(path.join(dir, 'mine'))
     expect(first.file).toBe('2026-11-21_nvidia-h200_cuda13.0_train_efficientnet-b0_224px_bf16-mixed_b256.json')
-    expect(first.report).toMatchObject({ ratio_to_peer: 1.5, share_of_floor: 0.25, version: 'effnet-native abc' })
+    expect(first.report).toMatchObject({ ratio_to_peer: 1.5, share_of_own_bytes: 0.25, version: 'effnet-native abc' })
     expect(second.report).toMatchObject({ peer: null, ratio_to_peer: null })
   })
   const versions = { gpu: 'NVIDIA H200', torch: '2.11', cudnn: 91900 }

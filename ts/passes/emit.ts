@@ -77,13 +77,19 @@ export interface EmitOptions {
   halfWeightGradients?: boolean
 }
 
-const isProduct = ({ op, inputs }: Node): boolean => /^(conv2d|linear)/.test(op) && inputs[0]?.dtype === 'f32'
+/** Of FP32 values; an op that reads uint8 images has them on its other side. */
+function isProduct({ op, inputs, outputs }: Node): boolean {
+  if (!/^(input_)?conv2d|^linear/.test(op)) return false
+  const [src, diffDst] = inputs
+  const values = src?.dtype !== 'u8' ? src : op === 'input_conv2d_bwd_weights' ? diffDst : outputs[0]
+  return values?.dtype === 'f32'
+}
 
 /**
- * Gradients of weights that a library may have no FP32 ones of: of 16-bit images and more than one pixel. 1x1 convolutions are matrix
- * products, whose FP32 results cost nothing.
+ * Gradients of weights that a library may have no FP32 ones of: of 16-bit images and more than one pixel, channels in eights, as its
+ * engines for them take. 1x1 convolutions are matrix products, whose FP32 results cost nothing.
  */
-function mayHaveHalfGradient({ op, inputs, outputs }: Node): boolean {
+export function mayHaveHalfGradient({ op, inputs, outputs }: Node): boolean {
   const [oc, kh, kw, ic] = outputs[0]?.shape ?? []
   return op === 'conv2d_bwd_weights' && dtypeBytes(inputs[0]!.dtype) === 2 && kh! * kw! > 1 && oc! % 8 === 0 && ic! % 8 === 0
 }

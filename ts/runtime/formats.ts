@@ -31,7 +31,7 @@ export function checkCpuPrecision(precision: SessionPrecision, cpu: CpuInfo): vo
   if (precision === 'bf16-mixed' && !bf16) refuse(`bf16-mixed needs AVX512_BF16 or AMX; this ${cpu.model} has neither`)
 }
 
-/** @throws EFF_CONFIG_VALUE where nothing would be rounded */
+/** @throws EFF_CONFIG_VALUE where there are no 16-bit kernels */
 export function checkHalfWeightGradients(
   wanted: boolean,
   { precision, device }: { precision: SessionPrecision; device: string },

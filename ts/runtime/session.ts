@@ -22,7 +22,7 @@ import type { Graph } from '../graph/graph.js'
 import { ARENA_COUNT } from '../graph/plan_format.js'
 import { elements, type Tensor } from '../graph/types.js'
 import { type ModelConfig, modelParams } from '../nn/index.js'
-import { type EmitOptions, emit } from '../passes/emit.js'
+import { type EmitOptions, emit, mayHaveHalfGradient } from '../passes/emit.js'
 import type { ImageRegion, OptimizerSpec, Target } from '../passes/index.js'
 import { activationBytes, type MemoryPlan, type MemoryRequest, planMemory } from '../passes/plan_memory.js'
 import { inTurns } from '../turns.js'
@@ -175,6 +175,11 @@ class Compiled {
     if (ticket > 0) this.tickets.set((input.batch ?? input.bytes)!, ticket)
   }
 
+  /** Other bytes lie there now. */
+  forget(packed: Uint8Array): void {
+    this.tickets.delete(packed)
+  }
+
   step(input: StepInput, scalars: Partial<StepScalars>): Promise<Uint8Array> {
     const ticket = this.tickets.get((input.batch ?? input.bytes)!)
     return binding().step(this.handle, ticket ? { ...input, ticket } : input, packScalars(scalars))
@@ -260,6 +265,7 @@ abstract class BoundPlan {
         hint: `give uint8 pixels [${this.batchSize}, ${this.imageSize}, ${this.imageSize}, 3]`,
       })
     }
+    this.compiled.forget(packed)
     packed.set(images)
     const into = new Int32Array(packed.buffer, packed.byteOffset + labelsOffset, this.batchSize).fill(-1)
     if (labels) into.set(labels)
@@ -277,6 +283,11 @@ abstract class BoundPlan {
   /** Takes the input of the next step to the device beside the present step, where the device does so. */
   prefetch(input: StepInput): Promise<void> {
     return this.compiled.prefetch(input)
+  }
+
+  /** The host wrote weights (a step does it by itself): fold, pack and round them again before the next run. */
+  invalidate(): void {
+    binding().invalidate(this.compiled.handle)
   }
 
   close(): void {
@@ -325,11 +336,6 @@ export class EvalPlan extends BoundPlan {
       logits: this.compiled.floats(output, this.names.logits),
       features: this.compiled.floats(output, this.names.features),
     }
-  }
-
-  /** The host wrote weights (a step does it by itself): fold and pack them again before the next run. */
-  invalidate(): void {
-    binding().invalidate(this.compiled.handle)
   }
 }
 
@@ -491,7 +497,7 @@ export class Session implements AsyncDisposable {
     return this.pool
   }
 
-  /** Compiles a training step. @throws EFF_OOM with the bytes asked for */
+  /** Compiles a training step. @throws EFF_OOM with the bytes asked for, EFF_CONFIG_VALUE for `halfWeightGradients` that mean nothing */
   async trainPlan(options: TrainPlanOptions): Promise<TrainPlan> {
     const pool = this.openPool()
     const { dtype, lossScale } = this.format
@@ -500,6 +506,11 @@ export class Session implements AsyncDisposable {
     // Gradients that are not finite are found by their norm.
     const clip = options.clip || lossScale
     const graph = await inTurns(trainProgram.parts(this.config, { ...options, clip, dtype, target: this.target }))
+    if (halfWeightGradients && !graph.nodes.some(mayHaveHalfGradient)) {
+      throw new EffnetError('EFF_CONFIG_VALUE', `halfWeightGradients: ${this.config.name} has no gradient that it is for`, {
+        hint: 'leave it out; it is for dense convolutions larger than 1x1 behind the first, as EfficientNetV2 has',
+      })
+    }
     const { name } = options.optimizer
     const compiled = await Compiled.create(
       this.site(pool, halfWeightGradients),
@@ -548,9 +559,9 @@ export class Session implements AsyncDisposable {
     return plan
   }
 
-  /** After any change of weights outside a training step, so that evaluation folds them anew. */
+  /** After any change of weights outside a training step, so that what is made from them is made anew. */
   weightsChanged(): void {
-    for (const plan of this.plans) if (plan instanceof EvalPlan) plan.invalidate()
+    for (const plan of this.plans) plan.invalidate()
   }
 
   /** A parameter or buffer as stored (OHWI, HWC). `arena`: weights unless given. Blocks for the copy only. */
