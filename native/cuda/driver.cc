@@ -95,7 +95,8 @@ const char* driver_start_mend(CUresult result) {
              "(systemctl status nvidia-fabricmanager); then see nvidia-smi";
     case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
       return "libcuda.so.1 is of another release than the kernel's module, as after an update: reboot, or end what "
-             "uses the GPU and load the module again (sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; sudo modprobe "
+             "uses the GPU and load the module again (sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; sudo "
+             "modprobe "
              "nvidia). nvidia-smi says the same as long as it is so";
     case CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE:
       return "This libcuda.so.1 is of a cuda-compat package, which this GPU does not take: keep its folder off "
