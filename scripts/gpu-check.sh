@@ -27,7 +27,8 @@
 # Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results come into
 # DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, the last log of each stage and what its programs say.
 # `node scripts/gpu/results.mjs DIR` puts the figures into
-# bench/results/gpu (`--peers DIR2`: beside PyTorch's fastest mode). Exit code: 0 all passed, 69 no GPU, 1 otherwise.
+# bench/results/gpu (`--peers DIR2`: beside PyTorch's fastest mode). Exit code: 0 all passed, 64 wrong words, 66 no
+# archive, 69 no GPU, 1 otherwise.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
@@ -65,8 +66,7 @@ if [ ! -f "$pack/pack.tar.xz" ]; then
   exit 66
 fi
 
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
+mkdir -p "$out" && out=$(cd "$out" && pwd) || usage "--out wants a folder that can be made"
 at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT
 # Python has its own xz, where the system has none.

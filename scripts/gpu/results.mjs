@@ -46,7 +46,9 @@ function bestPeer(row, anchor, table, drivers) {
 function logsOf(folder) {
   const logs = mkdtempSync(path.join(os.tmpdir(), 'gpu-check-'))
   try {
-    execFileSync('tar', ['-xzf', path.join(folder, 'logs.tar.gz'), '-C', logs])
+    const archive = path.join(folder, 'logs.tar.gz')
+    if (!existsSync(archive)) throw new Error(`${folder} has no logs.tar.gz of gpu-check.sh`)
+    execFileSync('tar', ['-xzf', archive, '-C', logs])
     const [bench, peer, peers] = ['bench', 'peer', 'peers'].map((stage) => rowsOf(path.join(logs, `${stage}.log`)))
     return { machine: machineOf(logs), bench, peer, peers }
   } finally {
@@ -98,15 +100,27 @@ export function reports(folder, peersFolder) {
 
 if (process.argv[1] && path.resolve(process.argv[1]) === import.meta.filename) {
   const known = { peers: { type: 'string' }, into: { type: 'string', default: 'bench/results/gpu' } }
-  const { values, positionals } = parseArgs({ options: known, allowPositionals: true })
-  if (positionals.length !== 1) {
-    process.stderr.write(
-      'node scripts/gpu/results.mjs DIR [--peers DIR] [--into DIR]: DIR is what gpu-check.sh --out has filled\n',
-    )
-    process.exit(64)
+  const usage = 'node scripts/gpu/results.mjs DIR [--peers DIR] [--into DIR]: DIR is what gpu-check.sh --out has filled'
+  const end = (code, said) => {
+    process.stderr.write(`${said}\n`)
+    process.exit(code)
+  }
+  const parsed = () => {
+    try {
+      return parseArgs({ options: known, allowPositionals: true })
+    } catch (e) {
+      return end(64, `${e.message}\n${usage}`)
+    }
+  }
+  const { values, positionals } = parsed()
+  if (positionals.length !== 1) end(64, usage)
+  let all
+  try {
+    all = reports(positionals[0], values.peers)
+  } catch (e) {
+    end(66, e.message)
   }
   mkdirSync(values.into, { recursive: true })
-  const all = reports(positionals[0], values.peers)
   for (const { file, report } of all) writeFileSync(path.join(values.into, file), `${JSON.stringify(report, null, 2)}\n`)
   process.stdout.write(`${all.length} files in ${values.into}\n`)
 }

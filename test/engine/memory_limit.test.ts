@@ -84,7 +84,7 @@ describe('a plan too large', () => {
     expect(() => checkMemory(demand(), { available: GIB / 4, limit: 3 * GIB })).toThrow(
       expect.objectContaining({
         message: expect.stringContaining('0.3 GiB are left of the limit of 3.0 GiB'),
-        hint: 'a smaller model, or a larger memoryLimit: the weights and what goes with them take 0.3 GiB more, whatever the batch',
+        hint: 'a smaller model, or a larger memoryLimit; the weights and what goes with them take 0.3 GiB more, whatever the batch',
       }),
     )
     // Half a GiB has room for the weights, a quarter GiB an image and nothing to spare.

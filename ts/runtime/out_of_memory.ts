@@ -72,7 +72,7 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
   const smaller =
     withoutImages < available
       ? `a smaller --image-size or model, or ${instead}`
-      : `a smaller model, or ${instead}: the weights and what goes with them take ${size(withoutImages)} more, whatever the batch`
+      : `a smaller model, or ${instead}; the weights and what goes with them take ${size(withoutImages)} more, whatever the batch`
   return new EffnetError('EFF_OOM', parts.join('; '), {
     hint: fits >= 1 ? `--batch-size ${fits}` : smaller,
     details: {
