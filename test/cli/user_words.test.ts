@@ -9,6 +9,8 @@ import { asTyped, userWords } from '../../ts/cli/user_words.js'
 describe('words of the library become words of the command line', () => {
   it.each([
     ["device 'cpu'", '--device cpu'],
+    ["device 'cuda:0'", '--device cuda:0'],
+    ["npm run setup; or device 'cpu'", 'npm run setup; or --device cpu'],
     ['a lower lr, longer warm-up or clipNorm: 1', 'a lower --lr, a longer --warmup-epochs or --clip-norm 1'],
     ['batchSize 4 is more than the 1 training images', '--batch-size 4 is more than the 1 training images'],
     ['maxTime: "soon" is no duration', '--max-time "soon" is no duration'],

@@ -131,7 +131,7 @@ describeWith(FAKE_DRIVER, 'device "cuda"', () => {
     await expect(createModel('efficientnet_b0', { device: 'cuda:3' })).rejects.toMatchObject({
       code: 'EFF_BACKEND_MISSING',
       message: expect.stringMatching(/"cuda:3".*no GPU 3.*sees 1/),
-      hint: "device 'cpu'",
+      hint: "device 'cuda:0'",
     })
   })
 

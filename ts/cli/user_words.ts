@@ -38,7 +38,7 @@ const CALLS: readonly [RegExp, string][] = [
   [/^[^()]*(?:\([^()]*\))?[^()]* {2,}\((--[^)]*)\)$/, '$1'],
   [/^model\.freeze with the same selection \(--freeze\)$/, '--freeze with the same selection'],
   [/(?:\bvalSplit|\bresume: 'auto') \((--[^)]*)\)/g, '$1'],
-  [/^device '(\w+)'$/, '--device $1'],
+  [/\bdevice '([\w:]+)'/g, '--device $1'],
   [/^'cpu'$/, '--device cpu'],
   [/\bdataBackend:? '(\w+)'/g, '--data-backend $1'],
   [/\bcreateModel\(name, \{ device: '(\w+)' \}\)/g, '--device $1'],

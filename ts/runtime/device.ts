@@ -14,6 +14,15 @@ export function deviceName(device: string): 'cpu' | `cuda:${number}` {
   throw new EffnetError('EFF_CONFIG_VALUE', `no device "${device}"`, { hint: "'cpu', 'cuda' or 'cuda:1'" })
 }
 
+/** What to ask for instead of a device that cannot be opened: why it cannot, and the mend of that, the message says. */
+function instead(message: string): string {
+  if (/this process sees [1-9]/.test(message)) return "device 'cuda:0'"
+  const [, capability] = /this build has no kernels for .*\(compute capability ([\d.]+)\)/.exec(message) ?? []
+  if (!capability) return "device 'cpu'"
+  const build = `npm run setup -- --cuda --cuda-architectures ${capability.replace('.', '')}`
+  return `in a checkout of effnet-native: ${build}; or device 'cpu'`
+}
+
 const opened = new Map<string, Promise<DeviceHandle>>()
 
 /**
@@ -29,7 +38,10 @@ export async function openDevice(name: string): Promise<DeviceHandle> {
     .openDevice(name)
     .catch((cause: EffnetError) => {
       opened.delete(name)
-      throw new EffnetError(cause.code, `device "${name}": ${cause.message}`, { hint: cause.hint ?? "device 'cpu'", cause })
+      throw new EffnetError(cause.code, `device "${name}": ${cause.message}`, {
+        hint: cause.hint ?? instead(cause.message),
+        cause,
+      })
     })
   opened.set(name, device)
   return device
