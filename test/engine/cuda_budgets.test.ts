@@ -96,5 +96,5 @@ describe.skipIf(!built)(`CUDA kernels${built ? '' : ' (not compiled: npm run set
       }
     }
     expect(wrong).toEqual([])
-  })
+  }, 300_000)
 })
