@@ -58,6 +58,7 @@ done
 for each in ${stages//,/ }; do
   case ",$known," in *",$each,"*) ;; *) usage "no stage is called $each" ;; esac
 done
+case ",$stages," in *,second,*) [ "$stages" = second ] || usage "second is a call of its own" ;; esac
 [ "$stages" = second ] && stages=libraries,chosen,finetune,decode,tuned,racecheck
 # Whether there is a GPU decides over all others.
 case ",$stages," in *,smoke,*) ;; *) stages=smoke,$stages ;; esac

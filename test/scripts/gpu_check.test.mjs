@@ -80,6 +80,7 @@ describe('scripts/gpu-check.sh', () => {
     [['--stage', 'modell'], 'no stage is called modell'],
     [['--stage', 'smoke,modell'], 'no stage is called modell'],
     [['--stage', 'peers', '--from', 'two'], '--from wants a number'],
+    [['--stage', 'smoke,second'], 'second is a call of its own'],
     [['--stage'], '--stage wants a word behind it'],
     [['--help'], 'unknown argument --help'],
   ])('refuses %j', (args, message) => {
