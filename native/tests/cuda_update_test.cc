@@ -3,10 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 
 #include "cuda/kernels/optimizer.h"
 #include "cuda/kernels/step.h"
+#include "cuda/kernels/weights.h"
 #include "tests/cuda_runner.h"
+#include "tests/half.h"
 #include "tests/kernel_rig.h"
 
 namespace effnet::test {
@@ -26,6 +29,26 @@ const Parameter kParameters[] = {{0, 17, kUpdated | kDecays | kAveraged},
                                  {64, 4000, kUpdated | kDecays},
                                  {4080, 9000, kUpdated | kDecays | kAveraged}};
 constexpr int64_t kChunks = 4, kElements = kChunks * kChunk;
+
+// All 16-bit values but the last three, whose number is no multiple of a vector.
+TEST(Update, GradientsOf16BitsAreWidened) {
+  constexpr int64_t kCount = 65533;
+  std::vector<uint16_t> bits(kCount);
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(i);
+  for (const DType type : {DType::bf16, DType::f16})
+    for (const unsigned schedule : backend::Runner::kSchedules) {
+      std::vector<float> wide(kCount + 1, 77.0f);
+      const cuda::WidenWeightsArgs args{bits.data(), wide.data(), kCount};
+      const char* name = type == DType::bf16 ? "widen_weights_bf16" : "widen_weights_f16";
+      const char* problem = emulate(cuda::make_launch(name, {3, 1, 1}, cuda::kCastThreads, 0, args), schedule);
+      ASSERT_EQ(problem, nullptr) << problem;
+      for (size_t i = 0; i < bits.size(); ++i) {
+        const float want = type == DType::bf16 ? bf16_to_float(bits[i]) : f16_to_float(bits[i]);
+        ASSERT_TRUE(wide[i] == want || (std::isnan(wide[i]) && std::isnan(want))) << name << " of " << bits[i];
+      }
+      EXPECT_EQ(wide[kCount], 77.0f);
+    }
+}
 
 TEST(Update, DoesAllInOnePass) {
   std::vector<uint32_t> index;

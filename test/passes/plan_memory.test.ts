@@ -132,7 +132,7 @@ describe('emitted plans', () => {
       return nodes.filter((_, i) => view.getUint16(ops + 44 * i + 2, true) & 4).map((n) => n.op)
     }
     const kinds = new Set(marked('f32', true))
-    expect([...kinds].sort()).toEqual(['conv2d_bias_act', 'linear'])
+    expect([...kinds].sort()).toEqual(['conv2d_bias_act', 'input_conv2d_bias_act', 'linear'])
     expect(marked('f32', false)).toEqual([])
     expect(marked('bf16', true)).toEqual(['linear'])
   })
