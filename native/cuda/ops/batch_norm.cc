@@ -154,6 +154,10 @@ size_t bn_merge_scratch_bytes(int64_t tiles, int64_t channels) {
   return static_cast<size_t>(merge_parts(tiles, channels, nullptr).parts_count * 2 * channels) * sizeof(double);
 }
 
+BnStats bn_stats_of(const Op& op, const Tensor* src, int out_mean, int attr_eps) {
+  return {src, op.out(out_mean), op.out(out_mean + 1), op.upd(0), op.upd(1), op.attr(attr_eps), op.attr(attr_eps + 1)};
+}
+
 BnMergeArgs BnStats::merge_args(const Addresses& at, const float* tiles, int64_t tile_count, int64_t tile_rows,
                                 const int32_t* tile_counts) const {
   const double rows = static_cast<double>(rows_of(src));
@@ -282,8 +286,7 @@ void record_pool(const Addresses& at, const Tensor* src, const Tensor* pooled, s
 
 StatusOr<KernelPtr> make_bn_stats(const Op& op) {
   using namespace op::bn_stats;
-  const BnStats stats{op.in(in_src),           op.out(out_mean),  op.out(out_inv_std),   op.upd(upd_running_mean),
-                      op.upd(upd_running_var), op.attr(attr_eps), op.attr(attr_momentum)};
+  const BnStats stats = bn_stats_of(op, op.in(in_src), out_mean, attr_eps);
   return make_kernel(
       form_name("bn_stats", walk_vector(stats.src->dtype, stats.src->c()) == 1).c_str(), stats.src->dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) { stats.record(at, at.scratch, launches); },

@@ -28,6 +28,10 @@ struct BnStats {
   static void record_merge(const BnMergeArgs& args, std::byte* scratch, std::vector<Launch>& launches);
 };
 
+// Those that an op makes of `src`. In the op table inv_std follows mean, momentum follows eps, and what is updated is
+// the running mean and variance.
+BnStats bn_stats_of(const plan::Op& op, const plan::Tensor* src, int out_mean, int attr_eps);
+
 // Backward part of dst = residual? + drop(act(bn(src)) * gate?) and of its pooled values. Absent operands are nullptr.
 struct BnBackward {
   const plan::Tensor *diff_dst = nullptr, *src = nullptr, *mean = nullptr, *inv_std = nullptr, *scale = nullptr,

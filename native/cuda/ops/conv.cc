@@ -240,13 +240,7 @@ KernelPtr conv2d_stats(const Op& op, const FormOf& form_of) {
   const Tensor* dst = op.out(out_dst);
   const SourceNorm source{op.in(in_src),       op.in(in_src_mean), op.in(in_src_inv_std), op.in(in_src_scale),
                           op.in(in_src_shift), op.in(in_gate),     op.act(attr_src_act)};
-  const BnStats stats{dst,
-                      op.out(out_mean),
-                      op.out(out_inv_std),
-                      op.upd(upd_running_mean),
-                      op.upd(upd_running_var),
-                      op.attr(attr_eps),
-                      op.attr(attr_momentum)};
+  const BnStats stats = bn_stats_of(op, dst, out_mean, attr_eps);
   const ConvOperands operands(op, attr_stride, source, op.in(in_weights), dst);
   return conv_stats_kernel("conv2d_stats", operands, operands.forward_form(form_of), stats);
 }

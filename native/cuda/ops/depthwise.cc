@@ -269,13 +269,7 @@ StatusOr<KernelPtr> make_depthwise_conv2d_stats(const Op& op) {
   const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
   const SourceNorm source{src,     op.in(in_src_mean),  op.in(in_src_inv_std), op.in(in_src_scale), op.in(in_src_shift),
                           nullptr, op.act(attr_src_act)};
-  const BnStats stats{dst,
-                      op.out(out_mean),
-                      op.out(out_inv_std),
-                      op.upd(upd_running_mean),
-                      op.upd(upd_running_var),
-                      op.attr(attr_eps),
-                      op.attr(attr_momentum)};
+  const BnStats stats = bn_stats_of(op, dst, out_mean, attr_eps);
   const DepthwiseGeometry g = geometry(op, attr_stride, src, dst, weights);
   const Forward forward(g, dst, static_cast<bool>(source), true);
   const bool stores_source = source && !forward.tiled();

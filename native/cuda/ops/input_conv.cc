@@ -9,13 +9,7 @@ using plan::Tensor;
 StatusOr<KernelPtr> make_input_conv2d_stats(const Op& op) {
   using namespace op::input_conv2d_stats;
   const Tensor* dst = op.out(out_dst);
-  const BnStats stats{dst,
-                      op.out(out_mean),
-                      op.out(out_inv_std),
-                      op.upd(upd_running_mean),
-                      op.upd(upd_running_var),
-                      op.attr(attr_eps),
-                      op.attr(attr_momentum)};
+  const BnStats stats = bn_stats_of(op, dst, out_mean, attr_eps);
   const ConvOperands operands(op, attr_stride, {.src = op.in(in_src)}, op.in(in_weights), dst,
                               pixel_norm(op, attr_mean0, attr_std0));
   return conv_stats_kernel("input_conv2d_stats", operands, operands.forward_form(), stats);

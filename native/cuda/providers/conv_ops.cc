@@ -54,13 +54,7 @@ std::optional<Call> call_of(const Op& op) {
       if (op.in(in_gate) || op.in(in_src_mean) || op.act(attr_src_act) != plan::Act::identity) return {};
       const Tensor *src = op.in(in_src), *weights = op.in(in_weights), *dst = op.out(out_dst);
       Call call{geometry(op, Pass::forward, src, weights, dst), src, weights, nullptr, nullptr, dst};
-      call.stats = BnStats{dst,
-                           op.out(out_mean),
-                           op.out(out_inv_std),
-                           op.upd(upd_running_mean),
-                           op.upd(upd_running_var),
-                           op.attr(attr_eps),
-                           op.attr(attr_momentum)};
+      call.stats = bn_stats_of(op, dst, out_mean, attr_eps);
       return call;
     }
     case OpId::conv2d_bias_act: {
