@@ -67,6 +67,14 @@ class InputConv : public testing::TestWithParam<Type> {
     return values;
   }
 
+  // What is summed up forward, of normalised images, in double precision.
+  Values sums_in_double(const ConvCase& c, const ConvData& d, size_t count) const {
+    Values sums(count);
+    const Values w = stored(dtype(), d.weights), x = normalised(c);
+    for_each_product(c, [&](size_t s, size_t k, size_t t) { sums[t] += x[s] * w[k]; });
+    return sums;
+  }
+
   // Results from pixels, which are those from stored images to the bit; nothing where sanitizers have seen the form.
   std::vector<Values> same_bits(const ConvCase& c, const Form& form) const {
     std::vector<Values> results[2];
@@ -123,9 +131,7 @@ TEST_P(InputConv, ForwardWithStatistics) {
     const auto results = same_bits(c, form);
     if (HasFatalFailure()) FAIL() << c.name();
     if (results.empty()) continue;
-    Values want(results[0].size());
-    const Values w = stored(dtype(), d.weights), x = normalised(c);
-    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += x[s] * w[k]; });
+    const Values want = sums_in_double(c, d, results[0].size());
     expect_near(results[0], want, tolerance(GetParam()), std::sqrt(static_cast<double>(c.k * c.k * c.ic)), c.name());
   }
 }
@@ -143,9 +149,7 @@ TEST_P(InputConv, WithBiasAndActivation) {
     const auto results = same_bits(c, form);
     if (HasFatalFailure()) FAIL() << c.name();
     if (results.empty()) continue;
-    Values want(results[0].size());
-    const Values w = stored(dtype(), d.weights), x = normalised(c);
-    for_each_product(c, [&](size_t s, size_t k, size_t t) { want[t] += x[s] * w[k]; });
+    Values want = sums_in_double(c, d, results[0].size());
     for (size_t i = 0; i < want.size(); ++i) want[i] = std::max(want[i] + bias[i % bias.size()], 0.0);
     expect_near(results[0], want, tolerance(GetParam()), std::sqrt(static_cast<double>(c.k * c.k * c.ic)), c.name());
   }
