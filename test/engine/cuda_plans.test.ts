@@ -29,6 +29,8 @@ describeWith(FAKE_DRIVER, 'plans for GPUs', () => {
   it.each([
     ['efficientnet_b0', 'bf16-mixed', 224],
     ['efficientnet_b0', 'fp32', 224],
+    ['efficientnet_b0', 'tf32', 224],
+    ['efficientnet_b0', 'fp16-mixed', 224],
     ['efficientnetv2_s', 'bf16-mixed', 128],
   ] as const)('%s %s', { timeout: 60_000 }, async (name, precision, imageSize) => {
     const model = await createModel(name, { device: 'cuda', precision, seed: 0 })
