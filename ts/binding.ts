@@ -246,6 +246,11 @@ export interface Peaks {
 export interface NativeBinding {
   version(): { addon: string; onednn: string; opTableHash: number; build: string }
   cpuInfo(): CpuInfo
+  /**
+   * Another program in this process's place, with its standard streams alone: does not return. `env`: "NAME=value". What lay on a GPU
+   * is given back, which no other way out of a fault does for sure. @throws EFF_IO where it cannot be started; all is then as it was
+   */
+  replaceProcess(file: string, argv: readonly string[], env: readonly string[]): never
   /** Native bytes held now, by kind; leak tests compare these exactly. */
   memoryUsage(): { arenas: number; kernels: number; batches: number; handles: number }
 

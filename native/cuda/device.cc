@@ -167,12 +167,16 @@ StatusOr<CUfunction> Device::function(const std::string& kernel) {
   return error(Code::plan_invalid, "no CUDA kernel %s", kernel.c_str());
 }
 
-Status Device::launch(const Launch& launch, CUfunction function, CUstream stream) const {
+Status Device::launch(const Launch& launch, CUfunction function, CUstream stream, bool waited) const {
+  const auto named = [&](const Status& why) {
+    const char* where = why.code() == Code::gpu_fault && !waited ? "at or before " : "";
+    return Status(why.code(), where + launch.kernel + ": " + why.message());
+  };
   if (launch.call) {
     const Status called = launch.call(stream);
     if (called.ok()) return called;
     const Status why = failure_of_library(called, stream);
-    return why.code() == called.code() ? called : Status(why.code(), launch.kernel + ": " + why.message());
+    return why.code() == called.code() ? called : named(why);
   }
   CUlaunchConfig config{};
   config.gridDimX = launch.grid.x;
@@ -184,9 +188,7 @@ Status Device::launch(const Launch& launch, CUfunction function, CUstream stream
   config.hStream = stream;
   void* parameters[] = {const_cast<std::byte*>(launch.args.data())};  // copied by the call
   const CUresult result = driver_->cuLaunchKernelEx(&config, function, parameters, nullptr);
-  if (result == CUDA_SUCCESS) return ok_status();
-  const Status status = driver_status(*driver_, "cuLaunchKernelEx", result);
-  return Status(status.code(), launch.kernel + ": " + status.message());
+  return result == CUDA_SUCCESS ? ok_status() : named(driver_status(*driver_, "cuLaunchKernelEx", result));
 }
 
 // A library that fails does not say that the GPU is lost. What lies before its call on the stream may have been what

@@ -49,7 +49,9 @@ class Device : public std::enable_shared_from_this<Device> {
   Status enter() const;
   // Code::plan_invalid where the package has no kernel of that name. Any thread.
   StatusOr<CUfunction> function(const std::string& kernel);
-  Status launch(const Launch& launch, CUfunction function, CUstream stream) const;
+  // `waited`: all before it has been waited for, so that a fault is its own. Without it a fault that comes up here may
+  // be of anything before, and says so.
+  Status launch(const Launch& launch, CUfunction function, CUstream stream, bool waited = false) const;
   // Whether all of it lies in a PinnedBlock, so that copies may read it where it is. Any thread.
   bool page_locked(const std::byte* data, uint64_t bytes) const;
   // What a library's failure on this stream comes to: itself, or Code::gpu_fault with what it said.

@@ -71,7 +71,9 @@ Status Executable::bind_ops(const Tuning& tuning) {
     auto kernel = bind_op(op, tuning, to_tune);
     if (!kernel.ok()) {
       const Status why = device().failure_of_library(kernel.status(), stream());
-      return Status(why.code(), "op " + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + why.message());
+      // Binding runs nothing: a fault is of what ran before.
+      const char* where = why.code() == Code::gpu_fault ? "before op " : "op ";
+      return Status(why.code(), where + std::string(op.name) + " (" + plan::op_name(op.id) + "): " + why.message());
     }
     updates_weights_ |= !op.updates.empty();
     const plan::DType working = kernel.value()->working;
@@ -234,18 +236,16 @@ Status Executable::record(const Slot& slot, Recording& recording) {
 Status Executable::queue_begin(const Use& use) const {
   const auto& [slot, recording] = use;
   EFF_CUDA(driver(), cuMemcpyHtoDAsync, slot.device.address(), slot.scalars.data(), slot.scalars.bytes(), stream());
-  return queue_launches(device(), recording.begin, stream());
+  return queue_launches(recording.begin);
 }
 
 Status Executable::queue_op(const Recording& recording, size_t op) const {
   const Range range(bound_[op].op->name);
-  const Status queued = queue_launches(device(), recording.ops[op], stream());
-  if (!synchronous_) return queued;
-  const Status done =
-      queued.ok() ? driver_status(driver(), "cuStreamSynchronize", driver().cuStreamSynchronize(stream())) : queued;
-  if (done.ok()) return done;
+  const Status queued = queue_launches(recording.ops[op]);
+  if (queued.ok() || !synchronous_) return queued;
   const Bound& bound = bound_[op];
-  return Status(done.code(), "op " + std::string(bound.op->name) + " (" + bound.kernel->name + "): " + done.message());
+  return Status(queued.code(),
+                "op " + std::string(bound.op->name) + " (" + bound.kernel->name + "): " + queued.message());
 }
 
 Status Executable::queue_output(const Use& use) const {
@@ -259,15 +259,14 @@ Status Executable::queue_output(const Use& use) const {
 Status Executable::queue(Part part, const Use& use) const {
   const Recording& recording = use.recording;
   const bool prepare = part == Part::prepare;
-  if (prepare)
-    EFF_RETURN_IF_ERROR(queue_launches(device(), recording.casts[static_cast<int>(Arena::weights)], stream()));
+  if (prepare) EFF_RETURN_IF_ERROR(queue_launches(recording.casts[static_cast<int>(Arena::weights)]));
   if (part == Part::step || part == Part::batch) EFF_RETURN_IF_ERROR(queue_begin(use));
   const size_t first = part == Part::update ? update_at_ : 0, end = part == Part::batch ? update_at_ : bound_.size();
   for (size_t i = first; i < end; ++i)
     if (bound_[i].op->is_prepare() == prepare) EFF_RETURN_IF_ERROR(queue_op(recording, i));
-  if (prepare) return queue_launches(device(), recording.casts[static_cast<int>(Arena::prepared)], stream());
+  if (prepare) return queue_launches(recording.casts[static_cast<int>(Arena::prepared)]);
   const bool ends = part != Part::batch;
-  EFF_RETURN_IF_ERROR(queue_launches(device(), ends ? recording.finish : recording.accumulate, stream()));
+  EFF_RETURN_IF_ERROR(queue_launches(ends ? recording.finish : recording.accumulate));
   return queue_output(use);
 }
 
@@ -424,7 +423,7 @@ Status Executable::profiled_step(const Use& use) {
     if (!bound_[i].op->is_prepare()) EFF_RETURN_IF_ERROR(queue_op(use.recording, i));
   }
   EFF_CUDA(driver(), cuEventRecord, marks_[bound_.size()], stream());
-  EFF_RETURN_IF_ERROR(queue_launches(device(), use.recording.finish, stream()));
+  EFF_RETURN_IF_ERROR(queue_launches(use.recording.finish));
   EFF_RETURN_IF_ERROR(queue_output(use));
   EFF_CUDA(driver(), cuStreamSynchronize, stream());
   for (size_t i = 0; i < bound_.size(); ++i) {

@@ -93,6 +93,9 @@ class Executable final : public effnet::Executable {
   Status queue(Part part, const Use& use) const;
   Status queue_begin(const Use& use) const;
   Status queue_op(const Recording& recording, size_t op) const;
+  Status queue_launches(const BoundLaunches& launches) const {
+    return cuda::queue_launches(device(), launches, stream(), synchronous_);
+  }
   Status queue_output(const Use& use) const;
   // The graph of a part, captured at its first use.
   StatusOr<CUgraphExec> graph(Part part, const Use& use);
@@ -143,7 +146,7 @@ class Executable final : public effnet::Executable {
   std::vector<Bound> bound_;
   size_t update_at_ = 0;  // of the ops: the first that waits for the gradients of all batches
   bool updates_weights_ = false;
-  bool synchronous_ = false;  // no graphs; waits after every op, so that a fault is the op's (EFFNET_CUDA_SYNC=1)
+  bool synchronous_ = false;  // no graphs; waits after every launch, so that a fault is its own (EFFNET_CUDA_SYNC=1)
   plan::DType working_ = plan::DType::f32;  // of the copies of weights, where kernels read such
   // Running statistics, and where they are put aside (kernels/step.h).
   std::vector<plan::Segment> statistics_;

@@ -48,7 +48,7 @@ Status Executable::fill_to_tune() {
   const auto cast =
       bind_launches(*memory_->device(), {cast_weights_launch(memory_->arena(Arena::weights), copy.data(),
                                                              static_cast<int64_t>(copy.bytes() / 2), working_)});
-  return cast.ok() ? queue_launches(device(), cast.value(), stream()) : cast.status();
+  return cast.ok() ? queue_launches(cast.value()) : cast.status();
 }
 
 Status Executable::tune() {

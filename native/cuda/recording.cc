@@ -13,8 +13,14 @@ StatusOr<BoundLaunches> bind_launches(Device& device, std::vector<Launch> launch
   return bound;
 }
 
-Status queue_launches(const Device& device, const BoundLaunches& launches, CUstream stream) {
-  for (const auto& [launch, function] : launches) EFF_RETURN_IF_ERROR(device.launch(launch, function, stream));
+Status queue_launches(const Device& device, const BoundLaunches& launches, CUstream stream, bool wait) {
+  for (const auto& [launch, function] : launches) {
+    EFF_RETURN_IF_ERROR(device.launch(launch, function, stream, wait));
+    if (!wait) continue;
+    const Status done =
+        driver_status(device.driver(), "cuStreamSynchronize", device.driver().cuStreamSynchronize(stream));
+    if (!done.ok()) return Status(done.code(), launch.kernel + ": " + done.message());
+  }
   return ok_status();
 }
 

@@ -19,7 +19,8 @@ using BoundLaunches = std::vector<BoundLaunch>;
 
 // Kernels by name, in order.
 StatusOr<BoundLaunches> bind_launches(Device& device, std::vector<Launch> launches);
-Status queue_launches(const Device& device, const BoundLaunches& launches, CUstream stream);
+// `wait`: for each before the next, so that a fault is that of the launch it is told of.
+Status queue_launches(const Device& device, const BoundLaunches& launches, CUstream stream, bool wait = false);
 
 struct Recording {
   std::vector<BoundLaunches> ops;  // of each op of the plan

@@ -124,6 +124,7 @@ StatusOr<size_t> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>
   const Status kept = put_aside(op, at, false);
   if (kept.code() == Code::oom) return size_t{0};
   EFF_RETURN_IF_ERROR(kept);
+  EFF_CUDA(driver(), cuStreamSynchronize, stream_);  // a fault from here on is of what is measured
   // Tensors that the cache does not hold are not there either when a step comes to the op.
   const auto cache = static_cast<uint64_t>(device_->cache_bytes());
   bool cold = cache > 0 && plan::operand_bytes(op, 1) > static_cast<double>(cache);
@@ -139,6 +140,9 @@ StatusOr<size_t> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>
     const auto ms = time(*candidates[i].kernel, at, cold, least);
     if (!ms.ok()) {
       gpu = driver_status(driver(), "cuStreamSynchronize", driver().cuStreamSynchronize(stream_));
+      if (gpu.code() == Code::gpu_fault)
+        gpu = Status(gpu.code(), "op " + std::string(op.name) + " (" + candidates[i].kernel->name +
+                                     "), while it was measured: " + gpu.message());
     } else if (ms.value() < least) {
       least = ms.value();
       best = i;

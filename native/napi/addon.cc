@@ -3,6 +3,7 @@
 #include "napi/common.h"
 #include "napi/handles.h"
 #include "napi/io.h"
+#include "napi/process.h"
 
 namespace effnet::napi {
 namespace {
@@ -30,6 +31,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("setErrorFactory", Napi::Function::New(env, set_error_factory, "setErrorFactory"));
   register_engine(env, exports);
   register_io(env, exports);
+  register_process(env, exports);
   return exports;
 }
 

@@ -160,7 +160,14 @@ TEST_F(CudaFaults, AFaultThatALibraryMeetsIsAFault) {
   for (const char* fault : {"cuStreamIsCapturing:1:700", "cuStreamSynchronize:1:719"}) {
     const Status status = launched(fault);
     EXPECT_EQ(status.code(), Code::gpu_fault) << fault;
-    EXPECT_TRUE(status.message().starts_with("library/1: status 15: GPU fault: ")) << status.message();
+    EXPECT_TRUE(status.message().starts_with("at or before library/1: status 15: GPU fault: ")) << status.message();
+  }
+  // Where all before it was waited for, it is the library's.
+  reset_fake();
+  {
+    const Setting setting("FAKE_CUDA_FAIL", "cuStreamIsCapturing:1:700");
+    EXPECT_TRUE(
+        device()->launch(call, nullptr, stream, true).message().starts_with("library/1: status 15: GPU fault: "));
   }
   // A call that fails otherwise is no fault.
   EXPECT_EQ(launched("cuStreamSynchronize:1:1").code(), Code::plan_invalid);
@@ -293,7 +300,20 @@ TEST_F(CudaCaptures, AreEndedByTheThreadThatBeganThemUnlessTheyAreRelaxed) {
   }
 }
 
-// Without graphs, and every op waited for: a fault is that of the op in work.
+// What a capture or a profile launches is told of by calls that may hear of any kernel before.
+TEST_F(CudaFaults, AFaultThatNobodyWaitedForIsAtOrBeforeAKernel) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  reset_fake();
+  const Setting fault("FAKE_CUDA_FAIL", "cuLaunchKernelEx:20:719");
+  const Status status = on_cuda(named, start, 2).status();
+  EXPECT_EQ(status.code(), Code::gpu_fault);
+  EXPECT_TRUE(status.message().starts_with("at or before ")) << status.message();
+  EXPECT_EQ(status.message().find("op "), std::string::npos) << status.message();
+  reset_fake();
+}
+
+// Without graphs, and every launch waited for: a fault is that of the op in work, and of its kernel.
 TEST_F(CudaFaults, ASynchronousRunNamesTheOpAtFault) {
   const Named named = corpus_plan("train.f32");
   const auto plan = plan::Plan::load(named.span()).value();
@@ -311,7 +331,9 @@ TEST_F(CudaFaults, ASynchronousRunNamesTheOpAtFault) {
   const Setting fault("FAKE_CUDA_FAIL", "cuStreamSynchronize:" + std::to_string(waits / 2) + ":700");
   const Status status = on_cuda(named, start, 2).status();
   EXPECT_TRUE(status.message().starts_with("op ")) << status.message();
-  EXPECT_NE(status.message().find(":cuda): GPU fault: "), std::string::npos) << status.message();
+  const size_t kernel = status.message().find(":cuda): "), why = status.message().find(": GPU fault: ");
+  EXPECT_NE(kernel, std::string::npos) << status.message();
+  EXPECT_GT(why, kernel + 8) << status.message();
   reset_fake();
 }
 

@@ -1,10 +1,15 @@
-/** The process that goes on after a fault of the GPU, in the place of the one that had it. */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+/** The program that takes the place of one that has lost the GPU. */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { rerun, rerunWords, runAs } from '../../ts/cli/rerun.js'
+import { text } from 'node:stream/consumers'
+import { fileURLToPath } from 'node:url'
+import { afterEach, beforeEach, expect, it } from 'vitest'
+import { rerun, rerunWords, restartWords } from '../../ts/cli/rerun.js'
 import type { Ui } from '../../ts/cli/ui.js'
+import { EffnetError } from '../../ts/errors.js'
 
 let dir: string
 beforeEach(() => {
@@ -12,38 +17,30 @@ beforeEach(() => {
 })
 afterEach(() => rmSync(dir, { recursive: true, force: true }))
 
-const script = (text: string) => runAs(process.execPath, ['-e', text, path.join(dir, 'said')], process.env)
-const said = () => readFileSync(path.join(dir, 'said'), 'utf8')
-
-describe('a process in this one’s place', () => {
-  it('gives its exit code, and 128 with the number of a signal', async () => {
-    expect(await script('process.exit(75)')).toBe(75)
-    expect(await script("process.kill(process.pid, 'SIGKILL')")).toBe(137)
-    expect(await script("process.kill(process.pid, 'SIGTERM')")).toBe(143)
+it('has its number, streams, words and variables, and nothing else that was open', async () => {
+  const binding = path.resolve(fileURLToPath(import.meta.url), '../../../ts/binding.ts')
+  const after = `
+    const { readdirSync, readlinkSync } = require('node:fs')
+    const files = readdirSync('/proc/self/fd').flatMap((fd) => { try { return [readlinkSync('/proc/self/fd/' + fd)] } catch { return [] } })
+    console.log(JSON.stringify({ pid: process.pid, words: process.argv.slice(1), env: process.env, files }))
+    process.on('SIGTERM', () => process.exit(75))
+    process.kill(process.pid, 'SIGTERM')
+    setTimeout(() => process.exit(9), 20000)`
+  const before = `
+    import { openSync } from 'node:fs'
+    const { binding } = await import(${JSON.stringify(binding)})
+    openSync(${JSON.stringify(path.join(dir, 'held'))}, 'w')
+    process.on('SIGTERM', () => process.exit(1))
+    binding().replaceProcess(process.execPath, [process.execPath, '-e', ${JSON.stringify(after)}, 'a word'], ['NAME=a value'])`
+  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', before], {
+    stdio: ['ignore', 'pipe', 'inherit'],
   })
-
-  it.each(['SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGHUP'] as const)('gets %s once, from here alone', async (signal) => {
-    const before = process.listeners(signal)
-    // Others that listen here would end the test.
-    process.removeAllListeners(signal)
-    const ended = script(`
-      const { appendFileSync, readFileSync } = require('node:fs')
-      const group = readFileSync('/proc/self/stat', 'utf8').split(') ')[1].split(' ')[2]
-      const say = (text) => appendFileSync(process.argv[1], text + '\\n')
-      process.on('${signal}', () => { say('${signal}'); setTimeout(() => process.exit(0), 100) })
-      say(Number(group) === process.pid ? 'own group' : 'group of its parent')
-      setTimeout(() => process.exit(9), 20000)`)
-    try {
-      await vi.waitFor(() => expect(said()).toBe('own group\n'), { timeout: 15_000 })
-      process.emit(signal, signal)
-      expect(await ended).toBe(0)
-      expect(said()).toBe(`own group\n${signal}\n`)
-      expect(process.listenerCount(signal)).toBe(0)
-    } finally {
-      for (const listener of before) process.on(signal, listener as () => void)
-    }
-  })
-})
+  const [said, [code]] = await Promise.all([text(child.stdout), once(child, 'close')])
+  const { pid, words, env, files } = JSON.parse(said) as { pid: number; words: string[]; env: object; files: string[] }
+  expect({ pid, words, env }).toEqual({ pid: child.pid, words: ['a word'], env: { NAME: 'a value' } })
+  expect(files.filter((file) => file.endsWith('/held'))).toEqual([])
+  expect(code).toBe(75)
+}, 60_000)
 
 it('is told what a run’s folder does not keep', () => {
   const none = { workers: undefined, threads: undefined }
@@ -53,23 +50,48 @@ it('is told what a run’s folder does not keep', () => {
   )
 })
 
+it('begins a run without a checkpoint as it was begun, in its folder', () => {
+  const argv = ['train', '--data', 'photos', '--seed', '4', '--json']
+  expect(restartWords(argv, '/runs/a')).toEqual([...argv, '--out', '/runs/a'])
+  expect(restartWords(argv, '')).toEqual(argv)
+})
+
 it('is tried where ops are not waited for, and leaves the fault the last word where it does not start', async () => {
   mkdirSync(path.join(dir, 'checkpoints/last'), { recursive: true })
-  writeFileSync(
-    path.join(dir, 'checkpoints/last/manifest.json'),
-    JSON.stringify({ format: 'effnet-checkpoint', version: 1, step: 1, files: {} }),
-  )
   const warned: string[] = []
-  const ui = { json: false, quiet: false, verbosity: 0, warn: (key: string) => warned.push(key) } as unknown as Ui
+  const ui = {
+    json: false,
+    quiet: false,
+    verbosity: 0,
+    warn: (key: string, message: string) => warned.push(`${key}: ${message}`),
+    object: () => undefined,
+  } as unknown as Ui
+  const fault = new EffnetError('EFF_GPU_FAULT', 'GPU fault: lost')
+  const tried = (sync?: string) =>
+    rerun(dir, { workers: 1, threads: 1 }, fault, {
+      env: sync === undefined ? {} : { EFFNET_CUDA_SYNC: sync },
+      ui,
+      argv: ['train'],
+    })
   const { execPath } = process
   process.execPath = path.join(dir, 'no-such-node')
   try {
-    for (const sync of ['0', undefined])
-      expect(
-        await rerun(dir, { workers: 1, threads: 1 }, { env: sync === undefined ? {} : { EFFNET_CUDA_SYNC: sync }, ui }),
-      ).toBeUndefined()
-    expect(warned).toEqual(['gpu-fault', 'gpu-fault-rerun', 'gpu-fault', 'gpu-fault-rerun'])
-    expect(await rerun(dir, { workers: 1, threads: 1 }, { env: { EFFNET_CUDA_SYNC: '1' }, ui })).toBeUndefined()
+    await tried()
+    writeFileSync(
+      path.join(dir, 'checkpoints/last/manifest.json'),
+      JSON.stringify({ format: 'effnet-checkpoint', version: 1, step: 1, files: {} }),
+    )
+    await tried('0')
+    const started = /^gpu-fault-rerun: the fresh process could not be started: .*no-such-node: No such file/
+    expect(warned).toEqual([
+      expect.stringMatching(
+        /^gpu-fault: EFF_GPU_FAULT {2}GPU fault: lost; there is no checkpoint yet, so the run begins again in a fresh/,
+      ),
+      expect.stringMatching(started),
+      expect.stringMatching(/^gpu-fault: .*; the run goes on from \S*checkpoints\/last in a fresh process, slowly/),
+      expect.stringMatching(started),
+    ])
+    await tried('1')
     expect(warned).toHaveLength(4)
   } finally {
     process.execPath = execPath

@@ -1,9 +1,8 @@
 /**
- * After a fault of the GPU nothing of this process can use it. Another process goes on from the last checkpoint; it waits after every
- * op, so that the op at fault is named where the fault comes again.
+ * After a fault of the GPU nothing of this process can use it, and what it holds there is given back for sure only when it ends. So
+ * another program takes its place, with its number, its terminal and its signals: it goes on from the last checkpoint, or begins the run
+ * again where there is none yet, and waits after every op, so that the op at fault is named where the fault comes again.
  */
-import { spawn } from 'node:child_process'
-import { constants } from 'node:os'
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
 import { shown } from './paths_ui.js'
@@ -22,7 +21,7 @@ export interface RerunOptions {
 
 const count = (flag: string, n: number | undefined): string[] => (n === undefined ? [] : [flag, String(n)])
 
-/** The words behind the program's name. */
+/** The words behind the program's name that go on with a run. */
 export const rerunWords = (
   outDir: string,
   { workers, threads }: RerunOptions,
@@ -36,44 +35,39 @@ export const rerunWords = (
   ...(ui.verbosity > 0 ? [`-${'v'.repeat(ui.verbosity)}`] : []),
 ]
 
-/** The other process's exit code; undefined where none can be started: it would be such a process itself, or has no checkpoint. */
-export async function rerun(
-  outDir: string,
-  options: RerunOptions,
-  { env, ui }: { env: Env; ui: Ui },
-): Promise<number | undefined> {
-  const { findFolder } = await import('../train/checkpoint_folder.js')
-  const checkpoint = path.join(outDir, 'checkpoints/last')
-  const found = await findFolder(checkpoint).catch(() => undefined)
-  if (env[SYNC] === '1' || !found) return undefined
-  ui.warn('gpu-fault', `the run goes on from ${shown(checkpoint)} in another process, slowly: it waits for every op (${SYNC}=1)`)
-  const argv = [...process.execArgv, process.argv[1]!, ...rerunWords(outDir, options, ui)]
-  try {
-    return await runAs(process.execPath, argv, { ...env, [SYNC]: '1' })
-  } catch (cause) {
-    ui.warn('gpu-fault-rerun', `the other process could not be started: ${(cause as Error).message}`)
-    return undefined
-  }
+/** Those that begin it again: as it was begun, in the folder that it was given, if it came so far. */
+export const restartWords = (argv: readonly string[], outDir: string): string[] =>
+  outDir === '' ? [...argv] : [...argv, '--out', outDir]
+
+interface Rerun {
+  env: Env
+  ui: Ui
+  /** What this process was called with, behind the program's name. */
+  argv: readonly string[]
 }
 
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGHUP'] as const
-
-/**
- * A process in this one's place, on its streams. It leads a process group, so that what a terminal sends comes to it once, from here:
- * two SIGINT would end it without a checkpoint. Its exit code, 128 and the signal's number where one ended it.
- */
-export async function runAs(file: string, argv: readonly string[], env: Env): Promise<number> {
-  const child = spawn(file, argv, { stdio: 'inherit', env, detached: true })
-  const pass = (signal: NodeJS.Signals): void => void child.kill(signal)
-  // First of all listeners: one that ends this process must not keep a signal from the other.
-  for (const signal of SIGNALS) process.prependListener(signal, pass)
+/** Does not come back where another program takes over. It returns where that would wait for ops as this one did, or does not start. */
+export async function rerun(outDir: string, options: RerunOptions, fault: EffnetError, { env, ui, argv }: Rerun): Promise<void> {
+  if (env[SYNC] === '1') return
+  const { findFolder } = await import('../train/checkpoint_folder.js')
+  const checkpoint = path.join(outDir, 'checkpoints/last')
+  const found = outDir !== '' && (await findFolder(checkpoint).catch(() => undefined))
+  const [how, words] = found
+    ? [`the run goes on from ${shown(checkpoint)}`, rerunWords(outDir, options, ui)]
+    : ['there is no checkpoint yet, so the run begins again', restartWords(argv, outDir)]
+  const message = `${fault.message}; ${how} in a fresh process, slowly: it waits for every op (${SYNC}=1)`
+  ui.warn('gpu-fault', `${fault.code}  ${message}`)
+  ui.object({ event: 'warning', code: 'gpu-fault', message })
+  const file = process.execPath
   try {
-    return await new Promise<number>((resolve, reject) => {
-      child.on('error', reject)
-      child.on('close', (code, signal) => resolve(code ?? 128 + constants.signals[signal!]))
-    })
-  } finally {
-    for (const signal of SIGNALS) process.off(signal, pass)
+    const { binding } = await import('../binding.js')
+    binding().replaceProcess(
+      file,
+      [file, ...process.execArgv, process.argv[1]!, ...words],
+      Object.entries({ ...env, [SYNC]: '1' }).flatMap(([name, value]) => (value === undefined ? [] : [`${name}=${value}`])),
+    )
+  } catch (cause) {
+    ui.warn('gpu-fault-rerun', `the fresh process could not be started: ${(cause as Error).message}`)
   }
 }
 

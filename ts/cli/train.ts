@@ -185,6 +185,10 @@ class Interrupts {
     this.graceMs = 1e3 * (seconds ?? GRACE_SECONDS)
   }
 
+  get stopped(): boolean {
+    return this.reason !== undefined
+  }
+
   attach(trainer: Trainer): void {
     this.trainer = trainer
     if (this.reason !== undefined) trainer.stop(this.reason)
@@ -270,36 +274,35 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
   refuseOutInData(target.planned(name), dir)
   const { peekResume } = await import('../train/resume.js')
   const from = target.resume === 'auto' ? target.planned(name) : target.resume
-  const model = await openModel(o, name, data, from === undefined ? undefined : await peekResume(from), ui)
-  let fault: EffnetError
+  const resumed = from === undefined ? undefined : await peekResume(from)
   let outDir = ''
   try {
-    outDir = await target.outDir(name)
-    const config = {
-      ...given({ ...o, resume: undefined }),
-      data: path.resolve(dir),
-      ...(o.weights === undefined ? {} : { weights: path.resolve(o.weights) }),
+    const model = await openModel(o, name, data, resumed, ui)
+    try {
+      outDir = await target.outDir(name)
+      const config = {
+        ...given({ ...o, resume: undefined }),
+        data: path.resolve(dir),
+        ...(o.weights === undefined ? {} : { weights: path.resolve(o.weights) }),
+      }
+      const result = await runFit(o, { model, data, outDir, resume: target.resume, config }, interrupts, ui)
+      endBlock(ui, result, {
+        data: dir,
+        val: data.val && shown(data.val.root),
+        model: name,
+        resume: ['train', '--resume', shown(outDir)],
+        program: programName(io.env),
+      })
+      ui.object({ result: resultObject(result) })
+      return exitOf(result, o)
+    } finally {
+      await model.close()
     }
-    const result = await runFit(o, { model, data, outDir, resume: target.resume, config }, interrupts, ui)
-    endBlock(ui, result, {
-      data: dir,
-      val: data.val && shown(data.val.root),
-      model: name,
-      resume: ['train', '--resume', shown(outDir)],
-      program: programName(io.env),
-    })
-    ui.object({ result: resultObject(result) })
-    return exitOf(result, o)
   } catch (error) {
-    if (!isGpuFault(error)) throw error
-    fault = error
-  } finally {
-    await model.close()
+    // Who was told to end does not begin anew.
+    if (isGpuFault(error) && !interrupts.stopped) await rerun(outDir, o, error, { env: io.env, ui, argv: process.argv.slice(2) })
+    throw error
   }
-  interrupts.release()
-  const code = await rerun(outDir, o, { env: io.env, ui })
-  if (code === undefined) throw fault
-  return code
 }
 
 export const verb = defineVerb(
