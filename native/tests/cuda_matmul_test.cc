@@ -156,6 +156,22 @@ TEST_F(CudaMatmul, WhatTheLibraryHasNoAlgorithmFor) {
   EXPECT_EQ(Matmul::create(lt, p).status().code(), Code::plan_invalid);
 }
 
+// FP32 is FP32: what is made of products in another type is refused, though the library offers it.
+TEST_F(CudaMatmul, Fp32IsNotEmulated) {
+  const auto lt = library();
+  Product p = product_of(DType::f32, DType::f32, 8, 8, 64, true, false);
+  setenv("FAKE_CUBLASLT_EMULATE", "1", 1);
+  const Status emulated = Matmul::create(lt, p).status();
+  p.tf32 = true;
+  const Status tf32 = Matmul::create(lt, p).status();
+  const Status half = Matmul::create(lt, product_of(DType::f16, DType::f16, 8, 8, 64, true, false)).status();
+  unsetenv("FAKE_CUBLASLT_EMULATE");
+  EXPECT_EQ(emulated.code(), Code::plan_invalid);
+  EXPECT_EQ(emulated.message(), "cuBLASLt's algorithm 0 emulates FP32");
+  EXPECT_TRUE(tf32.ok()) << tf32.message();
+  EXPECT_TRUE(half.ok()) << half.message();
+}
+
 TEST_F(CudaMatmul, MatricesThatDoNotFitAndAddressesThatAreNotAligned) {
   const auto lt = library();
   Product p = product_of(DType::f32, DType::f32, 4, 4, 4, false, false);

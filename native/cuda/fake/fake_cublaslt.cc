@@ -7,6 +7,8 @@
 //   - Results of few columns and long sums want a workspace, and overwrite all of it: what overlaps becomes NaN.
 //   - FAKE_CUBLASLT_FAIL=name:nth:status makes the nth call of a function fail; FAKE_CUBLASLT_STATE=status is that of
 //     every algorithm it finds; FAKE_CUBLASLT_VERSION is what it says it is.
+//   - FP32 products without TF32 want algorithms that emulate nothing; FAKE_CUBLASLT_EMULATE=1 makes it find one that
+//   does.
 //   - fake_cublaslt_live() counts objects, fake_cublaslt_calls(name) calls, fake_cublaslt_misuse() is what it was last
 //     given that it should not have been; fake_cublaslt_reset() forgets calls and misuse.
 #include <dlfcn.h>
@@ -41,7 +43,7 @@ struct Object {
   const void* bias = nullptr;
   int type = 0;
   uint64_t rows = 0, columns = 0;
-  uint64_t workspace = 0;
+  uint64_t workspace = 0, implementations = ~uint64_t{0};
   uint32_t reductions = 7, alignment[4] = {256, 256, 256, 256};
 };
 
@@ -234,10 +236,14 @@ EFF_FAKE(cublasLtMatmulPreferenceSetAttribute, Preference handle, int attribute,
   EFF_ENTER(cublasLtMatmulPreferenceSetAttribute)
   Object* preference = find(handle, Object::Kind::preference);
   if (!preference || !value) return wrong("an attribute of no preference");
-  if (bytes != (attribute == kMaxWorkspaceBytes ? 8u : 4u)) return wrong("size of an attribute");
+  if (bytes != (attribute == kMaxWorkspaceBytes || attribute == kImplementations ? 8u : 4u))
+    return wrong("size of an attribute");
   switch (attribute) {
     case kMaxWorkspaceBytes:
       std::memcpy(&preference->workspace, value, 8);
+      return kSuccess;
+    case kImplementations:
+      std::memcpy(&preference->implementations, value, 8);
       return kSuccess;
     case kReductionSchemes:
       std::memcpy(&preference->reductions, value, 4);
@@ -265,6 +271,8 @@ EFF_FAKE(cublasLtMatmulAlgoGetHeuristic, Handle handle, MatmulDesc desc_handle, 
   if (!shape_of(*desc, *a, *b, *d, shape) || c->rows != d->rows || c->columns != d->columns || c->type != d->type)
     return wrong("layouts that do not fit each other");
   if (p->reductions != kReduceInComputeType) return wrong("sums in another type, or in any order");
+  if (a->type == kF32 && desc->compute == kCompute32F && p->implementations & kTensorOps)
+    return wrong("FP32 that may be emulated");
   const bool bias = desc->epilogue == kEpilogueBias;
   if (bias && desc->bias_type < 0) return wrong("a bias of no type");
   if (a->type != b->type || (d->type != a->type && d->type != kF32)) return kNotSupported;
@@ -284,6 +292,19 @@ EFF_FAKE(cublasLtMatmulAlgoGetHeuristic, Handle handle, MatmulDesc desc_handle, 
                            {}};
   }
   return *count > 0 ? kSuccess : kNotSupported;
+}
+EFF_FAKE(cublasLtMatmulAlgoCapGetAttribute, const Algorithm* algorithm, int attribute, void* value, size_t bytes,
+         size_t* written) {
+  EFF_ENTER(cublasLtMatmulAlgoCapGetAttribute)
+  if (!algorithm || attribute != kAlgorithmImplementation || !value || bytes != 8 || !written)
+    return wrong("attribute of an algorithm");
+  constexpr uint64_t kHmma = 2;
+  const bool fp32 = algorithm->data[3] >> 32 == kF32 && algorithm->data[4] >> 32 == kCompute32F;
+  const char* emulates = std::getenv("FAKE_CUBLASLT_EMULATE");
+  const uint64_t implementation = fp32 && !emulates ? kMultiplyAdds | kSumsF32 | kFactorsF32 : kHmma | kSumsF32;
+  std::memcpy(value, &implementation, 8);
+  *written = 8;
+  return kSuccess;
 }
 EFF_FAKE(cublasLtMatmul, Handle handle, MatmulDesc desc_handle, const void* alpha, const void* a, Layout a_handle,
          const void* b, Layout b_handle, const void* beta, const void* c, Layout c_handle, void* d, Layout d_handle,

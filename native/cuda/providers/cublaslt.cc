@@ -45,6 +45,10 @@ Status lt_status(const char* call, int result) {
   return error(code_of(result), "%s failed with status %d", call, result);
 }
 
+// FP32 as it is: newer releases make such products of BF16 ones on tensor cores, where CUBLAS_EMULATE_SINGLE_PRECISION
+// is set or they think that it is as good.
+bool is_true_fp32(const Product& p) { return p.a.dtype == DType::f32 && !p.tf32; }
+
 #define EFF_LT(functions, call, ...) EFF_RETURN_IF_ERROR(lt_status(#call, (functions).call(__VA_ARGS__)))
 
 }  // namespace
@@ -125,6 +129,7 @@ Status Matmul::choose(const Product& p, int nth) {
   set(lt::kAlignmentB, static_cast<uint32_t>(p.b.alignment));
   set(lt::kAlignmentC, static_cast<uint32_t>(p.d.alignment));
   set(lt::kAlignmentD, static_cast<uint32_t>(p.d.alignment));
+  if (is_true_fp32(p)) set(lt::kImplementations, uint64_t{lt::kMultiplyAdds | lt::kSumsF32 | lt::kFactorsF32});
   lt::Heuristic found[kMostAlgorithms] = {};
   int count = 0;
   if (status.ok())
@@ -138,7 +143,16 @@ Status Matmul::choose(const Product& p, int nth) {
     return error(Code::plan_invalid, "cuBLASLt's algorithm %d is not for this product: status %d", nth,
                  found[nth].state);
   best_ = found[nth];
-  return ok_status();
+  return is_true_fp32(p) ? check_multiply_adds(nth) : ok_status();
+}
+
+Status Matmul::check_multiply_adds(int nth) const {
+  uint64_t implementation = 0;
+  size_t written = 0;
+  EFF_LT(library_->functions(), cublasLtMatmulAlgoCapGetAttribute, &best_.algorithm, lt::kAlgorithmImplementation,
+         &implementation, sizeof implementation, &written);
+  if (written == sizeof implementation && !(implementation & lt::kTensorOps)) return ok_status();
+  return error(Code::plan_invalid, "cuBLASLt's algorithm %d emulates FP32", nth);
 }
 
 Status Matmul::queue(const Operands& at, void* stream) const {

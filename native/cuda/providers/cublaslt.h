@@ -67,6 +67,8 @@ class Matmul {
   Matmul() = default;
   Status start(const Product& product, int nth);
   Status choose(const Product& product, int nth);
+  // Code::plan_invalid where the algorithm takes tensor cores.
+  Status check_multiply_adds(int nth) const;
 
   std::shared_ptr<const CublasLt> library_;
   lt::MatmulDesc desc_ = nullptr;

@@ -38,25 +38,35 @@ enum PreferenceAttribute : int {
   kAlignmentB = 6,
   kAlignmentC = 7,
   kAlignmentD = 8,
+  kImplementations = 12,
 };
 enum ReductionScheme : uint32_t { kReduceInComputeType = 2 };
+enum AlgorithmAttribute : int { kAlgorithmImplementation = 15 };
+// What an algorithm computes with.
+enum Implementation : uint64_t {
+  kMultiplyAdds = 0x01,
+  kTensorOps = 0xfe,
+  kSumsF32 = 0x02 << 8,
+  kFactorsF32 = 0x08 << 16,
+};
 
 // All return a Result.
-#define EFF_CUBLASLT(X)                                                                                            \
-  X(cublasLtCreate, Handle*)                                                                                       \
-  X(cublasLtDestroy, Handle)                                                                                       \
-  X(cublasLtMatmulDescCreate, MatmulDesc*, int compute, int scale_type)                                            \
-  X(cublasLtMatmulDescDestroy, MatmulDesc)                                                                         \
-  X(cublasLtMatmulDescSetAttribute, MatmulDesc, int attribute, const void* value, size_t bytes)                    \
-  X(cublasLtMatrixLayoutCreate, Layout*, int type, uint64_t rows, uint64_t columns, int64_t leading)               \
-  X(cublasLtMatrixLayoutDestroy, Layout)                                                                           \
-  X(cublasLtMatmulPreferenceCreate, Preference*)                                                                   \
-  X(cublasLtMatmulPreferenceDestroy, Preference)                                                                   \
-  X(cublasLtMatmulPreferenceSetAttribute, Preference, int attribute, const void* value, size_t bytes)              \
-  X(cublasLtMatmulAlgoGetHeuristic, Handle, MatmulDesc, Layout a, Layout b, Layout c, Layout d, Preference,        \
-    int wanted, Heuristic* results, int* count)                                                                    \
-  X(cublasLtMatmul, Handle, MatmulDesc, const void* alpha, const void* a, Layout a_layout, const void* b,          \
-    Layout b_layout, const void* beta, const void* c, Layout c_layout, void* d, Layout d_layout, const Algorithm*, \
+#define EFF_CUBLASLT(X)                                                                                             \
+  X(cublasLtCreate, Handle*)                                                                                        \
+  X(cublasLtDestroy, Handle)                                                                                        \
+  X(cublasLtMatmulDescCreate, MatmulDesc*, int compute, int scale_type)                                             \
+  X(cublasLtMatmulDescDestroy, MatmulDesc)                                                                          \
+  X(cublasLtMatmulDescSetAttribute, MatmulDesc, int attribute, const void* value, size_t bytes)                     \
+  X(cublasLtMatrixLayoutCreate, Layout*, int type, uint64_t rows, uint64_t columns, int64_t leading)                \
+  X(cublasLtMatrixLayoutDestroy, Layout)                                                                            \
+  X(cublasLtMatmulPreferenceCreate, Preference*)                                                                    \
+  X(cublasLtMatmulPreferenceDestroy, Preference)                                                                    \
+  X(cublasLtMatmulPreferenceSetAttribute, Preference, int attribute, const void* value, size_t bytes)               \
+  X(cublasLtMatmulAlgoGetHeuristic, Handle, MatmulDesc, Layout a, Layout b, Layout c, Layout d, Preference,         \
+    int wanted, Heuristic* results, int* count)                                                                     \
+  X(cublasLtMatmulAlgoCapGetAttribute, const Algorithm*, int attribute, void* value, size_t bytes, size_t* written) \
+  X(cublasLtMatmul, Handle, MatmulDesc, const void* alpha, const void* a, Layout a_layout, const void* b,           \
+    Layout b_layout, const void* beta, const void* c, Layout c_layout, void* d, Layout d_layout, const Algorithm*,  \
     void* workspace, size_t workspace_bytes, Stream)
 
 struct Functions {
