@@ -41,12 +41,12 @@ const target = { device: 'cpu', isa: 'avx2' }
 const gpu = { target: { device: 'cuda' } }
 const optimizers = [{ name: 'sgd', nesterov: true }, { name: 'rmsprop_tf' }, { name: 'rmsprop' }, { name: 'adamw' }]
 
-function train(config, dtype, optimizer, more = {}) {
+function train(config, dtype, optimizer, more = {}, numbers = {}) {
   const options = { batchSize: 2, imageSize: 8, dtype, optimizer, labelSmoothing: 0.1, dropRate: 0.2, dropPathRate: 0.2, target }
   const graph = trainProgram(config, { ...options, clip: true, ema: true, ...more })
   const layout = layouts.get(config)
   const mirrors = { grads: true, moment0: true, moment1: optimizer.name !== 'sgd', ema: true }
-  return emit(graph, planMemory(graph, { weightOffsets: layout.offsets, weightBytes: layout.bytes, mirrors })).bytes
+  return emit(graph, planMemory(graph, { weightOffsets: layout.offsets, weightBytes: layout.bytes, mirrors }), numbers).bytes
 }
 function evaluate(config, dtype, more = {}) {
   const { graph, region } = evalProgram(config, { batchSize: 3, imageSize: 8, dtype, target, ...more })
@@ -227,6 +227,7 @@ function plans() {
       })
     }
     put(`gpu-train.${dtype}`, train(one, dtype, optimizers[3], gpu))
+    if (dtype === 'f32') put('gpu-train.tf32', train(one, dtype, optimizers[3], gpu, { tf32: true }))
     if (!forCpus) continue
     put(`step.${dtype}`, extract(programs[0], [12, 13, 14, 15, 16, 17]))
     put(`eval.${dtype}`, evaluate(one, dtype))

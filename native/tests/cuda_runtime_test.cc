@@ -176,22 +176,50 @@ TEST_F(CudaRuntime, StepsFollowArenasThatMove) {
   }
 }
 
+// In every type: steps that are replayed, and those whose ops are launched one by one between events.
 TEST_F(CudaRuntime, AProfiledStepGivesTheSameBits) {
-  const Named named = corpus_plan("train.f32");
-  const Start start(*plan::Plan::load(named.span()).value());
-  std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
-  const auto weights = [&](bool profiling) {
-    const auto memory = memory_with(start);
-    const auto executable = bound_to(memory, named);
-    executable->profiling = profiling;
-    EXPECT_TRUE(
-        executable->step(start.arenas[static_cast<int>(Arena::input)].data(), start.scalars, output.data()).ok());
-    double ms = 0;
-    for (const OpReport& row : executable->report()) ms += row.ms;
-    EXPECT_EQ(ms > 0, profiling);
-    return weights_of(*memory);
-  };
-  EXPECT_TRUE(weights(true) == weights(false));
+  std::vector<std::byte> of_fp32;
+  for (const char* name : {"train.f32", "gpu-train.f32", "gpu-train.tf32", "gpu-train.bf16", "gpu-train.f16"}) {
+    SCOPED_TRACE(name);
+    const Named named = corpus_plan(name);
+    const Start start(*plan::Plan::load(named.span()).value());
+    constexpr int steps = 3;
+    const auto trained = [&](bool eager) {
+      const auto memory = memory_with(start);
+      const auto executable = bound_to(memory, named);
+      executable->profiling = eager;
+      reset_fake();
+      Arenas after(plan::kArenaCount);
+      auto& output = after[static_cast<int>(Arena::output)];
+      output.resize(start.arenas[static_cast<int>(Arena::output)].size());
+      for (int i = 0; i < steps; ++i) {
+        StepScalars scalars = start.scalars;
+        scalars.step += i;
+        scalars.optimizer_step = i + 1;
+        const Status status =
+            executable->step(start.arenas[static_cast<int>(Arena::input)].data(), scalars, output.data());
+        EXPECT_TRUE(status.ok()) << status.message();
+      }
+      double ms = 0;
+      for (const OpReport& row : executable->report()) ms += row.ms;
+      EXPECT_EQ(ms > 0, eager);
+      // Beside steps there is the graph that makes 16-bit copies of weights.
+      const int graphs = calls("cuGraphLaunch");
+      EXPECT_TRUE(eager ? graphs <= 1 : graphs >= steps) << graphs;
+      for (const Arena a : {Arena::weights, Arena::grads, Arena::moment0, Arena::moment1, Arena::ema}) {
+        after[static_cast<size_t>(a)].resize(memory->bytes(a));
+        EXPECT_TRUE(memory->read(a, 0, after[static_cast<size_t>(a)]).ok());
+      }
+      return after;
+    };
+    const Arenas replayed = trained(false), eager = trained(true);
+    const auto weights = static_cast<size_t>(Arena::weights);
+    for (const Arena a : {Arena::weights, Arena::grads, Arena::moment0, Arena::moment1, Arena::ema, Arena::output})
+      EXPECT_TRUE(eager[static_cast<size_t>(a)] == replayed[static_cast<size_t>(a)]) << static_cast<int>(a);
+    EXPECT_FALSE(replayed[weights] == start.arenas[weights]);
+    if (named.name == "gpu-train.f32") of_fp32 = replayed[weights];
+    EXPECT_TRUE(named.name != "gpu-train.tf32" || replayed[weights] != of_fp32);
+  }
 }
 
 TEST_F(CudaRuntime, TheFirstTensorThatIsNotFiniteIsNamed) {
