@@ -2,13 +2,15 @@
 // one below the other.
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <set>
 
 #include "conv_reference.h"
 #include "cuda/kernels/gemm_tile.h"
 #include "cuda/ops/conv.h"
 #include "cuda/ops/conv_once.h"
-#include "kernel_rig.h"
+#include "host_operands.h"
+#include "reference.h"
 
 namespace effnet::test {
 namespace {
@@ -278,6 +280,8 @@ TEST(ConvForms, Tf32RoundsOperandsOnly) {
   }
 }
 
+void expect_ran(const Status& status) { EXPECT_TRUE(status.ok()) << status.message(); }
+
 // A block's tiles go through one ring of stages; the results must be those of a block a tile, and the statistics those
 // of all rows of the block.
 TEST(ConvForms, ABlockMakesSeveralTiles) {
@@ -290,25 +294,26 @@ TEST(ConvForms, ABlockMakesSeveralTiles) {
     return all;
   };
   const auto src = bits(rows * ic, 1, 1), weights = bits(oc * ic, 2, 0);
-  const auto run = [&](int64_t tiles_a_block, unsigned schedule, std::vector<float>& stats) {
+  const auto run = [&](int64_t tiles_a_block, int order, std::vector<float>& stats) {
     std::vector<uint16_t> dst(rows * oc);
     ConvForm form = cuda::conv_forward_form(geometry(64, 28, g.ic, g.oc), kBf16);
     form.tiles = (g.dst_pixels() + form.tile_m - 1) / form.tile_m;
     form.tiles_a_block = tiles_a_block;
     stats.assign(static_cast<size_t>(form.row_blocks()) * 3 * oc, NAN);
+    HostOperands operands;
     cuda::ConvArgs args{};
     args.g = g;
-    args.src.data = src.data();
-    args.weights = weights.data();
-    args.dst = dst.data();
-    args.stats = stats.data();
-    EXPECT_EQ(emulate(cuda::conv_launch(args, form, kBf16, true), schedule), nullptr);
+    args.src.data = operands.of(src);
+    args.weights = operands.of(weights);
+    args.dst = operands.of(dst);
+    args.stats = operands.of(stats);
+    expect_ran(operands.run(cuda::conv_launch(args, form, kBf16, true), order));
     return dst;
   };
   std::vector<float> stats, again;
   const auto want = run(1, 0, stats);
-  for (const unsigned schedule : {0u, 3u, 4u, 7u}) EXPECT_EQ(run(2, schedule, stats), want) << schedule;
-  run(2, 7, again);
+  for (int order = 0; order < backend::Runner::kOrders; ++order) EXPECT_EQ(run(2, order, stats), want) << order;
+  run(2, 0, again);
   EXPECT_EQ(again, stats);
   for (size_t block = 0; block < 3; ++block) {
     const size_t first = block * 256, last = std::min(rows, first + 256);
@@ -360,6 +365,11 @@ void expect_sums(const std::vector<float>& got, const std::vector<float>& want) 
 struct Product64 {
   int64_t rows, terms, columns, next_term, next_column;
 };
+// What is made of a sum: how far it then may be off on its own account, and by what share of the sum's error.
+struct Finished {
+  double value, off = 0, slope = 1;
+};
+using Finish = std::function<Finished(double sum, int64_t row, int64_t column)>;
 double value_of(DType dtype, const std::vector<uint8_t>& bytes, int64_t i) {
   if (dtype != DType::f32) {
     uint16_t bits;
@@ -370,8 +380,10 @@ double value_of(DType dtype, const std::vector<uint8_t>& bytes, int64_t i) {
   std::memcpy(&value, bytes.data() + 4 * i, 4);
   return value;
 }
-void expect_product(DType dtype, const std::vector<uint8_t>& got, const std::vector<uint8_t>& src,
-                    const std::vector<uint8_t>& weights, const Product64& p, double tolerance) {
+void expect_product(
+    DType dtype, const std::vector<uint8_t>& got, const std::vector<uint8_t>& src, const std::vector<uint8_t>& weights,
+    const Product64& p, double tolerance,
+    const Finish& finish = [](double sum, int64_t, int64_t) { return Finished{sum}; }) {
   for (int64_t row = 0; row < p.rows; ++row)
     for (int64_t column = 0; column < p.columns; ++column) {
       double want = 0, size = 0;
@@ -381,7 +393,10 @@ void expect_product(DType dtype, const std::vector<uint8_t>& got, const std::vec
         want += product;
         size += std::abs(product);
       }
-      ASSERT_NEAR(value_of(dtype, got, row * p.columns + column), want, tolerance * size) << row << ", " << column;
+      const Finished finished = finish(want, row, column);
+      ASSERT_NEAR(value_of(dtype, got, row * p.columns + column), finished.value,
+                  tolerance * size * finished.slope + finished.off)
+          << row << ", " << column;
     }
 }
 // Of the sum of the products' sizes: the rounding of results, or of TF32's factors, and of FP32 sums.
@@ -421,33 +436,34 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
       // Two rows of tiles, the second one of a few rows.
       const ConvGeometry g{1, 9, 19, gathered ? 3 : 40, 9, 19, 136, 1, 1, 1, 0, 0};
       const auto src = operand(dtype, g.src_pixels() * g.ic, 1), weights = operand(dtype, g.oc * g.ic, 2);
-      const auto run = [&](int columns, bool stats, unsigned schedule) {
+      const auto run = [&](int columns, bool stats, int order) {
         ConvForm form = cuda::conv_forward_form(g, w.type);
         EXPECT_EQ(form.gathered, gathered);
         form = widened(form, w, g.dst_pixels(), columns, tile_bytes<cuda::Layout::by_rows>(dtype, columns));
         std::vector<uint8_t> dst(static_cast<size_t>(g.dst_pixels() * g.oc) * bytes_of(dtype));
         std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 3 * g.oc));
+        HostOperands operands;
         cuda::ConvArgs args{};
         args.g = g;
-        args.src.data = src.data();
-        args.weights = weights.data();
-        args.dst = dst.data();
-        args.stats = stats ? sums.data() : nullptr;
-        const cuda::Launch launch = cuda::conv_launch(args, form, w.type, stats);
-        EXPECT_EQ(emulate(launch, schedule), nullptr) << launch.kernel;
+        args.src.data = operands.of(src);
+        args.weights = operands.of(weights);
+        args.dst = operands.of(dst);
+        args.stats = stats ? operands.of(sums) : nullptr;
+        expect_ran(operands.run(cuda::conv_launch(args, form, w.type, stats), order));
         return std::pair(dst, sums);
       };
       const auto want = run(32, true, 0);
       expect_product(dtype, want.first, src, weights, {g.dst_pixels(), g.ic, g.oc, 1, g.ic}, tolerance_of(w.type));
       for (const int columns : w.of) {
         if (gathered && columns != 64) continue;
-        for (const unsigned schedule : backend::Runner::kSchedules) {
-          SCOPED_TRACE(testing::Message() << w.type.suffix() << " " << columns << " columns, schedule " << schedule);
-          EXPECT_TRUE(run(columns, false, schedule).first == want.first);
-          const auto [dst, sums] = run(columns, true, schedule);
+        for (int order = 0; order < backend::Runner::kOrders; ++order) {
+          SCOPED_TRACE(testing::Message()
+                       << w.type.suffix() << " " << columns << " columns, " << backend::Runner::order_name(order));
+          EXPECT_TRUE(run(columns, false, order).first == want.first);
+          const auto [dst, sums] = run(columns, true, order);
           EXPECT_TRUE(dst == want.first);
           expect_sums(sums, want.second);
-          EXPECT_TRUE(sums == run(columns, true, backend::Runner::kSchedules[0]).second);
+          EXPECT_TRUE(sums == run(columns, true, 0).second);
         }
       }
     }
@@ -455,11 +471,19 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
 }
 
 // What is tried where kernels are measured.
-TEST(ConvForms, EveryFormGivesTheProduct) {
+TEST(ConvForms, EveryFormGivesTheProductWithBiasAndActivation) {
   const ConvGeometry g{1, 9, 19, 264, 9, 19, 136, 1, 1, 1, 0, 0};
   for (const Widths& w : kWidths) {
     const DType dtype = w.type.dtype;
     const auto src = operand(dtype, g.src_pixels() * g.ic, 1), weights = operand(dtype, g.oc * g.ic, 2);
+    std::vector<float> bias;
+    for (const double v : random_values(static_cast<size_t>(g.oc), 3)) bias.push_back(static_cast<float>(v));
+    // SiLU's slope is at most 1.1.
+    const Finish finish = [&](double sum, int64_t, int64_t column) -> Finished {
+      const double z = sum + bias[static_cast<size_t>(column)];
+      return {act_value(plan::Act::silu, z),
+              act_value_slack(dtype, plan::Act::silu, z) + tolerance_of(w.type) * std::abs(z), 1.1};
+    };
     const std::vector<ConvForm> forms = cuda::conv_forward_forms(g, w.type);
     EXPECT_EQ(forms[0].full_name(), cuda::conv_forward_form(g, w.type).full_name());
     std::set<std::string> names;
@@ -467,19 +491,26 @@ TEST(ConvForms, EveryFormGivesTheProduct) {
       SCOPED_TRACE(form.full_name() + w.type.suffix());
       EXPECT_TRUE(names.insert(form.full_name()).second);
       EXPECT_LE(form.shared_bytes, size_t{99} << 10);
-      for (const unsigned schedule : backend::Runner::kSchedules) {
+      std::vector<uint8_t> first;
+      for (int order = 0; order < backend::Runner::kOrders; ++order) {
         std::vector<uint8_t> dst(static_cast<size_t>(g.dst_pixels() * g.oc) * bytes_of(dtype));
-        std::vector<float> parts(form.parts_bytes(g.oc) / sizeof(float), NAN);
         cuda::StepState state{};
+        HostOperands operands;
         cuda::ConvArgs args{};
         args.g = g;
-        args.src.data = src.data();
-        args.weights = weights.data();
-        args.dst = dst.data();
-        args.parts = parts.data();
-        args.state = &state;
-        EXPECT_EQ(emulate(cuda::conv_launch(args, form, w.type), schedule), nullptr);
-        expect_product(dtype, dst, src, weights, {g.dst_pixels(), g.ic, g.oc, 1, g.ic}, tolerance_of(w.type));
+        args.src.data = operands.of(src);
+        args.weights = operands.of(weights);
+        args.bias = operands.of(bias);
+        args.act = plan::Act::silu;
+        args.dst = operands.of(dst);
+        args.parts = reinterpret_cast<float*>(operands.scratch(form.parts_bytes(g.oc)));
+        args.state = operands.of_one(state);
+        expect_ran(operands.run(cuda::conv_launch(args, form, w.type), order));
+        if (order == 0) {
+          first = dst;
+          expect_product(dtype, dst, src, weights, {g.dst_pixels(), g.ic, g.oc, 1, g.ic}, tolerance_of(w.type), finish);
+        }
+        EXPECT_TRUE(dst == first) << backend::Runner::order_name(order);
         if (kThreadSanitizer) break;
       }
     }
@@ -495,7 +526,7 @@ TEST(ConvForms, EveryFormGivesTheProduct) {
   EXPECT_EQ(large, std::vector<std::string>{"mma_128x32"});
 }
 
-TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnes) {
+TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) {
   for (const Widths& w : kWidths) {
     const DType dtype = w.type.dtype;
     const ConvGeometry g{1, 9, 19, 136, 9, 19, 40, 1, 1, 1, 0, 0};
@@ -507,37 +538,48 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnes) {
       return v;
     };
     const std::vector<float> mean = norm(4), inv_std = norm(5), scale = norm(6), shift = norm(7);
-    const auto run = [&](int columns, bool bn, unsigned schedule) {
+    const auto run = [&](int columns, bool bn, int order) {
       ConvForm form = cuda::conv_backward_data_form(g, w.type);
       form = widened(form, w, g.src_pixels(), columns, tile_bytes<cuda::Layout::by_depth>(dtype, columns));
       std::vector<uint8_t> dst(static_cast<size_t>(g.src_pixels() * g.ic) * bytes_of(dtype));
       std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 2 * g.ic));
+      HostOperands operands;
       cuda::ConvBwdDataArgs args{};
       args.g = g;
-      args.diff_dst = diff.data();
-      args.weights = weights.data();
-      args.diff_src = dst.data();
+      args.diff_dst = operands.of(diff);
+      args.weights = operands.of(weights);
+      args.diff_src = operands.of(dst);
       if (bn) {
-        args.slope_of = slope_of.data();
+        args.slope_of = operands.of(slope_of);
         args.act = plan::Act::silu;
-        args.slope_norm = {mean.data(), inv_std.data(), scale.data(), shift.data()};
-        args.sums = sums.data();
+        args.slope_norm = {operands.of(mean), operands.of(inv_std), operands.of(scale), operands.of(shift)};
+        args.sums = operands.of(sums);
       }
-      const cuda::Launch launch = cuda::conv_bwd_data_launch(args, form, w.type);
-      EXPECT_EQ(emulate(launch, schedule), nullptr) << launch.kernel;
+      expect_ran(operands.run(cuda::conv_bwd_data_launch(args, form, w.type), order));
       return std::pair(dst, sums);
     };
     const auto plain = run(32, false, 0), with_bn = run(32, true, 0);
-    expect_product(dtype, plain.first, diff, weights, {g.src_pixels(), g.oc, g.ic, g.ic, 1}, tolerance_of(w.type));
+    const Product64 product{g.src_pixels(), g.oc, g.ic, g.ic, 1};
+    expect_product(dtype, plain.first, diff, weights, product, tolerance_of(w.type));
+    expect_product(
+        dtype, with_bn.first, diff, weights, product, tolerance_of(w.type),
+        [&](double sum, int64_t row, int64_t column) -> Finished {
+          const auto c = static_cast<size_t>(column);
+          const double x = value_of(dtype, slope_of, row * g.ic + column),
+                       z = (x - mean[c]) * inv_std[c] * scale[c] + shift[c];
+          const double slope = act_slope(plan::Act::silu, z);
+          return {sum * slope, std::abs(sum) * (act_slope_slack(dtype, plan::Act::silu, z) + 1e-6), std::abs(slope)};
+        });
     for (const int columns : w.of) {
       if (dtype == DType::f32 && columns != 64) continue;  // there are no others
-      for (const unsigned schedule : backend::Runner::kSchedules) {
-        SCOPED_TRACE(testing::Message() << w.type.suffix() << " " << columns << " columns, schedule " << schedule);
-        EXPECT_TRUE(run(columns, false, schedule).first == plain.first);
-        const auto [dst, sums] = run(columns, true, schedule);
+      for (int order = 0; order < backend::Runner::kOrders; ++order) {
+        SCOPED_TRACE(testing::Message() << w.type.suffix() << " " << columns << " columns, "
+                                        << backend::Runner::order_name(order));
+        EXPECT_TRUE(run(columns, false, order).first == plain.first);
+        const auto [dst, sums] = run(columns, true, order);
         EXPECT_TRUE(dst == with_bn.first);
         expect_sums(sums, with_bn.second);
-        EXPECT_TRUE(sums == run(columns, true, backend::Runner::kSchedules[0]).second);
+        EXPECT_TRUE(sums == run(columns, true, 0).second);
       }
     }
   }

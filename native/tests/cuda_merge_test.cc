@@ -5,8 +5,7 @@
 #include <vector>
 
 #include "cuda/ops/batch_norm.h"
-#include "tests/cuda_runner.h"
-#include "tests/kernel_rig.h"
+#include "tests/host_operands.h"
 
 namespace effnet::test {
 namespace {
@@ -33,18 +32,17 @@ const Merge kMerges[] = {{1, 1, 1, 1, false},     {1, 256, 77, 33, false},  {3, 
                          {129, 4, 1, 40, false},  {300, 16, 16, 17, false}, {1000, 5, 0, 3, true},
                          {70000, 2, 1, 1, false}, {130, 3, 2, 33000, false}};
 
-// Runs the launches under every schedule; the same bits each time.
-void run(const std::vector<cuda::Launch>& launches, const cuda::StepState& state, std::vector<float>& results) {
+// Runs the launches in every order; the same bits each time.
+void run(HostOperands& operands, const std::vector<cuda::Launch>& launches, const cuda::StepState& state,
+         std::vector<float>& results) {
   std::vector<float> first;
-  for (const unsigned schedule : backend::Runner::kSchedules) {
+  for (int order = 0; order < backend::Runner::kOrders; ++order) {
     std::fill(results.begin(), results.end(), 0.5f);
-    for (const cuda::Launch& launch : launches) {
-      const char* problem = emulate(launch, schedule);
-      ASSERT_EQ(problem, nullptr) << problem;
-    }
+    const Status ran = operands.run(launches, order);
+    ASSERT_TRUE(ran.ok()) << ran.message();
     for (const uint32_t counter : state.block_counters) ASSERT_EQ(counter, 0u);
     if (first.empty()) first = results;
-    ASSERT_TRUE(first == results) << "schedule " << schedule;
+    ASSERT_TRUE(first == results) << backend::Runner::order_name(order);
   }
 }
 
@@ -68,17 +66,18 @@ TEST(Merge, GivesTheStatisticsOfAllRows) {
     const plan::Tensor outputs[] = {vector_of(m.c, 0), vector_of(m.c, 4 * c), vector_of(m.c, 8 * c),
                                     vector_of(m.c, 12 * c)};
     cuda::StepState state{};
+    HostOperands operands;
     cuda::Addresses at;
-    at.arenas[static_cast<int>(Arena::activations)] = reinterpret_cast<std::byte*>(results.data());
-    at.state = &state;
+    at.arenas[static_cast<int>(Arena::activations)] = reinterpret_cast<std::byte*>(operands.of(results));
+    at.state = operands.of_one(state);
     const cuda::BnStats stats{&src, &outputs[0], &outputs[1], &outputs[2], &outputs[3], kEps, kMomentum};
-    Aligned scratch(cuda::bn_merge_scratch_bytes(m.tiles, m.c));
+    std::byte* scratch = operands.scratch(cuda::bn_merge_scratch_bytes(m.tiles, m.c));
     std::vector<cuda::Launch> launches;
     cuda::BnMergeArgs args =
-        stats.merge_args(at, tiles.data(), m.tiles, m.tile_rows, m.counted ? counts.data() : nullptr);
-    if (m.c == 40) args.rests = rests.data();
-    cuda::BnStats::record_merge(args, scratch.data(), launches);
-    ASSERT_NO_FATAL_FAILURE(run(launches, state, results));
+        stats.merge_args(at, operands.of(tiles), m.tiles, m.tile_rows, m.counted ? operands.of(counts) : nullptr);
+    if (m.c == 40) args.rests = operands.of(rests);
+    cuda::BnStats::record_merge(args, scratch, launches);
+    ASSERT_NO_FATAL_FAILURE(run(operands, launches, state, results));
     for (size_t i = 0; i < c; ++i) {
       long double sum = 0, squares = 0;
       const auto mean_of = [&](size_t t) { return static_cast<long double>(tiles[2 * t * c + i]) + rests[t * c + i]; };
@@ -108,17 +107,18 @@ TEST(Merge, AddsUpTheSumsOfTheGradient) {
     const plan::Tensor src{"src", DType::f32, Arena::activations, 4, {1, 1, 1, m.c}, 0, 0};
     const plan::Tensor outputs[] = {vector_of(m.c, 0), vector_of(m.c, 4 * c), vector_of(m.c, 8 * c)};
     cuda::StepState state{};
+    HostOperands operands;
     cuda::Addresses at;
-    at.arenas[static_cast<int>(Arena::activations)] = reinterpret_cast<std::byte*>(results.data());
-    at.state = &state;
+    at.arenas[static_cast<int>(Arena::activations)] = reinterpret_cast<std::byte*>(operands.of(results));
+    at.state = operands.of_one(state);
     cuda::BnBackward back{};
     back.src = &src;
     back.inv_std = &outputs[2];
-    Aligned scratch(cuda::bn_merge_scratch_bytes(m.tiles, m.c));
+    std::byte* scratch = operands.scratch(cuda::bn_merge_scratch_bytes(m.tiles, m.c));
     std::vector<cuda::Launch> launches;
-    cuda::BnBackward::record_merge(at, back.merge_args(at, tiles.data(), m.tiles, &outputs[0], &outputs[1]),
-                                   scratch.data(), launches);
-    ASSERT_NO_FATAL_FAILURE(run(launches, state, results));
+    cuda::BnBackward::record_merge(at, back.merge_args(at, operands.of(tiles), m.tiles, &outputs[0], &outputs[1]),
+                                   scratch, launches);
+    ASSERT_NO_FATAL_FAILURE(run(operands, launches, state, results));
     for (size_t i = 0; i < c; ++i) {
       double products = 0, sums = 0;
       for (size_t t = 0; t < static_cast<size_t>(m.tiles); ++t) {

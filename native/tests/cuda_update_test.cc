@@ -8,9 +8,8 @@
 #include "cuda/kernels/optimizer.h"
 #include "cuda/kernels/step.h"
 #include "cuda/kernels/weights.h"
-#include "tests/cuda_runner.h"
 #include "tests/half.h"
-#include "tests/kernel_rig.h"
+#include "tests/host_operands.h"
 
 namespace effnet::test {
 namespace {
@@ -36,12 +35,13 @@ TEST(Update, GradientsOf16BitsAreWidened) {
   std::vector<uint16_t> bits(kCount);
   for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(i);
   for (const DType type : {DType::bf16, DType::f16})
-    for (const unsigned schedule : backend::Runner::kSchedules) {
+    for (int order = 0; order < backend::Runner::kOrders; ++order) {
       std::vector<float> wide(kCount + 1, 77.0f);
-      const cuda::WidenWeightsArgs args{bits.data(), wide.data(), kCount};
+      HostOperands operands;
+      const cuda::WidenWeightsArgs args{operands.of(std::as_const(bits)), operands.of(wide), kCount};
       const char* name = type == DType::bf16 ? "widen_weights_bf16" : "widen_weights_f16";
-      const char* problem = emulate(cuda::make_launch(name, {3, 1, 1}, cuda::kCastThreads, 0, args), schedule);
-      ASSERT_EQ(problem, nullptr) << problem;
+      const Status ran = operands.run(cuda::make_launch(name, {3, 1, 1}, cuda::kCastThreads, 0, args), order);
+      ASSERT_TRUE(ran.ok()) << ran.message();
       for (size_t i = 0; i < bits.size(); ++i) {
         const float want = type == DType::bf16 ? bf16_to_float(bits[i]) : f16_to_float(bits[i]);
         ASSERT_TRUE(wide[i] == want || (std::isnan(wide[i]) && std::isnan(want))) << name << " of " << bits[i];
@@ -73,26 +73,27 @@ TEST(Update, DoesAllInOnePass) {
   s.weight_decay = 0.01;
   s.ema_decay = 0.99;
   for (const DType working : {DType::bf16, DType::f16}) {
-    for (const unsigned schedule : backend::Runner::kSchedules) {
+    for (int order = 0; order < backend::Runner::kOrders; ++order) {
       cuda::StepState state{};
       std::vector<float> w = weights, m = moment, e = ema;
       std::vector<uint16_t> copy(kElements, 0x7b7b);
+      HostOperands operands;
       cuda::UpdateArgs args{};
-      args.chunks = {index.data(), table[0].data()};
+      args.chunks = {operands.of(std::as_const(index)), operands.of(std::as_const(table))->data()};
       args.rule = cuda::Rule::sgd;
-      args.weights = w.data();
-      args.moment0 = m.data();
-      args.grads = grads.data();
-      args.ema = e.data();
-      args.working = copy.data();
+      args.weights = operands.of(w);
+      args.moment0 = operands.of(m);
+      args.grads = operands.of(grads);
+      args.ema = operands.of(e);
+      args.working = operands.of(copy);
       args.working_type = working;
-      args.scalars = &s;
+      args.scalars = operands.of_one(std::as_const(s));
       args.decay_mult = 1;
-      args.state = &state;
-      const char* problem = emulate(
+      args.state = operands.of_one(state);
+      const Status ran = operands.run(
           cuda::make_launch("update_weights", {kChunks, 1, 1}, cuda::kOptimizerThreads, cuda::kUpdateShared, args),
-          schedule);
-      ASSERT_EQ(problem, nullptr) << problem;
+          order);
+      ASSERT_TRUE(ran.ok()) << ran.message();
       EXPECT_EQ(state.unsound, 0u);
       std::vector<uint8_t> flags(kElements);
       for (const Parameter& p : kParameters)
@@ -120,16 +121,17 @@ TEST(Update, LeavesAllAloneWhenAStepIsSkipped) {
   table.fill(kGranule | kUpdated | kAveraged);
   const uint32_t index = 0;
   const StepScalars s;
+  HostOperands operands;
   cuda::UpdateArgs args{};
-  args.chunks = {&index, table.data()};
+  args.chunks = {operands.of_one(index), operands.of(table)};
   args.rule = cuda::Rule::adamw;
-  args.weights = args.moment0 = args.moment1 = args.ema = values.data();
-  args.grads = values.data();
-  args.scalars = &s;
-  args.state = &state;
-  const cuda::Launch launch =
-      cuda::make_launch("update_weights", {1, 1, 1}, cuda::kOptimizerThreads, cuda::kUpdateShared, args);
-  ASSERT_EQ(emulate(launch, 0), nullptr);
+  args.weights = args.moment0 = args.moment1 = args.ema = operands.of(values);
+  args.grads = args.weights;
+  args.scalars = operands.of_one(s);
+  args.state = operands.of_one(state);
+  const Status ran = operands.run(
+      cuda::make_launch("update_weights", {1, 1, 1}, cuda::kOptimizerThreads, cuda::kUpdateShared, args), 0);
+  ASSERT_TRUE(ran.ok()) << ran.message();
   EXPECT_EQ(values, std::vector<float>(kChunk, 1));
 }
 
@@ -138,22 +140,24 @@ TEST(Update, LeavesAllAloneWhenAStepIsSkipped) {
 constexpr int64_t kStatistics = 700;  // of a piece: several rounds of a block
 
 void run_ends(const char* kernel, std::vector<float>& weights, std::vector<float>& aside, const StepScalars& scalars,
-              cuda::StepState& state, unsigned schedule) {
+              cuda::StepState& state, int order) {
   // Two pieces with a gap between them that nobody touches.
   const plan::Segment pieces[] = {{0, 4 * kStatistics, kStatistics}, {4 * (kStatistics + 8), 0, kStatistics - 1}};
+  HostOperands operands;
   cuda::StepEndsArgs args{};
-  args.pieces = pieces;
+  args.pieces = operands.of(pieces);
   args.count = std::size(pieces);
-  args.weights = reinterpret_cast<std::byte*>(weights.data());
-  args.aside = reinterpret_cast<std::byte*>(aside.data());
-  args.scalars = &scalars;
-  args.state = &state;
-  ASSERT_EQ(emulate(cuda::make_launch(kernel, {std::size(pieces), 1, 1}, cuda::kStepThreads, 0, args), schedule),
-            nullptr);
+  args.weights = reinterpret_cast<std::byte*>(operands.of(weights));
+  args.aside = reinterpret_cast<std::byte*>(operands.of(aside));
+  args.scalars = operands.of_one(scalars);
+  args.state = operands.of_one(state);
+  const Status ran =
+      operands.run(cuda::make_launch(kernel, {std::size(pieces), 1, 1}, cuda::kStepThreads, 0, args), order);
+  ASSERT_TRUE(ran.ok()) << ran.message();
 }
 
 TEST(StepEnds, StatisticsComeBackWhereAStepIsSkipped) {
-  for (const unsigned schedule : backend::Runner::kSchedules) {
+  for (int order = 0; order < backend::Runner::kOrders; ++order) {
     for (const bool skipped : {false, true}) {
       std::vector<float> weights(2 * kStatistics + 7), aside(2 * kStatistics);
       for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<float>(i);
@@ -163,12 +167,12 @@ TEST(StepEnds, StatisticsComeBackWhereAStepIsSkipped) {
       cuda::StepState state{};
       state.skip = state.unsound = 1;
       state.loss_scale = {8, 1, 0};
-      run_ends("begin_step", weights, aside, scalars, state, schedule);
+      run_ends("begin_step", weights, aside, scalars, state, order);
       EXPECT_EQ(state.skip + state.unsound, 0u);
       EXPECT_EQ(weights, before);
       weights = changed;
       state.skip = skipped;
-      run_ends("finish_step", weights, aside, scalars, state, schedule);
+      run_ends("finish_step", weights, aside, scalars, state, order);
       for (size_t i = 0; i < weights.size(); ++i) {
         const auto at = static_cast<int64_t>(i);
         const bool gap = at >= kStatistics && at < kStatistics + 8;
@@ -196,7 +200,7 @@ TEST(StepEnds, APartThatIsNotTheFirstBeginsNothing) {
 
 TEST(StepEnds, GradientsOfPartsAreAveraged) {
   constexpr int64_t kCount = 1000;
-  for (const unsigned schedule : backend::Runner::kSchedules) {
+  for (int order = 0; order < backend::Runner::kOrders; ++order) {
     std::vector<float> sums(kCount, NAN), grads;
     StepScalars scalars;
     scalars.parts = 3;
@@ -204,8 +208,11 @@ TEST(StepEnds, GradientsOfPartsAreAveraged) {
       scalars.part = part;
       grads.assign(kCount, 0);
       for (int64_t i = 0; i < kCount; ++i) grads[static_cast<size_t>(i)] = static_cast<float>(i * (part + 1));
-      const cuda::AccumulateArgs args{grads.data(), sums.data(), kCount, &scalars};
-      ASSERT_EQ(emulate(cuda::make_launch("accumulate", {3, 1, 1}, cuda::kStepThreads, 0, args), schedule), nullptr);
+      HostOperands operands;
+      const cuda::AccumulateArgs args{operands.of(grads), operands.of(sums), kCount,
+                                      operands.of_one(std::as_const(scalars))};
+      const Status ran = operands.run(cuda::make_launch("accumulate", {3, 1, 1}, cuda::kStepThreads, 0, args), order);
+      ASSERT_TRUE(ran.ok()) << ran.message();
     }
     for (int64_t i = 0; i < kCount; ++i) EXPECT_NEAR(grads[static_cast<size_t>(i)], 2.0 * static_cast<double>(i), 1e-3);
   }

@@ -8,7 +8,7 @@ if ! command -v compute-sanitizer >/dev/null; then
 fi
 failed=()
 cut=()
-programs=(source_norm conv depthwise input_conv se bn optimizer linear elementwise loss resample expand_depthwise)
+programs=(source_norm conv depthwise input_conv se merge bn update optimizer linear elementwise loss resample expand_depthwise conv_forms)
 # Of each: one that takes long leaves time for the others.
 limit=$([ "$tool" = racecheck ] && echo 25 || echo 12)
 [ "${EFFNET_REHEARSE:-0}" = 1 ] && limit=3600
@@ -18,7 +18,7 @@ for name in "${programs[@]}"; do
     cut+=("$name")
     continue
   fi
-  EFFNET_RUNS_OF_A_FORM=1 timeout -k 1 $((limit < left ? limit : left)) compute-sanitizer --tool "$tool" --error-exitcode 9 "tests/gpu_${name}_test" --gtest_brief=1
+  EFFNET_CUDA_PROVIDER=own EFFNET_RUNS_OF_A_FORM=1 timeout -k 1 $((limit < left ? limit : left)) compute-sanitizer --tool "$tool" --error-exitcode 9 "tests/gpu_${name}_test" --gtest_brief=1
   case $? in 0) ;; 124 | 137) cut+=("$name") ;; *) failed+=("$name") ;; esac
 done
 echo "$tool: ${#failed[@]} of ${#programs[@]} programs with errors ${failed[*]:-}; without an end in time: ${cut[*]:-none}"
