@@ -47,6 +47,7 @@ export interface CpuInfo {
   memoryBytes: number
 }
 
+/** Of a plan's ops in their order, then of what a backend does beside them. */
 export interface DumpOp {
   name: string
   op: string

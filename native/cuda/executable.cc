@@ -194,14 +194,10 @@ Status Executable::record(const Slot& slot, Recording& recording) {
     if (bound.ok()) into = std::move(bound.value());
     return bound.status();
   };
-  const std::pair<Arena, uint64_t> copied[] = {{Arena::weights, memory_->bytes(Arena::weights)},
-                                               {Arena::prepared, plan_->arena_bytes(Arena::prepared)}};
-  for (const auto& [arena, bytes] : copied) {
+  for (const Arena arena : cast_arenas()) {
     const auto i = static_cast<int>(arena);
-    if (working_ == plan::DType::f32 || !bytes) continue;
-    EFF_RETURN_IF_ERROR(
-        bind(recording.casts[i], {cast_weights_launch(at.arenas[i], at.working_arenas[i],
-                                                      static_cast<int64_t>(bytes / sizeof(float)), working_)}));
+    EFF_RETURN_IF_ERROR(bind(recording.casts[i],
+                             {cast_weights_launch(at.arenas[i], at.working_arenas[i], cast_count(arena), working_)}));
   }
   if (updates_weights_) {
     const StepEndsArgs ends{reinterpret_cast<const plan::Segment*>(statistics_list_.data()),
@@ -231,6 +227,19 @@ Status Executable::record(const Slot& slot, Recording& recording) {
   recording.generation = memory_->generation();
   recording.valid = true;
   return ok_status();
+}
+
+std::vector<Arena> Executable::cast_arenas() const {
+  std::vector<Arena> arenas;
+  if (working_ == plan::DType::f32) return arenas;
+  for (const Arena arena : {Arena::weights, Arena::prepared})
+    if (cast_count(arena) > 0) arenas.push_back(arena);
+  return arenas;
+}
+
+int64_t Executable::cast_count(Arena arena) const {
+  const uint64_t bytes = arena == Arena::weights ? memory_->bytes(arena) : plan_->arena_bytes(arena);
+  return static_cast<int64_t>(bytes / sizeof(float));
 }
 
 Status Executable::queue_begin(const Use& use) const {
@@ -412,25 +421,36 @@ Status Executable::step(const std::byte* input, const StepScalars& scalars, std:
 // The same launches as the graph's, with the time between them.
 Status Executable::profiled_step(const Use& use) {
   const Range range("profiled step");
-  while (marks_.size() <= bound_.size()) {
+  const size_t ops = bound_.size();
+  while (marks_.size() < ops + 3) {
     CUevent mark = nullptr;
     EFF_CUDA(driver(), cuEventCreate, &mark, CU_EVENT_DEFAULT);
     marks_.push_back(mark);
   }
+  const auto mark = [&](size_t i) {
+    return driver_status(driver(), "cuEventRecord", driver().cuEventRecord(marks_[i], stream()));
+  };
+  EFF_RETURN_IF_ERROR(mark(0));
   EFF_RETURN_IF_ERROR(queue_begin(use));
-  for (size_t i = 0; i < bound_.size(); ++i) {
-    EFF_CUDA(driver(), cuEventRecord, marks_[i], stream());
+  for (size_t i = 0; i < ops; ++i) {
+    EFF_RETURN_IF_ERROR(mark(i + 1));
     if (!bound_[i].op->is_prepare()) EFF_RETURN_IF_ERROR(queue_op(use.recording, i));
   }
-  EFF_CUDA(driver(), cuEventRecord, marks_[bound_.size()], stream());
+  EFF_RETURN_IF_ERROR(mark(ops + 1));
   EFF_RETURN_IF_ERROR(queue_launches(use.recording.finish));
+  EFF_RETURN_IF_ERROR(mark(ops + 2));
   EFF_RETURN_IF_ERROR(queue_output(use));
   EFF_CUDA(driver(), cuStreamSynchronize, stream());
-  for (size_t i = 0; i < bound_.size(); ++i) {
+  const auto add = [&](double& into, size_t from) -> Status {
     float ms = 0;
-    EFF_CUDA(driver(), cuEventElapsedTime, &ms, marks_[i], marks_[i + 1]);
-    if (!bound_[i].op->is_prepare()) bound_[i].ms += ms;
-  }
+    EFF_CUDA(driver(), cuEventElapsedTime, &ms, marks_[from], marks_[from + 1]);
+    into += ms;
+    return ok_status();
+  };
+  for (size_t i = 0; i < ops; ++i)
+    if (!bound_[i].op->is_prepare()) EFF_RETURN_IF_ERROR(add(bound_[i].ms, i + 1));
+  EFF_RETURN_IF_ERROR(add(begin_ms_, 0));
+  EFF_RETURN_IF_ERROR(add(finish_ms_, ops + 1));
   ++profiled_steps_;
   return ok_status();
 }
@@ -463,8 +483,25 @@ std::vector<OpReport> Executable::report() const {
   std::vector<OpReport> rows;
   for (const Bound& bound : bound_)
     rows.push_back({std::string(bound.op->name), plan::op_name(bound.op->id), bound.kernel->name, bound.op->flags,
-                    bound.kernel->flops, plan::operand_bytes(*bound.op, 1),
-                    profiled_steps_ ? bound.ms / profiled_steps_ : 0});
+                    bound.kernel->flops, plan::operand_bytes(*bound.op, 1), mean_ms(bound.ms)});
+  for (OpReport& row : report_beside_ops()) rows.push_back(std::move(row));
+  return rows;
+}
+
+std::vector<OpReport> Executable::report_beside_ops() const {
+  std::vector<OpReport> rows;
+  const auto add = [&](const char* name, const char* op, std::string kernel, double bytes, double ms) {
+    rows.push_back({name, op, kernel + ":cuda", 0, 0, bytes, mean_ms(ms)});
+  };
+  for (const Arena arena : cast_arenas())
+    add(arena == Arena::weights ? "weights" : "prepared", "cast_weights",
+        cast_weights_launch(nullptr, nullptr, 1, working_).kernel,
+        static_cast<double>(cast_count(arena)) * (sizeof(float) + plan::dtype_bytes(working_)), 0);
+  if (!updates_weights_) return rows;
+  const auto aside = static_cast<double>(statistics_bytes_), grads = static_cast<double>(gradient_sums_.bytes());
+  add("begin_step", "begin_step", "begin_step", 2 * aside, begin_ms_);
+  if (grads > 0) add("accumulate", "accumulate", "accumulate", 3 * grads, 0);
+  add("finish_step", "finish_step", "finish_step", 0, finish_ms_);
   return rows;
 }
 

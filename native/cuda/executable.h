@@ -86,6 +86,12 @@ class Executable final : public effnet::Executable {
   Addresses addresses(const Slot& slot);
   Status prepare_to_accumulate();
   Status record(const Slot& slot, Recording& recording);
+  // The arenas of weights that 16-bit copies are made of, and how many numbers of one.
+  std::vector<plan::Arena> cast_arenas() const;
+  int64_t cast_count(plan::Arena arena) const;
+  // What is launched beside the plan's ops.
+  std::vector<OpReport> report_beside_ops() const;
+  double mean_ms(double ms) const { return profiled_steps_ ? ms / profiled_steps_ : 0; }
   // Whether something is to be made of weights that have changed besides 16-bit copies.
   bool has_prepare_ops() const;
 
@@ -159,7 +165,8 @@ class Executable final : public effnet::Executable {
   Folded folded_[2];
   InputRing ring_;
   Recording recordings_[InputRing::kSlots][2];  // by slot, and whether weights and average are exchanged
-  std::vector<CUevent> marks_;                  // between the ops of a profiled step
+  std::vector<CUevent> marks_;                  // of a profiled step: around its beginning, each op and its end
+  double begin_ms_ = 0, finish_ms_ = 0;
   int profiled_steps_ = 0;
 };
 

@@ -200,9 +200,11 @@ TEST_F(CudaRuntime, AProfiledStepGivesTheSameBits) {
             executable->step(start.arenas[static_cast<int>(Arena::input)].data(), scalars, output.data());
         EXPECT_TRUE(status.ok()) << status.message();
       }
-      double ms = 0;
-      for (const OpReport& row : executable->report()) ms += row.ms;
+      double ms = 0, of_ends = 0;
+      for (const OpReport& row : executable->report())
+        (row.op == "begin_step" || row.op == "finish_step" ? of_ends : ms) += row.ms;
       EXPECT_EQ(ms > 0, eager);
+      EXPECT_EQ(of_ends > 0, eager);
       // Beside steps there is the graph that makes 16-bit copies of weights.
       const int graphs = calls("cuGraphLaunch");
       EXPECT_TRUE(eager ? graphs <= 1 : graphs >= steps) << graphs;
@@ -220,6 +222,39 @@ TEST_F(CudaRuntime, AProfiledStepGivesTheSameBits) {
     if (named.name == "gpu-train.f32") of_fp32 = replayed[weights];
     EXPECT_TRUE(named.name != "gpu-train.tf32" || replayed[weights] != of_fp32);
   }
+}
+
+TEST_F(CudaRuntime, WhatIsLaunchedBesideTheOpsIsReported) {
+  const auto beside = [](const std::string& name, uint32_t parts) {
+    const Named named = corpus_plan(name);
+    const auto plan = plan::Plan::load(named.span()).value();
+    Start start(*plan);
+    start.scalars.parts = parts;
+    const auto executable = bound_to(memory_with(start), named);
+    std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
+    const Status stepped =
+        executable->step(start.arenas[static_cast<int>(Arena::input)].data(), start.scalars, output.data());
+    EXPECT_TRUE(stepped.ok()) << stepped.message();
+    std::vector<std::string> rows;
+    const auto all = executable->report();
+    for (size_t i = plan->ops().size(); i < all.size(); ++i) {
+      const OpReport& row = all[i];
+      rows.push_back(row.name + " " + row.kernel);
+      const auto bytes = [&](Arena arena) { return static_cast<double>(plan->arena_bytes(arena)); };
+      if (row.name == "weights") {
+        EXPECT_EQ(row.bytes, 1.5 * bytes(Arena::weights));
+      } else if (row.name == "accumulate") {
+        EXPECT_EQ(row.bytes, 3 * bytes(Arena::grads));
+      }
+    }
+    return rows;
+  };
+  using Rows = std::vector<std::string>;
+  EXPECT_EQ(beside("train.f32", 1), (Rows{"begin_step begin_step:cuda", "finish_step finish_step:cuda"}));
+  EXPECT_EQ(beside("gpu-train.bf16", 2), (Rows{"weights cast_weights_bf16:cuda", "begin_step begin_step:cuda",
+                                               "accumulate accumulate:cuda", "finish_step finish_step:cuda"}));
+  EXPECT_EQ(beside("gpu-conv2d_bias_act-xxx__.f16", 1), (Rows{"prepared cast_weights_f16:cuda"}));
+  EXPECT_EQ(beside("add-xx.f32", 1), Rows{});
 }
 
 TEST_F(CudaRuntime, TheFirstTensorThatIsNotFiniteIsNamed) {

@@ -34,7 +34,7 @@ export function dumpRows(graph: Graph, memory: MemoryPlan, native: readonly Dump
   for (const node of graph.nodes) if (node.backward) for (const t of node.inputs) if (t) readInBackward.add(t)
   const nodes = [...graph.nodes.filter((n) => n.prepare), ...graph.nodes.filter((n) => !n.prepare)]
   const { region } = memory
-  return nodes.map((node, i) => {
+  const ops = nodes.map((node, i): DumpRow => {
     const row = native[i]!
     const outputs = node.outputs.filter((t) => t !== null)
     const inputs = node.inputs.filter((t) => t !== null)
@@ -57,4 +57,11 @@ export function dumpRows(graph: Graph, memory: MemoryPlan, native: readonly Dump
       ms: row.ms,
     }
   })
+  return [...ops, ...native.slice(nodes.length).map(besidePlan)]
+}
+
+/** What a backend does beside the plan's ops: copies of weights that have changed, the ends of a step. */
+function besidePlan({ name, op, kernel, bytes, flops, ms }: DumpOp): DumpRow {
+  const life = op === 'cast_weights' ? 'prepared' : ''
+  return { name, op, kernel, shapes: '', runs: 1, bytes, flops, place: '', life, ms }
 }
