@@ -104,6 +104,37 @@ describeWith(FAKE_DRIVER, 'device "cuda"', () => {
     expect(cuda.averaged.logits).not.toEqual(cuda.trained.logits)
   })
 
+  // So large a weight leaves the loss a number, but not its gradient.
+  it.each(['fp32', 'bf16-mixed'] as const)(
+    'leaves weights, moments, average and statistics alone where a gradient is not finite, without clipping: %s',
+    async (precision) => {
+      const model = await createModel('tf_efficientnet_b0', {
+        pretrained: true,
+        numClasses: 5,
+        device: 'cuda',
+        precision,
+        seed: 2,
+      })
+      const { session } = model
+      const plan = await session.trainPlan({ ...options, clip: false })
+      await session.resetEma()
+      const steep = session.read('classifier.weight').fill(0)
+      steep[0] = 1e37
+      session.write('classifier.weight', steep)
+      const state = () =>
+        ['classifier.weight', 'conv_stem.weight', 'bn1.running_var'].flatMap((name) =>
+          [ARENA.weights, ARENA.moment0, ARENA.ema].map((arena) => session.read(name, arena)),
+        )
+      const before = state()
+      const { loss, gradNorm } = await plan.step(plan.packInput(images, labels), { ...scalars, clip_norm: 0 })
+      expect(loss).toBeLessThan(Number.POSITIVE_INFINITY)
+      expect(gradNorm).not.toBeLessThan(Number.POSITIVE_INFINITY)
+      expect(state()).toEqual(before)
+      await model.close()
+    },
+    120_000,
+  )
+
   it('steps on the input that it took ahead, and on the one given where another took its place', async () => {
     const model = await open('cuda')
     const plan = await model.session.evalPlan({ batchSize: BATCH, imageSize: SIZE })

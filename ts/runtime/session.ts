@@ -69,7 +69,7 @@ export interface StepResult {
   loss: number
   /** Of each image: how many classes scored above the label's; 0 = top-1 hit, below 5 = top-5 hit, -1 = unlabelled. */
   ranks: Int32Array
-  /** L2 norm of all gradients before clipping, where the plan clips. */
+  /** L2 norm of all gradients before clipping: where the plan clips or the loss is scaled, and on GPUs. */
   gradNorm?: number
 }
 
@@ -503,8 +503,9 @@ export class Session implements AsyncDisposable {
     const { dtype, lossScale } = this.format
     const { halfWeightGradients = false } = options
     checkHalfWeightGradients(halfWeightGradients, this)
-    // Gradients that are not finite are found by their norm.
-    const clip = options.clip || lossScale
+    // Gradients that are not finite are found by their norm. A GPU takes it in every plan, for microseconds of a step: the weights
+    // before stay. Without it the update itself finds out, when it has written, as on CPUs.
+    const clip = options.clip || lossScale || this.device !== 'cpu'
     const graph = await inTurns(trainProgram.parts(this.config, { ...options, clip, dtype, target: this.target }))
     if (halfWeightGradients && !graph.nodes.some(mayHaveHalfGradient)) {
       throw new EffnetError('EFF_CONFIG_VALUE', `halfWeightGradients: ${this.config.name} has no gradient that it is for`, {
