@@ -217,6 +217,8 @@ export interface CudaInfo {
   driverPath: string
   /** Newest CUDA that the driver knows, e.g. 13000; 0 without a driver. */
   driverVersion: number
+  /** e.g. "580.65.06"; "" without a driver, or where nothing tells. */
+  driverRelease: string
   /** `problem`: why one cannot be used; "": it can. */
   gpus: { name: string; computeCapability: number; memoryBytes: number; problem: string }[]
   /** NVIDIA's libraries, each optional; none without the backend. */

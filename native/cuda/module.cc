@@ -3,6 +3,7 @@
 #include <map>
 #include <mutex>
 
+#include "cuda/driver_release.h"
 #include "cuda/executable.h"
 #include "cuda/image_batches.h"
 #include "cuda/providers/library.h"
@@ -74,6 +75,7 @@ Status describe(Facts& facts) {
   const auto found = driver(&of_driver);
   facts.driver_path = of_driver.path;
   facts.driver_version = of_driver.version;
+  if (!of_driver.path.empty()) facts.driver_release = driver_release();
   if (!found.ok()) return found.status();
   const Driver& cuda = *found.value();
   int count = 0;

@@ -120,6 +120,7 @@ Napi::Value cuda_object(Napi::Env env, const CudaDescription& cuda) {
   object.Set("architectures", cuda.facts.architectures);
   object.Set("driverPath", cuda.facts.driver_path);
   object.Set("driverVersion", cuda.facts.driver_version);
+  object.Set("driverRelease", cuda.facts.driver_release);
   Napi::Array gpus = Napi::Array::New(env, cuda.facts.gpus.size());
   for (uint32_t i = 0; i < cuda.facts.gpus.size(); ++i) {
     const auto& [name, capability, total_bytes, problem] = cuda.facts.gpus[i];

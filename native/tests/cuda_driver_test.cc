@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cuda/device.h"
+#include "cuda/driver_release.h"
 
 namespace effnet::test {
 namespace {
@@ -76,6 +77,36 @@ TEST(CudaDriver, WhatBringsADriver) {
   EXPECT_NE(mend("").find("--gpus all"), std::string::npos);
   EXPECT_NE(mend("dev/dxg").find("/usr/lib/wsl/lib"), std::string::npos) << mend("");
   EXPECT_NE(mend("").find("Windows"), std::string::npos);
+  fs::remove_all(root);
+}
+
+TEST(CudaDriver, WhichReleaseItIs) {
+  namespace fs = std::filesystem;
+  char name[] = "/tmp/effnet-driver-XXXXXX";
+  const fs::path root = mkdtemp(name);
+  fs::create_directories(root / "proc/driver/nvidia");
+  const auto release = [&](const char* line) {
+    std::ofstream(root / "proc/driver/nvidia/version")
+        << line << "\nGCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n";
+    return cuda::driver_release(root.string());
+  };
+  const std::string mine = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.124.06  Wed Feb 26 02:46:56 UTC 2025";
+  setenv("EFFNET_LIB_DIR", NO_DRIVER_FOLDER, 1);
+  EXPECT_EQ(release(mine.c_str()), "570.124.06");
+  EXPECT_EQ(release("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (a@b)"),
+            "580.65.06");
+  EXPECT_EQ(release("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95  Release Build"), "580.95");
+  if (access("/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1", F_OK) != 0) {
+    EXPECT_EQ(release("another 1.2 file"), "");
+    EXPECT_EQ(release("NVRM version: none"), "");
+  }
+  setenv("EFFNET_LIB_DIR", FAKE_CUDA_FOLDER, 1);
+  setenv("FAKE_NVML_RELEASE", "581.0.1", 1);
+  EXPECT_EQ(release(mine.c_str()), "581.0.1");
+  setenv("FAKE_NVML_RELEASE", "", 1);  // it does not start
+  EXPECT_EQ(release(mine.c_str()), "570.124.06");
+  unsetenv("FAKE_NVML_RELEASE");
+  unsetenv("EFFNET_LIB_DIR");
   fs::remove_all(root);
 }
 

@@ -35,6 +35,7 @@ function bestPeer(row, anchor, table, drivers) {
   if (!same) return { refused: `that call has no ${anchor.compile}` }
   for (const key of ['gpu', 'torch', 'cudnn'])
     if (same[key] !== anchor[key]) return { refused: `${key} is ${anchor[key]} here, ${same[key]} there` }
+  if (drivers.includes(undefined)) return { refused: "the driver's release is not known" }
   if (drivers[0] !== drivers[1]) return { refused: `the driver is ${drivers[0]} here, ${drivers[1]} there` }
   const apart = Math.abs(same.images_per_s / anchor.images_per_s - 1)
   if (apart > ANCHOR) return { refused: `the anchors are ${(100 * apart).toFixed(1)} % apart, ${100 * ANCHOR} % are allowed` }
@@ -62,6 +63,11 @@ function machineOf(logs) {
   return JSON.parse(smoke.slice(smoke.indexOf('{'), smoke.indexOf('\n}') + 2))
 }
 
+/** Undefined where the machine did not tell. */
+const driverOf = (machine) => machine?.driverRelease || undefined
+/** As the driver counts: 13020 is 13.2. */
+const cudaOf = ({ driverVersion }) => `cuda${Math.floor(driverVersion / 1000)}.${(driverVersion % 1000) / 10}`
+
 export function reports(folder, peersFolder) {
   const { machine, bench, peer: anchors } = logsOf(folder)
   const theirs = peersFolder && logsOf(peersFolder)
@@ -76,14 +82,13 @@ export function reports(folder, peersFolder) {
   return bench.map((row) => {
     const peer = peers.get(keyOf(row))
     const gpu = machine.gpus[0].name
-    // As the driver counts: 13020 is 13.2.
-    const versions = `cuda${Math.floor(machine.driverVersion / 1000)}.${(machine.driverVersion % 1000) / 10}`
+    const versions = [`driver${driverOf(machine) ?? '-unknown'}`, cudaOf(machine)]
     const work = [row.mode, row.model, `${row.size}px`, row.precision, `b${row.batch}`]
     const ratio = peer?.images_per_s > 0 ? row.images_per_s / peer.images_per_s : null
-    const drivers = [machine.driverVersion, theirs?.machine.driverVersion]
+    const drivers = [machine, theirs?.machine].map(driverOf)
     const best = theirs ? { best_peer: bestPeer(row, peer, theirs.peers, drivers) } : {}
     return {
-      file: `${[date.slice(0, 10), slug(gpu), versions, ...work.map(slug)].join('_')}.json`,
+      file: `${[date.slice(0, 10), slug(gpu), ...versions, ...work.map(slug)].join('_')}.json`,
       report: {
         date,
         version,

@@ -17,5 +17,5 @@ const instructions = status === 0 ? 'instructions as defined' : `instructions FA
 const libraries = cuda.libraries.map((library) => `${library.name} ${library.version || 'MISSING'}`).join(', ')
 process.exitCode = status === 0 ? 0 : 3
 process.stdout.write(
-  `${instructions}; ${name}, compute capability ${computeCapability.toFixed(1)}, ${(availableBytes / 2 ** 30).toFixed(1)} GiB free, CUDA ${cuda.driverVersion}; ${libraries}\n`,
+  `${instructions}; ${name}, compute capability ${computeCapability.toFixed(1)}, ${(availableBytes / 2 ** 30).toFixed(1)} GiB free, driver ${cuda.driverRelease || 'of an unknown release'}, CUDA ${cuda.driverVersion}; ${libraries}\n`,
 )

@@ -80,7 +80,7 @@ describeWith(FAKE_DRIVER, 'effnet doctor', () => {
 
   it('shows driver, CUDA, device, compute capability and every library', async () => {
     const found = await checks({ FAKE_CUDA_DEVICES: '2', CUDA_VISIBLE_DEVICES: '1,0' })
-    expect(found.get('cuda driver')!.value).toBe(`${FAKE_DRIVER.folder}/libcuda.so.1, CUDA 13.0`)
+    expect(found.get('cuda driver')!.value).toBe(`580.65.06, CUDA 13.0, ${FAKE_DRIVER.folder}/libcuda.so.1`)
     expect(found.get('cuda backend')!.value).toMatch(/effnet_cuda\.so, kernels for sm_/)
     expect(found.get('cuda:1')).toMatchObject({
       status: 'ok',

@@ -115,6 +115,7 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
     const info = await binding().cudaInfo()
     const others = [
       { ...info, driverVersion: 13010 },
+      { ...info, driverRelease: '580.95.05' },
       { ...info, libraries: info.libraries.map((l) => ({ ...l, version: l.name === 'cuBLASLt' ? '13.9.0' : l.version })) },
       { ...info, gpus: info.gpus.map((g) => ({ ...g, name: 'Another' })) },
     ]

@@ -123,8 +123,8 @@ describe('the time of a call', () => {
 describe('results of a GPU', () => {
   const train = { mode: 'train', model: 'efficientnet_b0', batch: 256, size: 224, precision: 'bf16-mixed' }
   const infer = { ...train, mode: 'infer', batch: 1 }
-  const run = (name, { driver = 13000, peer = [], peers = [] }) => {
-    const machine = `{\n "driverVersion": ${driver},\n "gpus": [{ "name": "NVIDIA H200" }]\n}\n`
+  const run = (name, { driver = '580.65.06', peer = [], peers = [] }) => {
+    const machine = `{\n "driverVersion": 13000,\n "driverRelease": "${driver}",\n "gpus": [{ "name": "NVIDIA H200" }]\n}\n`
     write(`${name}-logs/smoke.log`, `${machine}[ OK ] {1, 1}\nNVIDIA H200, compute capability 9.0\n`)
     write(`${name}/table.txt`, 'gpu-check 2026-11-21T10:00:00Z effnet-native abc\nstage result s note\n')
     const measured = { images_per_s: 3000, ms: 85, share_of_own_bytes: 0.25 }
@@ -137,7 +137,7 @@ describe('results of a GPU', () => {
   it('are a file a case, the peer of the same run beside it', () => {
     run('mine', { peer: [{ ...train, torch: '2.11', images_per_s: 2000 }] })
     const [first, second] = reports(path.join(dir, 'mine'))
-    expect(first.file).toBe('2026-11-21_nvidia-h200_cuda13.0_train_efficientnet-b0_224px_bf16-mixed_b256.json')
+    expect(first.file).toBe('2026-11-21_nvidia-h200_driver580.65.06_cuda13.0_train_efficientnet-b0_224px_bf16-mixed_b256.json')
     expect(first.report).toMatchObject({ ratio_to_peer: 1.5, share_of_own_bytes: 0.25, version: 'effnet-native abc' })
     expect(second.report).toMatchObject({ peer: null, ratio_to_peer: null })
   })
@@ -161,7 +161,8 @@ describe('results of a GPU', () => {
   it.each([
     ['anchors too far apart', { peers: [{ ...eager, images_per_s: 1031 }, table[1]] }, eager, 'the anchors are 3.1 % apart'],
     ['another PyTorch', { peers: table.map((row) => ({ ...row, torch: '2.12' })) }, eager, 'torch is 2.11 here, 2.12 there'],
-    ['another driver', { driver: 13010, peers: table }, eager, 'the driver is 13000 here, 13010 there'],
+    ['another driver', { driver: '580.95.05', peers: table }, eager, 'the driver is 580.65.06 here, 580.95.05 there'],
+    ['an unknown driver', { driver: '', peers: table }, eager, "the driver's release is not known"],
     ['no anchor there', { peers: table.slice(1) }, eager, 'that call has no eager'],
   ])('are not beside it with %s', (_, there, anchor, reason) => {
     expect(best(there, anchor)[0]).toEqual({ refused: expect.stringContaining(reason) })

@@ -10,6 +10,7 @@ const h200: TuningMachine = {
   gpu: 'NVIDIA H200',
   computeCapability: 9,
   driver: 13000,
+  driverRelease: '580.65.06',
   libraries: { cuBLASLt: '13.0.2', cuDNN: '9.19.0' },
 }
 const here = { package: '1.0.0', onednn: '3.2', isa: 'avx3', onednnIsa: 'avx512_core' }
@@ -25,6 +26,9 @@ describe('a machine that changed', () => {
       'gpu was NVIDIA H200 and is NVIDIA A100',
       'computeCapability was 9 and is 8',
       'driver was 13000 and is 13010',
+    ])
+    expect(changedMachine(onGpu(), onGpu({ driverRelease: '580.95.05' }))).toEqual([
+      'driverRelease was 580.65.06 and is 580.95.05',
     ])
     const { cuDNN: _, ...without } = h200.libraries
     expect(changedMachine(onGpu({ libraries: without }), onGpu())).toEqual(['cuDNN was absent and is 9.19.0'])

@@ -139,7 +139,10 @@ function cudaChecks(info: CudaInfo): Check[] {
   const found: Check[] = []
   if (info.architectures !== '')
     found.push(ok('cuda backend', `${info.library}, kernels for sm_${info.architectures.replaceAll(';', ', sm_')}`))
-  if (info.driverVersion > 0) found.push(ok('cuda driver', `${info.driverPath}, CUDA ${cudaVersion(info.driverVersion)}`))
+  if (info.driverVersion > 0) {
+    const release = info.driverRelease || 'of an unknown release'
+    found.push(ok('cuda driver', `${release}, CUDA ${cudaVersion(info.driverVersion)}, ${info.driverPath}`))
+  }
   const libraries = info.libraries.filter((library) => info.driverVersion > 0 || library.path !== '')
   found.push(...libraries.map(checkLibrary))
   if (info.driverVersion > 0) found.push(...checkVisible(process.env['CUDA_VISIBLE_DEVICES'], info.gpus.length))

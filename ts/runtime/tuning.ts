@@ -21,6 +21,8 @@ export interface TuningMachine {
   computeCapability: number
   /** Newest CUDA that it knows. */
   driver: number
+  /** Its release; "" where nothing tells. */
+  driverRelease: string
   /** Versions by name, of those that are there. */
   libraries: Record<string, string>
 }
@@ -55,7 +57,7 @@ export const machineFacts = ({ libraries, ...rest }: Partial<TuningMachine>): Re
   Object.fromEntries(Object.entries({ ...rest, ...libraries }).map(([key, value]) => [key, String(value)]))
 
 async function machineOf(device: string): Promise<TuningMachine> {
-  const { driverVersion, gpus, libraries } = await binding().cudaInfo()
+  const { driverVersion, driverRelease, gpus, libraries } = await binding().cudaInfo()
   const gpu = gpus[Number(device.split(':')[1] ?? 0)]
   const found = libraries
     .filter((library) => library.version !== '' && KERNEL_LIBRARIES.has(library.name))
@@ -65,6 +67,7 @@ async function machineOf(device: string): Promise<TuningMachine> {
     gpu: gpu?.name ?? '',
     computeCapability: gpu?.computeCapability ?? 0,
     driver: driverVersion,
+    driverRelease,
     libraries: Object.fromEntries(found.sort(([a], [b]) => a.localeCompare(b))),
   }
 }
