@@ -136,14 +136,31 @@ Status Device::taken_by_others() const {
                properties_.name.c_str());
 }
 
+// Whichever call it is that looks into an image first.
+Status Device::image_status(const char* call, CUresult result) const {
+  if (result == CUDA_ERROR_NO_BINARY_FOR_GPU) return unusable();
+  if (result == CUDA_ERROR_OUT_OF_MEMORY) return taken_by_others();
+  return driver_status(*driver_, call, result);
+}
+
+// All names at once: to ask image after image for a kernel is a failed call for each that lacks it, and
+// compute-sanitizer counts failed calls as errors of the program.
 Status Device::load_kernels() {
   for (const KernelImage& image : kernel_images()) {
     CUlibrary library;
-    const CUresult result = driver_->cuLibraryLoadData(&library, image.data, nullptr, nullptr, 0, nullptr, nullptr, 0);
-    if (result == CUDA_ERROR_NO_BINARY_FOR_GPU) return unusable();
-    if (result == CUDA_ERROR_OUT_OF_MEMORY) return taken_by_others();
-    EFF_RETURN_IF_ERROR(driver_status(*driver_, "cuLibraryLoadData", result));
+    EFF_RETURN_IF_ERROR(image_status("cuLibraryLoadData", driver_->cuLibraryLoadData(&library, image.data, nullptr,
+                                                                                     nullptr, 0, nullptr, nullptr, 0)));
     libraries_.push_back(library);
+    unsigned count = 0;
+    EFF_RETURN_IF_ERROR(image_status("cuLibraryGetKernelCount", driver_->cuLibraryGetKernelCount(&count, library)));
+    std::vector<CUkernel> kernels(count);
+    EFF_RETURN_IF_ERROR(
+        image_status("cuLibraryEnumerateKernels", driver_->cuLibraryEnumerateKernels(kernels.data(), count, library)));
+    for (const CUkernel kernel : kernels) {
+      const char* name = nullptr;
+      EFF_CUDA(*driver_, cuKernelGetName, &name, kernel);
+      kernels_.emplace(name, kernel);
+    }
   }
   return ok_status();
 }
@@ -151,20 +168,15 @@ Status Device::load_kernels() {
 StatusOr<CUfunction> Device::function(const std::string& kernel) {
   const std::lock_guard lock(functions_mutex_);
   if (const auto known = functions_.find(kernel); known != functions_.end()) return known->second;
-  for (CUlibrary library : libraries_) {
-    CUkernel found;
-    const CUresult result = driver_->cuLibraryGetKernel(&found, library, kernel.c_str());
-    if (result == CUDA_ERROR_NOT_FOUND) continue;
-    EFF_RETURN_IF_ERROR(driver_status(*driver_, "cuLibraryGetKernel", result));
-    CUfunction function;
-    EFF_CUDA(*driver_, cuKernelGetFunction, &function, found);
-    // Beyond 48 KiB a kernel has to ask; ours have no other shared memory than what a launch declares.
-    EFF_CUDA(*driver_, cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-             properties_.shared_bytes);
-    functions_.emplace(kernel, function);
-    return function;
-  }
-  return error(Code::plan_invalid, "no CUDA kernel %s", kernel.c_str());
+  const auto found = kernels_.find(kernel);
+  if (found == kernels_.end()) return error(Code::plan_invalid, "no CUDA kernel %s", kernel.c_str());
+  CUfunction function;
+  EFF_CUDA(*driver_, cuKernelGetFunction, &function, found->second);
+  // Beyond 48 KiB a kernel has to ask; ours have no other shared memory than what a launch declares.
+  EFF_CUDA(*driver_, cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+           properties_.shared_bytes);
+  functions_.emplace(kernel, function);
+  return function;
 }
 
 Status Device::launch(const Launch& launch, CUfunction function, CUstream stream, bool waited) const {

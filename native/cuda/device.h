@@ -64,6 +64,7 @@ class Device : public std::enable_shared_from_this<Device> {
   Device() = default;
   Status start(int ordinal);
   Status load_kernels();
+  Status image_status(const char* call, CUresult result) const;
   Status unusable() const;
   Status taken_by_others() const;
 
@@ -72,6 +73,7 @@ class Device : public std::enable_shared_from_this<Device> {
   CUcontext context_ = nullptr;
   bool retained_ = false;
   std::vector<CUlibrary> libraries_;
+  std::map<std::string, CUkernel, std::less<>> kernels_;  // of all libraries
   std::unique_ptr<Providers> providers_;
   std::mutex functions_mutex_;
   std::map<std::string, CUfunction> functions_;

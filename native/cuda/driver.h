@@ -44,7 +44,9 @@ namespace effnet::cuda {
   X(cuEventElapsedTime)          \
   X(cuLibraryLoadData)           \
   X(cuLibraryUnload)             \
-  X(cuLibraryGetKernel)          \
+  X(cuLibraryGetKernelCount)     \
+  X(cuLibraryEnumerateKernels)   \
+  X(cuKernelGetName)             \
   X(cuKernelGetFunction)         \
   X(cuFuncSetAttribute)          \
   X(cuLaunchKernelEx)            \

@@ -147,7 +147,7 @@ TEST(CudaDriver, ADriverThatDoesNotStart) {
 TEST(CudaDriver, AGpuThatOthersHave) {
   EXPECT_TRUE(says(opening(fake({{"FAKE_CUDA_FAIL", "cuDevicePrimaryCtxRetain:1:46"}})),
                    {"GPU 0 (Fake H200)", "another process has the GPU exclusively", "nvidia-smi"}));
-  for (const char* call : {"cuDevicePrimaryCtxRetain", "cuLibraryLoadData"}) {
+  for (const char* call : {"cuDevicePrimaryCtxRetain", "cuLibraryLoadData", "cuLibraryEnumerateKernels"}) {
     const std::string text = opening(fake({{"FAKE_CUDA_FAIL", std::string(call) + ":1:2"}}));
     EXPECT_TRUE(text.starts_with(std::to_string(static_cast<int>(Code::oom)) + " Fake H200: others hold")) << text;
     EXPECT_NE(text.find("nvidia-smi names those processes"), std::string::npos) << text;
@@ -172,8 +172,9 @@ TEST(CudaDriver, GpusThatABuildHasKernelsFor) {
 }
 
 TEST(CudaDriver, KernelsOfAnotherArchitecture) {
-  EXPECT_TRUE(
-      says(opening(fake({{"FAKE_CUDA_FAIL", "cuLibraryLoadData:1:209"}})), {"no kernels for Fake H200", "9.0"}));
+  for (const char* call : {"cuLibraryLoadData", "cuLibraryGetKernelCount"})
+    EXPECT_TRUE(
+        says(opening(fake({{"FAKE_CUDA_FAIL", std::string(call) + ":1:209"}})), {"no kernels for Fake H200", "9.0"}));
 }
 
 // Codes after which every call of the process fails, and some that are near them and do not.

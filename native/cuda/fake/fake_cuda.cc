@@ -36,6 +36,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -107,6 +108,31 @@ int most_shared(int capability) {
     default:
       return 99 << 10;
   }
+}
+
+using NamedKernel = std::pair<const std::string, emulation::Entry>;  // what a CUkernel and a CUfunction point to
+
+// A kernel is in the library whose image has it, compiled for a GPU; its body here is the emulation's.
+struct Library {
+  std::vector<CUkernel> kernels;
+};
+
+// Sections of an image (its own size is in its header) are ".text." and a kernel's name.
+Library library_of(const char* image) {
+  constexpr std::string_view kSection = ".text.";
+  auto& emulated = emulation::kernels();
+  uint16_t header_bytes;
+  uint64_t bytes;
+  std::memcpy(&header_bytes, image + 6, sizeof header_bytes);
+  std::memcpy(&bytes, image + 8, sizeof bytes);
+  const std::string_view text(image, header_bytes + bytes);
+  std::set<CUkernel> found;
+  for (size_t at = text.find(kSection); at != text.npos; at = text.find(kSection, at + 1)) {
+    const std::string_view name = text.substr(at + kSection.size());
+    const auto one = emulated.find(name.substr(0, name.find('\0')));
+    if (one != emulated.end()) found.insert(reinterpret_cast<CUkernel>(&*one));
+  }
+  return {{found.begin(), found.end()}};
 }
 
 constexpr size_t kReserved = 1 << 30;  // as large an allocation takes no memory by itself
@@ -559,19 +585,29 @@ EFF_FAKE(cuLibraryLoadData, CUlibrary* library, const void* image, CUjit_option*
          void**, unsigned) {
   EFF_ENTER(cuLibraryLoadData, false)
   if (*static_cast<const unsigned*>(image) != 0xBA55ED50u) return CUDA_ERROR_INVALID_IMAGE;  // of a fat binary
-  *library = reinterpret_cast<CUlibrary>(born(new char, "library"));
+  *library = reinterpret_cast<CUlibrary>(born(new Library(library_of(static_cast<const char*>(image))), "library"));
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuLibraryUnload, CUlibrary library) {
   EFF_ENTER(cuLibraryUnload, false)
-  return bury<char>(library);
+  return bury<Library>(library);
 }
-EFF_FAKE(cuLibraryGetKernel, CUkernel* kernel, CUlibrary library, const char* name) {
-  EFF_ENTER(cuLibraryGetKernel, false)
+EFF_FAKE(cuLibraryGetKernelCount, unsigned* count, CUlibrary library) {
+  EFF_ENTER(cuLibraryGetKernelCount, false)
   if (!alive(library)) return CUDA_ERROR_INVALID_HANDLE;
-  const auto found = emulation::kernels().find(name);
-  if (found == emulation::kernels().end()) return CUDA_ERROR_NOT_FOUND;
-  *kernel = reinterpret_cast<CUkernel>(&*found);
+  *count = static_cast<unsigned>(reinterpret_cast<Library*>(library)->kernels.size());
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuLibraryEnumerateKernels, CUkernel* kernels, unsigned most, CUlibrary library) {
+  EFF_ENTER(cuLibraryEnumerateKernels, false)
+  if (!alive(library)) return CUDA_ERROR_INVALID_HANDLE;
+  const auto& all = reinterpret_cast<Library*>(library)->kernels;
+  std::copy_n(all.begin(), std::min<size_t>(most, all.size()), kernels);
+  return CUDA_SUCCESS;
+}
+EFF_FAKE(cuKernelGetName, const char** name, CUkernel kernel) {
+  EFF_ENTER(cuKernelGetName, false)
+  *name = reinterpret_cast<const NamedKernel*>(kernel)->first.c_str();
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuKernelGetFunction, CUfunction* function, CUkernel kernel) {
@@ -588,7 +624,7 @@ EFF_FAKE(cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute
 }
 EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, void** parameters, void**) {
   EFF_ENTER(cuLaunchKernelEx, false)
-  const auto* entry = reinterpret_cast<const std::pair<const std::string, emulation::Entry>*>(function);
+  const auto* entry = reinterpret_cast<const NamedKernel*>(function);
   const auto allowed = fake().shared_allowed.find(function);
   const int most = allowed == fake().shared_allowed.end() ? 48 << 10 : allowed->second;
   if (config->sharedMemBytes > static_cast<unsigned>(most)) return CUDA_ERROR_INVALID_VALUE;
