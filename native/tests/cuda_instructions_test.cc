@@ -96,10 +96,17 @@ TEST(Instructions, OfFloats) {
   }
 }
 
+// How far tanh_fast is off, as a share of the value.
+struct Worst {
+  double off = 0;
+  float at = 0;
+  int above = 0;  // values that are off by more than they may
+};
+
 // All there are, so that the bound of tanh_fast is a fact for every 16-bit tensor.
 TEST(Instructions, OfSixteenBits) {
   const auto got = run<OfBits>("check_sixteen_bits", std::vector<char>(1), 65536, blocks(65536), 256);
-  double worst_bf16 = 0, worst_f16 = 0;
+  Worst worst_bf16, worst_f16;
   for (uint32_t i = 0; i < 65536; ++i) {
     const auto bits = static_cast<uint16_t>(i), complement = static_cast<uint16_t>(~i);
     const OfBits& of = got[i];
@@ -112,14 +119,19 @@ TEST(Instructions, OfSixteenBits) {
          {std::tuple{of.bf16, of.tanh_bf16, &worst_bf16}, {of.f16, of.tanh_f16, &worst_f16}}) {
       EXPECT_EQ(std::isnan(y), std::isnan(x));
       if (std::isnan(x)) continue;
-      const double want = std::tanh(double{x}), off = std::abs(y - want);
-      EXPECT_LE(off, 0x1.01p-11 * std::abs(want) + 0x1p-126) << x << ": " << y;
-      if (std::abs(want) > 0x1p-120) *worst = std::max(*worst, off / std::abs(want));
+      const double want = std::tanh(double{x}), off = std::abs(y - want), share = off / std::abs(want);
+      if (!(off <= 0x1.01p-11 * std::abs(want) + 0x1p-126)) ++worst->above;
+      if (std::abs(want) > 0x1p-120 && !(share <= worst->off)) *worst = {share, x, worst->above};
     }
     if (HasFailure()) return;
   }
-  std::printf("tanh_fast is off by up to 2^%.2f of its value for bf16, 2^%.2f for fp16\n", std::log2(worst_bf16),
-              std::log2(worst_f16));
+  for (const auto& [type, worst] : {std::pair{"bf16", worst_bf16}, {"fp16", worst_f16}}) {
+    std::printf("tanh_fast is off by up to 2^%.3f of its value for %s, at %.9g\n", std::log2(worst.off), type,
+                worst.at);
+    EXPECT_EQ(worst.above, 0) << "values of " << type << " at which tanh_fast is off by more than 2^-11 of its value, "
+                              << "which is what PTX's description of tanh.approx.f32 allows, and 1/256 of that. By a "
+                              << "little: the tests' limits are to follow; by much: it is another instruction";
+  }
 }
 
 TEST(Instructions, OfDoubles) {

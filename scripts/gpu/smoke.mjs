@@ -14,8 +14,13 @@ const { computeCapability } = cuda.gpus[0]
 const { status, error, stdout, stderr } = spawnSync('tests/gpu_instructions_test', [], { encoding: 'utf8', timeout: 15_000 })
 process.stdout.write(`${stdout ?? ''}${stderr ?? ''}`)
 const instructions = status === 0 ? 'instructions as defined' : `instructions FAILED (${error?.code ?? `exit code ${status}`})`
-const libraries = cuda.libraries.map((library) => `${library.name} ${library.version || 'MISSING'}`).join(', ')
+const tanh = [...(stdout ?? '').matchAll(/^tanh_fast is off by up to (\S+) .* for (\w+),/gm)].map(
+  ([, off, type]) => `${off} (${type})`,
+)
+const libraries = cuda.libraries
+  .map(({ name, version, path }) => (version ? `${name} ${version} ${path}` : `${name} MISSING`))
+  .join(', ')
 process.exitCode = status === 0 ? 0 : 3
 process.stdout.write(
-  `${instructions}; ${name}, compute capability ${computeCapability.toFixed(1)}, ${(availableBytes / 2 ** 30).toFixed(1)} GiB free, driver ${cuda.driverRelease || 'of an unknown release'}, CUDA ${cuda.driverVersion}; ${libraries}\n`,
+  `${instructions}; tanh_fast off by ${tanh.join(', ') || 'what nobody knows'}; ${name}, compute capability ${computeCapability.toFixed(1)}, ${(availableBytes / 2 ** 30).toFixed(1)} GiB free, driver ${cuda.driverRelease || 'of an unknown release'}, CUDA ${cuda.driverVersion}; ${libraries}\n`,
 )
