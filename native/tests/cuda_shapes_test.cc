@@ -1,10 +1,15 @@
 // The layers of the models at their real sizes on a GPU, beside naive double precision on the same GPU
 // (tests/device/reference.cu, which cuda_reference_test holds to the host's loops): one op at a time on made-up values.
 //
-//   gpu_shapes_test FILE PRECISION     FILE: of scripts/gpu/shapes.ts; PRECISION: f32, tf32, bf16 or f16
+//   gpu_shapes_test FILE PRECISION [FROM UNTIL]
+//
+// FILE: of scripts/gpu/shapes.ts; PRECISION: f32, tf32, bf16 or f16; FROM: the line to begin with, from 0; UNTIL: the
+// second (since 1970) in which it stops between two lines.
 //
 // A line for each result that is off further than it may be, one for each op with the largest share of its limit that
-// a result took, the number of both last.
+// a result took, the number of both last, and with UNTIL the line to go on with or "to the end".
+#include <ctime>
+
 #include "kernel_rig.h"
 #include "shape_op.h"
 
@@ -363,7 +368,7 @@ class Check {
   RefTensor own_mean_;
 };
 
-int check_all(const std::string& file, const std::string& precision) {
+int check_all(const std::string& file, const std::string& precision, size_t from, time_t until) {
   const bool tf32 = precision == "tf32";
   DType dtype;
   std::vector<ShapeRow> rows;
@@ -375,8 +380,10 @@ int check_all(const std::string& file, const std::string& precision) {
   }
   need(backend::gpu().status, "GPU");
   int tried = 0, wrong = 0;
+  size_t line = from;
   std::map<std::string, double> used;
-  for (const ShapeRow& row : rows) {
+  for (; line < rows.size() && (until == 0 || std::time(nullptr) < until); ++line) {
+    const ShapeRow& row = rows[line];
     // TF32 is of products of matrices alone.
     if (row.dtype != dtype || (tf32 && !row.op.starts_with("conv2d"))) continue;
     Check check(row, tf32);
@@ -387,17 +394,24 @@ int check_all(const std::string& file, const std::string& precision) {
     std::fflush(stdout);
   }
   for (const auto& [op, share] : used) std::printf("%s %.0f %% of its limit\n", op.c_str(), 100 * share);
-  std::printf("%s: %d shapes, %d off\n", precision.c_str(), tried, wrong);
-  return tried > 0 && wrong == 0 ? 0 : 1;
+  std::printf("%s: %d shapes, %d off", precision.c_str(), tried, wrong);
+  if (until && line < rows.size())
+    std::printf(", go on with line %zu of %zu", line, rows.size());
+  else if (until)
+    std::printf(", to the end");
+  std::printf("\n");
+  const bool whole = from == 0 && line == rows.size();
+  return (tried > 0 || !whole) && wrong == 0 ? 0 : 1;
 }
 
 }  // namespace
 }  // namespace effnet::test
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::printf("gpu_shapes_test FILE PRECISION\n");
+  if (argc != 3 && argc != 5) {
+    std::printf("gpu_shapes_test FILE PRECISION [FROM UNTIL]\n");
     return 64;
   }
-  return effnet::test::check_all(argv[1], argv[2]);
+  return effnet::test::check_all(argv[1], argv[2], argc == 5 ? std::strtoull(argv[3], nullptr, 10) : 0,
+                                 argc == 5 ? std::strtoll(argv[4], nullptr, 10) : 0);
 }

@@ -19,11 +19,11 @@ describeWith(needed, 'layer shapes beside references on the device', () => {
     folder = mkdtempSync(path.join(os.tmpdir(), 'effnet-shapes-'))
   })
   afterAll(() => rmSync(folder, { recursive: true, force: true }))
-  const run = (lines: readonly string[], precision: string) => {
+  const run = (lines: readonly string[], precision: string, ...part: number[]) => {
     const file = path.join(folder, 'shapes.txt')
     writeFileSync(file, `${lines.join('\n')}\n`)
     const env = { ...process.env, EFFNET_LIB_DIR: FAKE_DRIVER.folder, EFFNET_CUDA_PROVIDER: 'own' }
-    return spawnSync(PROGRAM, [file, precision], { encoding: 'utf8', env })
+    return spawnSync(PROGRAM, [file, precision, ...part.map(String)], { encoding: 'utf8', env })
   }
 
   it('has every convolution and normalisation of the models at its real size', () => {
@@ -50,6 +50,21 @@ describeWith(needed, 'layer shapes beside references on the device', () => {
     expect(stdout).toMatch(/ dst\[\d+\]: wants .* is off by/)
     expect(stdout).toMatch(/f32: 1 shapes, 1 off\n$/)
     expect(status).toBe(1)
+  })
+  it('goes on where an earlier call had no more time', { timeout: 60_000 }, () => {
+    const lines = small.filter((line) => line.startsWith('f32 conv2d')).slice(0, 3)
+    const later = Math.floor(Date.now() / 1e3) + 3600
+    expect(run(lines, 'f32', 0, 1)).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/^f32: 0 shapes, 0 off, go on with line 0 of 3\n$/),
+    })
+    expect(run(lines, 'f32', 1, later)).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/f32: 2 shapes, 0 off, to the end\n$/),
+    })
+    // Nothing of a precision in a whole list is a mistake, in the rest of one it is not.
+    expect(run(lines, 'f16', 0, later).status).toBe(1)
+    expect(run(lines, 'f16', 1, later).status).toBe(0)
   })
   it.each([
     [['f32 conv2d'], 'f32', /line 1: f32 conv2d/],

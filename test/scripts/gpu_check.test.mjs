@@ -72,9 +72,16 @@ describe('scripts/gpu-check.sh', () => {
     expect(said()).toEqual(expect.arrayContaining(['./bench.log', './finetune.log']))
   })
   it('tells what failed and what could not run', { timeout: 60_000 }, () => {
-    const { status, stages } = check({ 'model.mjs': 'exit 1', 'peer.sh': 'exit 75' }, ['--stage', 'smoke,model,peer'], '60')
-    expect(stages).toEqual({ smoke: 'passed', model: 'FAILED', peer: 'skipped' })
-    expect(status).toBe(1)
+    const run = (stages) => {
+      rmSync(path.join(dir, 'out'), { recursive: true, force: true })
+      rmSync(path.join(dir, 'scripts'), { recursive: true, force: true })
+      rmSync(path.join(dir, '.gpu-check'), { recursive: true, force: true })
+      return check(stages, ['--stage', 'smoke,model,peer,memcheck'], '60')
+    }
+    const partly = { 'peer.sh': 'exit 75', 'memcheck.sh': 'exit 76' }
+    const said = { smoke: 'passed', model: 'passed', peer: 'skipped', memcheck: 'partial' }
+    expect(run(partly)).toEqual({ status: 0, stages: said })
+    expect(run({ ...partly, 'model.mjs': 'exit 1' })).toEqual({ status: 1, stages: { ...said, model: 'FAILED' } })
   })
   it.each([
     [['--stage', 'modell'], 'no stage is called modell'],
@@ -96,7 +103,7 @@ describe('scripts/gpu-check.sh', () => {
   })
   it('has a second call', { timeout: 60_000 }, () => {
     const { status, stages } = check({}, ['--stage', 'second'], '60')
-    expect(Object.keys(stages)).toEqual(['smoke', 'libraries', 'chosen', 'finetune', 'decode', 'tuned', 'racecheck'])
+    expect(Object.keys(stages)).toEqual(['smoke', 'shapes', 'libraries', 'chosen', 'finetune', 'decode', 'tuned', 'racecheck'])
     expect(status).toBe(0)
   })
 })
