@@ -67,6 +67,8 @@ export type KernelChoices = Record<string, string>
 export interface Tuning {
   measure: boolean
   choices: KernelChoices
+  /** Measuring begins, of so many ops; not called where there is nothing to measure. */
+  begins?: (ops: number) => void
 }
 
 /** What a binding has come to. */
@@ -182,10 +184,12 @@ export interface LoaderOptions {
   prefetch: number
   /** Decodes what is not a JPEG (sharp): gets bytes, gives raw RGB. */
   decodeOther?: (bytes: Uint8Array, path: string) => Promise<DecodedImage>
-  /** The device that reads the batches: they lie where its copies read them directly. @throws EFF_OOM for page-locked memory */
+  /** The device that reads the batches: they lie where its copies read them directly, where the host has such memory (`unlockedBytes`). */
   pageLockedFor?: DeviceHandle
-  /** A GPU that makes the batches; for plans on it. @throws EFF_BACKEND_MISSING */
+  /** A GPU that makes the batches; for plans on it. @throws EFF_BACKEND_MISSING, EFF_OOM */
   device?: DeviceHandle
+  /** In whose limit what `device` takes counts. */
+  memory?: MemoryHandle
 }
 
 export interface LoaderBatch {
@@ -321,8 +325,10 @@ export interface NativeBinding {
    * ticket that the step gives with the input; 0: this device takes none ahead, or has all it can.
    */
   prefetch(executable: ExecutableHandle, input: StepInput): Promise<number>
-  /** Zeroed memory that the device's steps read where it lies (on a GPU page-locked). @throws EFF_OOM */
+  /** Zeroed memory that the device's steps read where it lies (on a GPU page-locked, where the host has such memory). @throws EFF_OOM */
   pageLocked(device: DeviceHandle, bytes: number): Uint8Array
+  /** Of the host, asked for by this process for copies to the device, that could not be page-locked: those copies are slower. */
+  unlockedBytes(device: DeviceHandle): number
   /**
    * Why a step was not finite: runs it again as far as the first tensor that is not, or resolves to null. Parameters are not
    * changed. Call it with the step's own input and scalars and before anything else writes the memory.
@@ -373,12 +379,28 @@ export interface NativeBinding {
 
 let loaded: NativeBinding | undefined
 
-const PINNED_MEND =
+export const HOST_MEMORY_MEND =
   'free memory of the host, or raise what this process may have of it: `free -m`, the limit of the container (docker run --memory, memory.max of its cgroup), `ulimit -l`'
+
+/** By words of the message, which native code keeps to. */
+const MENDS: readonly [ErrorCode, RegExp, string][] = [
+  ['EFF_OOM', /of the host's memory could not be allocated/, HOST_MEMORY_MEND],
+  [
+    'EFF_BACKEND_MISSING',
+    /EFFNET_CUDA_PROVIDER=/,
+    'unset EFFNET_CUDA_PROVIDER, or bring that library: effnet doctor tells what is missing and what brings it',
+  ],
+  [
+    'EFF_OOM',
+    /images decoded on the GPU/,
+    "dataBackend: 'cpu', which needs none of it, a smaller batch, or a larger memoryLimit",
+  ],
+]
 
 /** Of an error that native code found, where that code does not know how it was called. */
 function nativeError(code: string, message: string): EffnetError {
-  if (code === 'EFF_OOM' && message.includes('page-locked memory')) return new EffnetError(code, message, { hint: PINNED_MEND })
+  const known = MENDS.find(([of, words]) => of === code && words.test(message))
+  if (known) return new EffnetError(known[0], message, { hint: known[2] })
   if (code !== 'EFF_GPU_FAULT') return new EffnetError(code as ErrorCode, message)
   const hint = message.startsWith('op ')
     ? 'the same op every time: a bug of its kernel, report it; another one each time: look at the GPU (nvidia-smi -q -d ECC, dmesg)'

@@ -63,6 +63,7 @@ export type {
   EvaluateResult,
   FitOptions,
   FitResult,
+  KernelsEvent,
   Metrics,
   OptimizerName,
   OptimizerOptions,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -40,6 +41,7 @@ using KernelChoices = std::map<std::string, std::string>;
 struct Tuning {
   bool measure = false;
   KernelChoices kept;
+  std::function<void(int ops)> begins;  // measuring, of so many ops; not called where there is nothing to measure
 };
 
 // What a binding has come to: empty where no op had a choice.
@@ -116,8 +118,11 @@ class Backend {
     return error(Code::backend_missing, "images are decoded on a GPU only where plans run on one");
   }
   // Host memory that this machine's steps read where it lies, so that inputs there come to it without a copy by the
-  // CPU. nullptr: any memory is. Any thread.
+  // CPU. nullptr: any memory is, or the host has no such memory left. Any thread.
   virtual StatusOr<std::shared_ptr<std::byte>> page_locked(uint64_t bytes) { return std::shared_ptr<std::byte>(); }
+  // Of the host, asked for since the start, that could not be page-locked: copies to this machine are slower for it.
+  // Any thread.
+  virtual uint64_t unlocked_bytes() const { return 0; }
   // `limit`: what the memory and the executables over it may take together, bytes.
   virtual StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount],
                                                           uint64_t limit) = 0;

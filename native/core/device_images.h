@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/memory.h"
 #include "core/status.h"
 
 namespace effnet {
@@ -56,6 +57,10 @@ class DeviceImages {
     size_t keep = 1;  // batches' memory that goes round
     // Of the device, for decoded images before they are resized; more only where one image alone needs it.
     uint64_t scratch_bytes = uint64_t{512} << 20;
+    // What all of it counts in, the decoder's own memory too. Where it has a limit, room for decoded images is a part
+    // of that and is taken with the batches at the start, so that what comes later is not refused for it; absent:
+    // nothing is counted.
+    std::shared_ptr<Budget> budget;
   };
   virtual ~DeviceImages() = default;
 

@@ -7,6 +7,8 @@
 #include <system_error>
 #include <thread>
 
+#include "core/byte_text.h"
+
 namespace effnet {
 namespace {
 
@@ -66,7 +68,7 @@ StatusOr<Block> Block::allocate(uint64_t bytes, Kind kind) {
     block.data_ = static_cast<std::byte*>(std::aligned_alloc(plan::kAlignment, rounded));
     if (block.data_) std::memset(block.data_, 0, rounded);
   }
-  if (!block.data_) return error(Code::oom, "%.1f MiB could not be allocated", static_cast<double>(bytes) / (1 << 20));
+  if (!block.data_) return error(Code::oom, "%s could not be allocated", byte_text(bytes).c_str());
   block.bytes_ = bytes;
   block.kind_ = kind;
   g_bytes[static_cast<int>(kind)] += bytes;
@@ -88,9 +90,8 @@ Status Budget::take(uint64_t bytes) {
   uint64_t used = used_.load();
   do {
     if (bytes > limit_ - used)
-      return error(Code::oom, "%.1f MiB were needed; the limit of %.1f MiB leaves %.1f MiB",
-                   static_cast<double>(bytes) / (1 << 20), static_cast<double>(limit_) / (1 << 20),
-                   static_cast<double>(limit_ - used) / (1 << 20));
+      return error(Code::oom, "%s were needed; the limit of %s leaves %s", byte_text(bytes).c_str(),
+                   byte_text(limit_).c_str(), byte_text(limit_ - used).c_str());
   } while (!used_.compare_exchange_weak(used, used + bytes));
   return ok_status();
 }

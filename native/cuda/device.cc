@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <sstream>
 
+#include "core/byte_text.h"
+#include "core/math.h"
 #include "cuda/images.h"
 
 namespace effnet::cuda {
@@ -17,6 +19,12 @@ bool runs_on(const std::string& architecture, int capability) {
   if (architecture.ends_with("-ptx")) return capability >= built;
   if (architecture.ends_with("a")) return capability == built;
   return capability / 10 == built / 10 && capability >= built;
+}
+
+// A host's way to say that it has no memory to lock, or lets this process lock none.
+bool cannot_lock(CUresult result) {
+  return result == CUDA_ERROR_OUT_OF_MEMORY || result == CUDA_ERROR_OPERATING_SYSTEM ||
+         result == CUDA_ERROR_NOT_PERMITTED || result == CUDA_ERROR_NOT_SUPPORTED;
 }
 
 // A stream and two events, given back.
@@ -269,9 +277,8 @@ StatusOr<DeviceBlock> DeviceBlock::allocate(const std::shared_ptr<Device>& devic
   if (result == CUDA_ERROR_OUT_OF_MEMORY) {
     size_t free = 0, total = 0;
     driver.cuMemGetInfo(&free, &total);
-    return error(Code::oom, "%.1f MiB of GPU memory could not be allocated; %.1f of %.1f MiB are free",
-                 static_cast<double>(bytes) / (1 << 20), static_cast<double>(free) / (1 << 20),
-                 static_cast<double>(total) / (1 << 20));
+    return error(Code::oom, "%s of GPU memory could not be allocated; %s of %s are free", byte_text(bytes).c_str(),
+                 byte_text(free).c_str(), byte_text(total).c_str());
   }
   EFF_RETURN_IF_ERROR(driver_status(driver, "cuMemAlloc", result));
   block.device_ = device;
@@ -289,8 +296,12 @@ bool Device::page_locked(const std::byte* data, uint64_t bytes) const {
   return data + bytes <= start + size;
 }
 
-PinnedBlock::~PinnedBlock() {
+HostBlock::~HostBlock() {
   if (!data_) return;
+  if (!locked_) {
+    std::free(data_);
+    return;
+  }
   {
     const std::lock_guard lock(device_->page_locked_mutex_);
     device_->page_locked_.erase(data_);
@@ -299,15 +310,16 @@ PinnedBlock::~PinnedBlock() {
   device_->driver().cuMemFreeHost(data_);
 }
 
-StatusOr<PinnedBlock> PinnedBlock::allocate(const std::shared_ptr<Device>& device, uint64_t bytes) {
-  PinnedBlock block;
+StatusOr<HostBlock> HostBlock::allocate_locked(const std::shared_ptr<Device>& device, uint64_t bytes) {
+  HostBlock block;
   if (bytes == 0) return block;
   EFF_RETURN_IF_ERROR(device->enter());
   void* data = nullptr;
   const CUresult result = device->driver().cuMemHostAlloc(&data, bytes, CU_MEMHOSTALLOC_PORTABLE);
-  if (result == CUDA_ERROR_OUT_OF_MEMORY)
-    return error(Code::oom, "%.1f MiB of page-locked memory of the host could not be allocated",
-                 static_cast<double>(bytes) / (1 << 20));
+  if (cannot_lock(result)) {
+    device->unlocked_bytes_ += bytes;
+    return block;
+  }
   EFF_RETURN_IF_ERROR(driver_status(device->driver(), "cuMemHostAlloc", result));
   block.device_ = device;
   block.data_ = static_cast<std::byte*>(data);
@@ -315,6 +327,18 @@ StatusOr<PinnedBlock> PinnedBlock::allocate(const std::shared_ptr<Device>& devic
   const std::lock_guard lock(device->page_locked_mutex_);
   device->page_locked_[block.data_] = bytes;
   return block;
+}
+
+StatusOr<HostBlock> HostBlock::allocate(const std::shared_ptr<Device>& device, uint64_t bytes) {
+  auto block = allocate_locked(device, bytes);
+  if (!block.ok() || block.value().data() || bytes == 0) return block;
+  HostBlock ordinary;
+  ordinary.data_ = static_cast<std::byte*>(std::aligned_alloc(plan::kAlignment, round_up(bytes, plan::kAlignment)));
+  if (!ordinary.data_)
+    return error(Code::oom, "%s of the host's memory could not be allocated", byte_text(bytes).c_str());
+  ordinary.bytes_ = bytes;
+  ordinary.locked_ = false;
+  return ordinary;
 }
 
 }  // namespace effnet::cuda

@@ -1,6 +1,7 @@
 // A GPU: its primary context (shared with libraries), its kernels by name, blocks of its memory.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -52,15 +53,17 @@ class Device : public std::enable_shared_from_this<Device> {
   // `waited`: all before it has been waited for, so that a fault is its own. Without it a fault that comes up here may
   // be of anything before, and says so.
   Status launch(const Launch& launch, CUfunction function, CUstream stream, bool waited = false) const;
-  // Whether all of it lies in a PinnedBlock, so that copies may read it where it is. Any thread.
+  // Whether all of it lies in page-locked memory, so that copies may read it where it is. Any thread.
   bool page_locked(const std::byte* data, uint64_t bytes) const;
+  // Of the host, asked for since the start, that could not be page-locked. Any thread.
+  uint64_t unlocked_bytes() const { return unlocked_bytes_; }
   // What a library's failure on this stream comes to: itself, or Code::gpu_fault with what it said.
   Status failure_of_library(const Status& failure, CUstream stream) const;
   // How fast it copies in its own memory.
   StatusOr<Peaks> measure_peaks();
 
  private:
-  friend class PinnedBlock;
+  friend class HostBlock;
   Device() = default;
   Status start(int ordinal);
   Status load_kernels();
@@ -79,6 +82,7 @@ class Device : public std::enable_shared_from_this<Device> {
   std::map<std::string, CUfunction> functions_;
   mutable std::mutex page_locked_mutex_;
   std::map<const std::byte*, uint64_t> page_locked_;  // bytes of each block
+  std::atomic<uint64_t> unlocked_bytes_{0};
 };
 
 // Device memory, zeroed; freed with the object.
@@ -113,31 +117,37 @@ class DeviceBlock {
   uint64_t bytes_ = 0;
 };
 
-// Page-locked host memory, from which copies run beside the CPU.
-class PinnedBlock {
+// Host memory that the GPU's copies read and write: page-locked, so that they run beside the CPU, or where the host has
+// none to lock any more ordinary memory, from which they are slower (Device::unlocked_bytes tells).
+class HostBlock {
  public:
-  PinnedBlock() = default;
-  ~PinnedBlock();
-  PinnedBlock(PinnedBlock&& other) noexcept { swap(other); }
-  PinnedBlock& operator=(PinnedBlock&& other) noexcept {
-    PinnedBlock taken(std::move(other));
+  HostBlock() = default;
+  ~HostBlock();
+  HostBlock(HostBlock&& other) noexcept { swap(other); }
+  HostBlock& operator=(HostBlock&& other) noexcept {
+    HostBlock taken(std::move(other));
     swap(taken);
     return *this;
   }
-  // Code::oom, of the host's memory, names "page-locked memory", by which ts/binding.ts knows it.
-  static StatusOr<PinnedBlock> allocate(const std::shared_ptr<Device>& device, uint64_t bytes);
+  static StatusOr<HostBlock> allocate(const std::shared_ptr<Device>& device, uint64_t bytes);
+  // Empty where the host has none to lock, which counts as above.
+  static StatusOr<HostBlock> allocate_locked(const std::shared_ptr<Device>& device, uint64_t bytes);
   std::byte* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
+  // A graph copies to and from such memory only: what else the driver does for other memory has no place in a capture.
+  bool locked() const { return locked_; }
 
  private:
-  void swap(PinnedBlock& other) {
+  void swap(HostBlock& other) {
     std::swap(device_, other.device_);
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(locked_, other.locked_);
   }
   std::shared_ptr<Device> device_;
   std::byte* data_ = nullptr;
   uint64_t bytes_ = 0;
+  bool locked_ = true;
 };
 
 }  // namespace effnet::cuda

@@ -36,7 +36,7 @@ StatusOr<std::shared_ptr<Executable>> Executable::bind(std::shared_ptr<ThreadPoo
   EFF_RETURN_IF_ERROR(executable->memory_->device()->enter());
   EFF_RETURN_IF_ERROR(executable->bind_ops(tuning));
   EFF_RETURN_IF_ERROR(executable->allocate());
-  EFF_RETURN_IF_ERROR(executable->tune());
+  EFF_RETURN_IF_ERROR(executable->tune(tuning));
   return executable;
 }
 
@@ -242,10 +242,14 @@ int64_t Executable::cast_count(Arena arena) const {
   return static_cast<int64_t>(bytes / sizeof(float));
 }
 
-Status Executable::queue_begin(const Use& use) const {
-  const auto& [slot, recording] = use;
+Status Executable::queue_scalars(const Slot& slot) const {
   EFF_CUDA(driver(), cuMemcpyHtoDAsync, slot.device.address(), slot.scalars.data(), slot.scalars.bytes(), stream());
-  return queue_launches(recording.begin);
+  return ok_status();
+}
+
+Status Executable::queue_begin(const Use& use) const {
+  EFF_RETURN_IF_ERROR(queue_scalars(use.slot));
+  return queue_launches(use.recording.begin);
 }
 
 Status Executable::queue_op(const Recording& recording, size_t op) const {
@@ -257,8 +261,8 @@ Status Executable::queue_op(const Recording& recording, size_t op) const {
                 "op " + std::string(bound.op->name) + " (" + bound.kernel->name + "): " + queued.message());
 }
 
-Status Executable::queue_output(const Use& use) const {
-  std::byte* into = use.slot.output.data();
+Status Executable::queue_output(const Slot& slot) const {
+  std::byte* into = slot.output.data();
   if (output_.bytes()) EFF_CUDA(driver(), cuMemcpyDtoHAsync, into, output_.address(), output_.bytes(), stream());
   EFF_CUDA(driver(), cuMemcpyDtoHAsync, into + report_at(output_.bytes()),
            reinterpret_cast<CUdeviceptr>(memory_->state()), kStepReportBytes, stream());
@@ -267,16 +271,21 @@ Status Executable::queue_output(const Use& use) const {
 
 Status Executable::queue(Part part, const Use& use) const {
   const Recording& recording = use.recording;
+  const bool prepare = part == Part::prepare, begins = part == Part::step || part == Part::batch;
+  if (begins) EFF_RETURN_IF_ERROR(queue_scalars(use.slot));
+  EFF_RETURN_IF_ERROR(queue_on_device(part, recording));
+  return prepare ? ok_status() : queue_output(use.slot);
+}
+
+Status Executable::queue_on_device(Part part, const Recording& recording) const {
   const bool prepare = part == Part::prepare;
   if (prepare) EFF_RETURN_IF_ERROR(queue_launches(recording.casts[static_cast<int>(Arena::weights)]));
-  if (part == Part::step || part == Part::batch) EFF_RETURN_IF_ERROR(queue_begin(use));
+  if (part == Part::step || part == Part::batch) EFF_RETURN_IF_ERROR(queue_launches(recording.begin));
   const size_t first = part == Part::update ? update_at_ : 0, end = part == Part::batch ? update_at_ : bound_.size();
   for (size_t i = first; i < end; ++i)
     if (bound_[i].op->is_prepare() == prepare) EFF_RETURN_IF_ERROR(queue_op(recording, i));
   if (prepare) return queue_launches(recording.casts[static_cast<int>(Arena::prepared)]);
-  const bool ends = part != Part::batch;
-  EFF_RETURN_IF_ERROR(queue_launches(ends ? recording.finish : recording.accumulate));
-  return queue_output(use);
+  return queue_launches(part == Part::batch ? recording.accumulate : recording.finish);
 }
 
 bool Executable::has_prepare_ops() const {
@@ -285,7 +294,10 @@ bool Executable::has_prepare_ops() const {
 
 StatusOr<CUgraphExec> Executable::graph(Part part, const Use& use) {
   CUgraphExec& graph = use.recording.graphs[static_cast<int>(part)];
-  if (!graph) EFF_RETURN_IF_ERROR(capture(driver(), stream(), &graph, [&] { return queue(part, use); }));
+  if (!graph)
+    EFF_RETURN_IF_ERROR(capture(driver(), stream(), &graph, [&] {
+      return use.slot.locked() ? queue(part, use) : queue_on_device(part, use.recording);
+    }));
   return graph;
 }
 
@@ -371,8 +383,10 @@ Status Executable::run(Part part, const Use& use) {
   if (synchronous_) return queue(part, use);
   const auto captured = graph(part, use);
   if (!captured.ok()) return captured.status();
+  const bool beside = !use.slot.locked() && part != Part::prepare;
+  if (beside && part != Part::update) EFF_RETURN_IF_ERROR(queue_scalars(use.slot));
   EFF_CUDA(driver(), cuGraphLaunch, captured.value(), stream());
-  return ok_status();
+  return beside ? queue_output(use.slot) : ok_status();
 }
 
 StatusOr<Slot*> Executable::queue_step(const std::byte* input, const StepScalars& scalars) {
@@ -439,7 +453,7 @@ Status Executable::profiled_step(const Use& use) {
   EFF_RETURN_IF_ERROR(mark(ops + 1));
   EFF_RETURN_IF_ERROR(queue_launches(use.recording.finish));
   EFF_RETURN_IF_ERROR(mark(ops + 2));
-  EFF_RETURN_IF_ERROR(queue_output(use));
+  EFF_RETURN_IF_ERROR(queue_output(use.slot));
   EFF_CUDA(driver(), cuStreamSynchronize, stream());
   const auto add = [&](double& into, size_t from) -> Status {
     float ms = 0;

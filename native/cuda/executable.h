@@ -78,7 +78,7 @@ class Executable final : public effnet::Executable {
   Status allocate_scratch();
   Status allocate(Folded& folded);
   // Ops that wait for it get the fastest of their kernels (executable_tuning.cc).
-  Status tune();
+  Status tune(const Tuning& tuning);
   Status measure();
   Status fill_to_tune();
   Folded& folded() { return folded_[memory_->exchanged()]; }
@@ -97,12 +97,15 @@ class Executable final : public effnet::Executable {
 
   // Onto the memory's stream.
   Status queue(Part part, const Use& use) const;
+  // Without the copies of scalars and output.
+  Status queue_on_device(Part part, const Recording& recording) const;
+  Status queue_scalars(const Slot& slot) const;
   Status queue_begin(const Use& use) const;
   Status queue_op(const Recording& recording, size_t op) const;
   Status queue_launches(const BoundLaunches& launches) const {
     return cuda::queue_launches(device(), launches, stream(), synchronous_);
   }
-  Status queue_output(const Use& use) const;
+  Status queue_output(const Slot& slot) const;
   // The graph of a part, captured at its first use.
   StatusOr<CUgraphExec> graph(Part part, const Use& use);
 

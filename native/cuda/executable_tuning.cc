@@ -1,4 +1,6 @@
 // How ops of a plan that have several kernels come to one (cuda/tuning.h).
+#include <set>
+
 #include "cuda/executable.h"
 #include "cuda/ops/weights.h"
 #include "cuda/tuning.h"
@@ -51,8 +53,12 @@ Status Executable::fill_to_tune() {
   return cast.ok() ? queue_launches(cast.value()) : cast.status();
 }
 
-Status Executable::tune() {
-  if (std::none_of(bound_.begin(), bound_.end(), [](const Bound& bound) { return bound.to_tune; })) return ok_status();
+Status Executable::tune(const Tuning& tuning) {
+  std::set<std::string> to_measure;
+  for (const Bound& bound : bound_)
+    if (bound.to_tune) to_measure.insert(signature(*bound.op));
+  if (to_measure.empty()) return ok_status();
+  if (tuning.begins) tuning.begins(static_cast<int>(to_measure.size()));
   memory_->wait_unpinned();  // a snapshot would see what the kernels write before it is put back
   EFF_RETURN_IF_ERROR(fill_to_tune());
   EFF_RETURN_IF_ERROR(measure());

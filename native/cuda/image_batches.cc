@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/byte_text.h"
 #include "core/math.h"
 #include "cuda/ops/resample.h"
 #include "cuda/providers/library.h"
@@ -14,6 +15,14 @@ constexpr size_t kAlign = 256;
 uint64_t aligned(uint64_t bytes) { return round_up(bytes, kAlign); }
 size_t pitch_of(const DeviceImage& image) { return aligned(static_cast<size_t>(image.width) * 3); }
 
+// Of a limit, for decoded images; the rest is for the model.
+constexpr uint64_t kShareOfLimit = 16, kLeastScratch = uint64_t{16} << 20;
+
+uint64_t scratch_within(const DeviceImages::Options& options) {
+  if (!options.budget || options.budget->limit() == Budget::kNoLimit) return options.scratch_bytes;
+  return std::min(options.scratch_bytes, std::max(kLeastScratch, aligned(options.budget->limit() / kShareOfLimit)));
+}
+
 // With room for batches somewhat larger, so that sizes settle soon.
 uint64_t grown(uint64_t bytes) { return aligned(bytes + bytes / 4); }
 
@@ -24,9 +33,9 @@ NvJpeg::File file_of(const DeviceImage& image) { return std::as_bytes(std::span(
 // ---- a batch -----------------------------------------------------------------------------------------------------
 
 StatusOr<std::unique_ptr<DeviceBatch>> DeviceBatch::create(const std::shared_ptr<Device>& device, uint64_t bytes,
-                                                           CUstream maker) {
+                                                           CUstream maker, std::shared_ptr<Budget> budget) {
   std::unique_ptr<DeviceBatch> batch(new DeviceBatch(device));
-  auto block = DeviceBlock::allocate(device, bytes, maker);
+  auto block = DeviceBlock::allocate(device, bytes, maker, std::move(budget));
   if (!block.ok()) return block.status();
   batch->block_ = std::move(block.value());
   batch->maker_ = maker;
@@ -73,7 +82,7 @@ Status DeviceBatch::read(std::span<std::byte> into) const {
 }
 
 struct ImageBatches::Pool : std::enable_shared_from_this<Pool> {
-  explicit Pool(std::shared_ptr<Device> d) : device(std::move(d)) {}
+  Pool(std::shared_ptr<Device> d, std::shared_ptr<Budget> b) : device(std::move(d)), budget(std::move(b)) {}
   ~Pool() {
     if (!stream || !device->enter().ok()) return;
     device->driver().cuStreamSynchronize(stream);
@@ -91,7 +100,7 @@ struct ImageBatches::Pool : std::enable_shared_from_this<Pool> {
       }
     }
     if (!batch) {
-      auto created = DeviceBatch::create(device, bytes, stream);
+      auto created = DeviceBatch::create(device, bytes, stream, budget);
       if (!created.ok()) return created.status();
       batch = std::move(created.value());
     }
@@ -103,6 +112,7 @@ struct ImageBatches::Pool : std::enable_shared_from_this<Pool> {
   }
 
   const std::shared_ptr<Device> device;
+  const std::shared_ptr<Budget> budget;
   CUstream stream = nullptr;
   std::mutex mutex;
   std::vector<std::unique_ptr<DeviceBatch>> free;
@@ -110,11 +120,42 @@ struct ImageBatches::Pool : std::enable_shared_from_this<Pool> {
 
 // ---- batches -----------------------------------------------------------------------------------------------------
 
+ImageBatches::ImageBatches(std::shared_ptr<Device> device, const Options& options)
+    : device_(std::move(device)), options_([&] {
+        Options within = options;
+        within.scratch_bytes = scratch_within(options);
+        return within;
+      }()) {}
+
+Status ImageBatches::without_room(const Status& why) const {
+  const std::string most = byte_text(options_.scratch_bytes + options_.keep * options_.bytes);
+  return error(Code::oom, "%s, for images decoded on the GPU, which take %s and the decoder's own memory",
+               why.message().c_str(), most.c_str());
+}
+
+Status ImageBatches::take_at_start() {
+  if (!options_.budget || options_.budget->limit() == Budget::kNoLimit) return ok_status();
+  auto scratch = allocate(options_.scratch_bytes);
+  if (!scratch.ok()) return scratch.status();
+  scratch_ = std::move(scratch.value());
+  std::vector<std::shared_ptr<DeviceBatch>> batches;
+  while (batches.size() < options_.keep) {
+    auto batch = pool_->take(options_.bytes, options_.keep);
+    if (!batch.ok()) return batch.status();
+    batches.push_back(std::move(batch.value()));
+  }
+  return ok_status();
+}
+
 StatusOr<std::unique_ptr<ImageBatches>> ImageBatches::create(const std::shared_ptr<Device>& device,
                                                              const Options& options) {
   std::unique_ptr<ImageBatches> made(new ImageBatches(device, options));
   EFF_RETURN_IF_ERROR(device->enter());
-  auto decoder = NvJpeg::create();
+  made->of_decoder_ = std::make_unique<LibraryMemory>(device, options.budget);
+  EFF_RETURN_IF_ERROR(made->of_decoder_->start());
+  const NvJpeg::Memory memory{made->of_decoder_->device_blocks(), made->of_decoder_->host_blocks()};
+  auto decoder = NvJpeg::create(&memory);
+  if (decoder.status().code() == Code::oom) return made->without_room(decoder.status());
   if (!decoder.ok()) {
     const LibraryFacts facts = library_facts(kNvJpeg);
     const std::string mend = facts.mend.empty() ? "" : ". " + facts.mend;
@@ -122,10 +163,13 @@ StatusOr<std::unique_ptr<ImageBatches>> ImageBatches::create(const std::shared_p
                   "images cannot be decoded on the GPU without nvJPEG: " + decoder.status().message() + mend);
   }
   made->decoder_ = std::move(decoder.value());
-  made->pool_ = std::make_shared<Pool>(device);
+  made->pool_ = std::make_shared<Pool>(device, options.budget);
   EFF_CUDA(device->driver(), cuStreamCreateWithPriority, &made->pool_->stream, CU_STREAM_NON_BLOCKING, 0);
   for (Staging& staging : made->stagings_)
     EFF_CUDA(device->driver(), cuEventCreate, &staging.done, CU_EVENT_DISABLE_TIMING);
+  const Status taken = made->take_at_start();
+  if (taken.code() == Code::oom) return made->without_room(taken);
+  EFF_RETURN_IF_ERROR(taken);
   return made;
 }
 
@@ -173,8 +217,7 @@ Status ImageBatches::make_room(const std::vector<Part>& parts) {
   if (needed <= scratch_.bytes()) return ok_status();
   EFF_CUDA(driver(), cuStreamSynchronize, stream());
   scratch_ = DeviceBlock();  // freed first, so that the peak is not the sum
-  auto block =
-      DeviceBlock::allocate(device_, std::max(needed, std::min(grown(needed), options_.scratch_bytes)), stream());
+  auto block = allocate(std::max(needed, std::min(grown(needed), options_.scratch_bytes)));
   if (!block.ok()) return block.status();
   scratch_ = std::move(block.value());
   return ok_status();
@@ -182,14 +225,14 @@ Status ImageBatches::make_room(const std::vector<Part>& parts) {
 
 Status ImageBatches::make_room(Staging& staging, uint64_t host_bytes, uint64_t table_bytes) {
   if (host_bytes > staging.host.bytes()) {
-    staging.host = PinnedBlock();
-    auto host = PinnedBlock::allocate(device_, grown(host_bytes));
+    staging.host = HostBlock();
+    auto host = HostBlock::allocate(device_, grown(host_bytes));
     if (!host.ok()) return host.status();
     staging.host = std::move(host.value());
   }
   if (table_bytes > staging.tables.bytes()) {
     staging.tables = DeviceBlock();
-    auto tables = DeviceBlock::allocate(device_, grown(table_bytes), stream());
+    auto tables = allocate(grown(table_bytes));
     if (!tables.ok()) return tables.status();
     staging.tables = std::move(tables.value());
   }
@@ -306,11 +349,10 @@ StatusOr<std::shared_ptr<DeviceInput>> ImageBatches::make(std::span<const std::s
   EFF_CUDA(driver(), cuEventSynchronize, staging.done);  // of the batch before: its files and tables have been read
   staging.images.assign(images.begin(), images.end());
   auto made = make_in(staging, refused);
-  if (made.status().code() == Code::oom)
-    made = error(Code::oom, "%s, for images decoded on the GPU (%.0f MiB at most, beside the model's memory): %s",
-                 made.status().message().c_str(),
-                 static_cast<double>(options_.scratch_bytes + options_.keep * options_.bytes) / (1 << 20),
-                 "dataBackend: 'cpu' needs none of it, a smaller batch less");
+  if (made.status().code() == Code::oom) {
+    const Status refusal = of_decoder_->refusal();
+    made = without_room(refusal.ok() ? made.status() : refusal);
+  }
   // What was queued of it reads what is staged; and a fault of the device, which a refusal may look like, is told here.
   if (!made.ok() || !made.value()) EFF_CUDA(driver(), cuStreamSynchronize, stream());
   return made;

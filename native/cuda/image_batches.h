@@ -9,6 +9,7 @@
 #include "core/device_images.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
+#include "cuda/library_memory.h"
 #include "cuda/providers/nvjpeg.h"
 
 namespace effnet::cuda {
@@ -17,7 +18,7 @@ namespace effnet::cuda {
 class DeviceBatch final : public DeviceInput {
  public:
   static StatusOr<std::unique_ptr<DeviceBatch>> create(const std::shared_ptr<Device>& device, uint64_t bytes,
-                                                       CUstream maker);
+                                                       CUstream maker, std::shared_ptr<Budget> budget);
   ~DeviceBatch() override;
   DeviceBatch(const DeviceBatch&) = delete;
   DeviceBatch& operator=(const DeviceBatch&) = delete;
@@ -45,7 +46,7 @@ class DeviceBatch final : public DeviceInput {
 
 class ImageBatches final : public DeviceImages {
  public:
-  // Code::backend_missing with the mend where there is no nvJPEG.
+  // Code::backend_missing with the mend where there is no nvJPEG; Code::oom where the budget has no room for it.
   static StatusOr<std::unique_ptr<ImageBatches>> create(const std::shared_ptr<Device>& device, const Options& options);
   ~ImageBatches() override;
 
@@ -58,7 +59,7 @@ class ImageBatches final : public DeviceImages {
   struct Pool;
   // What the host has written for a batch in work: labels, tables and finished pixels, and the files being decoded.
   struct Staging {
-    PinnedBlock host;
+    HostBlock host;
     DeviceBlock tables;
     CUevent done = nullptr;
     std::vector<std::shared_ptr<const DeviceImage>> images;
@@ -71,12 +72,18 @@ class ImageBatches final : public DeviceImages {
     std::vector<Launch> launches;
   };
 
-  ImageBatches(std::shared_ptr<Device> device, const Options& options)
-      : device_(std::move(device)), options_(options) {}
+  ImageBatches(std::shared_ptr<Device> device, const Options& options);
   const Driver& driver() const { return device_->driver(); }
   CUstream stream() const;
   size_t square_bytes() const { return static_cast<size_t>(options_.size) * options_.size * 3; }
 
+  StatusOr<DeviceBlock> allocate(uint64_t bytes) const {
+    return DeviceBlock::allocate(device_, bytes, stream(), options_.budget);
+  }
+  // Of a limited budget: all that can be told now.
+  Status take_at_start();
+  // Said of what, and with the mend, which ts/binding.ts knows by these words.
+  Status without_room(const Status& why) const;
   std::vector<Part> parts(std::span<const std::shared_ptr<const DeviceImage>> images) const;
   Status make_room(const std::vector<Part>& parts);
   Status make_room(Staging& staging, uint64_t host_bytes, uint64_t table_bytes);
@@ -90,6 +97,7 @@ class ImageBatches final : public DeviceImages {
   std::shared_ptr<Device> device_;
   const Options options_;
   std::shared_ptr<Pool> pool_;
+  std::unique_ptr<LibraryMemory> of_decoder_;
   std::unique_ptr<NvJpeg> decoder_;
   DeviceBlock scratch_;  // decoded images of a part, then what the first pass makes of them
   Staging stagings_[2];

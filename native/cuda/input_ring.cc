@@ -7,8 +7,8 @@ namespace effnet::cuda {
 
 Status InputRing::add_slot(const DeviceMemory& memory, CUstream stream) {
   const auto& device = memory.device();
-  const auto pinned = [&](PinnedBlock& block, uint64_t bytes) -> Status {
-    auto allocated = PinnedBlock::allocate(device, bytes);
+  const auto pinned = [&](HostBlock& block, uint64_t bytes) -> Status {
+    auto allocated = HostBlock::allocate(device, bytes);
     if (!allocated.ok()) return allocated.status();
     block = std::move(allocated.value());
     return ok_status();
@@ -35,7 +35,7 @@ Status InputRing::add_slot(const DeviceMemory& memory, CUstream stream) {
 
 Status InputRing::make_room(const DeviceMemory& memory, Slot& slot) const {
   if (slot.input.bytes() >= input_bytes_) return ok_status();
-  auto allocated = PinnedBlock::allocate(memory.device(), input_bytes_);
+  auto allocated = HostBlock::allocate(memory.device(), input_bytes_);
   if (!allocated.ok()) return allocated.status();
   slot.input = std::move(allocated.value());
   return ok_status();

@@ -16,17 +16,19 @@
 namespace effnet::cuda {
 
 struct Slot {
-  PinnedBlock scalars, input, output;  // `input`: where one comes from memory that is not page-locked
-  DeviceBlock device;                  // scalars, then the input arena
-  CUevent copied = nullptr;            // the input is on the device
-  CUevent done = nullptr;              // the step has read its input and written its results
-  CUstream copied_on = nullptr;        // the stream of `copied`
-  bool waits_for_results = false;      // queued, and nobody has taken what it gave
-  bool taken = false;                  // by a step whose end `done` does not mark yet; under the ring's mutex
-  uint64_t ticket = 0;                 // of the input that lies here; under the ring's mutex
+  HostBlock scalars, input, output;  // `input`: where one comes from memory that is not page-locked
+  DeviceBlock device;                // scalars, then the input arena
+  CUevent copied = nullptr;          // the input is on the device
+  CUevent done = nullptr;            // the step has read its input and written its results
+  CUstream copied_on = nullptr;      // the stream of `copied`
+  bool waits_for_results = false;    // queued, and nobody has taken what it gave
+  bool taken = false;                // by a step whose end `done` does not mark yet; under the ring's mutex
+  uint64_t ticket = 0;               // of the input that lies here; under the ring's mutex
   size_t number = 0;
 
   static constexpr size_t kInputAt = 256;  // in `device`, behind the scalars
+  // Whether a graph may have the copies of scalars and output.
+  bool locked() const { return scalars.locked() && output.locked(); }
   StepScalars* host_scalars() const { return reinterpret_cast<StepScalars*>(scalars.data()); }
   const StepScalars* device_scalars() const { return reinterpret_cast<const StepScalars*>(device.data()); }
   std::byte* device_input() const { return device.data() + kInputAt; }

@@ -28,11 +28,13 @@ class CudaBackend final : public Backend {
     return std::unique_ptr<DeviceImages>(std::move(images.value()));
   }
   StatusOr<std::shared_ptr<std::byte>> page_locked(uint64_t bytes) override {
-    auto block = PinnedBlock::allocate(device_, bytes);
+    auto block = HostBlock::allocate_locked(device_, bytes);
     if (!block.ok()) return block.status();
-    const auto owner = std::make_shared<PinnedBlock>(std::move(block.value()));
+    if (!block.value().data()) return std::shared_ptr<std::byte>();
+    const auto owner = std::make_shared<HostBlock>(std::move(block.value()));
     return std::shared_ptr<std::byte>(owner, owner->data());
   }
+  uint64_t unlocked_bytes() const override { return device_->unlocked_bytes(); }
   uint64_t total_bytes() const override { return device_->total_bytes(); }
   StatusOr<Peaks> measure_peaks(ThreadPool&) override { return device_->measure_peaks(); }
   StatusOr<std::shared_ptr<Memory>> create_memory(const uint64_t (&arena_bytes)[plan::kArenaCount],

@@ -96,6 +96,13 @@ void export_function(Napi::Env env, Napi::Object exports, const char* name,
   exports.Set(name, Napi::Function::New(env, call, name));
 }
 
+// Something that only the JavaScript thread may delete, held by engine threads. After teardown it is leaked on purpose.
+template <class T>
+std::shared_ptr<T> keep_on_js_thread(Napi::Env env, T* object) {
+  return std::shared_ptr<T>(
+      object, [mailbox = EnvState::of(env).mailbox()](T* p) { mailbox->post([p](Napi::Env) { delete p; }); });
+}
+
 // A promise that an engine thread settles. Copyable; exactly one of resolve/reject must be called, from any thread.
 // `keep` holds JavaScript values (buffers) alive until then.
 class Completion {

@@ -96,6 +96,11 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
   return object;
 }
 
+Napi::Value unlocked_bytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(),
+                           static_cast<double>(get_handle<DeviceHandle>(info, 0)->backend->unlocked_bytes()));
+}
+
 // Arguments: device, bytes. A zeroed Uint8Array that the device's steps read where it lies.
 Napi::Value page_locked(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -331,12 +336,25 @@ Napi::Value verify_plan(const Napi::CallbackInfo& info) {
   return object;
 }
 
-// { measure, choices }, or undefined.
+// { measure, choices, begins? }, or undefined.
 Tuning get_tuning(Napi::Env env, Napi::Value value) {
   Tuning tuning;
   if (!value.IsObject()) return tuning;
   const Napi::Object given = value.As<Napi::Object>();
   tuning.measure = given.Get("measure").ToBoolean().Value();
+  if (const Napi::Value begins = given.Get("begins"); begins.IsFunction()) {
+    const auto function =
+        keep_on_js_thread(env, new Napi::FunctionReference(Napi::Persistent(begins.As<Napi::Function>())));
+    tuning.begins = [function, mailbox = EnvState::of(env).mailbox()](int ops) {
+      mailbox->post([function, ops](Napi::Env e) {
+        try {
+          function->Call({Napi::Number::New(e, ops)});
+        } catch (const Napi::Error&) {
+          // It only tells; the binding goes on.
+        }
+      });
+    };
+  }
   if (!given.Get("choices").IsObject()) return tuning;
   const Napi::Object choices = given.Get("choices").As<Napi::Object>();
   const Napi::Array names = choices.GetPropertyNames();
@@ -664,10 +682,13 @@ Napi::Value read_tensor(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
-std::shared_ptr<Memory> open_memory(const Napi::CallbackInfo& info, size_t index) {
-  const auto& handle = get_handle<MemoryHandle>(info, index);
-  if (!handle->memory) throw_closed(info.Env(), "memory");
+std::shared_ptr<Memory> open_memory(Napi::Env env, Napi::Value value) {
+  const auto& handle = get_handle<MemoryHandle>(env, value);
+  if (!handle->memory) throw_closed(env, "memory");
   return handle->memory;
+}
+std::shared_ptr<Memory> open_memory(const Napi::CallbackInfo& info, size_t index) {
+  return open_memory(info.Env(), info[index]);
 }
 
 void require_no_step(Napi::Env env, const Memory& memory) {
@@ -712,6 +733,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   export_function(env, exports, "lossScale", loss_scale);
   export_function(env, exports, "setLossScale", set_loss_scale);
   export_function(env, exports, "pageLocked", page_locked);
+  export_function(env, exports, "unlockedBytes", unlocked_bytes);
   export_function(env, exports, "prefetch", prefetch);
   export_function(env, exports, "findNonFinite", find_nonfinite);
   export_function(env, exports, "invalidate", invalidate);

@@ -79,6 +79,7 @@ struct BatchHandle {
 };
 
 // The object behind a handle that is still open, or EFF_CLOSED.
+std::shared_ptr<Memory> open_memory(Napi::Env env, Napi::Value value);
 std::shared_ptr<Memory> open_memory(const Napi::CallbackInfo& info, size_t index);
 std::shared_ptr<io::Batch> open_batch(Napi::Env env, Napi::Value value);
 

@@ -31,13 +31,6 @@ namespace {
 using namespace io;
 using Clock = std::chrono::steady_clock;
 
-// Something that only the JavaScript thread may delete, held by engine threads. After teardown it is leaked on purpose.
-template <class T>
-std::shared_ptr<T> keep_on_js_thread(Napi::Env env, T* object) {
-  return std::shared_ptr<T>(
-      object, [mailbox = EnvState::of(env).mailbox()](T* p) { mailbox->post([p](Napi::Env) { delete p; }); });
-}
-
 Status status_of_error(Napi::Value value) {
   Code code = Code::data_decode;
   std::string message = "decodeOther failed";
@@ -103,7 +96,11 @@ LoaderOptions get_loader_options(Napi::Env env, const Napi::Object& object) {
   options.workers = static_cast<int>(get_number(env, object.Get("workers"), "workers", 1, 1024));
   options.prefetch = static_cast<int>(get_number(env, object.Get("prefetch"), "prefetch", 1, 1024));
   if (const Napi::Value device = object.Get("device"); !device.IsUndefined()) {
-    options.device = [backend = get_handle<DeviceHandle>(env, device)->backend](const DeviceImages::Options& wanted) {
+    std::shared_ptr<Budget> budget;
+    if (const Napi::Value memory = object.Get("memory"); !memory.IsUndefined())
+      budget = open_memory(env, memory)->budget();
+    options.device = [backend = get_handle<DeviceHandle>(env, device)->backend, budget](DeviceImages::Options wanted) {
+      wanted.budget = budget;
       return backend->create_images(wanted);
     };
   }

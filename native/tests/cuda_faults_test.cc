@@ -72,15 +72,49 @@ TEST_F(CudaFaults, ASlotWithoutItsEventsIsNotKept) {
   EXPECT_TRUE(status.ok()) << status.message();
 }
 
-TEST_F(CudaFaults, PageLockedMemoryThatIsNotThereIsTheHosts) {
+// A host that has no memory to lock, or not for all: ordinary memory gives the same bits, and the device counts it.
+TEST_F(CudaFaults, WithoutPageLockedMemoryStepsAreTheSame) {
   const Named named = corpus_plan("train.f32");
   const Start start(*plan::Plan::load(named.span()).value());
   reset_fake();
-  const Setting setting("FAKE_CUDA_FAIL", "cuMemHostAlloc:2:2");
-  const Status status = on_cuda(named, start).status();
-  EXPECT_EQ(status.code(), Code::oom);
-  EXPECT_NE(status.message().find("MiB of page-locked memory of the host could not be allocated"), std::string::npos)
-      << status.message();
+  const auto want = on_cuda(named, start, 3);
+  ASSERT_TRUE(want.ok());
+  const int live = live_objects();
+  for (const char* order : {"0", "3"})
+    for (const char* lockable : {"0", "200", "1000000000"}) {
+      SCOPED_TRACE(std::string(lockable) + " bytes, order " + order);
+      const uint64_t before = device()->unlocked_bytes();
+      reset_fake();
+      const Setting legal("FAKE_CUDA_ORDER", order), some("FAKE_CUDA_LOCKABLE", lockable);
+      const auto got = on_cuda(named, start, 3);
+      ASSERT_TRUE(got.ok()) << got.status().message();
+      EXPECT_TRUE(got.value() == want.value());
+      EXPECT_EQ(device()->unlocked_bytes() > before, std::string(lockable) != "1000000000");
+      EXPECT_EQ(live_objects(), live);
+    }
+  // What fails otherwise is an error.
+  reset_fake();
+  const Setting setting("FAKE_CUDA_FAIL", "cuMemHostAlloc:2:1");
+  EXPECT_EQ(on_cuda(named, start).status().code(), Code::internal);
+}
+
+TEST_F(CudaFaults, ACaptureTakesNoCopyOfOrdinaryMemory) {
+  const cuda::Driver& driver = device()->driver();
+  CUstream stream = nullptr;
+  ASSERT_EQ(driver.cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+  CUdeviceptr there = 0;
+  ASSERT_EQ(driver.cuMemAlloc(&there, 64), CUDA_SUCCESS);
+  std::byte here[64] = {};
+  for (const bool down : {false, true}) {
+    CUgraph graph = nullptr;
+    ASSERT_EQ(driver.cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_RELAXED), CUDA_SUCCESS);
+    EXPECT_EQ(
+        down ? driver.cuMemcpyDtoHAsync(here, there, 64, stream) : driver.cuMemcpyHtoDAsync(there, here, 64, stream),
+        CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    EXPECT_EQ(driver.cuStreamEndCapture(stream, &graph), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+  }
+  EXPECT_EQ(driver.cuMemFree(there), CUDA_SUCCESS);
+  EXPECT_EQ(driver.cuStreamDestroy(stream), CUDA_SUCCESS);
 }
 
 TEST_F(CudaFaults, MemoryThatIsNotThereIsSaidInNumbers) {
@@ -91,7 +125,8 @@ TEST_F(CudaFaults, MemoryThatIsNotThereIsSaidInNumbers) {
     const Setting setting("FAKE_CUDA_MEMORY", "20000");
     const Status status = on_cuda(named, start).status();
     EXPECT_EQ(status.code(), Code::oom);
-    EXPECT_NE(status.message().find("MiB of GPU memory could not be allocated"), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find("KiB of GPU memory could not be allocated"), std::string::npos) << status.message();
+    EXPECT_EQ(status.message().find("0.0 "), std::string::npos) << status.message();
     EXPECT_NE(status.message().find("are free"), std::string::npos) << status.message();
   }
   EXPECT_EQ(live_objects(), live);

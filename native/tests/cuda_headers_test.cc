@@ -63,6 +63,12 @@ EFF_SAME(nj::kIncompleteBitstream, NVJPEG_STATUS_INCOMPLETE_BITSTREAM);
 EFF_SAME(nj::kBackendDefault, NVJPEG_BACKEND_DEFAULT);
 EFF_SAME(nj::kOutputRgbInterleaved, NVJPEG_OUTPUT_RGBI);
 EFF_SAME(sizeof(nj::Image), sizeof(nvjpegImage_t));
+EFF_SAME(sizeof(nj::Allocator), sizeof(nvjpegDevAllocatorV2_t));
+EFF_SAME(sizeof(nj::Allocator), sizeof(nvjpegPinnedAllocatorV2_t));
+EFF_SAME(offsetof(nj::Allocator, free), offsetof(nvjpegDevAllocatorV2_t, dev_free));
+EFF_SAME(offsetof(nj::Allocator, free), offsetof(nvjpegPinnedAllocatorV2_t, pinned_free));
+EFF_SAME(offsetof(nj::Allocator, context), offsetof(nvjpegDevAllocatorV2_t, dev_ctx));
+EFF_SAME(offsetof(nj::Allocator, context), offsetof(nvjpegPinnedAllocatorV2_t, pinned_ctx));
 EFF_SAME(offsetof(nj::Image, pitch), offsetof(nvjpegImage_t, pitch));
 
 // As many parameters of the same sizes, by name.

@@ -377,7 +377,7 @@ TEST_F(CudaImages, WhatIsBeingMadeMayBeDropped) {
 }
 
 TEST_F(CudaImages, FailingCallsEndTheEpochAndLeaveNothing) {
-  for (const char* fail : {"cuMemAlloc:3:2", "cuMemHostAlloc:1:2", "cuLaunchKernelEx:1:1", "cuMemcpyHtoDAsync:1:1"}) {
+  for (const char* fail : {"cuMemAlloc:3:2", "cuMemHostAlloc:1:1", "cuLaunchKernelEx:1:1", "cuMemcpyHtoDAsync:1:1"}) {
     reset();
     const Setting setting("FAKE_CUDA_FAIL", fail);
     const auto loader = create(options(Mode::train, true));
@@ -394,8 +394,67 @@ TEST_F(CudaImages, WithoutRoomItSaysWhatForAndTheMend) {
   ASSERT_TRUE(loader->start(all(), 0, 1, 1, false).ok());
   const Status status = next(*loader).status();
   EXPECT_EQ(status.code(), Code::oom);
-  for (const char* said : {"MiB are free", "images decoded on the GPU", "dataBackend: 'cpu'"})
+  for (const char* said : {" are free", "images decoded on the GPU"})
     EXPECT_NE(status.message().find(said), std::string::npos) << status.message();
+}
+
+size_t device_bytes() { return of_fake<size_t()>("libcuda.so.1", "fake_cuda_bytes")(); }
+
+LoaderOptions within(LoaderOptions options, const std::shared_ptr<Budget>& budget) {
+  options.device = [make = options.device, budget](DeviceImages::Options wanted) {
+    wanted.budget = budget;
+    return make(wanted);
+  };
+  return options;
+}
+
+// Batches, decoded images, tables and nvJPEG's own memory; what can be told is taken at the start.
+TEST_F(CudaImages, ALimitHoldsForAllThatDecodingTakes) {
+  const Epoch want = epoch_of(*create(options(Mode::train, true)), all());
+  const auto budget = std::make_shared<Budget>(uint64_t{400} << 20);
+  const Setting own("FAKE_NVJPEG_MEMORY", "1000000");
+  const size_t others = device_bytes();
+  {
+    const LoaderOptions with = within(options(Mode::train, true), budget);
+    const auto loader = create(with);
+    const uint64_t first = budget->used();
+    EXPECT_EQ(first, device_bytes() - others);
+    EXPECT_GE(first, (uint64_t{400} << 20) / 16 + static_cast<uint64_t>(with.prefetch + 1) * kBatch * kSquare);
+    EXPECT_TRUE(epoch_of(*loader, all()).bytes == want.bytes);
+    EXPECT_EQ(budget->used(), device_bytes() - others);
+    // Tables beside it.
+    EXPECT_GE(budget->used(), first + kBatch * uint64_t{1000000});
+    EXPECT_LT(budget->used(), first + kBatch * uint64_t{1000000} + (uint64_t{1} << 20));
+  }
+  EXPECT_EQ(budget->used(), 0u);
+  EXPECT_EQ(device_bytes(), others);
+}
+
+TEST_F(CudaImages, ALimitWithoutRoomForDecodingIsSaidInNumbers) {
+  const auto expect = [](const Status& status, const char* limit) {
+    EXPECT_EQ(status.code(), Code::oom);
+    for (const std::string said : {std::string("the limit of ") + limit + " leaves ", std::string("were needed"),
+                                   std::string(", for images decoded on the GPU, which take ")})
+      EXPECT_NE(status.message().find(said), std::string::npos) << status.message();
+  };
+  expect(Loader::create(within(options(Mode::train, true), std::make_shared<Budget>(4 << 20))).status(), "4.0 MiB");
+  // nvJPEG's own comes with the first batch.
+  const Setting own("FAKE_NVJPEG_MEMORY", "1000000");
+  const auto budget = std::make_shared<Budget>(uint64_t{20} << 20);
+  const auto loader = create(within(options(Mode::train, true), budget));
+  ASSERT_TRUE(loader->start(all(), 0, 1, 1, false).ok());
+  expect(next(*loader).status(), "20.0 MiB");
+}
+
+// Without it the GPU's images are the same.
+TEST_F(CudaImages, AHostWithoutPageLockedMemoryMakesTheSame) {
+  const Epoch want = epoch_of(*create(options(Mode::train, true)), all());
+  const Setting none("FAKE_CUDA_LOCKABLE", "0");
+  for (const char* order : {"0", "3"}) {
+    const Setting legal("FAKE_CUDA_ORDER", order);
+    EXPECT_TRUE(epoch_of(*create(options(Mode::train, true)), all()).bytes == want.bytes);
+  }
+  EXPECT_GT(device->unlocked_bytes(), 0u);
 }
 
 std::vector<std::string> files_in(const std::filesystem::path& folder) {
@@ -586,7 +645,7 @@ StatusOr<std::vector<int>> copies_of_a_batch_written_again(const std::shared_ptr
   const CUstream maker = streams[2];
   std::vector<int> held;
   {
-    auto batch = cuda::DeviceBatch::create(device, 64, maker);
+    auto batch = cuda::DeviceBatch::create(device, 64, maker, nullptr);
     EFF_RETURN_IF_ERROR(batch.status());
     cuda::DeviceBlock copies[2];
     for (cuda::DeviceBlock& copy : copies) {
@@ -654,7 +713,7 @@ TEST_F(CudaImages, StagedTooEarlyShows) {
 TEST_F(CudaImages, WithoutNvJpegSaysWhatIsMissingAndTheMend) {
   const DeviceImages::Options wanted{kBatch, kSize, 1 << 16, 0, 2};
   ASSERT_TRUE(cuda::ImageBatches::create(device, wanted).ok());
-  const Setting fail("FAKE_NVJPEG_FAIL", "nvjpegCreateEx:1:6");
+  const Setting fail("FAKE_NVJPEG_FAIL", "nvjpegCreateExV2:1:6");
   of_fake<void()>("libnvjpeg.so.13", "fake_nvjpeg_reset")();
   const auto none = cuda::ImageBatches::create(device, wanted);
   EXPECT_EQ(none.status().code(), Code::backend_missing);

@@ -104,7 +104,7 @@ TEST_F(CudaLibrary, OnesThatAreNoSuchLibrary) {
   SKIP_IF_INSTALLED(kNvJpeg);
   const auto said = [](const LibraryKind& kind) { return find_library(kind).status().message(); };
   set("EFFNET_LIB_DIR", put(NO_LIBRARY, "none", kNvJpeg));
-  EXPECT_EQ(said(kNvJpeg), (folder_ / "none/libnvjpeg.so.13 lacks nvjpegCreateEx").string());
+  EXPECT_EQ(said(kNvJpeg), (folder_ / "none/libnvjpeg.so.13 lacks nvjpegCreateExV2").string());
   set("EFFNET_LIB_DIR", put(FAKE_LIBRARY, "silent", kCublasLt));
   set("FAKE_LIBRARY_VERSION", "0");
   EXPECT_EQ(said(kCublasLt), (folder_ / "silent/libcublasLt.so.13 does not say its version").string());

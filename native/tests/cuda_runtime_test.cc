@@ -510,7 +510,7 @@ StatusOr<std::vector<std::byte>> trained(const Named& named, Start start, bool a
   const auto plan = plan::Plan::load(named.span()).value();
   std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
   std::vector<std::byte> any(start.arenas[static_cast<int>(Arena::input)].size());
-  const auto locked = cuda::PinnedBlock::allocate(device(), any.size());
+  const auto locked = cuda::HostBlock::allocate(device(), any.size());
   EFF_RETURN_IF_ERROR(locked.status());
   const std::span<std::byte> shared(page_locked ? locked.value().data() : any.data(), any.size());
   const auto input_of = [&](int step) {
@@ -560,10 +560,26 @@ TEST_F(CudaRuntime, InputsThatAreStagedAheadGiveTheSameBits) {
   }
 }
 
+TEST_F(CudaRuntime, InputsOfAHostWithoutPageLockedMemoryGiveTheSameBits) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  const auto want = trained(named, start, false);
+  ASSERT_TRUE(want.ok()) << want.status().message();
+  const Setting none("FAKE_CUDA_LOCKABLE", "0");
+  for (const char* order : {"0", "4"}) {
+    const Setting setting("FAKE_CUDA_ORDER", order);
+    for (const bool ahead : {true, false}) {
+      const auto got = trained(named, start, ahead);
+      ASSERT_TRUE(got.ok()) << got.status().message();
+      EXPECT_TRUE(got.value() == want.value()) << "order " << order;
+    }
+  }
+}
+
 // What lies in page-locked memory is read there: the ring takes none of its own for it.
 TEST_F(CudaRuntime, PageLockedInputsAreReadWhereTheyLie) {
   const auto memory = cuda::DeviceMemory::create(device()).value();
-  const auto locked = cuda::PinnedBlock::allocate(device(), 1024);
+  const auto locked = cuda::HostBlock::allocate(device(), 1024);
   ASSERT_TRUE(locked.ok());
   cuda::InputRing ring;
   ASSERT_TRUE(ring.create(*memory, 512, 16).ok());
@@ -679,7 +695,7 @@ TEST_F(CudaRuntime, AHostBlockOrAnInputThatIsWrittenTooEarlyShows) {
       const auto memory = memory_with(start);
       const auto executable = bound_to(memory, named);
       std::vector<std::byte> any = start.arenas[static_cast<int>(Arena::input)];
-      const auto locked = cuda::PinnedBlock::allocate(device(), any.size());
+      const auto locked = cuda::HostBlock::allocate(device(), any.size());
       ASSERT_TRUE(locked.ok());
       std::memcpy(locked.value().data(), any.data(), any.size());
       std::byte* const input = changes == Changes::page_locked_input ? locked.value().data() : any.data();

@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, it, vi } from 'vitest'
-import { tellWarnings } from '../../ts/cli/model_source.js'
-import { cpuDecodedText } from '../../ts/cpu_decoded.js'
+import { tellOfMachine } from '../../ts/cli/model_source.js'
+import { cpuDecodedText } from '../../ts/machine_text.js'
+import type { Session } from '../../ts/runtime/session.js'
 import { KernelTuning } from '../../ts/runtime/tuning.js'
 
 describe('what a model has to say of its kernels', () => {
@@ -13,11 +14,20 @@ describe('what a model has to say of its kernels', () => {
   it('goes to the console of a command', async () => {
     vi.stubEnv('EFFNET_CUDA_TUNE', '0')
     const tuning = await KernelTuning.open('cuda:0')
-    const told: string[] = []
-    tellWarnings({ session: { tuning } }, { warn: (key) => void told.push(key) })
+    const told: unknown[] = []
+    const ui = { warn: (key: string) => told.push(key), line: (text: string) => told.push(text) }
+    const listen = ({ onWarning, onMeasuring }: Parameters<Session['listen']>[0]) =>
+      Object.assign(tuning, { onWarning, onMeasuring })
+    tellOfMachine({ session: { listen } }, ui as never)
     tuning.resume(state)
-    expect(told).toEqual(['resume-kernels'])
-    tellWarnings({ session: { tuning: undefined } }, { warn: () => {} })
+    expect(told.splice(0)).toEqual(['resume-kernels'])
+    const measuring = { plan: 'efficientnet_b0 eval 8x224', ops: 34 }
+    tuning.onMeasuring!(measuring)
+    tuning.onMeasuring!({ ...measuring, seconds: 12.34 })
+    expect(told).toEqual([
+      'kernels  measuring those of 34 ops (efficientnet_b0 eval 8x224)',
+      'kernels  34 ops (efficientnet_b0 eval 8x224) · measured in 12.3 s',
+    ])
   })
 
   it('is not printed by the library', async () => {

@@ -146,6 +146,27 @@ describe('the console of a run', () => {
     expect(stderr).toContain('plan   4 epochs')
   })
 
+  it('says that kernels are measured, and what it took', () => {
+    const stdout = new StringSink()
+    const stderr = new StringSink()
+    const ui = new Ui({ stdout, stderr, env: {} }, { json: true, quiet: false, verbosity: 0 })
+    const measuring = { plan: 'efficientnet_b0 train 32x224', ops: 41 }
+    new TrainUi(ui).on({ type: 'kernels', ...measuring })
+    new TrainUi(ui).on({ type: 'kernels', ...measuring, seconds: 3.21 })
+    expect(
+      stdout.text
+        .trimEnd()
+        .split('\n')
+        .map((line) => JSON.parse(line) as object),
+    ).toEqual([
+      { event: 'kernels', ...measuring },
+      { event: 'kernels', ...measuring, seconds: 3.21 },
+    ])
+    expect(stderr.text).toBe(
+      'kernels  measuring those of 41 ops (efficientnet_b0 train 32x224)\nkernels  41 ops (efficientnet_b0 train 32x224) · measured in 3.2 s\n',
+    )
+  })
+
   it('says where checkpoints went with -v only', () => {
     expect(play({}).stdout).not.toContain('saved')
     expect(play({ verbosity: 1 }).stdout).toMatch(

@@ -38,6 +38,18 @@ describe('wrong words', () => {
       ['bench', '--mode', 'data', '--data', 'x', '--memory-limit', '1GB'],
       usage(/; --memory-limit is none of it/, /leave --memory-limit out/),
     ],
+    [
+      ['bench', '--mode', 'data', '--data', 'x', '--profile', '--model', 'efficientnet_b0'],
+      usage(
+        /CPU's pipeline; --model, --profile are none of it/,
+        /leave --model, --profile out; --model is of --mode infer and train/,
+      ),
+    ],
+    [['bench', '--optimizer', 'sgd'], usage(/--mode infer times inference; --optimizer is none of it/, /of --mode train/)],
+    [
+      ['bench', '--mode', 'train', '--data', 'x', '--workers', '2'],
+      usage(/steps of training; --data, --workers are none of it/, /--data is of --mode data/),
+    ],
     [['train', '--resume'], usage(/which run/, /--out DIR --resume/)],
     [['models', 'show', 'efficientnet_b9'], usage(/efficientnet_b9/, /efficientnet_b[08]/, 'EFF_MODEL_UNKNOWN')],
     [['models', 'list', 'effcient*'], usage(/'effcient\*'/, /glob|efficientnet/, 'EFF_MODEL_UNKNOWN')],

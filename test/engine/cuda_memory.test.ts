@@ -198,7 +198,7 @@ describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
     const model = await open()
     const { message, hint, details } = await refusal(model, 512)
     expect(message).toMatch(
-      /^efficientnet_b0 train 512x32 needs [\d.]+ GiB of memory; [\d.]+ GiB are available; the largest tensors: \S+ f32\[512,/,
+      /^efficientnet_b0 train 512x32 needs [\d.]+ MiB of memory; [\d.]+ MiB are available; the largest tensors: \S+ f32\[512,/,
     )
     expect(hint).toBe(`--batch-size ${details.batchSizeThatFits}`)
     expect(details.batchSizeThatFits).toBeGreaterThan(4)
@@ -208,21 +208,40 @@ describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
   it('keeps to the limit of the model, which the message names', async () => {
     const model = await open('20%')
     const { message, details } = await refusal(model, 512)
-    expect(message).toMatch(/GiB are left of the limit of 0\.2 GiB; the largest/)
+    expect(message).toMatch(/MiB are left of the limit of 190\.7 MiB; the largest/)
     await model.session.trainPlan({ ...training, batchSize: details.batchSizeThatFits })
     expect(binding().memoryBudget(model.session.memory)).toMatchObject({ limit: 2e8 })
     // Another model has a limit of its own.
     await (await open()).session.trainPlan({ ...training, batchSize: details.batchSizeThatFits + 8 })
   }, 120_000)
 
-  it('is not asked for less where the host has none to lock', async () => {
-    const model = await open()
-    const calls = [...readFileSync(log, 'utf8').matchAll(/^cuMemHostAlloc$/gm)].length
-    process.env['FAKE_CUDA_FAIL'] = `cuMemHostAlloc:${calls + 1}:2`
-    const { message, hint } = await refusal(model, 16).finally(() => delete process.env['FAKE_CUDA_FAIL'])
-    expect(message).toMatch(/^[\d.]+ MiB of page-locked memory of the host could not be allocated$/)
-    expect(hint).toMatch(/^free memory of the host, .*memory\.max of its cgroup.*`ulimit -l`$/)
-    await model.session.trainPlan({ ...training, batchSize: 16 })
+  it('goes on where the host has none to lock, and says so once', async () => {
+    const told: string[][] = []
+    const results = []
+    const data = await imageFolder(await makeData(path.join(scratch, 'unlocked'), { train: 2, val: 1 }), { split: 'train' })
+    for (const lockable of ['1000000000', '0']) {
+      process.env['FAKE_CUDA_LOCKABLE'] = lockable
+      const { session } = await open()
+      session.listen({ onWarning: (...warning) => told.push(warning.map(String)) })
+      const plan = await session.evalPlan({ batchSize: 2, imageSize: 32 })
+      const transform = { mode: 'eval', size: 32 } as const
+      const loader = new NativeImageLoader(data, { batchSize: 2, transform, ...session.loaderDevice('cpu') })
+      const logits = []
+      for await (const batch of loader.epoch()) logits.push((await plan.run({ batch: batch.handle })).logits)
+      loader.close()
+      results.push(logits)
+      expect(session.unlockedBytes > 0).toBe(lockable === '0')
+    }
+    delete process.env['FAKE_CUDA_LOCKABLE']
+    expect(results[1]).toEqual(results[0])
+    expect(told).toEqual([
+      [
+        'host-memory',
+        expect.stringMatching(/no page-locked memory left.*ordinary memory.*more slowly; results are the same$/),
+        expect.any(String),
+      ],
+    ])
+    expect(told[0]![2]).toMatch(/^free memory of the host, .*memory\.max of its cgroup.*`ulimit -l`$/)
   }, 120_000)
 
   it('has no batch to name where a limit is below the weights', async () => {
@@ -231,6 +250,20 @@ describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
       message: expect.stringMatching(/^efficientnet_b0: its weights alone take 15\.\d MiB; the limit is 4\.8 MiB$/),
       hint: 'a larger memoryLimit, or a smaller model: no batch fits beside these weights',
     })
+  })
+
+  it('has a mend of its own where the weights find no room', async () => {
+    process.env['FAKE_CUDA_MEMORY'] = '5000000'
+    await expect(open()).rejects.toMatchObject({
+      code: 'EFF_OOM',
+      message: expect.stringMatching(
+        /^efficientnet_b0: its weights take 15\.\d MiB; 15\.\d MiB of GPU memory could not be allocated; \d.* of 4\.8 MiB are free$/,
+      ),
+      hint: expect.stringMatching(/nvidia-smi names the processes.*or a smaller model: it is the weights, whatever the batch$/),
+    })
+    process.env['FAKE_CUDA_MEMORY'] = '200'
+    // Of the little that a model has beside them.
+    await expect(open()).rejects.toMatchObject({ code: 'EFF_OOM', message: expect.not.stringMatching(/\b0\.0 /) })
   })
 
   it('tells what was found too small only while it was taken', async () => {

@@ -148,6 +148,27 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
     })
   })
 
+  it('says when measuring begins and what it took, once for a plan', async () => {
+    const heard = async () => {
+      const model = await tiny()
+      const told: object[] = []
+      model.session.listen({ onMeasuring: (measuring) => told.push(measuring) })
+      await model.session.evalPlan({ batchSize: 2, imageSize: 32 })
+      await model.close()
+      return told
+    }
+    const plan = 'efficientnet_b0 eval 2x32'
+    const [begins, ended, ...more] = (await heard()) as { ops: number }[]
+    expect(more).toEqual([])
+    expect(begins).toEqual({ plan, ops: expect.any(Number) })
+    expect(begins!.ops).toBeGreaterThan(0)
+    expect(ended).toEqual({ plan, ops: begins!.ops, seconds: expect.any(Number) })
+    expect(await heard()).toEqual([])
+    vi.stubEnv('EFFNET_CUDA_TUNE', '0')
+    rmSync(cache, { recursive: true, force: true })
+    expect(await heard()).toEqual([])
+  })
+
   it('has a folder of its own for what can be made again', () => {
     expect(cacheFolder({ EFFNET_CACHE_DIR: '/a/b' })).toBe('/a/b')
     expect(cacheFolder({ XDG_CACHE_HOME: '/x' })).toBe('/x/effnet-native')
@@ -178,13 +199,14 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
       const heard = (async () => {
         for await (const event of trainer.events()) events.push(event)
       })()
-      await trainer.fit({ ...(await imageFolder(data)), resume: 'auto' })
+      const result = await trainer.fit({ ...(await imageFolder(data)), resume: 'auto' })
       await heard
       spy.mockRestore()
       const weights = model.session.read('classifier.weight')
       await model.close()
       const warnings = events.filter((e) => e.type === 'warning').map((e) => e.code)
-      return { weights, warnings, kernels: [...new Set(kernels)] }
+      const measured = events.flatMap((e) => (e.type === 'kernels' ? [e.seconds !== undefined] : []))
+      return { weights, warnings, kernels: [...new Set(kernels)], measured, first: events[0]?.type, result }
     }
     const bindAndLook =
       (bind: NativeBinding['bind'], kernels: string[]): NativeBinding['bind'] =>
@@ -199,6 +221,8 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
       const [whole, parted] = [path.join(scratch, 'whole'), path.join(scratch, 'parted')]
       const want = await run(whole, 3, SECOND)
       expect(want.kernels).toEqual(['linear_f32:cublaslt/1'])
+      // Of training, first of all; validation has no other ops to measure.
+      expect(want).toMatchObject({ first: 'kernels', measured: [false, true] })
       await run(parted, 1, SECOND)
       const { kernels, step } = stateOf(parted)
       expect(step).toBe(1)
@@ -220,6 +244,19 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
       })
       // From then on these are the run's.
       expect(await run(outDir, 3, SECOND)).toMatchObject({ kernels: ['linear_f32:cublaslt/0'], warnings: [] })
+    })
+
+    it('goes on without page-locked memory, tells it once, and has it in result and report', async () => {
+      const [sound, outDir] = [path.join(scratch, 'locked'), path.join(scratch, 'unlocked')]
+      const want = await run(sound, 3, SECOND)
+      vi.stubEnv('FAKE_CUDA_LOCKABLE', '0')
+      const got = await run(outDir, 3, SECOND)
+      expect(got.weights).toEqual(want.weights)
+      expect(want).toMatchObject({ warnings: [], result: expect.not.objectContaining({ unlockedBytes: expect.anything() }) })
+      expect(got).toMatchObject({ warnings: ['host-memory'], result: { unlockedBytes: expect.any(Number) } })
+      const said = /[\d.]+ \w+ for copies to the GPU were ordinary memory: the host had no page-locked memory left/
+      expect(readFileSync(path.join(outDir, 'report.html'), 'utf8')).toMatch(said)
+      expect(readFileSync(path.join(sound, 'report.html'), 'utf8')).not.toMatch(said)
     })
 
     it('takes the table where it is told to be deterministic', async () => {

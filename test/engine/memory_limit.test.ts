@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { byteText } from '../../ts/byte_text.js'
 import { ARENA } from '../../ts/graph/plan_format.js'
 import { createModel } from '../../ts/index.js'
 import { availableMemory, memoryBytes } from '../../ts/runtime/memory_limit.js'
@@ -52,6 +53,18 @@ describe('memory that is available', () => {
   })
 })
 
+it.each([
+  [1, '1 byte'],
+  [1023, '1023 bytes'],
+  [1024, '1.0 KiB'],
+  [2 ** 20 - 1, '1.0 MiB'],
+  [16127127, '15.4 MiB'],
+  [1.5 * GIB, '1.5 GiB'],
+  [5000 * GIB, '5000.0 GiB'],
+])('%d bytes are "%s"', (bytes, text) => {
+  expect(byteText(bytes)).toBe(text)
+})
+
 describe('a plan too large', () => {
   const arenas = Array.from({ length: 9 }, () => 0)
   arenas[ARENA.weights] = GIB / 4
@@ -83,8 +96,8 @@ describe('a plan too large', () => {
   it('names the limit where that is what it does not fit into', () => {
     expect(() => checkMemory(demand(), { available: GIB / 4, limit: 3 * GIB })).toThrow(
       expect.objectContaining({
-        message: expect.stringContaining('0.3 GiB are left of the limit of 3.0 GiB'),
-        hint: 'a smaller model, or a larger memoryLimit; the weights and what goes with them take 0.3 GiB more, whatever the batch',
+        message: expect.stringContaining('256.0 MiB are left of the limit of 3.0 GiB'),
+        hint: 'a smaller model, or a larger memoryLimit; the weights and what goes with them take 256.0 MiB more, whatever the batch',
       }),
     )
     // Half a GiB has room for the weights, a quarter GiB an image and nothing to spare.
@@ -146,7 +159,7 @@ describe('a memory limit', () => {
     )
     expect(refused).toMatchObject({
       code: 'EFF_OOM',
-      message: expect.stringMatching(/left of the limit of 0\.1 GiB; the largest/),
+      message: expect.stringMatching(/left of the limit of 120\.0 MiB; the largest/),
     })
     const fits = refused!.details.batchSizeThatFits
     expect(fits).toBeGreaterThan(1)

@@ -3,8 +3,8 @@ import { EffnetError } from '../errors.js'
 import type { DeviceMemoryUse, EvalPlan, TrainPlan } from '../runtime/session.js'
 import { type Call, defineVerb } from './call.js'
 import { EXIT } from './exit.js'
-import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine, tellWarnings } from './model_source.js'
-import { defineOptions, ENGINE, OPTIMIZER } from './options.js'
+import { checkDeviceOption, DEFAULT_MODEL, engineOptions, headerLine, tellOfMachine } from './model_source.js'
+import { defineOptions, ENGINE, flagOf, OPTIMIZER } from './options.js'
 import { groupKernels, profileObject, profileOf, profileTables } from './profile.js'
 import { compact, grouped, mebibytes, type Ui } from './ui.js'
 
@@ -31,6 +31,44 @@ const BENCH = defineOptions({
   ...ENGINE,
 })
 type BenchCall = Call<typeof BENCH>
+
+type Mode = 'infer' | 'train' | 'data'
+const MODEL_MODES: readonly Mode[] = ['infer', 'train']
+/** Of options that not every mode reads, those that do. */
+const ONLY_IN: { readonly [K in keyof typeof BENCH]?: readonly Mode[] } = {
+  model: MODEL_MODES,
+  profile: MODEL_MODES,
+  precision: MODEL_MODES,
+  device: MODEL_MODES,
+  deterministic: MODEL_MODES,
+  memoryLimit: MODEL_MODES,
+  optimizer: ['train'],
+  data: ['data'],
+  workers: ['data'],
+}
+
+/** What was asked for and would change nothing is a mistake. @throws EFF_CONFIG_VALUE */
+function checkMode(mode: Mode, { given, options }: BenchCall): void {
+  const reads = (key: string, modes: readonly Mode[]): boolean =>
+    modes.includes(mode) || (key === 'device' && options.device === 'cpu')
+  const none = Object.entries(ONLY_IN).filter(([key, modes]) => given.has(key as keyof typeof BENCH) && !reads(key, modes))
+  if (none.length === 0) return
+  const flags = none.map(([key]) => flagOf(key))
+  const measures =
+    mode === 'data' ? "measures the CPU's pipeline" : mode === 'train' ? 'times steps of training' : 'times inference'
+  const [, modes] = none[0]!
+  throw new EffnetError(
+    'EFF_CONFIG_VALUE',
+    `effnet bench --mode ${mode} ${measures}; ${flags.join(', ')} ${flags.length > 1 ? 'are' : 'is'} none of it`,
+    {
+      hint:
+        flags.includes('--device') || flags.includes('--memory-limit')
+          ? `leave ${flags.join(', ')} out; what a GPU decodes is seen in effnet train --data-backend gpu`
+          : `leave ${flags.join(', ')} out; ${flags[0]} is of --mode ${modes.join(' and ')}`,
+      details: { mode, options: flags },
+    },
+  )
+}
 
 const TARGET_MS = 10_000
 const LEAST_STEPS = 5
@@ -154,7 +192,7 @@ async function measure(
   return { times, rows, arenaBytes: plan.arenaBytes.reduce((sum, n) => sum + n, 0) }
 }
 
-async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<void> {
+async function benchModel(call: BenchCall, mode: Exclude<Mode, 'data'>): Promise<void> {
   const { options: o, ui } = call
   const name = o.model ?? DEFAULT_MODEL
   const { getModelConfig } = await import('../nn/index.js')
@@ -166,7 +204,7 @@ async function benchModel(call: BenchCall, mode: 'infer' | 'train'): Promise<voi
     ...(o.imageSize === undefined ? {} : { imageSize: o.imageSize }),
     ...(o.seed === undefined ? {} : { seed: o.seed }),
   })
-  tellWarnings(model, ui)
+  tellOfMachine(model, ui)
   try {
     const { config, session } = model
     const imageSize = o.imageSize ?? (mode === 'train' ? config.imageSize : config.evalSize)
@@ -246,14 +284,8 @@ async function benchData({ options: o, ui }: BenchCall): Promise<void> {
       hint: '--data DIR   with train/, or a folder a class',
     })
   }
-  const other =
-    o.device !== undefined && o.device !== 'cpu' ? '--device' : o.memoryLimit === undefined ? undefined : '--memory-limit'
-  if (other) {
-    throw new EffnetError('EFF_CONFIG_VALUE', `effnet bench --mode data measures the CPU's pipeline; ${other} is none of it`, {
-      hint: `leave ${other} out; what a GPU decodes is seen in effnet train --data-backend gpu`,
-    })
-  }
-  ui.line(await headerLine(o, ui))
+  // What the environment says of models is not of this.
+  ui.line(await headerLine({ ...o, device: 'cpu', precision: undefined }, ui))
   const { imageFolder } = await import('../data/image_folder.js')
   const data = await imageFolder(o.data, { split: 'train' })
   const size = o.imageSize ?? 224
@@ -313,6 +345,7 @@ export const verb = defineVerb(
   async (call) => {
     const { options: o } = call
     const mode = o.mode ?? 'infer'
+    checkMode(mode, call)
     if (mode === 'data') {
       await benchData(call)
     } else {

@@ -5,6 +5,8 @@ import type { Ui } from './ui.js'
 
 export interface Call<T extends OptionTable> {
   options: Values<T>
+  /** Of the options those that the command line has; the environment gave others. */
+  given: ReadonlySet<keyof T & string>
   args: string[]
   io: Io
   ui: Ui

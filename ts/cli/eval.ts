@@ -1,6 +1,6 @@
-import { cpuDecodedText } from '../cpu_decoded.js'
 import type { ImageDataset } from '../data/types.js'
 import { EffnetError } from '../errors.js'
+import { cpuDecodedText } from '../machine_text.js'
 import { defineVerb } from './call.js'
 import { EXIT } from './exit.js'
 import { checkDeviceOption, headerLine, modelLine, openModel } from './model_source.js'

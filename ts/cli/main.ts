@@ -85,7 +85,8 @@ async function runVerb(name: string, argv: readonly string[], io: Io): Promise<n
   if (device && device.source !== '--device') await checkDeviceOf(device)
   const ui = new Ui(io, { json: common.json, quiet: common.quiet, verbosity: parsed.verbosity })
   try {
-    return await verb.run({ options, args: parsed.positional, io, ui })
+    const given = new Set([...parsed.raw].flatMap(([key, { source }]) => (source.startsWith('--') ? [key] : [])))
+    return await verb.run({ options, given, args: parsed.positional, io, ui })
   } finally {
     ui.clearLive()
   }

@@ -3,6 +3,7 @@ import { EffnetError } from '../errors.js'
 import type { CreateModelOptions, Device, LoadModelOptions, Precision } from '../infer/types.js'
 import type { Model } from '../model.js'
 import type { Dialect } from '../nn/index.js'
+import type { Measuring } from '../runtime/tuning.js'
 import { shown } from './paths_ui.js'
 import type { Ui } from './ui.js'
 
@@ -53,15 +54,28 @@ function checkWords(o: WeightsValues): void {
  * Weights that can answer: EFF_WEIGHTS_MISSING where a model has none, EFF_WEIGHTS_SHAPE where `--num-classes` is not the
  * number the weights have (their classifier would be replaced by an untrained one).
  */
-export async function openModel(o: WeightsValues, ui: Pick<Ui, 'warn'>): Promise<Model> {
+export async function openModel(o: WeightsValues, ui: Told): Promise<Model> {
   const model = await openChecked(o)
-  tellWarnings(model, ui)
+  tellOfMachine(model, ui)
   return model
 }
 
-/** What the model's session has to say of its kernels goes to the console, with `--json` too: to stderr. */
-export function tellWarnings({ session: { tuning } }: { session: Pick<Model['session'], 'tuning'> }, ui: Pick<Ui, 'warn'>): void {
-  if (tuning) tuning.onWarning = (code, message) => ui.warn(code, message)
+/** What the model's session has to say of its machine goes to the console; warnings with `--json` too: to stderr. */
+export function tellOfMachine({ session }: { session: Pick<Model['session'], 'listen'> }, ui: Told): void {
+  session.listen({
+    onWarning: (code, message, hint) => ui.warn(code, message, hint),
+    onMeasuring: (measuring) => tellMeasuring(measuring, ui),
+  })
+}
+
+type Told = Pick<Ui, 'warn' | 'line'>
+
+/** Seconds to minutes in which nothing else is said. */
+export function tellMeasuring({ plan, ops, seconds }: Measuring, ui: Pick<Ui, 'line'>): void {
+  const those = `${ops} op${ops === 1 ? '' : 's'} (${plan})`
+  ui.line(
+    seconds === undefined ? `kernels  measuring those of ${those}` : `kernels  ${those} · measured in ${seconds.toFixed(1)} s`,
+  )
 }
 
 async function openChecked(o: WeightsValues): Promise<Model> {

@@ -140,6 +140,7 @@ const resultObject = (r: FitResult): Record<string, unknown> => ({
   elapsed_s: r.elapsedMs / 1e3,
   bad_files: r.badFiles.length,
   ...(r.cpuDecodedFiles === undefined ? {} : { cpu_decoded_files: r.cpuDecodedFiles }),
+  ...(r.unlockedBytes === undefined ? {} : { unlocked_bytes: r.unlockedBytes }),
   checkpoint: r.checkpoint ?? null,
   ...(r.bestCheckpoint ? { best_checkpoint: r.bestCheckpoint } : {}),
   ...(r.outDir ? { out: r.outDir } : {}),

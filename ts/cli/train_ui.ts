@@ -1,7 +1,7 @@
 /** What a training run shows: plan, live line, a row an epoch, checkpoints in `-v`, warnings once each. */
 
 import path from 'node:path'
-import { cpuDecodedText } from '../cpu_decoded.js'
+import { cpuDecodedText, unlockedText } from '../machine_text.js'
 import type {
   CheckpointEvent,
   EpochEvent,
@@ -14,6 +14,7 @@ import type {
   WarningEvent,
 } from '../train/types.js'
 import { Eta } from './eta.js'
+import { tellMeasuring } from './model_source.js'
 import { commandLine, shown } from './paths_ui.js'
 import { bar, compact, duration, type Field, grouped, mebibytes, type Ui } from './ui.js'
 import { userWords } from './user_words.js'
@@ -61,6 +62,15 @@ export class TrainUi {
 
   on(event: TrainerEvent): void {
     switch (event.type) {
+      case 'kernels':
+        tellMeasuring(event, this.#ui)
+        this.#ui.object({
+          event: 'kernels',
+          plan: event.plan,
+          ops: event.ops,
+          ...('seconds' in event && { seconds: event.seconds }),
+        })
+        break
       case 'start':
         this.#onStart(event)
         break
@@ -252,6 +262,7 @@ export function endBlock(ui: Ui, result: FitResult, context: EndContext): void {
     ui.line(`bad    ${grouped(bad)} ${bad === 1 ? 'file' : 'files'} could not be read${list}`)
   }
   if (result.cpuDecodedFiles) ui.line(`gpu    ${cpuDecodedText(result.cpuDecodedFiles, grouped(result.cpuDecodedFiles))}`)
+  if (result.unlockedBytes) ui.line(`host   ${unlockedText(result.unlockedBytes)}`)
   const files = [result.report, result.outDir && path.join(result.outDir, 'metrics.csv'), result.checkpoint].filter(
     (f): f is string => Boolean(f),
   )

@@ -1,4 +1,5 @@
 /** What a person sees: colours, tables, the live line, warnings. Human text goes to stdout, or to stderr under `--json`. */
+import { byteText } from '../byte_text.js'
 import type { Io, Sink } from './io.js'
 
 const REDRAW_MS = 100
@@ -108,10 +109,9 @@ export function compact(n: number): string {
   return String(Number(n.toPrecision(4)))
 }
 
+/** As `byteText`, of MiB from ten on whole ones. */
 export const mebibytes = (bytes: number): string =>
-  bytes >= 1024 ** 3
-    ? `${(bytes / 1024 ** 3).toFixed(1)} GiB`
-    : `${(bytes / 1024 ** 2).toFixed(bytes < 10 * 1024 ** 2 ? 1 : 0)} MiB`
+  bytes >= 10 * 1024 ** 2 && bytes < 1024 ** 3 ? `${(bytes / 1024 ** 2).toFixed(0)} MiB` : byteText(bytes)
 
 export interface UiOptions {
   json: boolean

@@ -1,8 +1,8 @@
 /** report.html of a run folder: one file with everything in it, made from the folder's own files, no network. */
 
 import path from 'node:path'
-import { cpuDecodedText } from '../cpu_decoded.js'
 import { EffnetError } from '../errors.js'
+import { cpuDecodedText, unlockedText } from '../machine_text.js'
 import { readOptional, writeAtomic } from '../train/files.js'
 import type { EvaluateDetails, FitResult } from '../train/types.js'
 import { parseYaml } from '../train/yaml.js'
@@ -248,7 +248,8 @@ function health({ result, details }: RunFiles): string {
       ? `<p>No unreadable files. ${imbalance}</p>`
       : `<p>${bad.length} unreadable files were skipped (bad_files.csv). ${imbalance}</p><div class="scroll"><table><tbody>${rows}</tbody></table></div>`
   const onCpu = result.cpuDecodedFiles ? `<p>${cpuDecodedText(result.cpuDecodedFiles)}.</p>` : ''
-  return `<section><h2>Data</h2>${body}${onCpu}</section>`
+  const unlocked = result.unlockedBytes ? `<p>${unlockedText(result.unlockedBytes)}.</p>` : ''
+  return `<section><h2>Data</h2>${body}${onCpu}${unlocked}</section>`
 }
 
 /** `a.b` for nested keys. */

@@ -1,6 +1,7 @@
 /** What this process may still allocate, so that a plan too large is refused before the system kills the process for it; and limits. */
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
+import { byteText } from '../byte_text.js'
 import { EffnetError } from '../errors.js'
 
 const read = (file: string): Promise<string | undefined> => readFile(file, 'utf8').catch(() => undefined)
@@ -59,7 +60,13 @@ export function memoryBytes(given: number | string, total: number): number {
     share === undefined ? amount * (unit === '' ? 1 : (UNITS[unit.toLowerCase()] ?? Number.NaN)) : share * total,
   )
   if (bytes >= LEAST && (share === undefined ? Number.isSafeInteger(bytes) : share <= 1)) return bytes
-  throw new EffnetError('EFF_CONFIG_VALUE', `memoryLimit = ${given}: no such amount`, {
+  const too =
+    share !== undefined && share > 1
+      ? `more than the ${byteText(total)} that there are`
+      : bytes >= 0 && bytes < LEAST
+        ? `${share === undefined ? '' : `of ${byteText(total)} `}that is ${byteText(bytes)}, and ${byteText(LEAST)} is the least`
+        : 'no such amount'
+  throw new EffnetError('EFF_CONFIG_VALUE', `memoryLimit = ${given}: ${too}`, {
     hint: "a share of the device's memory (0.5, '50%') or an amount of a MiB or more ('8GiB', '500MB', bytes)",
   })
 }

@@ -1,4 +1,5 @@
 /** A plan that needs more memory than its model may have: said in numbers, with the batch that would fit. */
+import { byteText } from '../byte_text.js'
 import { EffnetError } from '../errors.js'
 import type { Graph } from '../graph/graph.js'
 import { ARENA } from '../graph/plan_format.js'
@@ -35,9 +36,6 @@ export interface LargeTensor {
 
 const LARGEST = 3
 
-const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`
-const size = (bytes: number): string => (bytes < 2 ** 30 / 10 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : gib(bytes))
-
 /** Of what a step makes, the largest first. */
 export function largestTensors(graph: Graph, { placements }: MemoryPlan): LargeTensor[] {
   const made = new Set<Tensor>()
@@ -61,10 +59,12 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
   const most = Math.floor((0.9 * available - withoutImages) / perImage)
   const fits = Math.max(0, cause ? Math.min(most, Math.floor(0.9 * batchSize)) : most)
   const left =
-    limit === undefined ? `${size(available)} are available` : `${size(available)} are left of the limit of ${size(limit)}`
-  const tensors = largest.map((t) => `${t.name} ${t.shape} (${size(t.bytes)})`).join(', ')
+    limit === undefined
+      ? `${byteText(available)} are available`
+      : `${byteText(available)} are left of the limit of ${byteText(limit)}`
+  const tensors = largest.map((t) => `${t.name} ${t.shape} (${byteText(t.bytes)})`).join(', ')
   const parts = [
-    `${what} needs ${size(wanted)} of memory; ${left}`,
+    `${what} needs ${byteText(wanted)} of memory; ${left}`,
     ...(cause ? [cause.message] : []),
     ...(tensors ? [`the largest tensors: ${tensors}`] : []),
   ]
@@ -72,7 +72,7 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
   const smaller =
     withoutImages < available
       ? `a smaller --image-size or model, or ${instead}`
-      : `a smaller model, or ${instead}; the weights and what goes with them take ${size(withoutImages)} more, whatever the batch`
+      : `a smaller model, or ${instead}; the weights and what goes with them take ${byteText(withoutImages)} more, whatever the batch`
   return new EffnetError('EFF_OOM', parts.join('; '), {
     hint: fits >= 1 ? `--batch-size ${fits}` : smaller,
     details: {
@@ -90,9 +90,22 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
 /** Of a limit that has no room for a model whatever is done with it. @throws EFF_OOM */
 export function checkWeights(model: string, bytes: number, limit: number): void {
   if (bytes <= limit) return
-  throw new EffnetError('EFF_OOM', `${model}: its weights alone take ${size(bytes)}; the limit is ${size(limit)}`, {
+  throw new EffnetError('EFF_OOM', `${model}: its weights alone take ${byteText(bytes)}; the limit is ${byteText(limit)}`, {
     hint: 'a larger memoryLimit, or a smaller model: no batch fits beside these weights',
     details: { needed: bytes, limit },
+  })
+}
+
+/** Of weights that the device has no room for, whatever the batch. Any other error is itself. */
+export function weightsError(model: string, device: string, bytes: number, cause: unknown): unknown {
+  if (!(cause instanceof EffnetError) || cause.code !== 'EFF_OOM') return cause
+  return new EffnetError('EFF_OOM', `${model}: its weights take ${byteText(bytes)}; ${cause.message}`, {
+    hint:
+      device === 'cpu'
+        ? 'free memory of this machine, or a smaller model: it is the weights, whatever the batch'
+        : "end what else holds the GPU's memory (nvidia-smi names the processes), take another GPU (device 'cuda:1'), or a smaller model: it is the weights, whatever the batch",
+    details: { needed: bytes },
+    cause,
   })
 }
 

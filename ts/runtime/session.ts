@@ -8,6 +8,7 @@ import {
   binding,
   type DeviceHandle,
   type ExecutableHandle,
+  HOST_MEMORY_MEND,
   type LoaderOptions,
   type LossScale,
   type MemoryHandle,
@@ -30,10 +31,10 @@ import { checkDataBackend, deviceName, openDevice } from './device.js'
 import { type DumpRow, dumpRows } from './dump.js'
 import { checkCpuPrecision, checkHalfWeightGradients, FORMATS, type NumberFormat, type SessionPrecision } from './formats.js'
 import { availableMemory, memoryBytes } from './memory_limit.js'
-import { checkMemory, checkWeights, type Demand, largestTensors, outOfMemory, type Room } from './out_of_memory.js'
+import { checkMemory, checkWeights, type Demand, largestTensors, outOfMemory, type Room, weightsError } from './out_of_memory.js'
 import { evalProgram, OUTPUTS, type TrainProgramOptions, trainProgram } from './programs.js'
 import { packScalars, type StepScalars } from './scalars.js'
-import { KernelTuning } from './tuning.js'
+import { KernelTuning, type Measuring, type Warn } from './tuning.js'
 import { type WeightSlot, type WeightsLayout, weightsLayout } from './weights_layout.js'
 
 export type { SessionPrecision }
@@ -104,6 +105,8 @@ interface BindingSite {
   /** Of a GPU. */
   tuning: KernelTuning | undefined
   deterministic: boolean
+  /** After what may have taken memory of the host. */
+  used(): void
 }
 
 /** A graph compiled for a session: the plan's bytes, the native executable, and where its outputs lie. */
@@ -116,12 +119,14 @@ class Compiled {
     readonly memory: MemoryPlan,
     readonly hash: string,
     readonly arenaBytes: readonly number[],
+    private readonly used: () => void,
   ) {
     this.executable = executable
+    used()
   }
 
   static async create(
-    { pool, threads, numbers, room, beside, tuning, deterministic }: BindingSite,
+    { pool, threads, numbers, room, beside, tuning, deterministic, used }: BindingSite,
     memory: MemoryHandle,
     { graph, region }: { graph: Graph; region: ImageRegion | null },
     request: MemoryRequest,
@@ -150,16 +155,15 @@ class Compiled {
           held[arena] = size
         }
         if (!tuning) return await native.bind(pool, memory, bytes)
-        const bound = await native.bind(pool, memory, bytes, await tuning.request(hash, deterministic))
-        await tuning.settle(hash, native.tuning(bound))
-        return bound
+        const site = { plan: graph.name, hash, table: deterministic }
+        return await tuning.bind(site, (how) => native.bind(pool, memory, bytes, how))
       } catch (cause) {
         // One that has its own mend is not of the memory that a batch takes.
         if (!(cause instanceof EffnetError) || cause.code !== 'EFF_OOM' || cause.hint !== undefined) throw cause
         throw outOfMemory(demand, await room(), cause)
       }
     })
-    return new Compiled(executable, graph, plan, hash, arenaBytes)
+    return new Compiled(executable, graph, plan, hash, arenaBytes, used)
   }
 
   get handle(): ExecutableHandle {
@@ -180,9 +184,11 @@ class Compiled {
     this.tickets.delete(packed)
   }
 
-  step(input: StepInput, scalars: Partial<StepScalars>): Promise<Uint8Array> {
+  async step(input: StepInput, scalars: Partial<StepScalars>): Promise<Uint8Array> {
     const ticket = this.tickets.get((input.batch ?? input.bytes)!)
-    return binding().step(this.handle, ticket ? { ...input, ticket } : input, packScalars(scalars))
+    const output = await binding().step(this.handle, ticket ? { ...input, ticket } : input, packScalars(scalars))
+    this.used()
+    return output
   }
 
   findNonFinite(input: StepInput, scalars: Partial<StepScalars>): Promise<NonFinite | null> {
@@ -357,6 +363,10 @@ export class Session implements AsyncDisposable {
   private weightsCopied = false
   /** Bytes of each arena that plans have asked for. */
   private readonly held: number[] = []
+  private warn: Warn | undefined
+  private toldOfHost = false
+  /** Of other models of the process. */
+  private readonly unlockedBefore: number
 
   private constructor(
     readonly config: ModelConfig,
@@ -372,9 +382,14 @@ export class Session implements AsyncDisposable {
     public deterministic: boolean,
     limit: number | undefined,
   ) {
+    this.unlockedBefore = binding().unlockedBytes(deviceHandle)
     const sizes = new Array<number>(ARENA_COUNT).fill(0)
     sizes[ARENA.weights] = layout.bytes
-    this.memoryHandle = binding().createMemory(sizes, deviceHandle, limit)
+    try {
+      this.memoryHandle = binding().createMemory(sizes, deviceHandle, limit)
+    } catch (cause) {
+      throw weightsError(config.name, device, layout.bytes, cause)
+    }
     try {
       this.pool = binding().createPool(threads)
     } catch (cause) {
@@ -411,14 +426,38 @@ export class Session implements AsyncDisposable {
   }
 
   /** Where batches are made, or else who reads them. @throws EFF_CONFIG_VALUE for `gpu` and a model that is on none */
-  loaderDevice(backend: DataBackend | undefined): Pick<LoaderOptions, 'device' | 'pageLockedFor'> {
+  loaderDevice(backend: DataBackend | undefined): Pick<LoaderOptions, 'device' | 'memory' | 'pageLockedFor'> {
     checkDataBackend(backend, this.device)
-    return backend === 'gpu' ? { device: this.deviceHandle } : { pageLockedFor: this.deviceHandle }
+    return backend === 'gpu' ? { device: this.deviceHandle, memory: this.memory } : { pageLockedFor: this.deviceHandle }
   }
 
   /** Memory for an input that is given to steps again and again: the device reads it where it lies. @throws EFF_OOM */
   inputMemory(bytes: number): Uint8Array {
     return binding().pageLocked(this.deviceHandle, bytes)
+  }
+
+  /** Who hears of what the machine makes of the model: kernels that cannot be kept, memory that is slow; and when kernels are measured. */
+  listen(to: { onWarning?: Warn; onMeasuring?: (event: Measuring) => void }): void {
+    this.warn = to.onWarning
+    this.toldOfHost = false
+    if (!this.tuning) return
+    this.tuning.onWarning = to.onWarning
+    this.tuning.onMeasuring = to.onMeasuring
+  }
+
+  /** Of the host, for copies to a GPU, that could not be page-locked since this session began; 0 on the CPU. */
+  get unlockedBytes(): number {
+    return binding().unlockedBytes(this.deviceHandle) - this.unlockedBefore
+  }
+
+  private tellOfHost(): void {
+    if (!this.warn || this.toldOfHost || this.unlockedBytes === 0) return
+    this.toldOfHost = true
+    this.warn(
+      'host-memory',
+      'the host has no page-locked memory left for batches and results: they lie in ordinary memory, from which the GPU copies more slowly; results are the same',
+      HOST_MEMORY_MEND,
+    )
   }
 
   /** Whether inputs are taken ahead. */
@@ -489,6 +528,7 @@ export class Session implements AsyncDisposable {
       deterministic,
       room: () => this.room(),
       beside: (arenaBytes) => this.besideArenas(arenaBytes),
+      used: () => this.tellOfHost(),
     }
   }
 

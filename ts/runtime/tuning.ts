@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto'
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
-import { binding, type KernelChoices, type Tuning, type TuningReport } from '../binding.js'
+import { binding, type ExecutableHandle, type KernelChoices, type Tuning, type TuningReport } from '../binding.js'
 import { packageVersion } from '../version.js'
 import { cudaVariable } from './cuda_variables.js'
 
@@ -33,7 +33,17 @@ export interface KernelState {
   choices: KernelChoices
 }
 
-export type Warn = (code: string, message: string) => void
+export type Warn = (code: string, message: string, hint?: string) => void
+
+/** Ops that have several kernels are measured: once for each plan, and not at all where it is known what came of it. */
+export interface Measuring {
+  /** The plan's name, e.g. "efficientnet_b0 train 32x224". */
+  plan: string
+  /** Those of one shape are measured once. */
+  ops: number
+  /** That it took; absent when it begins. */
+  seconds?: number
+}
 
 /** By EFFNET_CUDA_TUNE. `table`: no measuring, and nothing that is kept counts. `again`: what is kept does not count, and is replaced. */
 const MODES = { '': 'measure', '0': 'table', '1': 'measure', again: 'again' } as const
@@ -76,6 +86,8 @@ async function machineOf(device: string): Promise<TuningMachine> {
 export class KernelTuning {
   /** Who hears of what could not be kept or used. */
   onWarning: Warn | undefined
+  /** Who hears of measuring, when it begins and when it has ended. */
+  onMeasuring: ((event: Measuring) => void) | undefined
   /** Of a checkpoint. */
   private resumed: KernelChoices = {}
   /** In force in some plan. */
@@ -131,6 +143,23 @@ export class KernelTuning {
     if (table || this.mode === 'table') return { measure: false, choices: {} }
     if (this.mode === 'again') return { measure: true, choices: this.chosen }
     return { measure: true, choices: { ...(await this.read(planHash)), ...this.chosen, ...this.resumed } }
+  }
+
+  /** Binds a plan by `bind`. `table`: as in `request`. */
+  async bind(
+    { plan, hash, table }: { plan: string; hash: string; table: boolean },
+    bind: (how: Tuning) => Promise<ExecutableHandle>,
+  ): Promise<ExecutableHandle> {
+    const begun = { ops: 0, at: 0 }
+    const begins = (ops: number): void => {
+      Object.assign(begun, { ops, at: performance.now() })
+      this.onMeasuring?.({ plan, ops })
+    }
+    const bound = await bind({ ...(await this.request(hash, table)), begins })
+    const { ops } = begun
+    if (ops > 0) this.onMeasuring?.({ plan, ops, seconds: (performance.now() - begun.at) / 1e3 })
+    await this.settle(hash, binding().tuning(bound))
+    return bound
   }
 
   /** What came of it. */

@@ -341,10 +341,11 @@ export class FitRun implements TrainerContext, ValidationHost {
     const { session, plans } = this.model
     const frozen = new Set(this.model.frozen)
     session.deterministic = o.deterministic
-    if (session.tuning) {
-      session.tuning.onWarning = (...w) => this.warn(...w)
-      session.tuning.resume(resume?.state.kernels, o.deterministic)
-    }
+    session.listen({
+      onWarning: (...w) => this.warn(...w),
+      onMeasuring: (measuring) => this.hub.emit({ type: 'kernels', ...measuring }),
+    })
+    session.tuning?.resume(resume?.state.kernels, o.deterministic)
     await plans.exclusive(async () => {
       this.plan = await session.trainPlan({
         batchSize: o.batchSize,
@@ -648,6 +649,7 @@ export class FitRun implements TrainerContext, ValidationHost {
 
   private result(status: FitResult['status'], reason: string): FitResult {
     const { progress, folder } = this
+    const { unlockedBytes } = this.model.session
     return {
       status,
       reason,
@@ -660,6 +662,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       dataWait: progress.dataWait,
       elapsedMs: progress.elapsedMs,
       ...this.readers!.result(),
+      ...(unlockedBytes > 0 ? { unlockedBytes } : {}),
       ...(folder ? runPaths(folder, progress.best !== null) : {}),
     }
   }
@@ -751,8 +754,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     this.readers?.close()
     this.plan?.close()
     this.plan = undefined
-    const { tuning } = this.model.session
-    if (tuning) tuning.onWarning = undefined
+    this.model.session.listen({})
     await this.quietly('onTeardown', () => this.callbacks.call('onTeardown', this))
     await this.lock?.release()
   }

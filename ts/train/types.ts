@@ -3,6 +3,7 @@ import type { BadFile, DataBackend, EvalTransform, ImageDataset, Interpolation }
 import type { EffnetError } from '../errors.js'
 import type { PrecisionInput } from '../infer/types.js'
 import type { Model } from '../model.js'
+import type { Measuring } from '../runtime/tuning.js'
 
 export type OptimizerName = 'adamw' | 'sgd' | 'rmsprop' | 'rmsprop_tf'
 
@@ -234,6 +235,8 @@ export interface FitResult {
   badFiles: readonly BadFile[]
   /** With dataBackend 'gpu': files of this process that the CPU decoded. */
   cpuDecodedFiles?: number
+  /** Of a host that had no page-locked memory left: bytes of ordinary memory that a GPU's copies went through, more slowly. */
+  unlockedBytes?: number
 }
 
 export interface EvaluateOptions {
@@ -385,7 +388,16 @@ export interface EndEvent {
   error?: EffnetError
 }
 
+/**
+ * Kernels of a GPU's ops are measured, or have been: once for each plan, and not where it is known what came of it. Those of training
+ * come before the start event.
+ */
+export interface KernelsEvent extends Measuring {
+  type: 'kernels'
+}
+
 export type TrainerEvent =
+  | KernelsEvent
   | StartEvent
   | StepEvent
   | ValidationStepEvent

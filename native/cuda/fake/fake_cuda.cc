@@ -9,6 +9,8 @@
 //     launched.
 //   - A capture records a graph with its dependencies. What its mode forbids to a thread (memory, and all that waits:
 //     cuStreamBeginCapture), and in every mode to wait for a captured stream or event, breaks it.
+//   - A capture takes copies from and to page-locked memory alone. FAKE_CUDA_LOCKABLE is how much of that the host has,
+//     bytes; without it there is no end.
 //   - A launch keeps to what the kernel was compiled for (threads of a block) and what it has asked for (shared memory,
 //     of which a GPU of FAKE_CUDA_CAPABILITY has its share).
 //   - Fresh device memory is 0xff: NaN. Using freed objects is an error; fake_cuda_live() counts what is left.
@@ -342,6 +344,19 @@ bool in_memory(CUdeviceptr p, size_t n) {
   return p + n <= after->first + after->second;
 }
 
+// Whether [p, p + n) lies in one block that the host has locked.
+bool is_page_locked(const void* p, size_t n) {
+  const auto after = fake().page_locked.upper_bound(p);
+  if (after == fake().page_locked.begin()) return false;
+  const auto& [start, size] = *std::prev(after);
+  return static_cast<const std::byte*>(p) + n <= static_cast<const std::byte*>(start) + size;
+}
+
+Capture* capture_of(CUstream stream) {
+  auto* s = reinterpret_cast<Stream*>(stream);
+  return alive(s) ? s->capture.get() : nullptr;
+}
+
 using Lock = std::lock_guard<std::recursive_mutex>;
 
 }  // namespace
@@ -454,6 +469,11 @@ EFF_FAKE(cuMemFree, CUdeviceptr address) {
 }
 EFF_FAKE(cuMemHostAlloc, void** data, size_t bytes, unsigned) {
   EFF_ENTER(cuMemHostAlloc, true)
+  if (const char* lockable = std::getenv("FAKE_CUDA_LOCKABLE")) {
+    size_t locked = bytes;
+    for (const auto& [block, size] : fake().page_locked) locked += size;
+    if (locked > std::strtoull(lockable, nullptr, 10)) return CUDA_ERROR_OUT_OF_MEMORY;
+  }
   *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (!*data) return CUDA_ERROR_OUT_OF_MEMORY;
   fake().objects[*data] = "page-locked memory";
@@ -472,20 +492,20 @@ EFF_FAKE(cuMemcpyHtoDAsync, CUdeviceptr to, const void* from, size_t bytes, CUst
   EFF_ENTER(cuMemcpyHtoDAsync, false)
   if (!in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
   Work work{[=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); }};
-  const auto block = fake().page_locked.upper_bound(from);
-  if (block != fake().page_locked.begin()) {
-    const auto& [start, size] = *std::prev(block);
-    if (static_cast<const std::byte*>(from) + bytes <= static_cast<const std::byte*>(start) + size) {
-      work.from = from;
-      work.bytes = bytes;
-      work.sum = sum_of(from, bytes);
-    }
+  if (is_page_locked(from, bytes)) {
+    work.from = from;
+    work.bytes = bytes;
+    work.sum = sum_of(from, bytes);
+  } else if (Capture* capture = capture_of(stream)) {
+    return refuse(*capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
   }
   return add(stream, std::move(work));
 }
 EFF_FAKE(cuMemcpyDtoHAsync, void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
   EFF_ENTER(cuMemcpyDtoHAsync, false)
   if (!in_memory(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+  if (Capture* capture = capture_of(stream); capture && !is_page_locked(to, bytes))
+    return refuse(*capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
   return add(stream, {[=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); }});
 }
 EFF_FAKE(cuMemcpyDtoDAsync, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {

@@ -5,6 +5,9 @@
 //   - A state whose decode has failed is prepared again before the next.
 //   - Files are read when the stream comes to them, and once at the call; then images are written. With
 //     FAKE_NVJPEG_AT_ONCE they are written at the call, whatever the stream still has to do, as hardware engines may.
+//   - Memory of its own comes from the handle's allocators: for each image of a batch FAKE_NVJPEG_MEMORY bytes (4096)
+//   of the
+//     device and as many of the host; it grows with the batch, and goes with the state.
 //   - FAKE_NVJPEG_REFUSE=name:width:status makes a function refuse images of that width.
 //   - FAKE_NVJPEG_FAIL=name:nth:status makes the nth call of a function fail; FAKE_NVJPEG_VERSION is what it says it is
 //     (130000).
@@ -34,9 +37,29 @@ using effnet::fake::Calls;
 using effnet::fake::queue_kernel;
 using effnet::fake::run_at_once;
 
+struct Block {
+  const Allocator* from = nullptr;
+  void* data = nullptr;
+  size_t bytes = 0;
+  bool hold(size_t wanted) {
+    if (!from || wanted <= bytes) return true;
+    give_back();
+    if (from->allocate(from->context, &data, wanted, nullptr) != 0) return false;
+    bytes = wanted;
+    return true;
+  }
+  void give_back() {
+    if (bytes) from->free(from->context, data, std::exchange(bytes, 0), nullptr);
+  }
+};
+struct Memory {
+  Block device, host;
+};
+
 struct Fake {
   std::mutex mutex;
-  std::map<void*, int> live;  // handles and states; of a state the size of its batches
+  std::map<void*, int> live;       // handles and states; of a state the size of its batches
+  std::map<void*, Memory> memory;  // of handles, empty, and of states
   Calls calls{"FAKE_NVJPEG_FAIL"};
 };
 Fake& fake() {
@@ -95,20 +118,31 @@ EFF_EXPORT int nvjpegGetProperty(int which, int* value) {
   *value = parts[which];
   return kSuccess;
 }
-EFF_EXPORT int nvjpegCreateEx(int, void*, void*, unsigned, Handle* handle) {
-  EFF_ENTER(nvjpegCreateEx)
-  return create(handle);
+EFF_EXPORT int nvjpegCreateExV2(int, Allocator* device, Allocator* pinned, unsigned, Handle* handle) {
+  EFF_ENTER(nvjpegCreateExV2)
+  create(handle);
+  fake().memory[*handle] = {{device}, {pinned}};
+  return kSuccess;
 }
 EFF_EXPORT int nvjpegDestroy(Handle handle) {
   EFF_ENTER(nvjpegDestroy)
+  fake().memory.erase(handle);
   return destroy(handle);
 }
 EFF_EXPORT int nvjpegJpegStateCreate(Handle handle, State* state) {
   EFF_ENTER(nvjpegJpegStateCreate)
-  return fake().live.count(handle) ? create(state) : wrong("a state of no handle");
+  if (!fake().live.count(handle)) return wrong("a state of no handle");
+  create(state);
+  fake().memory[*state] = fake().memory[handle];
+  return kSuccess;
 }
 EFF_EXPORT int nvjpegJpegStateDestroy(State state) {
   EFF_ENTER(nvjpegJpegStateDestroy)
+  if (const auto of_state = fake().memory.extract(state)) {
+    Memory memory = of_state.mapped();
+    memory.device.give_back();
+    memory.host.give_back();
+  }
   return destroy(state);
 }
 EFF_EXPORT int nvjpegGetImageInfo(Handle handle, const unsigned char* data, size_t bytes, int* components,
@@ -130,6 +164,10 @@ EFF_EXPORT int nvjpegDecodeBatchedInitialize(Handle handle, State state, int ima
   EFF_ENTER(nvjpegDecodeBatchedInitialize)
   if (!fake().live.count(handle) || !fake().live.count(state)) return wrong("a batch of no state");
   if (images < 1 || cpu_threads < 1 || format != kOutputRgbInterleaved) return wrong("a batch of no images");
+  const char* text = std::getenv("FAKE_NVJPEG_MEMORY");
+  const size_t needed = static_cast<size_t>(images) * (text ? std::strtoull(text, nullptr, 10) : 4096);
+  Memory& memory = fake().memory[state];
+  if (!memory.device.hold(needed) || !memory.host.hold(needed)) return kAllocatorFailure;
   fake().live[state] = images;
   return kSuccess;
 }

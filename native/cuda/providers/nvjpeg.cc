@@ -35,7 +35,7 @@ const unsigned char* bytes(NvJpeg::File file) { return reinterpret_cast<const un
 
 }  // namespace
 
-StatusOr<std::unique_ptr<NvJpeg>> NvJpeg::create() {
+StatusOr<std::unique_ptr<NvJpeg>> NvJpeg::create(const Memory* memory) {
   const auto found = open_library(kNvJpeg);
   if (!found.ok()) return found.status();
   std::unique_ptr<NvJpeg> made(new NvJpeg());
@@ -43,10 +43,12 @@ StatusOr<std::unique_ptr<NvJpeg>> NvJpeg::create() {
 #define X(name, ...) functions.name = reinterpret_cast<decltype(functions.name)>(dlsym(found.value().handle, #name));
   EFF_NVJPEG(X)
 #undef X
-  if (const int result = functions.nvjpegCreateEx(nj::kBackendDefault, nullptr, nullptr, 0, &made->handle_);
+  if (memory) made->memory_ = *memory;
+  nj::Allocator *device = memory ? &made->memory_.device : nullptr, *host = memory ? &made->memory_.host : nullptr;
+  if (const int result = functions.nvjpegCreateExV2(nj::kBackendDefault, device, host, 0, &made->handle_);
       result != nj::kSuccess) {
     made->handle_ = nullptr;
-    return error(Code::backend_missing, "%s does not start: nvjpegCreateEx failed with status %d",
+    return error(Code::backend_missing, "%s does not start: nvjpegCreateExV2 failed with status %d",
                  found.value().path.c_str(), result);
   }
   if (const int result = functions.nvjpegJpegStateCreate(made->handle_, &made->state_); result != nj::kSuccess) {

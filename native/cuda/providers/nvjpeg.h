@@ -21,9 +21,13 @@ class NvJpeg {
   };
   using File = std::span<const std::byte>;
 
-  // With a handle of the context that is current. Code::backend_missing where there is none, or where it does not
-  // start.
-  static StatusOr<std::unique_ptr<NvJpeg>> create();
+  // Where the library has its own memory from, which outlives this.
+  struct Memory {
+    nvjpeg::Allocator device, host;
+  };
+  // With a handle of the context that is current. Without `memory` the library asks the driver. Code::backend_missing
+  // where there is none, or where it does not start.
+  static StatusOr<std::unique_ptr<NvJpeg>> create(const Memory* memory = nullptr);
   ~NvJpeg();
   NvJpeg(const NvJpeg&) = delete;
   NvJpeg& operator=(const NvJpeg&) = delete;
@@ -40,6 +44,7 @@ class NvJpeg {
  private:
   NvJpeg() = default;
   nvjpeg::Functions functions_;
+  Memory memory_ = {};
   nvjpeg::Handle handle_ = nullptr;
   nvjpeg::State state_ = nullptr;
   size_t batch_ = 0;  // that the state is prepared for

@@ -15,6 +15,15 @@ struct Image {
   size_t pitch[4];
 };
 
+// What the library calls for memory, of the device or of the host (nvjpegDevAllocatorV2_t, nvjpegPinnedAllocatorV2_t).
+// Thread-safe. 0: it has it, or has given it back.
+struct Allocator {
+  int (*allocate)(void* context, void** data, size_t bytes, Stream);
+  int (*free)(void* context, void* data, size_t bytes, Stream);
+  void* context;
+};
+inline constexpr int kTaken = 0, kRefused = 1;
+
 enum Result : int {
   kSuccess = 0,
   kNotInitialized = 1,
@@ -32,7 +41,7 @@ enum OutputFormat : int { kOutputRgbInterleaved = 5 };
 
 // All return a Result.
 #define EFF_NVJPEG(X)                                                                                       \
-  X(nvjpegCreateEx, int backend, void* device_allocator, void* pinned_allocator, unsigned flags, Handle*)   \
+  X(nvjpegCreateExV2, int backend, Allocator* device, Allocator* pinned, unsigned flags, Handle*)           \
   X(nvjpegDestroy, Handle)                                                                                  \
   X(nvjpegJpegStateCreate, Handle, State*)                                                                  \
   X(nvjpegJpegStateDestroy, State)                                                                          \
