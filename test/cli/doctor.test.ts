@@ -1,8 +1,9 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { afterAll, describe, expect, it } from 'vitest'
+import { afterAll, describe, expect, it, vi } from 'vitest'
 import { type Check, checkCuda, checkGpu, checkLibrary, checkVisible } from '../../ts/cli/doctor.js'
+import { checkVariables } from '../../ts/cli/variables.js'
 import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 import { spawnEffnet } from './helpers/spawn.js'
 
@@ -64,6 +65,51 @@ describe('GPUs in the doctor', () => {
     expect(checkVisible('3,1', 2)[0]).toMatchObject({ status: 'ok', value: expect.stringContaining('"3,1"') })
     expect(checkVisible('3,1', 2)[0]!.value).toContain('cuda:0 to cuda:1')
     expect(checkVisible('', 0)[0]).toMatchObject({ status: 'warn', mend: expect.stringContaining('nvidia-smi -L') })
+  })
+})
+
+describe('variables in the doctor', () => {
+  it('are listed, and told where a command would refuse them', () => {
+    const env = {
+      EFFNET_PRECISION: 'bf16',
+      EFFNET_NUM_THREADS: 'all',
+      EFFNET_DEVICE: 'gpu',
+      EFFNET_MEMORY_LIMIT: '0.0000000001',
+      EFFNET_SEED: '7',
+      EFFNET_LIB_DIR: '/no/such/folder',
+      EFFNET_CACHE_DIR: '/proc/version',
+      EFFNET_CUDA_PROVDER: 'own',
+      EFFNET_DETERMINISTIC: '',
+      EFFNET_OF_OTHERS_ENTIRELY: 'x',
+      PATH: '/bin',
+    }
+    const checks = checkVariables(env)
+    expect(checks[0]).toEqual({ name: 'variables', status: 'ok', value: 'EFFNET_PRECISION=bf16 EFFNET_SEED=7' })
+    const bad = Object.fromEntries(checks.slice(1).map(({ name, status, value, mend }) => [name, [status, value, mend]]))
+    expect(bad).toEqual({
+      EFFNET_NUM_THREADS: [
+        'warn',
+        expect.stringContaining("'all'"),
+        expect.stringMatching(/EFFNET_NUM_THREADS=N .*whole number/),
+      ],
+      EFFNET_DEVICE: ['warn', expect.stringContaining('"gpu"'), expect.stringContaining('cuda')],
+      EFFNET_MEMORY_LIMIT: [
+        'warn',
+        expect.stringMatching(/that is \d+ bytes?, and 1\.0 MiB is the least/),
+        expect.stringContaining('8GiB'),
+      ],
+      EFFNET_LIB_DIR: ['warn', 'EFFNET_LIB_DIR=/no/such/folder: there is no such folder', expect.stringContaining('unset')],
+      EFFNET_CACHE_DIR: ['warn', expect.stringContaining('/proc/version is a file'), expect.stringContaining('may write')],
+      EFFNET_CUDA_PROVDER: ['warn', 'nothing reads it', 'did you mean EFFNET_CUDA_PROVIDER'],
+    })
+  })
+
+  it.each(['EFFNET_CUDA_SYNC', 'EFFNET_CUDA_PROVIDER', 'EFFNET_CUDA_TUNE'])('%s, too', (name) => {
+    vi.stubEnv(name, 'maybe')
+    expect(checkVariables(process.env)).toContainEqual(
+      expect.objectContaining({ name, status: 'warn', value: expect.stringContaining(`${name}=maybe: there are`) }),
+    )
+    vi.unstubAllEnvs()
   })
 })
 

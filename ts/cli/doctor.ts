@@ -255,7 +255,8 @@ export const verb = defineVerb(
     examples: ['effnet doctor', 'effnet doctor --json'],
     options: defineOptions({}),
   },
-  async ({ ui }) => {
+  async ({ io, ui }) => {
+    const { checkVariables } = await import('./variables.js')
     const checks: Check[] = [
       ok('effnet', packageVersion()),
       ...checkNode(),
@@ -263,6 +264,7 @@ export const verb = defineVerb(
       await checkSharp(),
       checkPretrained(),
       checkContainer(),
+      ...checkVariables(io.env),
       ...(await checkDisk(process.cwd())),
     ]
     const failed = checks.filter((c) => c.status === 'fail')

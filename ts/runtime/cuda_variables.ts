@@ -29,6 +29,7 @@ const VARIABLES = {
 } as const satisfies Record<string, Variable>
 
 type Name = keyof typeof VARIABLES
+export const CUDA_VARIABLES = Object.keys(VARIABLES) as readonly Name[]
 
 /** Its value, or '' where it is not set. @throws EFF_CONFIG_VALUE */
 export function cudaVariable<N extends Name>(name: N): (typeof VARIABLES)[N]['values'][number] | '' {
@@ -43,5 +44,5 @@ export function cudaVariable<N extends Name>(name: N): (typeof VARIABLES)[N]['va
 
 /** @throws EFF_CONFIG_VALUE */
 export function checkCudaVariables(): void {
-  for (const name of Object.keys(VARIABLES)) cudaVariable(name as Name)
+  for (const name of CUDA_VARIABLES) cudaVariable(name)
 }
