@@ -1,10 +1,13 @@
 #!/usr/bin/env node
 /**
- * `npm run cuda-checks -- [cudnn] [architectures]`: what CI has no time for of the CUDA backend's checks without a GPU; both by default.
+ * `npm run cuda-checks -- [cudnn] [architectures] [layers]`: what CI has no time for of the CUDA backend's checks without a GPU; all by
+ * default.
  *
  *   cudnn          asks the real cuDNN for every row of native/cuda/providers/cudnn_support.inc (CI: 20 of them); minutes
  *   architectures  compiles the kernels for all GPUs of a release, PTX included, into build-architectures, and holds them to their
  *                  budgets: as many registers as on sm_90a and some, next to no spills. 10 minutes and more.
+ *   layers         every layer shape of the models on small images, even and odd, in every type, emulated under four orders: the same
+ *                  bits, and what float64 gives. Half an hour and more.
  */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
@@ -38,7 +41,13 @@ async function architectures() {
   return (await runThrough('npx', ['vitest', 'run', 'test/engine/cuda_budgets.test.ts'], { env })) === 0
 }
 
-const checks = { cudnn, architectures }
+async function layers() {
+  const env = { ...process.env, EFFNET_CUDA_SHAPES: 'all' }
+  const files = ['test/engine/gpu_shapes.test.ts', 'test/engine/cuda_layers.test.ts']
+  return (await runThrough('npx', ['vitest', 'run', ...files], { env })) === 0
+}
+
+const checks = { cudnn, architectures, layers }
 
 async function main() {
   const given = process.argv.slice(2)

@@ -1,10 +1,11 @@
 // The layers of the models at their real sizes on a GPU, beside naive double precision on the same GPU
 // (tests/device/reference.cu, which cuda_reference_test holds to the host's loops): one op at a time on made-up values.
 //
-//   gpu_shapes_test FILE PRECISION [FROM UNTIL]
+//   gpu_shapes_test FILE PRECISION [FROM UNTIL [ORDERS]]
 //
 // FILE: of scripts/gpu/shapes.ts; PRECISION: f32, tf32, bf16 or f16; FROM: the line to begin with, from 0; UNTIL: the
-// second (since 1970) in which it stops between two lines.
+// second (since 1970) in which it stops between two lines, 0: never; ORDERS: of the driver without a GPU, as 3,4,7:
+// each must give the bits that the first run gave (on a GPU so many more runs).
 //
 // A line for each result that is off further than it may be, one for each op with the largest share of its limit that
 // a result took, the number of both last, and with UNTIL the line to go on with or "to the end".
@@ -20,8 +21,14 @@ constexpr double kOfProducts = 0x1p-20, kOfSums = 0x1p-18;
 
 class Check {
  public:
-  Check(const ShapeRow& row, bool tf32) : op_(row, tf32 ? plan::kOpTf32 : 0), tf32_(tf32) {
+  Check(const ShapeRow& row, bool tf32, const std::vector<std::string>& orders)
+      : op_(row, tf32 ? plan::kOpTf32 : 0), tf32_(tf32) {
     kernel_ = op_.run();
+    for (const std::string& order : orders) {
+      if (op_.same_under(order)) continue;
+      wrong_ = true;
+      std::printf("%s: other bits under order %s\n  %s\n", kernel_.c_str(), order.c_str(), row.text.c_str());
+    }
     act_ = static_cast<int32_t>(op_.attr("act"));
     type_ = ref_type(row.dtype);
     fast_ = row.dtype != DType::f32;
@@ -368,7 +375,8 @@ class Check {
   RefTensor own_mean_;
 };
 
-int check_all(const std::string& file, const std::string& precision, size_t from, time_t until) {
+int check_all(const std::string& file, const std::string& precision, size_t from, time_t until,
+              const std::vector<std::string>& orders) {
   const bool tf32 = precision == "tf32";
   DType dtype;
   std::vector<ShapeRow> rows;
@@ -386,7 +394,7 @@ int check_all(const std::string& file, const std::string& precision, size_t from
     const ShapeRow& row = rows[line];
     // TF32 is of products of matrices alone.
     if (row.dtype != dtype || (tf32 && !row.op.starts_with("conv2d"))) continue;
-    Check check(row, tf32);
+    Check check(row, tf32, orders);
     check.run();
     ++tried;
     wrong += check.wrong();
@@ -408,10 +416,12 @@ int check_all(const std::string& file, const std::string& precision, size_t from
 }  // namespace effnet::test
 
 int main(int argc, char** argv) {
-  if (argc != 3 && argc != 5) {
-    std::printf("gpu_shapes_test FILE PRECISION [FROM UNTIL]\n");
+  if (argc < 3 || argc == 4 || argc > 6) {
+    std::printf("gpu_shapes_test FILE PRECISION [FROM UNTIL [ORDERS]]\n");
     return 64;
   }
-  return effnet::test::check_all(argv[1], argv[2], argc == 5 ? std::strtoull(argv[3], nullptr, 10) : 0,
-                                 argc == 5 ? std::strtoll(argv[4], nullptr, 10) : 0);
+  const bool part = argc > 3;
+  return effnet::test::check_all(argv[1], argv[2], part ? std::strtoull(argv[3], nullptr, 10) : 0,
+                                 part ? std::strtoll(argv[4], nullptr, 10) : 0,
+                                 effnet::test::split(argc == 6 ? argv[5] : "", ','));
 }

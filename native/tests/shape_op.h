@@ -88,6 +88,8 @@ class ShapeOp {
 
   // Fills its operands and runs it. The kernel's name.
   std::string run();
+  // Once more on the same operands, under an order of the driver without a GPU: whether every byte is what it was.
+  bool same_under(const std::string& order);
 
   double attr(const char* name, double absent = 0) const {
     for (const auto& [given, value] : row_.attrs)
@@ -150,10 +152,12 @@ class ShapeOp {
     launch_reference("ref_fill", t->elements(),
                      RefFillArgs{into, ref_type(t->dtype), t->elements(), seed, mean, spread});
   }
+  void fill_operands();
   Status launch(const cuda::Kernel& kernel);
 
   const ShapeRow& row_;
   plan::Op op_;
+  cuda::KernelPtr kernel_;
   StepScalars scalars_;
   std::deque<Tensor> tensors_;
   std::map<std::string, const Tensor*> by_name_;
@@ -177,8 +181,19 @@ inline std::string ShapeOp::run() {
   need(backend::gpu().device->enter(), "GPU");
   for (const Arena arena : {Arena::weights, Arena::activations}) {
     const int a = static_cast<int>(arena);
+    if (bytes_[a]) arenas_[a] = scratch_.make<std::byte>(static_cast<int64_t>(bytes_[a]));
+  }
+  fill_operands();
+  auto kernel = backend::gpu().device->providers().bind(op_, factory);
+  need(kernel.ok() ? ok_status() : kernel.status(), row_.text);
+  kernel_ = std::move(kernel.value());
+  need(launch(*kernel_), row_.text);
+  return kernel_->name;
+}
+
+inline void ShapeOp::fill_operands() {
+  for (int a = 0; a < plan::kArenaCount; ++a) {
     if (!bytes_[a]) continue;
-    arenas_[a] = scratch_.make<std::byte>(static_cast<int64_t>(bytes_[a]));
     const auto cleared = [&]() -> Status {  // NaN: what nobody writes shows
       EFF_CUDA(backend::gpu().device->driver(), cuMemsetD8Async, reinterpret_cast<CUdeviceptr>(arenas_[a]), 0xff,
                bytes_[a], backend::gpu().stream);
@@ -189,13 +204,25 @@ inline std::string ShapeOp::run() {
   for (const auto* list : {&op_.inputs, &op_.updates})
     for (const Tensor* t : *list) {
       if (!t) continue;
-      const uint64_t seed = seeds_[std::string(t->name)] = seeds_.size() + 1;
+      const uint64_t seed = seeds_.try_emplace(std::string(t->name), seeds_.size() + 1).first->second;
       fill(t, seed, data(t));
     }
-  auto kernel = backend::gpu().device->providers().bind(op_, factory);
-  need(kernel.ok() ? ok_status() : kernel.status(), row_.text);
-  need(launch(*kernel.value()), row_.text);
-  return kernel.value()->name;
+}
+
+inline bool ShapeOp::same_under(const std::string& order) {
+  const auto contents = [&] {
+    std::vector<std::vector<std::byte>> arenas;
+    for (int a = 0; a < plan::kArenaCount; ++a)
+      if (bytes_[a]) arenas.push_back(to_host(arenas_[a], static_cast<int64_t>(bytes_[a])));
+    return arenas;
+  };
+  const auto before = contents();
+  fill_operands();
+  setenv("FAKE_CUDA_ORDER", order.c_str(), 1);
+  const Status launched = launch(*kernel_);
+  unsetenv("FAKE_CUDA_ORDER");
+  need(launched, row_.text);
+  return contents() == before;
 }
 
 inline Status ShapeOp::launch(const cuda::Kernel& kernel) {

@@ -87,12 +87,18 @@ export function shapeLines(side?: number): string[] {
   return [...lines.values()]
 }
 
-/** Of each op in each type about so many. */
-export function sample(lines: readonly string[], each: number): string[] {
+/**
+ * Of each op in each type about so many, evenly over the models from the first line on; `from`: from another one on, so that several
+ * samples have different shapes.
+ */
+export function sample(lines: readonly string[], each: number, from = 0): string[] {
   const byOp = new Map<string, string[]>()
   for (const line of lines) {
     const op = line.split(' ', 2).join(' ')
     byOp.set(op, [...(byOp.get(op) ?? []), line])
   }
-  return [...byOp.values()].flatMap((of) => of.filter((_, i) => i % Math.ceil(of.length / each) === 0))
+  return [...byOp.values()].flatMap((of) => {
+    const step = Math.ceil(of.length / each)
+    return of.filter((_, i) => i % step === from % step)
+  })
 }
