@@ -12,9 +12,9 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { defaultJobs } from './lib/build.mjs'
+import { RELEASE_ARCHITECTURES } from './lib/release.mjs'
 import { elapsed, fail, probe, root, run, runThrough, SetupError, say } from './lib/run.mjs'
 
-const RELEASE = '80;86;89;90a;100;120;80-ptx'
 const at = (...names) => path.join(root, ...names)
 
 async function cudnn() {
@@ -32,7 +32,7 @@ async function cudnn() {
 
 async function architectures() {
   const folder = at('build-architectures')
-  const options = ['-DEFFNET_ADDON=OFF', `-DEFFNET_CUDA_ARCHITECTURES=${RELEASE}`]
+  const options = ['-DEFFNET_ADDON=OFF', `-DEFFNET_CUDA_ARCHITECTURES=${RELEASE_ARCHITECTURES}`]
   await run('configure', 'cmake', ['-S', root, '-B', folder, '-G', 'Ninja', ...options], { mend: 'npm run setup -- --cuda' })
   await run('compile', 'cmake', ['--build', folder, '-j', String(defaultJobs()), '--target', 'cuda_images'], {
     mend: 'the compiler output above names the file',

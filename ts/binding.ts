@@ -217,6 +217,8 @@ export interface CudaInfo {
   unavailable: string | null
   /** That this build has kernels for, e.g. "80;90a"; "" without the backend. */
   architectures: string
+  /** Whether this build has cuDNN's part. */
+  cudnn: boolean
   /** "" without a driver. */
   driverPath: string
   /** Newest CUDA that the driver knows, e.g. 13000; 0 without a driver. */

@@ -6,6 +6,7 @@
 #include "cuda/driver_release.h"
 #include "cuda/executable.h"
 #include "cuda/image_batches.h"
+#include "cuda/providers/cudnn.h"
 #include "cuda/providers/library.h"
 
 namespace effnet::cuda {
@@ -72,6 +73,7 @@ StatusOr<std::shared_ptr<Backend>> open(int ordinal) {
 
 Status describe(Facts& facts) {
   facts.architectures = EFFNET_CUDA_ARCHITECTURES;
+  facts.cudnn = Cudnn::absent() == nullptr;
   for (const LibraryKind* kind : library_kinds()) facts.libraries.push_back(library_facts(*kind));
   DriverFacts of_driver;
   const auto found = driver(&of_driver);

@@ -24,6 +24,7 @@ struct Facts {
   int driver_version = 0;      // of CUDA, e.g. 13000; 0 where there is none
   std::string driver_release;  // e.g. "580.65.06"; empty: there is no driver, or nothing tells
   std::string architectures;   // that this build has kernels for, e.g. "80;90a"
+  bool cudnn = false;          // whether this build has cuDNN's part
   struct Gpu {
     std::string name;
     int capability = 0;  // major * 10 + minor

@@ -123,6 +123,7 @@ Napi::Value cuda_object(Napi::Env env, const CudaDescription& cuda) {
   object.Set("library", cuda.library);
   object.Set("unavailable", cuda.status.ok() ? env.Null() : Napi::Value(Napi::String::New(env, cuda.status.message())));
   object.Set("architectures", cuda.facts.architectures);
+  object.Set("cudnn", cuda.facts.cudnn);
   object.Set("driverPath", cuda.facts.driver_path);
   object.Set("driverVersion", cuda.facts.driver_version);
   object.Set("driverRelease", cuda.facts.driver_release);
