@@ -2,7 +2,14 @@
  * Batches of a dataset from the native pipeline: order and augmentation depend on (seed, epoch, position) only, so a
  * position is all that a resume needs.
  */
-import { type BatchHandle, binding, type DeviceHandle, type LoaderBatch, type LoaderHandle } from '../binding.js'
+import {
+  type BatchHandle,
+  binding,
+  type DeviceHandle,
+  type LoaderBatch,
+  type LoaderHandle,
+  type MemoryHandle,
+} from '../binding.js'
 import { EffnetError } from '../errors.js'
 import { decodeOptions, decodeOther } from './decode.js'
 import { permutation, sequence } from './order.js'
@@ -64,6 +71,8 @@ export function createImageLoader(dataset: ImageDataset, options: DataLoaderOpti
 export interface NativeLoaderOptions extends DataLoaderOptions {
   /** The GPU that makes the batches; default: they are made on the CPU. */
   device?: DeviceHandle
+  /** In whose limit what that takes counts. */
+  memory?: MemoryHandle
   /** Who reads batches that are made on the CPU. */
   pageLockedFor?: DeviceHandle
   /** Hears of the first file that the CPU had to decode for the GPU. */
@@ -115,6 +124,7 @@ export class NativeImageLoader implements ImageLoader {
       prefetch: options.prefetch ?? DEFAULT_PREFETCH,
       decodeOther: (bytes, name) => decodeOther(bytes, name, decode),
       ...(options.device ? { device: options.device } : {}),
+      ...(options.memory ? { memory: options.memory } : {}),
       ...(options.pageLockedFor ? { pageLockedFor: options.pageLockedFor } : {}),
     })
   }
