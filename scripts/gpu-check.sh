@@ -5,6 +5,8 @@
 #   scripts/gpu-check.sh [--stage A,B] [--out DIR] there: unpacks, runs the stages, prints a table last
 #   ... --rehearse                                 the same on a few small images and without time limits: where the
 #                                                  driver is the one without a GPU, to see that every stage runs
+#   ... --any-pack                                 with an archive of other sources than lie here, which is refused else;
+#                                                  the table says so
 #
 #   smoke      driver, GPU, each instruction that kernels have         fails where there is no GPU, or no answer in time
 #   kernels    the kernel tests, launched through the driver          against float64
@@ -19,6 +21,7 @@
 # A second call, --stage second (or by name), has the rest of shapes and what the first has no time for:
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
 #   chosen     as shapes, by the libraries where a plan would take them
+#   rows       every graph that the table of cuDNN has             numbers against float64; the GPU as cuDNN describes it
 #   finetune   a training run on the photos of models/demo, its accuracy beside the CPU's
 #   decode     photos decoded by nvJPEG beside those that the CPU decodes
 #   tuned      training of bench with measured kernels
@@ -36,23 +39,29 @@ pack=.gpu-check
 stages=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers
 out=gpu-check-results
 from=0
-known=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers,libraries,chosen,finetune,decode,tuned,racecheck,second,peers
+any_pack=0
+known=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers,libraries,chosen,rows,finetune,decode,tuned,racecheck,second,peers
 usage() {
-  echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --rehearse; stages: ${known//,/ }" >&2
+  echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --rehearse, --any-pack; stages: ${known//,/ }" >&2
   exit 64
 }
+# What programs of an archive and scripts of a checkout must have been made of to fit one another.
+sources() { find native ts scripts/gpu scripts/gpu-check.sh package.json -type f -print0 2>/dev/null | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --stage | --out | --from) [ $# -ge 2 ] || usage "$1 wants a word behind it" ;;
   esac
   case "$1" in
     --pack) exec node scripts/gpu/pack.mjs "$pack" ;;
+    --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' scripts/gpu-check.sh; exit 0 ;;
     --stage) stages=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
     --from)
       case "$2" in *[!0-9]* | '') usage "--from wants a number" ;; esac
       from=$2; shift 2 ;;
     --rehearse) export EFFNET_REHEARSE=1; shift ;;
+    --any-pack) any_pack=1; shift ;;
+    --sources) sources; exit 0 ;; # for pack.mjs
     *) usage "unknown argument $1" ;;
   esac
 done
@@ -60,7 +69,7 @@ for each in ${stages//,/ }; do
   case ",$known," in *",$each,"*) ;; *) usage "no stage is called $each" ;; esac
 done
 case ",$stages," in *,second,*) [ "$stages" = second ] || usage "second is a call of its own" ;; esac
-[ "$stages" = second ] && stages=shapes,libraries,chosen,finetune,decode,tuned,racecheck
+[ "$stages" = second ] && stages=shapes,libraries,chosen,rows,finetune,decode,tuned,racecheck
 # Whether there is a GPU decides over all others.
 case ",$stages," in *,smoke,*) ;; *) stages=smoke,$stages ;; esac
 if [ ! -f "$pack/pack.tar.xz" ]; then
@@ -73,6 +82,14 @@ at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT
 # Python has its own xz, where the system has none.
 if command -v xz >/dev/null; then tar -xJf "$pack/pack.tar.xz" -C "$at"; else python3 -m tarfile -e "$pack/pack.tar.xz" "$at"; fi || exit 66
+version=$(cat "$at/version.txt")
+if [ "$(cat "$at/sources.txt" 2>/dev/null)" != "$(sources)" ]; then
+  if [ "$any_pack" = 0 ]; then
+    echo "$pack/pack.tar.xz was made of other sources than lie here ($version): --pack again, or --any-pack" >&2
+    exit 66
+  fi
+  version="$version, of other sources than its scripts"
+fi
 mkdir -p "$at/scripts" && cp -r bin models package.json "$at" && cp -r scripts/gpu "$at/scripts" || exit 66
 cd "$at" || exit 1
 # The system's own are taken unless they are older: what else runs here may need newer ones than were packed.
@@ -94,7 +111,7 @@ mkdir "$at/logs"
 # Of the whole script, unpacking included.
 deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
 failed=0
-printf '%s\n' "gpu-check $(date -u +%FT%TZ) $(cat version.txt)" "$(printf '%-9s %-7s %6s  %s' stage result s note)" >>"$out/table.txt"
+printf '%s\n' "gpu-check $(date -u +%FT%TZ) $version" "$(printf '%-9s %-7s %6s  %s' stage result s note)" >>"$out/table.txt"
 
 # stage NAME LIMIT COMMAND...: the last line that the command prints is its note.
 stage() {
@@ -134,10 +151,11 @@ if [ $smoke -eq 0 ] || [ $smoke -eq 3 ]; then
   # The second call. Races are looked for until its end.
   stage libraries 50 bash scripts/gpu/kernels.sh libraries
   stage chosen 40 bash scripts/gpu/shapes.sh libraries
+  stage rows 50 bash scripts/gpu/rows.sh
   stage finetune 90 node scripts/gpu/finetune.mjs
   stage decode 20 node scripts/gpu/decode.mjs
   stage tuned 150 bash scripts/gpu/tuned.sh
-  stage racecheck 100 bash scripts/gpu/memcheck.sh racecheck
+  stage racecheck 60 bash scripts/gpu/memcheck.sh racecheck
   stage peers 510 bash scripts/gpu/peer.sh --table --from "$from" --seconds 480
 fi
 cat "$out/table.txt"

@@ -9,8 +9,10 @@
 //
 // A line for each result that is off further than it may be, one for each op with the largest share of its limit that
 // a result took, the number of both last, and with UNTIL the line to go on with or "to the end".
+#include <chrono>
 #include <ctime>
 
+#include "cudnn_rows.h"
 #include "kernel_rig.h"
 #include "shape_op.h"
 
@@ -21,7 +23,7 @@ constexpr double kOfProducts = 0x1p-20, kOfSums = 0x1p-18;
 
 class Check {
  public:
-  Check(const ShapeRow& row, bool tf32, const std::vector<std::string>& orders)
+  Check(const ShapeRow& row, bool tf32, const std::vector<std::string>& orders = {})
       : op_(row, tf32 ? plan::kOpTf32 : 0), tf32_(tf32) {
     kernel_ = op_.run();
     for (const std::string& order : orders) {
@@ -44,6 +46,7 @@ class Check {
       backward();
   }
   bool wrong() const { return wrong_; }
+  const std::string& kernel() const { return kernel_; }
   double used() const { return used_; }
 
  private:
@@ -194,7 +197,7 @@ class Check {
       args.dst = op_.scratch().make<RefTerms>(count * args.slices);
       launch_reference("ref_conv_backward_weights", count * args.slices, args);
       const RefTerms* all = added(args.dst, count, args.slices);
-      compare("diff_weights", op_.ref("diff_weights"), all, count, kOfProducts, false);
+      compare("diff_weights", op_.ref("diff_weights"), all, count, kOfProducts, op_.row().half_gradient);
     }
     if (op_.find("src_diff_scale")) {
       const RefTensor stored = op_.ref("diff_src");
@@ -412,10 +415,55 @@ int check_all(const std::string& file, const std::string& precision, size_t from
   return (tried > 0 || !whole) && wrong == 0 ? 0 : 1;
 }
 
+//   gpu_shapes_test cudnn PRECISION    what cuDNN says that it can (cudnn_rows.h), by cuDNN, until EFFNET_STAGE_END
+//                                      (seconds since 1970)
+// Where there is no plan of its that is said: with another version than the table's it is no mistake.
+int check_cudnn(const std::string& precision) {
+  need(backend::gpu().status, "GPU");
+  setenv("EFFNET_CUDA_PROVIDER", "cudnn", 1);
+  const char* end = std::getenv("EFFNET_STAGE_END");
+  const char* rehearsing = std::getenv("EFFNET_REHEARSE");
+  const auto gpu = cuda::Device::properties(backend::gpu().device->driver(), 0);
+  need(gpu.ok() ? ok_status() : gpu.status(), "GPU");
+  const auto rows = cudnn_rows(gpu.value().capability, precision, rehearsing && std::string(rehearsing) == "1");
+  size_t tried = 0, wrong = 0, without = 0;
+  for (; tried < rows.size(); ++tried) {
+    using namespace std::chrono;
+    if (end && duration_cast<seconds>(system_clock::now().time_since_epoch()).count() + 3 > std::atoll(end)) break;
+    Check check(rows[tried], precision == "tf32");
+    const std::string& text = rows[tried].text;
+    if (!check.kernel().ends_with(":cudnn")) {
+      ++without;
+      std::printf("%s: no plan\n", text.c_str());
+    } else {
+      check.run();
+      wrong += check.wrong();
+      std::printf("%s: %.0f %% of its limit\n", text.c_str(), 100 * check.used());
+    }
+    std::fflush(stdout);
+  }
+  std::printf("%s: %zu of %zu graphs, %zu off, %zu without a plan\n", precision.c_str(), tried, rows.size(), wrong,
+              without);
+  return tried > without && wrong == 0 ? 0 : 1;
+}
+
+//   gpu_shapes_test device             the GPU as cuDNN describes it: native/tests/gpus
+int describe_device() {
+  need(backend::gpu().status, "GPU");
+  need(backend::gpu().device->enter(), "GPU");
+  const auto text = cuda::Cudnn::describe_device(0);
+  need(text.ok() ? ok_status() : text.status(), "cuDNN");
+  std::printf("%s\n", text.value().c_str());
+  return 0;
+}
+
 }  // namespace
 }  // namespace effnet::test
 
 int main(int argc, char** argv) {
+  const std::string first = argc > 1 ? argv[1] : "";
+  if (argc == 2 && first == "device") return effnet::test::describe_device();
+  if (argc == 3 && first == "cudnn") return effnet::test::check_cudnn(argv[2]);
   if (argc < 3 || argc == 4 || argc > 6) {
     std::printf("gpu_shapes_test FILE PRECISION [FROM UNTIL [ORDERS]]\n");
     return 64;

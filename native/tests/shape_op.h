@@ -73,7 +73,7 @@ inline RefType ref_type(DType dtype) { return static_cast<RefType>(dtype); }
 class ShapeOp {
  public:
   ShapeOp(const ShapeRow& row, uint16_t flags) : row_(row) {
-    op_.flags = flags;
+    op_.flags = static_cast<uint16_t>(flags | (row.half_gradient ? plan::kOpHalfGradient : 0));
     op_.name = row.op;
     for (const auto& [name, value] : row.attrs) op_.attrs.push_back(value);
     const auto place = [&](const std::vector<ShapePort>& ports, std::vector<const Tensor*>& list) {

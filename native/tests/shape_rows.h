@@ -25,6 +25,7 @@ struct ShapeRow {
   std::string op, text;
   std::vector<std::pair<std::string, double>> attrs;
   std::vector<ShapePort> inputs, outputs, updates;
+  bool half_gradient = false;  // plan::kOpHalfGradient; of no line of a file
 };
 
 inline std::vector<std::string> split(const std::string& text, char at) {

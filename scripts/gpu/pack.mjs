@@ -88,6 +88,9 @@ async function pack(folder) {
     rmSync(into('fetched'), { recursive: true })
     const commit = probe('git', ['describe', '--always', '--dirty'], { cwd: root }).stdout.trim()
     writeFileSync(into('version.txt'), `effnet-native ${commit}\n`)
+    const sources = probe('bash', [at('scripts/gpu-check.sh'), '--sources'], { cwd: root })
+    if (sources.status !== 0) throw new SetupError(`gpu-check.sh --sources: ${sources.stderr}`, undefined, 1)
+    writeFileSync(into('sources.txt'), sources.stdout)
     mkdirSync(folder, { recursive: true })
     const archive = path.join(folder, 'pack.tar.xz')
     // Each test carries the same kernels: a window that spans all of them holds these once.

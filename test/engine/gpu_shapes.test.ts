@@ -12,7 +12,7 @@ import path from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { packageRoot } from '../../ts/paths.js'
 import { sample, shapeLines } from '../helpers/layer_shapes.js'
-import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
+import { describeWith, FAKE_DRIVER, fakeLibraries } from '../helpers/stand_in.js'
 
 const PROGRAM = path.join(packageRoot(), 'build/gpu_shapes_test')
 const needed = { ...FAKE_DRIVER, missing: FAKE_DRIVER.missing ?? (existsSync(PROGRAM) ? undefined : PROGRAM) }
@@ -85,5 +85,40 @@ describeWith(needed, 'layer shapes beside references on the device', () => {
     [[], 'f64', /no precision f64/],
   ])('refuses %j for %s', (lines, precision, message) => {
     expect(run(lines, precision)).toMatchObject({ status: 64, stdout: expect.stringMatching(message) })
+  })
+})
+
+const libraries = fakeLibraries('libcudnn.so.9')
+describeWith({ ...libraries, missing: libraries.missing ?? needed.missing }, 'what cuDNN says that it can', () => {
+  const run = (args: readonly string[], more: NodeJS.ProcessEnv = {}) =>
+    spawnSync(PROGRAM, args, {
+      encoding: 'utf8',
+      env: { ...process.env, EFFNET_LIB_DIR: libraries.folder, EFFNET_REHEARSE: '1', ...more },
+    })
+  it.each([
+    ['bf16', 42],
+    ['tf32', 42],
+  ] as const)('%s: each graph is done by it, as its reference', { timeout: 120_000 }, (precision, graphs) => {
+    const { status, stdout } = run(['cudnn', precision])
+    expect({ status, stdout }).toEqual({
+      status: 0,
+      stdout: expect.stringMatching(`${precision}: ${graphs} of ${graphs} graphs, 0 off, 0 without a plan\n$`),
+    })
+    expect(stdout).toMatch(/forward_bias_silu_residual k3 s2 \S+: \d+ % of its limit/)
+    expect(stdout).toMatch(/bwd_weights\S* k3 s1 /)
+  })
+  it('that has no plan for any of them fails', { timeout: 60_000 }, () => {
+    const { status, stdout } = run(['cudnn', 'f16'], { FAKE_CUDNN_NO_PLAN: '1' })
+    expect({ status, stdout }).toEqual({
+      status: 1,
+      stdout: expect.stringMatching(/f16: 42 of 42 graphs, 0 off, 42 without a plan\n$/),
+    })
+  })
+  it('ends in time, and says what is left', () => {
+    const { status, stdout } = run(['cudnn', 'f16'], { EFFNET_STAGE_END: '0' })
+    expect({ status, stdout }).toEqual({ status: 1, stdout: 'f16: 0 of 42 graphs, 0 off, 0 without a plan\n' })
+  })
+  it('describes the GPU', () => {
+    expect(run(['device'])).toMatchObject({ status: 0, stdout: expect.stringContaining('"deviceName"') })
   })
 })

@@ -17,7 +17,7 @@ const write = (name, text) => {
 }
 
 /** The script in a checkout and with an archive whose programs are made up: `node` and `bash` of each stage are these lines. */
-function check(stages, args, seconds) {
+function check(stages, args, seconds, changed = false) {
   mkdirSync(path.join(dir, 'scripts'))
   cpSync(path.resolve('scripts/gpu-check.sh'), path.join(dir, 'scripts/gpu-check.sh'))
   for (const name of ['bin', 'models', 'scripts/gpu']) mkdirSync(path.join(dir, name), { recursive: true })
@@ -29,11 +29,13 @@ function check(stages, args, seconds) {
     chmodSync(path.join(dir, `work/bin/${name}`), 0o755)
   }
   mkdirSync(path.join(dir, '.gpu-check'))
+  const script = path.join(dir, 'scripts/gpu-check.sh')
+  write('work/sources.txt', execFileSync('/bin/bash', [script, '--sources'], { encoding: 'utf8' }))
+  if (changed) write('scripts/gpu/changed.mjs', '')
   execFileSync('tar', ['-C', path.join(dir, 'work'), '-cJf', path.join(dir, '.gpu-check/pack.tar.xz'), '.'])
   const env = { ...process.env, EFFNET_GPU_CHECK_SECONDS: seconds }
-  const { status } = spawnSync('/bin/bash', [path.join(dir, 'scripts/gpu-check.sh'), ...args, '--out', path.join(dir, 'out')], {
-    env,
-  })
+  const { status, stderr } = spawnSync('/bin/bash', [script, ...args, '--out', path.join(dir, 'out')], { env, encoding: 'utf8' })
+  if (status === 66) return { status, stderr }
   const rows = readFileSync(path.join(dir, 'out/table.txt'), 'utf8')
     .trimEnd()
     .split('\n')
@@ -43,7 +45,7 @@ function check(stages, args, seconds) {
 
 describe('scripts/gpu-check.sh', () => {
   it('ends by itself: a stage that hangs is stopped, and the rest has no time', { timeout: 60_000 }, () => {
-    const { status, stages } = check({ 'kernels.sh': 'exec sleep 600' }, ['--stage', 'smoke,kernels,layers'], '8')
+    const { status, stages } = check({ 'kernels.sh': 'exec sleep 600' }, ['--stage', 'smoke,kernels,layers'], '15')
     expect(stages).toEqual({ smoke: 'passed', kernels: 'timeout', layers: 'skipped' })
     expect(status).toBe(1)
   })
@@ -89,11 +91,17 @@ describe('scripts/gpu-check.sh', () => {
     [['--stage', 'peers', '--from', 'two'], '--from wants a number'],
     [['--stage', 'smoke,second'], 'second is a call of its own'],
     [['--stage'], '--stage wants a word behind it'],
-    [['--help'], 'unknown argument --help'],
+    [['--halp'], 'unknown argument --halp'],
   ])('refuses %j', (args, message) => {
     const { status, stderr } = spawnSync('/bin/bash', ['scripts/gpu-check.sh', ...args], { encoding: 'utf8' })
     expect({ status, stderr }).toEqual({ status: 64, stderr: expect.stringContaining(message) })
     expect(stderr).toContain('memcheck')
+  })
+  it('--help tells of each stage', () => {
+    const { status, stdout } = spawnSync('/bin/bash', ['scripts/gpu-check.sh', '--help'], { encoding: 'utf8' })
+    expect(status).toBe(0)
+    const known = /^known=(\S+)$/m.exec(readFileSync('scripts/gpu-check.sh', 'utf8'))[1].split(',')
+    for (const name of known) expect(stdout).toMatch(new RegExp(`^ +${name} |--stage ${name}\\b`, 'm'))
   })
   it('asks for a GPU before any stage', { timeout: 60_000 }, () => {
     expect(check({ 'smoke.mjs': 'echo no GPU; exit 69' }, ['--stage', 'bench'], '60')).toEqual({
@@ -101,9 +109,16 @@ describe('scripts/gpu-check.sh', () => {
       stages: { smoke: 'FAILED' },
     })
   })
+  it('refuses an archive of other sources, unless it is told to take any, which the table says', { timeout: 60_000 }, () => {
+    const refused = check({}, ['--stage', 'smoke'], '60', true)
+    expect(refused).toEqual({ status: 66, stderr: expect.stringContaining('made of other sources than lie here') })
+    const again = [path.join(dir, 'scripts/gpu-check.sh'), '--stage', 'smoke', '--any-pack', '--out', path.join(dir, 'out')]
+    expect(spawnSync('/bin/bash', again).status).toBe(0)
+    expect(readFileSync(path.join(dir, 'out/table.txt'), 'utf8')).toContain('of a test, of other sources than its scripts')
+  })
   it('has a second call', { timeout: 60_000 }, () => {
     const { status, stages } = check({}, ['--stage', 'second'], '60')
-    expect(Object.keys(stages)).toEqual(['smoke', 'shapes', 'libraries', 'chosen', 'finetune', 'decode', 'tuned', 'racecheck'])
+    expect(Object.keys(stages)).toEqual(['smoke', 'shapes', 'libraries', 'chosen', 'rows', 'finetune', 'decode', 'tuned', 'racecheck'])
     expect(status).toBe(0)
   })
 })

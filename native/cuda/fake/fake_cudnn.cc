@@ -413,6 +413,13 @@ EFF_EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t handl
     case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE:
     case CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE:
       return answer(kWorkspace);
+    case CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION: {
+      if (!descriptor->final) return wrong("properties of a device that are not final");
+      constexpr char kText[] = R"({"cudaDeviceId": 0, "deviceName": "no GPU"})";  // with its end, as the real one
+      if (count) *count = sizeof kText;
+      if (values) std::memcpy(values, kText, std::min<size_t>(sizeof kText, static_cast<size_t>(wanted)));
+      return CUDNN_STATUS_SUCCESS;
+    }
     case CUDNN_ATTR_ENGINE_GLOBAL_INDEX:
       return answer(descriptor->value<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX));
     case CUDNN_ATTR_ENGINECFG_SHARED_MEMORY_USED:

@@ -268,4 +268,14 @@ StatusOr<std::shared_ptr<const Cudnn>> Cudnn::for_device(const std::string& prop
   return std::shared_ptr<const Cudnn>(std::make_shared<Frontend>(std::move(opened)));
 }
 
+StatusOr<std::string> Cudnn::describe_device(int device) {
+  EFF_RETURN_IF_ERROR(load());
+  fe::DeviceProperties properties;
+  EFF_RETURN_IF_ERROR(fe_status("device properties", properties.set_device_id(device).build(), Code::internal));
+  std::vector<uint8_t> text;
+  EFF_RETURN_IF_ERROR(fe_status("device properties", properties.serialize(text), Code::internal));
+  while (!text.empty() && text.back() == 0) text.pop_back();
+  return std::string(text.begin(), text.end());
+}
+
 }  // namespace effnet::cuda

@@ -47,6 +47,8 @@ class Cudnn {
   static StatusOr<std::shared_ptr<const Cudnn>> create();
   // For a GPU described as cuDNN's DeviceProperties, which need not be there: plans can be made, not queued.
   static StatusOr<std::shared_ptr<const Cudnn>> for_device(const std::string& properties);
+  // A GPU that is there, described so; by its number as CUDA counts.
+  static StatusOr<std::string> describe_device(int device);
   // Why this build has no cuDNN, with the mend; nullptr where it has.
   static const char* absent();
 

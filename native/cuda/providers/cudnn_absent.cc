@@ -11,5 +11,6 @@ StatusOr<std::shared_ptr<const Cudnn>> Cudnn::create() { return Status(Code::bac
 StatusOr<std::shared_ptr<const Cudnn>> Cudnn::for_device(const std::string&) {
   return Status(Code::backend_missing, absent());
 }
+StatusOr<std::string> Cudnn::describe_device(int) { return Status(Code::backend_missing, absent()); }
 
 }  // namespace effnet::cuda
