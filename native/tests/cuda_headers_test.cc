@@ -62,6 +62,7 @@ EFF_SAME(nj::kImplementationNotSupported, NVJPEG_STATUS_IMPLEMENTATION_NOT_SUPPO
 EFF_SAME(nj::kIncompleteBitstream, NVJPEG_STATUS_INCOMPLETE_BITSTREAM);
 EFF_SAME(nj::kBackendDefault, NVJPEG_BACKEND_DEFAULT);
 EFF_SAME(nj::kOutputRgbInterleaved, NVJPEG_OUTPUT_RGBI);
+EFF_SAME(nj::kInterpolatedChroma, NVJPEG_FLAGS_UPSAMPLING_WITH_INTERPOLATION);
 EFF_SAME(sizeof(nj::Image), sizeof(nvjpegImage_t));
 EFF_SAME(sizeof(nj::Allocator), sizeof(nvjpegDevAllocatorV2_t));
 EFF_SAME(sizeof(nj::Allocator), sizeof(nvjpegPinnedAllocatorV2_t));

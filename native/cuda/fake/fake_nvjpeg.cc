@@ -118,8 +118,9 @@ EFF_EXPORT int nvjpegGetProperty(int which, int* value) {
   *value = parts[which];
   return kSuccess;
 }
-EFF_EXPORT int nvjpegCreateExV2(int, Allocator* device, Allocator* pinned, unsigned, Handle* handle) {
+EFF_EXPORT int nvjpegCreateExV2(int, Allocator* device, Allocator* pinned, unsigned flags, Handle* handle) {
   EFF_ENTER(nvjpegCreateExV2)
+  if (flags != kInterpolatedChroma) return wrong("chroma that this one, which is libjpeg, does not make");
   create(handle);
   fake().memory[*handle] = {{device}, {pinned}};
   return kSuccess;

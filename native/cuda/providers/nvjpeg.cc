@@ -45,7 +45,8 @@ StatusOr<std::unique_ptr<NvJpeg>> NvJpeg::create(const Memory* memory) {
 #undef X
   if (memory) made->memory_ = *memory;
   nj::Allocator *device = memory ? &made->memory_.device : nullptr, *host = memory ? &made->memory_.host : nullptr;
-  if (const int result = functions.nvjpegCreateExV2(nj::kBackendDefault, device, host, 0, &made->handle_);
+  if (const int result =
+          functions.nvjpegCreateExV2(nj::kBackendDefault, device, host, nj::kInterpolatedChroma, &made->handle_);
       result != nj::kSuccess) {
     made->handle_ = nullptr;
     return error(Code::backend_missing, "%s does not start: nvjpegCreateExV2 failed with status %d",

@@ -37,6 +37,7 @@ enum Result : int {
   kIncompleteBitstream = 10,
 };
 enum Backend : int { kBackendDefault = 0 };
+enum Flags : unsigned { kInterpolatedChroma = 1 << 5 };  // as libjpeg does; by default values are repeated
 enum OutputFormat : int { kOutputRgbInterleaved = 5 };
 
 // All return a Result.
