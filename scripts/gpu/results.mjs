@@ -1,7 +1,7 @@
 /**
  * `node scripts/gpu/results.mjs DIR [--peers DIR] [--into DIR]`: what gpu-check.sh has measured, as files of bench/results/gpu: one a
  * case, named by date, GPU, driver, versions, work, type and batch, with PyTorch eager of the same run beside it. With `--peers`, the
- * folder of a call `--stage peers`: PyTorch's fastest mode, too, where that call's eager agrees with this run's on the same GPU and
+ * folder of a call `--stage peers`: PyTorch's fastest mode, of a case in 16 bit in either type, too, where that call's eager agrees with this run's on the same GPU and
  * versions; otherwise the two runs do not compare, and the file says why.
  */
 import { execFileSync } from 'node:child_process'
@@ -25,13 +25,26 @@ const rowsOf = (file) =>
 /** How far apart two measurements of the same work may be and still be those of one machine. */
 const ANCHOR = 0.03
 const keyOf = ({ mode, model, batch, size, precision }) => [mode, model, batch, size, precision].join(' ')
+/** As keyOf, whichever 16-bit type it is. */
+const workOf = (row) => keyOf({ ...row, precision: row.precision.replace(/^[bf][pf]16-mixed$/, '16 bit') })
+
+/** What a step does on either side, so that a ratio says what it is of. */
+const WORK = {
+  both:
+    'training: forward, backward, SGD with momentum 0.9 and weight decay 1e-5, an average of the weights, dropout and stochastic depth ' +
+    '0.2, label smoothing 0.1, running statistics of BN; fp16 also a loss scale, its check and its update. Inference: logits',
+  ours_alone:
+    'the batch of uint8 images and its labels is copied from page-locked memory of the host and normalised on the GPU, and the loss is ' +
+    'read back, each step',
+  peer_alone: 'images lie on the GPU as normalised FP32 (inference in 16 bit: as that), and nothing is copied',
+}
 
 /** The fastest of PyTorch's modes in another call, or why it says nothing about this one. */
 function bestPeer(row, anchor, table, drivers) {
-  const modes = table.filter((each) => keyOf(each) === keyOf(row) && each.images_per_s > 0)
+  const modes = table.filter((each) => workOf(each) === workOf(row) && each.images_per_s > 0)
   if (modes.length === 0) return { refused: 'that call has no row of it' }
   if (!anchor) return { refused: 'this run has no anchor' }
-  const same = modes.find(({ compile }) => compile === anchor.compile)
+  const same = modes.find((each) => each.compile === anchor.compile && keyOf(each) === keyOf(row))
   if (!same) return { refused: `that call has no ${anchor.compile}` }
   for (const key of ['gpu', 'torch', 'cudnn'])
     if (same[key] !== anchor[key]) return { refused: `${key} is ${anchor[key]} here, ${same[key]} there` }
@@ -97,6 +110,7 @@ export function reports(folder, peersFolder) {
         ...row,
         peer: peer ?? null,
         ratio_to_peer: ratio,
+        work: WORK,
         ...best,
       },
     }

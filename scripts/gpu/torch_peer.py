@@ -1,12 +1,14 @@
-"""PyTorch on the cases of bench.mjs: images a second by the wall clock, inputs already on the GPU.
+"""PyTorch on the cases of bench.mjs: images a second by the wall clock over all timed steps, median and 95th percentile of a step by
+CUDA events around each, inputs already on the GPU.
 
   torch_peer.py                            eager: the anchor of a run. A line of JSON a case, then all in one
   torch_peer.py --table [--from N] [--seconds S]
-                                           every mode of every case, the most important case first: a process a case, a line a
-                                           mode as it is measured, until the time is over. N: the case to begin with, from 0
+                                           every mode of every case, those of bf16 in fp16 too, the most important case first: a process
+                                           a case, a line a mode as it is measured, until the time is over. N: the case to begin with
 
-Training is forward, backward, fused SGD with momentum and weight decay, and an average of the weights; 16 bit by autocast. Inference
-has its weights in 16 bit and, compiled, frozen (batch norm folded). Batch 1 is waited for at each call: its time is a latency.
+Training is forward, backward, fused SGD with momentum and weight decay, and an average of the weights; 16 bit by autocast, fp16 with a
+loss scale whose optimizer step does not wait for the GPU. Inference has its weights in 16 bit and, compiled, frozen (batch norm
+folded). Batch 1 is waited for at each call: its time is a latency, by the wall clock. How many steps: timing.json.
 EFFNET_REHEARSE=1: two small images and, without a GPU, the CPU.
 """
 
@@ -15,12 +17,14 @@ import contextlib
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
 
 REHEARSING = os.environ.get("EFFNET_REHEARSE") == "1"
-WINDOW_S = 0.01 if REHEARSING else 3.0
+TIMING = json.loads(pathlib.Path(__file__).with_name("timing.json").read_text())
+LONGEST_ANCHOR_S = 12
 MODES = ("eager", "default", "reduce-overhead", "max-autotune")
 
 
@@ -29,11 +33,18 @@ def cases():
     return [{**case, "batch": min(case["batch"], 2), "size": 32} for case in every] if REHEARSING else every
 
 
+def cases_of_table():
+    """Those of bench.mjs, then what only PyTorch is asked: a case in bf16 may be faster for it in fp16."""
+    every = cases()
+    halves = [{**case, "precision": "fp16-mixed"} for case in every if case["precision"] == "bf16-mixed"]
+    return every + [case for case in halves if case not in every]
+
+
 def step_of(case, mode, device):
     import timm
     import torch
 
-    dtype = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16, "fp32": torch.float32}[case["precision"]]
+    dtype = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}.get(case["precision"], torch.float32)
     train = case["mode"] == "train"
     rates = {"drop_rate": 0.2, "drop_path_rate": 0.2} if train else {}
     model = timm.create_model(case["model"], **rates).to(device).to(memory_format=torch.channels_last).train(train)
@@ -54,6 +65,7 @@ def step_of(case, mode, device):
     labels = torch.randint(0, model.num_classes, (case["batch"],), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-5, fused=True)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     weights = [parameter.detach() for parameter in model.parameters()]
     average = [weight.clone() for weight in weights]
 
@@ -61,44 +73,85 @@ def step_of(case, mode, device):
         optimizer.zero_grad(set_to_none=True)
         with autocast:
             loss = criterion(run(images), labels)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         torch._foreach_lerp_(average, weights, 1e-3)
 
     return step
 
 
-def measure(case, mode):
+def event():
+    import torch
+
+    return torch.cuda.Event(enable_timing=True)
+
+
+def timed(step, wait, count, by_events, alone):
+    """Seconds of `count` steps by the wall clock, and milliseconds of each. `alone`: each is waited for."""
+    begin, last, each, marks = time.perf_counter(), time.perf_counter(), [], []
+    for _ in range(count):
+        before = event() if by_events else None
+        if by_events:
+            before.record()
+        step()
+        if by_events:
+            after = event()
+            after.record()
+            marks.append((before, after))
+        else:
+            if alone:
+                wait()
+            now = time.perf_counter()
+            each.append(1e3 * (now - last))
+            last = now
+    wait()
+    seconds = time.perf_counter() - begin
+    return seconds, sorted(a.elapsed_time(b) for a, b in marks) if by_events else sorted(each)
+
+
+def measure(case, mode, window):
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not REHEARSING:
         raise RuntimeError("PyTorch finds no GPU")
     torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    tf32 = case["precision"] == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch._dynamo.reset()
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     step = step_of(case, mode, device)
-    for _ in range(2 if REHEARSING else 20):
-        step()
-    wait()
     alone = case["mode"] == "infer" and case["batch"] == 1
-    begin, steps = time.perf_counter(), 0
-    while time.perf_counter() - begin < WINDOW_S:
-        # The queue is kept short, so that what is asked for within the window ends soon after it.
-        for _ in range(1 if alone else 8):
-            step()
-            steps += 1
-        wait()
-    rate = case["batch"] * steps / (time.perf_counter() - begin)
+    # The first steps compile, measure and record, however long that takes.
+    first = 3
+    seconds = timed(step, wait, first, False, True)[0]
+    each = timed(step, wait, 2, False, True)[0] / 2
+    rest = 0 if REHEARSING else max(0, min(TIMING["warmup"] - first - 2, int(TIMING["warmup_s"] / each)))
+    if rest:
+        each = timed(step, wait, rest, False, alone)[0] / rest
+    count = 2 if REHEARSING else max(TIMING["least_steps"], min(TIMING["steps"], int(window / each)))
+    by_events = device == "cuda" and not alone
+    wall, times = timed(step, wait, count, by_events, alone)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     versions = {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "gpu": name}
-    return {**case, "compile": mode, **versions, "images_per_s": rate}
+    return {
+        **case,
+        "compile": mode,
+        **versions,
+        "images_per_s": case["batch"] * count / wall,
+        "median_ms": statistics.median(times),
+        "p95_ms": times[max(0, -(-95 * count // 100) - 1)],
+        "clock": "median and p95 by CUDA events" if by_events else "wall",
+        "steps": count,
+        "warmup_steps": first + 2 + rest,
+        "first_steps_s": seconds,
+    }
 
 
-def row(case, mode):
+def row(case, mode, window):
     try:
-        return measure(case, mode)
+        return measure(case, mode, window)
     except Exception as error:  # the other modes have to be measured
         return {**case, "compile": mode, "error": f"{type(error).__name__}: {error}"[-300:]}
 
@@ -106,7 +159,7 @@ def row(case, mode):
 def table(first, seconds):
     """A case's processes share what was compiled; one that hangs or is killed costs its own case only."""
     end = time.monotonic() + seconds
-    every = cases()
+    every = cases_of_table()
     begun, failed = first, 0
     for begun in range(first, len(every) + 1):
         left = end - time.monotonic()
@@ -140,16 +193,21 @@ def main():
         return table(given.first, given.seconds)
     if given.case is not None:
         for mode in MODES:
-            print(json.dumps(row(cases()[given.case], mode)), flush=True)
+            print(json.dumps(row(cases_of_table()[given.case], mode, TIMING["table_window_s"])), flush=True)
         return 0
-    summary, failed = [], 0
+    # The stage ends with what has been measured: a case that may have no time left is not begun.
+    end = float(os.environ.get("EFFNET_STAGE_END", "inf"))
+    summary, failed, rest = [], 0, 0
     for case in cases():
-        made = row(case, "eager")
+        if end - time.time() < LONGEST_ANCHOR_S:
+            rest += 1
+            continue
+        made = row(case, "eager", TIMING["window_s"])
         print(json.dumps(made), flush=True)
         failed += "error" in made
         summary.append(f"{made['mode']} {made['batch']} {made['precision']} {made.get('images_per_s', 0):.0f}/s")
-    print(", ".join(summary))
-    return 1 if failed else 0
+    print(", ".join(summary) + (f"; no time for {rest} of {len(cases())} cases" if rest else ""))
+    return 1 if failed else 76 if rest else 0
 
 
 if __name__ == "__main__":

@@ -180,6 +180,15 @@ describe('results of a GPU', () => {
     expect(training).toMatchObject({ compile: 'default', ratio: 2 })
     expect(inference).toEqual({ refused: 'that call has no row of it' })
   })
+  it('takes the faster 16-bit type of PyTorch, but no other precision', () => {
+    const fp16 = { ...eager, precision: 'fp16-mixed', compile: 'max-autotune', images_per_s: 2000 }
+    expect(best({ peers: [...table, fp16, { ...fp16, precision: 'tf32', images_per_s: 9000 }] })[0]).toMatchObject({
+      compile: 'max-autotune',
+      precision: 'fp16-mixed',
+      ratio: 1.5,
+    })
+    expect(best({ peers: [fp16] })[0]).toEqual({ refused: 'that call has no eager' })
+  })
   it.each([
     ['anchors too far apart', { peers: [{ ...eager, images_per_s: 1031 }, table[1]] }, eager, 'the anchors are 3.1 % apart'],
     ['another PyTorch', { peers: table.map((row) => ({ ...row, torch: '2.12' })) }, eager, 'torch is 2.11 here, 2.12 there'],
