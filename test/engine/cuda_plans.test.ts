@@ -3,10 +3,12 @@
  * without a GPU (native/cuda/fake), nothing is run. `npx vitest run test/engine/cuda_plans.test.ts -u` writes the files anew.
  */
 import path from 'node:path'
-import { expect, it } from 'vitest'
+import { expect, it, vi } from 'vitest'
+import { ARENA, binding } from '../../ts/binding.js'
 import { createModel } from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
 import type { DumpRow } from '../../ts/runtime/dump.js'
+import { packScalars } from '../../ts/runtime/scalars.js'
 import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 
 // Read when the backend is used first.
@@ -47,6 +49,19 @@ describeWith(FAKE_DRIVER, 'plans for GPUs', () => {
       await expect(table(evaluation.dump())).toMatchFileSnapshot(path.join(FILES, file))
       evaluation.close()
     }
+    await model.close()
+  })
+
+  // The norm finds gradients that are not finite, whoever clips.
+  it.each([true, false])('have the norm of the gradients, and clip where they are to: %s', { timeout: 60_000 }, async (clip) => {
+    const model = await createModel('efficientnet_b0', { device: 'cuda', seed: 0 })
+    const plan = await model.session.trainPlan({ ...TRAINING, clip, batchSize: 2, imageSize: 32 })
+    expect(plan.dump().filter(({ op }) => op === 'grad_norm')).toHaveLength(1)
+    const step = vi.spyOn(binding(), 'step').mockResolvedValue(new Uint8Array(plan.arenaBytes[ARENA.output]!))
+    const result = await plan.step({ bytes: new Uint8Array(plan.inputLayout.bytes) }, { lr: 1, clip_norm: 5 })
+    expect(result.gradNorm).toBe(0)
+    expect(step.mock.calls[0]![2]).toEqual(packScalars({ lr: 1, clip_norm: clip ? 5 : 0 }))
+    step.mockRestore()
     await model.close()
   })
 

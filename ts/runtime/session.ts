@@ -302,11 +302,13 @@ abstract class BoundPlan {
 }
 
 export class TrainPlan extends BoundPlan {
-  private readonly clips: boolean
-
-  constructor(compiled: Compiled, options: TrainPlanOptions) {
+  /** `norm`: the plan takes the norm of the gradients, whether it clips or not. */
+  constructor(
+    compiled: Compiled,
+    private readonly options: TrainPlanOptions,
+    private readonly norm: boolean,
+  ) {
     super(compiled, options.batchSize, options.imageSize)
-    this.clips = options.clip
   }
 
   /**
@@ -315,12 +317,13 @@ export class TrainPlan extends BoundPlan {
    * @throws EFF_NAN when the update made parameters that are not finite, EFF_CLOSED, EFF_INVALID_ARGUMENT (a batch too small for the plan), EFF_ABORTED (closed meanwhile)
    */
   async step(input: StepInput, scalars: Partial<StepScalars>): Promise<StepResult> {
-    const output = await this.compiled.step(input, scalars)
+    const { clip } = this.options
+    const output = await this.compiled.step(input, clip ? scalars : { ...scalars, clip_norm: 0 })
     const result: StepResult = {
       loss: this.compiled.floats(output, OUTPUTS.loss)[0]!,
       ranks: this.compiled.ints(output, OUTPUTS.rank),
     }
-    if (this.clips) result.gradNorm = this.compiled.floats(output, OUTPUTS.gradNorm)[0]!
+    if (this.norm) result.gradNorm = this.compiled.floats(output, OUTPUTS.gradNorm)[0]!
     return result
   }
 }
@@ -545,8 +548,8 @@ export class Session implements AsyncDisposable {
     checkHalfWeightGradients(halfWeightGradients, this)
     // Gradients that are not finite are found by their norm. A GPU takes it in every plan, for microseconds of a step: the weights
     // before stay. Without it the update itself finds out, when it has written, as on CPUs.
-    const clip = options.clip || lossScale || this.device !== 'cpu'
-    const graph = await inTurns(trainProgram.parts(this.config, { ...options, clip, dtype, target: this.target }))
+    const norm = options.clip || lossScale || this.device !== 'cpu'
+    const graph = await inTurns(trainProgram.parts(this.config, { ...options, clip: norm, dtype, target: this.target }))
     if (halfWeightGradients && !graph.nodes.some(mayHaveHalfGradient)) {
       throw new EffnetError('EFF_CONFIG_VALUE', `halfWeightGradients: ${this.config.name} has no gradient that it is for`, {
         hint: 'leave it out; it is for dense convolutions larger than 1x1 behind the first, as EfficientNetV2 has',
@@ -566,7 +569,7 @@ export class Session implements AsyncDisposable {
       this.held,
       options.accumulates,
     )
-    return this.keep(new TrainPlan(compiled, { ...options, clip }))
+    return this.keep(new TrainPlan(compiled, options, norm))
   }
 
   /** Compiles a forward pass with BN folded into the weights. */
