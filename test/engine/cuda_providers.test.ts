@@ -25,10 +25,10 @@ for (const [provider, library, ops] of PROVIDERS)
     it.each([
       ['efficientnet_b0', 'f32'],
       ['efficientnetv2_s', 'bf16'],
-    ] as const)('%s %s: training', { timeout: 180_000 }, async (model, dtype) => {
+    ] as const)('%s %s: training', { timeout: 180_000 }, async (model, precision) => {
       vi.stubEnv('EFFNET_CUDA_PROVIDER', provider)
       const only = (op: string): boolean => /^(conv2d|linear)/.test(op)
-      const { kernels, wrong } = await checkLayers({ model, dtype, imageSize: 32, batchSize: 2, device: 'cuda', only })
+      const { kernels, wrong } = await checkLayers({ model, precision, imageSize: 32, batchSize: 2, device: 'cuda', only })
       expect(wrong).toEqual([])
       const by = kernels
         .filter((kernel) => kernel.endsWith(`:${provider}`))

@@ -75,6 +75,39 @@ describe('interpret', () => {
     expect(interpret(graph, { values: given, storage: 'as-typed' }).get('dw:pooled')![0]).toBe(1)
   })
 
+  it('rounds what a product reads and nobody stores', () => {
+    const graph = new Graph('gated')
+    const src = graph.input('src', [1, 1, 1, 2], 'bf16')
+    const weights = graph.parameter('w', [1, 1, 1, 2], anyParam([1, 2]))
+    const [bias, gate] = [graph.parameter('b', [1], anyParam([1])), graph.input('gate', [1, 2], 'f32')]
+    graph.node('conv2d_bias_act', { src, weights, bias, gate }, { ...PAD0, act: actCode('identity') }, { name: 'dst' })
+    const x = 1 + 2 ** -7
+    const values = new Map([
+      ['src', Float64Array.of(x, 1 + 2 ** -6)],
+      ['gate', Float64Array.of(x, 1)],
+      ['w', Float64Array.of(1, -1)],
+      ['b', Float64Array.of(0)],
+    ])
+    // x * x is 1 + 2^-6 + 2^-14.
+    expect(interpret(graph, { values }).get('dst')![0]).toBe(2 ** -14)
+    expect(interpret(graph, { values, storage: 'as-typed' }).get('dst')![0]).toBe(0)
+  })
+
+  it('reads FP32 values in TF32 where products may, and nowhere else', () => {
+    const graph = new Graph('tf32')
+    const [src, diff] = [graph.input('src', [1, 2], 'f32'), graph.input('diff', [1, 1], 'f32')]
+    graph.node('linear_bwd_weights', { src, diff_dst: diff }, {}, { name: 'bwd', want: ['diff_bias'], shapes: [[1, 2], [1]] })
+    const [tie, below] = [1 + 2 ** -11, 1 + 2 ** -11 - 2 ** -20]
+    const values = new Map([
+      ['src', Float64Array.of(-tie, below)],
+      ['diff', Float64Array.of(tie)],
+    ])
+    const made = interpret(graph, { values, storage: 'as-typed', tf32: true })
+    const [weights, bias] = graph.nodes[0]!.outputs
+    expect([...made.get(weights!.name)!]).toEqual([-((1 + 2 ** -10) ** 2), 1 + 2 ** -10])
+    expect([...made.get(bias!.name)!]).toEqual([tie])
+  })
+
   it('leaves the given values alone and returns updated ones', () => {
     const graph = new Graph('stats')
     const src = graph.input('src', [1, 1, 2, 1], 'f32')

@@ -1,6 +1,6 @@
 /**
  * Every layer shape of a model through a backend, one op at a time, beside the float64 interpreter: the graph is the one that
- * training on a GPU runs, and each op gets the values that it meets in such a step.
+ * training or inference on a GPU runs, and each op gets the values that it meets there.
  */
 import { ARENA, binding, type MemoryHandle, type PoolHandle } from '../../ts/binding.js'
 import { Graph } from '../../ts/graph/graph.js'
@@ -11,7 +11,7 @@ import { actCode, type DType, elements, type Node, type Tensor } from '../../ts/
 import { getModelConfig } from '../../ts/nn/index.js'
 import { emit } from '../../ts/passes/emit.js'
 import { align, planMemory } from '../../ts/passes/plan_memory.js'
-import { trainProgram } from '../../ts/runtime/programs.js'
+import { evalProgram, trainProgram } from '../../ts/runtime/programs.js'
 import { packScalars } from '../../ts/runtime/scalars.js'
 import { difference, maxAbs, maxDifference, networkValues, uniform } from '../graph/values.js'
 
@@ -25,6 +25,8 @@ function alone(node: Node): Graph {
     let own = made.get(t)
     if (!own) {
       if (t.role === 'parameter') own = graph.parameter(t.name, t.shape, t.param!)
+      else if (t.role === 'prepared')
+        own = graph.parameter(t.name, t.shape, { kind: 'conv', layout: 'vector', torchShape: t.shape })
       else if (t.role === 'buffer') own = graph.buffer(t.name, t.shape, t.param!)
       else own = graph.input(t.name, t.shape, t.dtype)
       made.set(t, own)
@@ -62,7 +64,7 @@ function halfValue(bits: number): number {
   return sign * (exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24)
 }
 
-function encode(values: Float64Array, dtype: DType): Uint8Array {
+export function encode(values: Float64Array, dtype: DType): Uint8Array {
   if (dtype === 'u8') return Uint8Array.from(values)
   if (dtype === 'i32') return new Uint8Array(Int32Array.from(values).buffer)
   const floats = Float32Array.from(values)
@@ -72,7 +74,7 @@ function encode(values: Float64Array, dtype: DType): Uint8Array {
   return new Uint8Array(Uint16Array.from(new Uint32Array(floats.buffer), (bits) => bits >>> 16).buffer)
 }
 
-function decode(bytes: Uint8Array, dtype: DType): ArrayLike<number> {
+export function decode(bytes: Uint8Array, dtype: DType): ArrayLike<number> {
   const { buffer } = bytes.slice()
   if (dtype === 'f32') return new Float32Array(buffer)
   if (dtype === 'i32') return new Int32Array(buffer)
@@ -84,9 +86,18 @@ interface Result {
   kernel: string
   /** By tensor: made or updated. */
   values: Map<Tensor, ArrayLike<number>>
+  /** Orders of the driver without a GPU that gave other bits. */
+  differing: string[]
 }
 
-async function run(graph: Graph, values: ReadonlyMap<string, Float64Array>, pool: PoolHandle, memory: MemoryHandle) {
+interface Machine {
+  pool: PoolHandle
+  memory: MemoryHandle
+  tf32: boolean
+  orders: readonly string[]
+}
+
+async function run(graph: Graph, values: ReadonlyMap<string, Float64Array>, { pool, memory, tf32, orders }: Machine) {
   const native = binding()
   const offsets = new Map<string, number>()
   let weightBytes = 0
@@ -96,25 +107,39 @@ async function run(graph: Graph, values: ReadonlyMap<string, Float64Array>, pool
   }
   const placed = planMemory(graph, { weightOffsets: offsets, weightBytes })
   await native.ensureArena(memory, ARENA.weights, Math.max(weightBytes, 1))
-  const plan = emit(graph, placed)
-  for (const [name, offset] of offsets) native.writeArena(memory, ARENA.weights, offset, encode(values.get(name)!, 'f32'))
+  const plan = emit(graph, placed, { tf32 })
+  const given = [...offsets].map(([name, offset]) => ({ offset, bytes: encode(values.get(name)!, 'f32') }))
   const input = new Uint8Array(placed.arenaBytes[ARENA.input]!)
   for (const t of graph.tensors) {
     if (t.role === 'input') input.set(encode(values.get(t.name)!, t.dtype), placed.placements.get(t.id)!.offset)
   }
   const executable = await native.bind(pool, memory, plan.bytes)
   try {
-    const output = await native.step(executable, { bytes: input }, packScalars(SCALARS))
-    const result: Result = { kernel: native.dump(executable)[0]!.kernel, values: new Map() }
+    const weights = new Uint8Array(weightBytes)
+    const step = async (): Promise<Uint8Array> => {
+      for (const { offset, bytes } of given) native.writeArena(memory, ARENA.weights, offset, bytes)
+      native.invalidate(executable)
+      const output = await native.step(executable, { bytes: input }, packScalars(SCALARS))
+      native.readArena(memory, ARENA.weights, 0, weights)
+      return output.slice()
+    }
+    const output = await step()
+    const updated = weights.slice()
+    const result: Result = { kernel: native.dump(executable)[0]!.kernel, values: new Map(), differing: [] }
+    for (const order of orders) {
+      process.env['FAKE_CUDA_ORDER'] = order
+      const again = await step()
+      if (Buffer.compare(again, output) !== 0 || Buffer.compare(weights, updated) !== 0) result.differing.push(order)
+    }
+    delete process.env['FAKE_CUDA_ORDER']
     for (const t of graph.tensors) {
       const bytes = BYTES[t.dtype] * elements(t.shape)
       if (t.role === 'output') {
         const { offset } = placed.placements.get(t.id)!
         result.values.set(t, decode(output.subarray(offset, offset + bytes), t.dtype))
       } else if (t.role === 'buffer' && graph.nodes[0]!.updates.includes(t)) {
-        const after = new Uint8Array(bytes)
-        native.readArena(memory, ARENA.weights, offsets.get(t.name)!, after)
-        result.values.set(t, decode(after, 'f32'))
+        const offset = offsets.get(t.name)!
+        result.values.set(t, decode(updated.subarray(offset, offset + bytes), 'f32'))
       }
     }
     return result
@@ -146,8 +171,9 @@ const hasFastTanh = ({ op, attrs }: Node): boolean =>
  * by up to 2^-11 of its value (native/cuda/device/device.h): here each by all of that, to a side that chance picks. Three times what
  * this moves, since other sides move other results: of B0 in FP16 one tensor is off by more than twice it (cuda_perturbed.test.ts).
  */
-function limits(graph: Graph, values: ReadonlyMap<string, Float64Array>, dtype: DType): (t: Tensor) => number {
-  const [share, times] = dtype === 'f32' ? [2 ** -22, 8] : [dtype === 'bf16' ? 2 ** -9 : 2 ** -12, 2]
+function limits(graph: Graph, values: ReadonlyMap<string, Float64Array>, precision: LayerPrecision): (t: Tensor) => number {
+  // TF32 has the digits of f16.
+  const [share, times] = precision === 'f32' ? [2 ** -22, 8] : [precision === 'bf16' ? 2 ** -9 : 2 ** -12, 2]
   const exact = interpret(graph, { values, scalars: SCALARS })
   const studies = [{ times, moved: interpret(graph, { values: perturbed(values, graph, share), scalars: SCALARS }) }]
   if (dtype !== 'f32' && graph.nodes.some(hasFastTanh)) {
@@ -180,34 +206,42 @@ function kindOf({ op, attrs, inputs, outputs }: Node): string {
   return [op, ...Object.values(others), ...shapes].join(' ')
 }
 
+export type LayerPrecision = 'f32' | 'tf32' | 'bf16' | 'f16'
+
 export interface LayerCheck {
   model: string
-  dtype: 'f32' | 'bf16' | 'f16'
+  precision: LayerPrecision
+  /** Default training. */
+  program?: 'training' | 'inference'
   /** Pixels. */
   imageSize: number
   batchSize: number
   /** As in `createModel`. */
   device: string
+  /** Of the driver without a GPU (FAKE_CUDA_ORDER): under each an op must give the bits of its first run. Default none. */
+  orders?: readonly string[]
   /** Ops to try; default all. */
   only?: (op: string) => boolean
 }
 
 /** Those of a model. */
 export function checkLayers(o: LayerCheck): Promise<Checked> {
-  const graph = trainProgram(getModelConfig(o.model), {
+  const config = getModelConfig(o.model)
+  const common = {
     batchSize: o.batchSize,
     imageSize: o.imageSize,
-    dtype: o.dtype,
-    optimizer: { name: 'sgd' },
-    labelSmoothing: 0.1,
-    dropRate: 0.2,
-    dropPathRate: 0.2,
-    clip: true,
-    ema: false,
+    dtype: storage(o.precision),
     target: { device: 'cuda' },
-  })
-  return checkGraph(graph, o.dtype, o.device, o.only)
+  } as const
+  const rates = { labelSmoothing: 0.1, dropRate: 0.2, dropPathRate: 0.2 }
+  const graph =
+    o.program === 'inference'
+      ? evalProgram(config, common).graph
+      : trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, clip: true, ema: false })
+  return checkGraph(graph, o)
 }
+
+export const storage = (precision: LayerPrecision): 'f32' | 'bf16' | 'f16' => (precision === 'tf32' ? 'f32' : precision)
 
 export interface Checked {
   /** Ops. */
@@ -223,9 +257,7 @@ export interface Checked {
 /** Every op of a graph that is fused and differentiated already. */
 export async function checkGraph(
   graph: Graph,
-  dtype: LayerCheck['dtype'],
-  device: string,
-  only: LayerCheck['only'] = () => true,
+  { precision, device, orders = [], only = () => true }: Omit<LayerCheck, 'model' | 'program' | 'imageSize' | 'batchSize'>,
 ): Promise<Checked> {
   const native = binding()
   const pool = native.createPool(1)
@@ -233,7 +265,9 @@ export async function checkGraph(
   // The values behind a step's updates are not those that its ops have read.
   const types = new Map(graph.tensors.map((t) => [t.name, t.dtype]))
   const before = new Map([...networkValues(graph, 7)].map(([name, given]) => [name, rounded(given, types.get(name)!)]))
-  const values = new Map([...interpret(graph, { values: before, scalars: SCALARS, storage: 'as-typed' }), ...before])
+  const tf32 = precision === 'tf32'
+  const oracle = { scalars: SCALARS, storage: 'as-typed', tf32 } as const
+  const values = new Map([...interpret(graph, { values: before, ...oracle }), ...before])
   const seen = new Set<string>()
   const kernels: string[] = []
   const wrong: string[] = []
@@ -244,10 +278,11 @@ export async function checkGraph(
       if (!only(node.op)) continue
       seen.add(kindOf(node))
       const one = alone(node)
-      const { kernel, values: got } = await run(one, values, pool, memory)
+      const { kernel, values: got, differing } = await run(one, values, { pool, memory, tf32, orders })
       kernels.push(kernel)
-      const want = interpret(one, { values, scalars: SCALARS, storage: 'as-typed' })
-      const limit = limits(one, values, dtype)
+      if (differing.length > 0) wrong.push(`${node.name} ${kernel}: other bits under orders ${differing}`)
+      const want = interpret(one, { values, ...oracle })
+      const limit = limits(one, values, precision)
       for (const [t, result] of got) {
         const off = error(result, want.get(t.name)!, t.dtype)
         if (off > 0) used.set(node.op, Math.max(used.get(node.op) ?? 0, off / limit(t)))

@@ -9,6 +9,9 @@ import type { RefTensor, StateArena } from './ops/def.js'
 import { opDef } from './ops/index.js'
 import { type DType, elements, type Node, type Tensor } from './types.js'
 
+/** What values are rounded to. */
+export type StoredType = DType | 'tf32'
+
 /** Optimizer state and moving average by parameter name; kept by the caller from step to step, written in place. */
 export type InterpreterState = Record<StateArena, Map<string, Float64Array>>
 
@@ -18,8 +21,15 @@ export interface InterpretOptions {
   /** Inputs, parameters and buffers by name, row-major in their stored layout. Not written. */
   values: ReadonlyMap<string, Float64Array>
   scalars?: Partial<StepScalars>
-  /** 'as-typed' rounds each tensor to its storage type, and convolution weights to the type of 16-bit images. Default 'float64'. */
+  /**
+   * 'as-typed' rounds each tensor to its storage type, and what products read (weights, a source or gradient that is made on the
+   * way in) to the type of 16-bit images. Default 'float64'.
+   */
   storage?: 'float64' | 'as-typed'
+  /** As typed, products of FP32 values read them in TF32. */
+  tf32?: boolean
+  /** As typed, what else happens to values that were rounded: for studies of what rounding does to a graph. */
+  disturb?: (values: Float64Array, to: StoredType) => Float64Array
   /** Moments start as zeros, the moving average as a copy of the values. */
   state?: InterpreterState
   /** Tensors to return; others are dropped after their last use. Default: all. */
@@ -44,6 +54,7 @@ class Run {
   private readonly rounding: boolean
   private readonly state: InterpreterState
   private readonly lastUse: Map<Tensor, number>
+  private readonly typed = new WeakMap<Float64Array, StoredType>()
 
   constructor(
     private readonly graph: Graph,
@@ -59,7 +70,9 @@ class Run {
       if (given?.length !== elements(t.shape)) {
         throw new EffnetError('EFF_INTERNAL', `${t.name} [${t.shape.join(', ')}] got ${given ? given.length : 'no'} values`)
       }
-      this.data.set(t, { shape: t.shape, data: this.rounding ? rounded(given, t.dtype) : written.has(t) ? given.slice() : given })
+      const data = this.rounding ? rounded(given, t.dtype) : written.has(t) ? given.slice() : given
+      if (this.rounding) this.typed.set(data, t.dtype)
+      this.data.set(t, { shape: t.shape, data })
     }
     this.snapshotAverages()
     this.lastUse = new Map(graph.nodes.flatMap((node, i) => node.inputs.flatMap((t) => (t ? [[t, i] as const] : []))))
@@ -73,7 +86,8 @@ class Run {
       scalars: this.scalars,
       updates,
       node,
-      round: (t, dtype) => (this.rounding ? { shape: t.shape, data: rounded(t.data, dtype) } : t),
+      round: (t, dtype) => (this.rounding ? { shape: t.shape, data: this.stored(t.data, dtype) } : t),
+      operand: (t) => this.inProduct(node, t),
       state: (arena, t) => {
         const values = this.stateOf(arena, t)
         touched.push(values)
@@ -87,7 +101,7 @@ class Run {
       if (value?.data.length !== elements(t.shape)) {
         throw new EffnetError('EFF_INTERNAL', `${node.op} "${node.name}": the reference made no [${t.shape.join(', ')}]`)
       }
-      this.data.set(t, { shape: t.shape, data: this.rounding ? rounded(value.data, t.dtype) : value.data })
+      this.data.set(t, { shape: t.shape, data: this.rounding ? this.stored(value.data, t.dtype) : value.data })
     })
     if (this.options.keep) this.drop(node, index, this.options.keep)
   }
@@ -102,14 +116,27 @@ class Run {
     return value
   }
 
-  /** Convolutions of 16-bit images use weights rounded to their type. */
+  /** A copy. What was rounded to the type already is as it is: no value is disturbed twice. */
+  private stored(values: Float64Array, to: StoredType): Float64Array {
+    const done = this.typed.get(values) === to
+    const exact = done ? values.slice() : rounded(values, to)
+    const stored = done ? exact : (this.options.disturb?.(exact, to) ?? exact)
+    this.typed.set(stored, to)
+    return stored
+  }
+
+  /** Depthwise convolutions of 16-bit images use weights rounded to their type; of others it is their product's to say. */
   private operand(node: Node, t: Tensor, i: number): RefTensor {
-    const value = this.value(t)
-    const isWeights = i === 1 && node.op.includes('conv2d') && !node.op.endsWith('bwd_weights')
-    const images = (node.inputs[0]?.dtype === 'u8' ? node.outputs[0] : node.inputs[0])?.dtype
-    return this.rounding && isWeights && (images === 'bf16' || images === 'f16')
-      ? { ...value, data: rounded(value.data, images) }
-      : value
+    const isWeights = i === 1 && node.op.startsWith('depthwise_conv2d')
+    return isWeights && node.inputs[0]?.dtype !== 'f32' ? this.inProduct(node, this.value(t)) : this.value(t)
+  }
+
+  private inProduct(node: Node, t: RefTensor): RefTensor {
+    const [src, diffDst] = node.inputs
+    const ofPixels = node.op === 'input_conv2d_bwd_weights' ? diffDst : node.outputs[0]
+    const images = (src?.dtype === 'u8' ? ofPixels : src)?.dtype
+    const to = images !== 'f32' ? images : this.options.tf32 ? 'tf32' : undefined
+    return this.rounding && to ? { shape: t.shape, data: this.stored(t.data, to) } : t
   }
 
   private stateOf(arena: StateArena, t: Tensor): Float64Array {
@@ -158,6 +185,14 @@ export function roundF16(x: number): number {
   return Math.abs(value) > 65504 ? Math.sign(value) * Infinity : value
 }
 
+/** As the GPU's cvt.rna: ties away from zero. */
+function roundTf32(x: number): number {
+  float[0] = x
+  if (!Number.isFinite(float[0]!)) return float[0]!
+  word[0] = ((word[0]! + 0x1000) >>> 13) << 13
+  return float[0]!
+}
+
 function roundEven(x: number): number {
   const floor = Math.floor(x)
   const rest = x - floor
@@ -165,13 +200,14 @@ function roundEven(x: number): number {
   return floor % 2 === 0 ? floor : floor + 1
 }
 
-const ROUND: Record<DType, (x: number) => number> = {
+const ROUND: Record<StoredType, (x: number) => number> = {
   f32: Math.fround,
   bf16: roundBf16,
   f16: roundF16,
+  tf32: roundTf32,
   u8: (x) => Math.min(255, Math.max(0, roundEven(x))),
   i32: (x) => roundEven(x) | 0,
 }
 
-/** A copy, each value rounded to nearest even in `dtype`. */
-export const rounded = (values: Float64Array, dtype: DType): Float64Array => values.map(ROUND[dtype])
+/** A copy, each value rounded to nearest in `to`, ties to even but for TF32. */
+export const rounded = (values: Float64Array, to: StoredType): Float64Array => values.map(ROUND[to])

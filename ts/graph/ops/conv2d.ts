@@ -193,7 +193,7 @@ export const conv2d: OpDef = {
       : null
     return [diffSrc, diffWeights]
   },
-  reference: (inputs, attrs) => [conv2dReference(at(inputs, 0), at(inputs, 1), attrs)],
+  reference: (inputs, attrs, _, ctx) => [conv2dReference(ctx.operand(at(inputs, 0)), ctx.operand(at(inputs, 1)), attrs)],
   flops: (node) => conv2dFlops(shapeOf(node.outputs, 0), shapeOf(node.inputs, 1)),
 }
 
@@ -209,7 +209,9 @@ export const conv2dBwdData: OpDef = {
       fail(`diff_dst ${show(diffDst)} is not [${dst.join(', ')}], which diff_src [${src.join(', ')}] needs`)
     return [spec(src, diffDst.dtype)]
   },
-  reference: (inputs, attrs, outputs) => [conv2dBwdDataReference(at(inputs, 0), at(inputs, 1), attrs, outShape(outputs))],
+  reference: (inputs, attrs, outputs, ctx) => [
+    conv2dBwdDataReference(ctx.operand(at(inputs, 0)), ctx.operand(at(inputs, 1)), attrs, outShape(outputs)),
+  ],
   flops: (node) => conv2dFlops(shapeOf(node.inputs, 0), shapeOf(node.inputs, 1)),
 }
 
@@ -225,6 +227,8 @@ export const conv2dBwdWeights: OpDef = {
       fail(`diff_dst ${show(diffDst)} is not [${dst.join(', ')}], which src ${show(src)} needs`)
     return [spec(weights, 'f32')]
   },
-  reference: (inputs, attrs, outputs) => [conv2dBwdWeightsReference(at(inputs, 0), at(inputs, 1), attrs, outShape(outputs))],
+  reference: (inputs, attrs, outputs, ctx) => [
+    conv2dBwdWeightsReference(ctx.operand(at(inputs, 0)), ctx.operand(at(inputs, 1)), attrs, outShape(outputs)),
+  ],
   flops: (node) => conv2dFlops(shapeOf(node.inputs, 1), shapeOf(node.outputs, 0)),
 }

@@ -44,11 +44,11 @@ export const conv2dBwd: OpDef = {
     return [spec(src.shape, src.dtype), spec(weights.shape, 'f32'), sums, sums, ...byImage]
   },
   reference(inputs, attrs, outputs, ctx) {
-    const [src, weights, diffDst] = [at(inputs, 0), at(inputs, 1), at(inputs, 2)]
+    const [src, weights, diffDst] = [at(inputs, 0), ctx.operand(at(inputs, 1)), at(inputs, 2)]
     const dtype = at(outputs, 0).dtype
-    const dy = bnActBwdApplied(diffDst, [...inputs.slice(3, GATE), null, null], attrs, ctx)
+    const dy = ctx.operand(bnActBwdApplied(diffDst, [...inputs.slice(3, GATE), null, null], attrs, ctx))
     const gate = inputs[GATE]
-    const convolved = sourceReference(inputs, attrs, SRC_NORM, ctx, gate)
+    const convolved = ctx.operand(sourceReference(inputs, attrs, SRC_NORM, ctx, gate))
     const diffWeights = conv2dBwdWeightsReference(convolved, dy, attrs, at(outputs, 1).shape)
     const diffSrc = conv2dBwdDataReference(dy, weights, attrs, at(outputs, 0).shape)
     if (!inputs[SRC_NORM]) return [diffSrc, diffWeights, null, null, null, null]

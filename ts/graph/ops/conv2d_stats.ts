@@ -25,7 +25,8 @@ export const conv2dStats: OpDef = {
   // The part of the statistics is in the gradient of what they normalise, as with bn_stats.
   grad: (ctx) => conv2d.grad!(ctx),
   reference(inputs, attrs, outputs, ctx) {
-    const exact = conv2dReference(sourceReference(inputs, attrs, 3, ctx, inputs[2]), at(inputs, 1), attrs)
+    const src = ctx.operand(sourceReference(inputs, attrs, 3, ctx, inputs[2]))
+    const exact = conv2dReference(src, ctx.operand(at(inputs, 1)), attrs)
     const dst = ctx.round(exact, at(outputs, 0).dtype)
     return [dst, ...bnStatsReference(dst, attrs, ctx)]
   },

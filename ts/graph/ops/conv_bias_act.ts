@@ -48,13 +48,11 @@ export const conv2dBiasAct: OpDef = {
     }
     return [spec(shape, src.dtype)]
   },
-  reference(inputs, attrs) {
+  reference(inputs, attrs, _outputs, ctx) {
     const [src, gate, residual] = [at(inputs, 0), inputs[3], inputs[4]]
-    const gated = gate ? channelScaleReference(src, gate) : src
-    const dst = activationReference(
-      biasReference(conv2dReference(gated, at(inputs, 1), attrs), at(inputs, 2)),
-      attr(attrs, 'act'),
-    )
+    const gated = ctx.operand(gate ? channelScaleReference(src, gate) : src)
+    const conv = conv2dReference(gated, ctx.operand(at(inputs, 1)), attrs)
+    const dst = activationReference(biasReference(conv, at(inputs, 2)), attr(attrs, 'act'))
     return [residual ? addReference(dst, residual) : dst]
   },
   flops: (node) => conv2dFlops(at(node.outputs, 0).shape, at(node.inputs, 1).shape),

@@ -36,6 +36,8 @@ export interface RefContext {
   readonly node: Node
   /** Rounds to a storage type where the interpreter keeps tensors as typed; otherwise the tensor itself. */
   round(t: RefTensor, dtype: DType): RefTensor
+  /** What a product of this op's values reads of `t`: rounded to the type of its images, or to TF32 where they are FP32 and so asked for. */
+  operand(t: RefTensor): RefTensor
   /** The values that belong to parameter or buffer `t` in an arena; written by the reference. */
   state(arena: StateArena, t: Tensor): Float64Array
 }

@@ -81,7 +81,9 @@ export const linear: OpDef = {
     const diffSrc = ctx.wants(0) ? ctx.emit('linear_bwd_data', 'bwd_data', { diff_dst, weights }, {})['diff_src']! : null
     return [diffSrc, made['diff_weights'] ?? null, made['diff_bias'] ?? null]
   },
-  reference: (inputs) => [linearReference(at(inputs, 0), at(inputs, 1), inputs[2] ?? null)],
+  reference: (inputs, _attrs, _outputs, ctx) => [
+    linearReference(ctx.operand(at(inputs, 0)), ctx.operand(at(inputs, 1)), inputs[2] ?? null),
+  ],
   flops: (node) => flopsOf(at(node.outputs, 0).shape, at(node.inputs, 1).shape),
 }
 
@@ -94,7 +96,7 @@ export const linearBwdData: OpDef = {
     if (diffDst.shape[1] !== weights.shape[0]) fail(`diff_dst ${show(diffDst)} and weights ${show(weights)} [out, in] do not fit`)
     return [spec([diffDst.shape[0]!, weights.shape[1]!], 'f32')]
   },
-  reference: (inputs) => [linearBwdDataReference(at(inputs, 0), at(inputs, 1))],
+  reference: (inputs, _attrs, _outputs, ctx) => [linearBwdDataReference(ctx.operand(at(inputs, 0)), ctx.operand(at(inputs, 1)))],
   flops: (node) => flopsOf(at(node.inputs, 0).shape, at(node.inputs, 1).shape),
 }
 
@@ -107,9 +109,10 @@ export const linearBwdWeights: OpDef = {
     if (src.shape[0] !== diffDst.shape[0]) fail(`src ${show(src)} and diff_dst ${show(diffDst)} do not fit`)
     return [spec([diffDst.shape[1]!, src.shape[1]!], 'f32'), spec([diffDst.shape[1]!], 'f32')]
   },
-  reference(inputs) {
-    const { diffWeights, diffBias } = linearBwdWeightsReference(at(inputs, 0), at(inputs, 1))
-    return [diffWeights, diffBias]
+  reference(inputs, _attrs, _outputs, ctx) {
+    const [src, diffDst] = [at(inputs, 0), at(inputs, 1)]
+    const { diffWeights } = linearBwdWeightsReference(ctx.operand(src), ctx.operand(diffDst))
+    return [diffWeights, linearBwdWeightsReference(src, diffDst).diffBias]
   },
   flops: (node) => flopsOf(at(node.inputs, 1).shape, at(node.inputs, 0).shape),
 }
