@@ -118,7 +118,17 @@ describe('scripts/gpu-check.sh', () => {
   })
   it('has a second call', { timeout: 60_000 }, () => {
     const { status, stages } = check({}, ['--stage', 'second'], '60')
-    expect(Object.keys(stages)).toEqual(['smoke', 'shapes', 'libraries', 'chosen', 'rows', 'finetune', 'decode', 'tuned', 'racecheck'])
+    expect(Object.keys(stages)).toEqual([
+      'smoke',
+      'shapes',
+      'libraries',
+      'chosen',
+      'rows',
+      'finetune',
+      'decode',
+      'tuned',
+      'racecheck',
+    ])
     expect(status).toBe(0)
   })
 })
