@@ -22,8 +22,8 @@ describeWith({ ...PERTURBED_DRIVER, missing }, "with a GPU's tanh", () => {
   it.each([
     ['efficientnet_b0', 'bf16', 40],
     ['efficientnet_b0', 'f16', 40],
-  ] as const)('%s %s: every layer, with the values of a step', { timeout: 180_000 }, async (model, dtype, imageSize) => {
-    const { wrong } = await checkLayers({ model, dtype, imageSize, batchSize: 2, device: 'cuda' })
+  ] as const)('%s %s: every layer, with the values of a step', { timeout: 180_000 }, async (model, precision, imageSize) => {
+    const { wrong } = await checkLayers({ model, precision, imageSize, batchSize: 2, device: 'cuda' })
     expect(wrong).toEqual([])
   })
 
