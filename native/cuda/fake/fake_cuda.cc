@@ -19,7 +19,8 @@
 //   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
 //     every later call fails too. FAKE_CUDA_IGNORE=name makes calls of cuStreamSynchronize, cuEventSynchronize or
 //     cuStreamWaitEvent do nothing: what a program does that lacks them. FAKE_CUDA_LOG=file gets a line a call.
-//     FAKE_CUDA_LAUNCHES=file gets a line a launch: kernel, grid, threads, shared bytes, its argument in hex.
+//   - FAKE_CUDA_LAUNCHES=file: launches are not run, only written there, a line each: kernel, grid, threads of a block,
+//     bytes of its shared memory, its argument in hex.
 //   - The machine: FAKE_CUDA_DEVICES (1 GPU), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY (1000000000 bytes),
 //     FAKE_CUDA_CACHE (50000000, the L2) and FAKE_CUDA_VERSION (13000).
 //   - An allocation of a gigabyte and more is zeros that take no memory until they are written: plans of large batches
@@ -172,15 +173,16 @@ void log_line(const std::string& line) {
   std::fflush(file);
 }
 
-void log_launch(const Launch& launch) {
-  static FILE* const file =
-      std::getenv("FAKE_CUDA_LAUNCHES") ? std::fopen(std::getenv("FAKE_CUDA_LAUNCHES"), "a") : nullptr;
-  if (!file) return;
+// Whether a launch is to be written down instead of being run.
+bool noted(const Launch& launch) {
+  const char* path = std::getenv("FAKE_CUDA_LAUNCHES");
+  FILE* const file = path ? std::fopen(path, "a") : nullptr;
+  if (!file) return false;
   std::fprintf(file, "launch %s %u %u %u %u %u ", launch.kernel.c_str(), launch.grid.x, launch.grid.y, launch.grid.z,
                launch.threads, launch.shared_bytes);
   for (const std::byte b : launch.args) std::fprintf(file, "%02x", static_cast<unsigned>(b));
   std::fprintf(file, "\n");
-  std::fflush(file);
+  return std::fclose(file) == 0;
 }
 
 bool ignored(const char* name) { return std::string(setting("FAKE_CUDA_IGNORE", "")) == name; }
@@ -670,7 +672,7 @@ EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, vo
   const auto* args = static_cast<const std::byte*>(parameters[0]);
   launch.args.assign(args, args + entry->second.args_bytes);  // parameters are copied at the call
   log_line("  " + launch.kernel);
-  log_launch(launch);
+  if (noted(launch)) return CUDA_SUCCESS;
   return add(config->hStream, {[launch] {
                                  const unsigned order =
                                      static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
