@@ -463,7 +463,7 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
           const auto [dst, sums] = run(columns, true, order);
           EXPECT_TRUE(dst == want.first);
           expect_sums(sums, want.second);
-          EXPECT_TRUE(sums == run(columns, true, 0).second);
+          if (order > 0 && !kThreadSanitizer) EXPECT_TRUE(sums == run(columns, true, 0).second);
         }
       }
     }
@@ -579,7 +579,7 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) 
         const auto [dst, sums] = run(columns, true, order);
         EXPECT_TRUE(dst == with_bn.first);
         expect_sums(sums, with_bn.second);
-        EXPECT_TRUE(sums == run(columns, true, 0).second);
+        if (order > 0 && !kThreadSanitizer) EXPECT_TRUE(sums == run(columns, true, 0).second);
       }
     }
   }

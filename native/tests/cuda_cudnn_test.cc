@@ -312,6 +312,13 @@ TEST_F(CudaCudnn, EveryFailingCallIsAnErrorAndLeavesNothing) {
   reset();
 }
 
+TEST_F(CudaCudnn, AGpuIsDescribedAsPlansForItTakeIt) {
+  const auto text = Cudnn::describe_device(0);
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  EXPECT_EQ(text.value(), R"({"cudaDeviceId": 0, "deviceName": "no GPU"})");
+  EXPECT_TRUE(Cudnn::for_device(text.value()).ok());
+}
+
 TEST_F(CudaCudnn, OneThatDoesNotStart) {
   setenv("FAKE_CUDNN_FAIL", "cudnnCreate:1:1001", 1);
   EXPECT_EQ(Cudnn::create().status().message(),

@@ -30,9 +30,15 @@ struct Type {
 };
 const Type kTypes[] = {{DType::f32, false}, {DType::f32, true}, {DType::bf16, false}, {DType::f16, false}};
 
-// Of a result: its rounding, and that of what it is made from.
+// Of |result| + sqrt(terms), the size of a sum of so many products of values of about size 1 and of any sign.
+// - FP32 sums in any order are off by chance by 2^-24 of the terms' size a step; 3e-6 has room for sqrt(2^11) of them.
+//   Products of 16-bit values are exact there.
+// - TF32 rounds both factors, each by up to 2^-11 of its size, evenly to either side: in the mean square a product is
+//   off by 2^-11 sqrt(2/3) = 4e-4 of it, and a sum by that times sqrt(terms); 2e-3 is 5 such deviations.
+double of_sums(const Type& t) { return t.tf32 ? 2e-3 : 3e-6; }
+// A 16-bit result is off by half a unit in its last place besides.
 double tolerance(const Type& t) {
-  return t.tf32 ? 2e-3 : t.dtype == DType::f32 ? 3e-6 : t.dtype == DType::bf16 ? 0x1p-7 : 0x1p-10;
+  return of_sums(t) + (t.dtype == DType::bf16 ? 0x1p-8 : t.dtype == DType::f16 ? 0x1p-11 : 0);
 }
 
 Values pixels_of(const ConvCase& c) {
@@ -52,6 +58,10 @@ struct Form {
 class InputConv : public testing::TestWithParam<Type> {
  protected:
   DType dtype() const { return GetParam().dtype; }
+  // ThreadSanitizer takes minutes for the last one, whose kernels are the same text in each 16-bit type and in TF32.
+  bool left_out(const ConvCase& c) const {
+    return kThreadSanitizer && c.h > 100 && (GetParam().tf32 || dtype() == DType::f16);
+  }
 
   // The normalised tensor, as its own op stores it.
   Values images(const ConvCase& c) const {
@@ -85,10 +95,11 @@ class InputConv : public testing::TestWithParam<Type> {
       if (!from_pixels) attrs.insert(attrs.end(), form.attrs_of_images.begin(), form.attrs_of_images.end());
       Rig rig(from_pixels ? form.of_pixels : form.of_images, from_pixels ? with_pixels(attrs) : attrs);
       if (GetParam().tf32) rig.op().flags = plan::kOpTf32;
-      rig.in(from_pixels ? DType::u8 : dtype(), {c.n, c.h, c.w, c.ic}, from_pixels ? pixels_of(c) : images(c));
+      const Tensor* src = rig.in(from_pixels ? DType::u8 : dtype(), {c.n, c.h, c.w, c.ic}, {});
       const auto outs = form.add_rest(rig);
       if (!from_pixels) rig.absent_inputs(form.absent);
       if (rig.covered()) return {};
+      rig.set(src, from_pixels ? pixels_of(c) : images(c));
       rig.run();
       if (HasFatalFailure()) return {};
       for (const Tensor* t : outs) results[from_pixels].push_back(rig.get(t));
@@ -116,6 +127,7 @@ class InputConv : public testing::TestWithParam<Type> {
 
 TEST_P(InputConv, ForwardWithStatistics) {
   for (const ConvCase& c : kCases) {
+    if (left_out(c)) continue;
     const ConvData d(c, dtype());
     const Values ones(static_cast<size_t>(c.oc), 1);
     Form form{backend::make_conv2d_stats, backend::make_input_conv2d_stats, c.attrs(), {0}, 5, [&](Rig& rig) {
@@ -139,6 +151,7 @@ TEST_P(InputConv, ForwardWithStatistics) {
 
 TEST_P(InputConv, WithBiasAndActivation) {
   for (const ConvCase& c : kCases) {
+    if (left_out(c)) continue;
     const ConvData d(c, dtype());
     const Values bias = stored(DType::f32, random_values(static_cast<size_t>(c.oc), 9));
     Form form{backend::make_conv2d_bias_act, backend::make_input_conv2d_bias_act, c.attrs(), {}, 2, [&](Rig& rig) {
@@ -164,6 +177,7 @@ TEST_P(InputConv, WithBiasAndActivation) {
 
 TEST_P(InputConv, GradientOfWeights) {
   for (const ConvCase& c : kCases) {
+    if (left_out(c)) continue;
     const ConvData d(c, dtype());
     const Form form{
         backend::make_conv2d_bwd_weights, backend::make_input_conv2d_bwd_weights, c.attrs(), {}, 0, [&](Rig& rig) {
@@ -177,7 +191,7 @@ TEST_P(InputConv, GradientOfWeights) {
     const Values x = normalised(c);
     for_each_product(c, [&](size_t s, size_t k, size_t t) { want[k] += x[s] * d.diff_dst[t]; });
     const double terms = static_cast<double>(c.n * c.oh() * c.ow());
-    expect_near(results[0], want, tolerance(GetParam()), std::sqrt(terms), c.name());
+    expect_near(results[0], want, of_sums(GetParam()), std::sqrt(terms), c.name());
   }
 }
 

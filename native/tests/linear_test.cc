@@ -1,4 +1,5 @@
 #include "tests/kernel_rig.h"
+#include "tests/real_sizes.h"
 
 namespace effnet::test {
 namespace {
@@ -50,7 +51,9 @@ struct Inputs {
 
 template <class F>
 void for_each_gemm(F&& check) {
-  for (const Gemm& g : kGemms) {
+  std::vector<Gemm> all(std::begin(kGemms), std::end(kGemms));
+  if (real_sizes()) all.insert(all.end(), {{256, 1280, 1000}, {128, 1792, 1000}});  // of B0 and B4
+  for (const Gemm& g : all) {
     SCOPED_TRACE(testing::Message() << g.n << "x" << g.k << "x" << g.o);
     check(Inputs(g));
     if (testing::Test::HasFatalFailure()) return;

@@ -1,4 +1,5 @@
 #include "tests/kernel_rig.h"
+#include "tests/real_sizes.h"
 
 namespace effnet::test {
 namespace {
@@ -49,8 +50,9 @@ TEST(SoftmaxCrossEntropy, EqualsTheReference) {
   struct Size {
     int64_t n, k;
   };
-  for (const Size& size :
-       {Size{1, 1}, Size{3, 2}, Size{5, 10}, Size{4, 17}, Size{70, 1000}, Size{2, 4097}, Size{1, 21840}}) {
+  std::vector<Size> sizes = {{1, 1}, {3, 2}, {5, 10}, {4, 17}, {70, 1000}, {2, 4097}, {1, 21840}};
+  if (real_sizes()) sizes.push_back({256, 1000});
+  for (const Size& size : sizes) {
     if (kThreadSanitizer && size.n * size.k > 10000) continue;
     for (const double s : {0.0, 0.1, 1.0}) {
       for (const double deviation : {1.0, 20.0}) {

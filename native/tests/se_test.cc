@@ -1,4 +1,5 @@
 #include "tests/kernel_rig.h"
+#include "tests/real_sizes.h"
 #include "tests/reference.h"
 
 namespace effnet::test {
@@ -53,9 +54,12 @@ void for_each_case(F&& check, const std::vector<Sizes>& more = {}) {
   std::vector<Sizes> sizes = {{1, 1, 1},   {3, 8, 1},    {1, 17, 3},   {5, 96, 4},
                               {9, 24, 17}, {6, 300, 28}, {70, 72, 37}, {18, 1160, 48}};
   sizes.insert(sizes.end(), more.begin(), more.end());
+  if (real_sizes())  // of B0, B4 and V2-S
+    sizes.insert(sizes.end(), {{256, 1152, 48}, {128, 1632, 68}, {128, 2688, 112}, {256, 1536, 64}});
   for (const Sizes& s : sizes) {
     if (kThreadSanitizer && s.c > 1000) continue;
     for (const Act act : kActs) {
+      if (s.n * s.c > 100'000 && act != Act::silu) continue;
       SCOPED_TRACE(testing::Message() << s.n << "x" << s.c << "x" << s.r << " act " << int(act));
       check(Se(s.n, s.c, s.r, act));
       if (testing::Test::HasFatalFailure()) return;

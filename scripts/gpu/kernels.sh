@@ -2,7 +2,8 @@
 # Every kernel test on the GPU, one for each core since their references are made by the host; the failed ones by name in the last line.
 # With "libraries" those of convolutions and linear layers alone, by NVIDIA's libraries wherever they can; skipped (75) without them.
 limit=80
-[ "${EFFNET_REHEARSE:-0}" = 1 ] && limit=3600
+export EFFNET_REAL_SIZES=1
+[ "${EFFNET_REHEARSE:-0}" = 1 ] && limit=3600 EFFNET_REAL_SIZES=0
 left=$((EFFNET_STAGE_END - $(date +%s)))
 [ "$limit" -gt "$left" ] && limit=$left
 at=$EFFNET_GPU_CHECK_LOGS/kernels${1:-}
