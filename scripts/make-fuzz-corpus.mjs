@@ -79,6 +79,8 @@ function rest(dtype) {
       rng_stream: 0,
       batch_stats: 1,
       src_act: actCode('identity'),
+      end_drop_rate: 0,
+      end_rng_stream: 0,
     }
     const operands = { src: x, weights, diff_dst: diff, dst: wide, ...norm(9), ...sums }
     graph.node('conv2d_bwd', operands, attrs, { name: 'conv_bwd', role: 'output' })
@@ -218,7 +220,8 @@ function plans() {
     for (const plan of [...programs, ...forGpus]) {
       plan.ops.forEach(({ op, words }, index) => {
         const present = plan.refs.slice(words[0], words[0] + words[1]).map((r) => (r === 0xffffffff ? '.' : 'x'))
-        const kind = `${names[op]}-${present.length > 16 ? 'n' : present.join('')}`
+        const many = present.length > 16 && OP_TABLE[names[op]].inputs.some((port) => port.variadic)
+        const kind = `${names[op]}-${many ? 'n' : present.join('')}`
         if (done.has(kind)) return
         done.add(kind)
         missing.delete(names[op])

@@ -68,13 +68,13 @@ void passes(const Layer& l, int64_t batch, DType dtype, const char* filter) {
   if (l.kernel == 1 && l.stride == 1 && dtype == f)
     for (const plan::Act act : {plan::Act::identity, plan::Act::silu}) {
       std::vector<double> bn = attrs;
-      bn.insert(bn.end(), {static_cast<double>(act), 0, 0, 1, 0});
+      bn.insert(bn.end(), {static_cast<double>(act), 0, 0, 1, 0, 0, 0});
       Bench both(bn), apply({static_cast<double>(act), 0, 0, 1});
       both.in(dtype, src).in(f, weights).in(dtype, dst).in(dtype, dst);
       apply.in(dtype, dst).in(dtype, dst);
       for (int i = 0; i < 6; ++i) both.in(f, {l.filters});
       for (int i = 0; i < 6; ++i) apply.in(f, {l.filters});
-      both.absent(5).out(dtype, src).out(f, weights).absent_out(4).run(cpu::make_conv2d_bwd, label, filter, true);
+      both.absent(9).out(dtype, src).out(f, weights).absent_out(4).run(cpu::make_conv2d_bwd, label, filter, true);
       apply.absent().absent().out(dtype, dst).run(cpu::make_bn_act_bwd_apply, label, filter, true);
     }
 }

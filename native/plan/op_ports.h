@@ -237,9 +237,9 @@ enum Update : int { upd_running_mean = 0, upd_running_var = 1 };
 enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_eps = 5, attr_momentum = 6, attr_src_act = 7 };
 }
 namespace conv2d_bwd {
-enum In : int { in_src = 0, in_weights = 1, in_diff_dst = 2, in_dst = 3, in_mean = 4, in_inv_std = 5, in_scale = 6, in_shift = 7, in_diff_scale = 8, in_diff_shift = 9, in_gate = 10, in_src_mean = 11, in_src_inv_std = 12, in_src_scale = 13, in_src_shift = 14 };
+enum In : int { in_src = 0, in_weights = 1, in_diff_dst = 2, in_dst = 3, in_mean = 4, in_inv_std = 5, in_scale = 6, in_shift = 7, in_diff_scale = 8, in_diff_shift = 9, in_gate = 10, in_src_mean = 11, in_src_inv_std = 12, in_src_scale = 13, in_src_shift = 14, in_addend = 15, in_end_src = 16, in_end_mean = 17, in_end_inv_std = 18 };
 enum Out : int { out_diff_src = 0, out_diff_weights = 1, out_src_diff_scale = 2, out_src_diff_shift = 3, out_diff_gate = 4, out_sums = 5 };
-enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_act = 5, attr_drop_rate = 6, attr_rng_stream = 7, attr_batch_stats = 8, attr_src_act = 9 };
+enum Attr : int { attr_stride = 0, attr_pad_t = 1, attr_pad_l = 2, attr_pad_b = 3, attr_pad_r = 4, attr_act = 5, attr_drop_rate = 6, attr_rng_stream = 7, attr_batch_stats = 8, attr_src_act = 9, attr_end_drop_rate = 10, attr_end_rng_stream = 11 };
 }
 namespace input_conv2d_stats {
 enum In : int { in_src = 0, in_weights = 1 };

@@ -150,7 +150,15 @@ void check_dense(Checker& c, const Op& op) {
           {op.in(bwd::in_src_mean), op.in(bwd::in_src_inv_std), op.in(bwd::in_src_scale), op.in(bwd::in_src_shift)},
           bwd::attr_src_act);
       c.expect(!gate || op.in(bwd::in_src_mean), "a gate without the normalisation of its source");
-      const bool sums_by_channel = op.in(bwd::in_src_mean) && !gate;
+      const Tensor *addend = op.in(bwd::in_addend), *end_src = op.in(bwd::in_end_src);
+      c.expect(!op.in(bwd::in_src_mean) || (!addend && !end_src), "a source that is normalised ends no block");
+      c.same(src, addend);
+      c.same(src, end_src);
+      c.all_or_none(end_src, {op.in(bwd::in_end_mean), op.in(bwd::in_end_inv_std)});
+      c.channels(src, {op.in(bwd::in_end_mean), op.in(bwd::in_end_inv_std)});
+      c.drop(bwd::attr_end_drop_rate, bwd::attr_end_rng_stream);
+      c.expect(end_src || op.attr(bwd::attr_end_drop_rate) == 0, "a drop without the normalisation in front of it");
+      const bool sums_by_channel = (op.in(bwd::in_src_mean) && !gate) || end_src;
       c.all_or_none(sums_by_channel, {op.out(bwd::out_src_diff_scale), op.out(bwd::out_src_diff_shift)});
       c.channels(src, {op.out(bwd::out_src_diff_scale), op.out(bwd::out_src_diff_shift)});
       c.all_or_none(gate, {op.out(bwd::out_diff_gate), op.out(bwd::out_sums)});

@@ -186,7 +186,7 @@ TEST(ConvBackward, BothGradientsBehindNormalisation) {
       Values inv_std = vector(6);
       for (double& v : inv_std) v = std::abs(v) + 0.5;
       std::vector<double> attrs = c.attrs();
-      attrs.insert(attrs.end(), {static_cast<double>(act), drop_rate, kStream, batch_stats ? 1.0 : 0.0, 0});
+      attrs.insert(attrs.end(), {static_cast<double>(act), drop_rate, kStream, batch_stats ? 1.0 : 0.0, 0, 0, 0});
       Rig rig(backend::make_conv2d_bwd, attrs);
       rig.scalars().seed = static_cast<double>(kSeed);
       rig.scalars().step = static_cast<double>(kStep);
@@ -197,7 +197,7 @@ TEST(ConvBackward, BothGradientsBehindNormalisation) {
       for (const Values* v :
            std::initializer_list<const Values*>{&mean, &inv_std, &scale, &shift, &diff_scale, &diff_shift})
         rig.in(DType::f32, {c.oc}, *v);
-      rig.absent_inputs(5);
+      rig.absent_inputs(9);
       const Tensor* diff_src = rig.out(DType::f32, {c.n, c.h, c.w, c.ic});
       const Tensor* diff_weights = rig.out(DType::f32, {c.oc, 1, 1, c.ic});
       rig.absent_outputs(4);

@@ -9,6 +9,7 @@
 #include "cuda/kernels/gemm_tile.h"
 #include "cuda/ops/conv.h"
 #include "cuda/ops/conv_once.h"
+#include "cuda/ops/drop.h"
 #include "host_operands.h"
 #include "reference.h"
 
@@ -239,6 +240,7 @@ TEST(ConvForms, FitTheSharedMemoryOfAllGpus) {
         const ConvForm data = cuda::conv_backward_data_form(g, type);
         EXPECT_LE(cuda::conv_forward_form(g, type).shared_bytes, kMost);
         EXPECT_LE(cuda::conv_backward_data_bn_shared(data, type.dtype), kMost);
+        EXPECT_LE(cuda::conv_backward_data_end_shared(data, type.dtype), kMost);
         EXPECT_LE(cuda::conv_backward_weights_form(g, type).shared_bytes, kMost);
       }
 }
@@ -529,16 +531,18 @@ TEST(ConvForms, EveryFormGivesTheProductWithBiasAndActivation) {
 TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) {
   for (const Widths& w : kWidths) {
     const DType dtype = w.type.dtype;
-    const ConvGeometry g{1, 9, 19, 136, 9, 19, 40, 1, 1, 1, 0, 0};
+    const ConvGeometry g{3, 3, 19, 136, 3, 19, 40, 1, 1, 1, 0, 0};
     const auto diff = operand(dtype, g.dst_pixels() * g.oc, 1), weights = operand(dtype, g.oc * g.ic, 2),
-               slope_of = operand(dtype, g.src_pixels() * g.ic, 3);
+               in_front = operand(dtype, g.src_pixels() * g.ic, 3), addend = operand(dtype, g.src_pixels() * g.ic, 8);
+    const StepScalars scalars{.step = 3, .seed = 5};
     const auto norm = [&](uint32_t seed) {
       std::vector<float> v;
       for (const double x : random_values(static_cast<size_t>(g.ic), seed, 1, 0.2)) v.push_back(static_cast<float>(x));
       return v;
     };
     const std::vector<float> mean = norm(4), inv_std = norm(5), scale = norm(6), shift = norm(7);
-    const auto run = [&](int columns, bool bn, int order) {
+    enum class Epilogue { none, bn, end };
+    const auto run = [&](int columns, Epilogue epilogue, int order) {
       ConvForm form = cuda::conv_backward_data_form(g, w.type);
       form = widened(form, w, g.src_pixels(), columns, tile_bytes<cuda::Layout::by_depth>(dtype, columns));
       std::vector<uint8_t> dst(static_cast<size_t>(g.src_pixels() * g.ic) * bytes_of(dtype));
@@ -549,23 +553,26 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) 
       args.diff_dst = operands.of(diff);
       args.weights = operands.of(weights);
       args.diff_src = operands.of(dst);
-      if (bn) {
-        args.slope_of = operands.of(slope_of);
+      if (epilogue == Epilogue::bn) {
+        args.slope_of = operands.of(in_front);
         args.act = plan::Act::silu;
         args.slope_norm = {operands.of(mean), operands.of(inv_std), operands.of(scale), operands.of(shift)};
-        args.sums = operands.of(sums);
       }
+      if (epilogue == Epilogue::end)
+        args.end = {operands.of(addend), operands.of(in_front), operands.of(mean),
+                    cuda::DropSpec{0.5, 2}.at(operands.of_one(scalars))};
+      if (epilogue != Epilogue::none) args.sums = operands.of(sums);
       expect_ran(operands.run(cuda::conv_bwd_data_launch(args, form, w.type), order));
       return std::pair(dst, sums);
     };
-    const auto plain = run(32, false, 0), with_bn = run(32, true, 0);
+    const auto plain = run(32, Epilogue::none, 0), with_bn = run(32, Epilogue::bn, 0), at_end = run(32, Epilogue::end, 0);
     const Product64 product{g.src_pixels(), g.oc, g.ic, g.ic, 1};
     expect_product(dtype, plain.first, diff, weights, product, tolerance_of(w.type));
     expect_product(
         dtype, with_bn.first, diff, weights, product, tolerance_of(w.type),
         [&](double sum, int64_t row, int64_t column) -> Finished {
           const auto c = static_cast<size_t>(column);
-          const double x = value_of(dtype, slope_of, row * g.ic + column),
+          const double x = value_of(dtype, in_front, row * g.ic + column),
                        z = (x - mean[c]) * inv_std[c] * scale[c] + shift[c];
           const double slope = act_slope(plan::Act::silu, z);
           return {sum * slope, std::abs(sum) * (act_slope_slack(dtype, plan::Act::silu, z) + 1e-6), std::abs(slope)};
@@ -575,11 +582,14 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) 
       for (int order = 0; order < backend::Runner::kOrders; ++order) {
         SCOPED_TRACE(testing::Message() << w.type.suffix() << " " << columns << " columns, "
                                         << backend::Runner::order_name(order));
-        EXPECT_TRUE(run(columns, false, order).first == plain.first);
-        const auto [dst, sums] = run(columns, true, order);
-        EXPECT_TRUE(dst == with_bn.first);
-        expect_sums(sums, with_bn.second);
-        if (order > 0 && !kThreadSanitizer) EXPECT_TRUE(sums == run(columns, true, 0).second);
+        EXPECT_TRUE(run(columns, Epilogue::none, order).first == plain.first);
+        for (const Epilogue epilogue : {Epilogue::bn, Epilogue::end}) {
+          const auto& [want_dst, want_sums] = epilogue == Epilogue::bn ? with_bn : at_end;
+          const auto [dst, sums] = run(columns, epilogue, order);
+          EXPECT_TRUE(dst == want_dst);
+          expect_sums(sums, want_sums);
+          if (order > 0 && !kThreadSanitizer) EXPECT_TRUE(sums == run(columns, epilogue, 0).second);
+        }
       }
     }
   }

@@ -60,14 +60,14 @@ class Check {
   }
   bool depthwise() const { return op_.row().op.starts_with("depthwise"); }
   int64_t image(const Tensor* t) const { return t->h() * t->w() * t->c(); }
-  RefTensor kept(const Tensor* t) {
-    const double rate = op_.attr("drop_rate");
+  RefTensor kept(const Tensor* t, const std::string& prefix = "") {
+    const double rate = op_.attr((prefix + "drop_rate").c_str());
     if (rate == 0) return {};
     std::vector<double> factors;
     for (int64_t n = 0; n < t->n(); ++n)
-      factors.push_back(survival(rate, static_cast<uint64_t>(op_.scalars().seed),
-                                 static_cast<uint64_t>(op_.scalars().step),
-                                 static_cast<uint32_t>(op_.attr("rng_stream")), static_cast<uint64_t>(n)));
+      factors.push_back(
+          survival(rate, static_cast<uint64_t>(op_.scalars().seed), static_cast<uint64_t>(op_.scalars().step),
+                   static_cast<uint32_t>(op_.attr((prefix + "rng_stream").c_str())), static_cast<uint64_t>(n)));
     return {op_.scratch().copy_of(factors.data(), t->n()), RefType::f64, RefType::f64};
   }
 
@@ -186,6 +186,10 @@ class Check {
                                    src->elements(), src->c()};
         launch_reference("ref_finish", src->elements(), finish);
       }
+      if (op_.find("addend")) {
+        const RefFinishArgs finish{args.dst, {}, op_.ref("addend"), {}, {}, 0, fast_, src->elements(), src->c()};
+        launch_reference("ref_finish", src->elements(), finish);
+      }
       compare("diff_src", op_.ref("diff_src"), args.dst, src->elements(), kOfProducts, true);
     }
     if (diff_weights) {
@@ -199,7 +203,9 @@ class Check {
       const RefTerms* all = added(args.dst, count, args.slices);
       compare("diff_weights", op_.ref("diff_weights"), all, count, kOfProducts, op_.row().half_gradient);
     }
-    if (op_.find("src_diff_scale")) {
+    if (op_.find("end_src")) {
+      end_sums(src);
+    } else if (op_.find("src_diff_scale")) {
       const RefTensor stored = op_.ref("diff_src");
       expect_sums("src_diff_scale", stored, {}, "src", "src_", RefTerm::v_hat, 1, source_act());
       expect_sums("src_diff_shift", stored, {}, "src", "src_", RefTerm::v, 1, source_act());
@@ -207,6 +213,26 @@ class Check {
     if (op_.find("diff_gate")) sums_by_image(src);
   }
   int32_t source_act() const { return static_cast<int32_t>(op_.attr("src_act")); }
+
+  // Of the BN in front of the source, of what was stored.
+  void end_sums(const Tensor* src) {
+    RefActivateArgs args{.src = op_.ref("diff_src"),
+                         .norm = {},
+                         .gate = {},
+                         .kept = kept(src, "end_"),
+                         .residual = {},
+                         .act = 0,
+                         .rounding = RefType::f64,
+                         .fast = fast_,
+                         .count = src->elements(),
+                         .channels = src->c(),
+                         .image = image(src),
+                         .dst = op_.scratch().make<double>(src->elements()),
+                         .off = nullptr};
+    launch_reference("ref_activate", src->elements(), args);
+    expect_sums("src_diff_scale", {args.dst}, {}, "end_src", "end_", RefTerm::v_hat, 1, 0);
+    expect_sums("src_diff_shift", {args.dst}, {}, "end_src", "end_", RefTerm::v, 1, 0);
+  }
 
   void sums_by_image(const Tensor* src) {
     const RefTensor stored = op_.ref("diff_src");

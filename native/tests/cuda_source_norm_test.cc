@@ -166,9 +166,12 @@ TEST_P(SourceNorm, ForwardWithStatistics) {
   }
 }
 
-enum class Source { stored, linear, normed, gated };  // linear: normed, and no activation
+// linear: normed, and no activation. Stored ones that end a block: with an addend, with a BN in front, with both.
+enum class Source { stored, added, summed, end, linear, normed, gated };
+bool is_stored(Source source) { return source <= Source::end; }
 
-// Without a gate diff_src is the gradient of bn(src) and has its sums; with one the gradient of the gated value.
+// Without a gate diff_src is the gradient of bn(src) and has its sums; with one the gradient of the gated value. Of a
+// block's end it has those of the BN in front, images being dropped.
 TEST_P(SourceNorm, BothGradientsOfPointwise) {
   struct Row {
     ConvCase c;
@@ -177,14 +180,21 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
   };
   std::vector<Row> rows;
   for (const ConvCase& c : kCases)
-    for (const Source source : {Source::stored, Source::linear, Source::normed, Source::gated})
+    for (const Source source :
+         {Source::stored, Source::added, Source::summed, Source::end, Source::linear, Source::normed, Source::gated})
       rows.push_back({c, source});
   // What is read once: tiles with and without channels and pixels that they do not fill, several slices of channels.
   rows.insert(rows.end(), {{pointwise(2, 7, 7, 16, 96), Source::stored, "once_96x16_"},
                            {pointwise(3, 8, 8, 8, 40), Source::stored, "once_96x16_"},
+                           {pointwise(3, 8, 8, 8, 40), Source::end, "once_96x16_"},
                            {pointwise(1, 14, 9, 24, 144), Source::stored, "once_144x32_"},
+                           {pointwise(2, 14, 9, 24, 144), Source::end, "once_144x32_"},
                            {pointwise(1, 5, 9, 32, 192), Source::stored, "once_192x32_"},
+                           {pointwise(3, 5, 9, 32, 192), Source::end, "once_192x32_"},
                            {pointwise(1, 9, 5, 40, 240), Source::stored, "once_240x48_"},
+                           {pointwise(2, 9, 5, 40, 240), Source::summed, "once_240x48_"},
+                           {pointwise(2, 9, 5, 48, 240), Source::end, "once_240x48_"},
+                           {pointwise(5, 7, 9, 24, 256), Source::end, "_mma_128x32_"},
                            {pointwise(2, 7, 7, 144, 24), Source::normed, "once_bn_32x96_"},
                            {pointwise(2, 5, 8, 192, 48), Source::normed, "once_bn_48x96_"},
                            {pointwise(1, 7, 9, 256, 64), Source::normed, "once_bn_64x64_"},
@@ -196,6 +206,8 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
   // Blocks of several tiles, and of several images.
   if (!kThreadSanitizer && dtype() == DType::bf16)
     rows.insert(rows.end(), {{pointwise(1, 130, 132, 8, 8), Source::stored, "once_96x16_"},
+                             {pointwise(1, 130, 132, 8, 8), Source::end, "once_96x16_"},
+                             {pointwise(529, 1, 3, 8, 8), Source::end, "once_96x16_"},
                              {pointwise(3, 54, 54, 8, 8), Source::normed, "once_bn_32x96_"},
                              {pointwise(1, 130, 132, 8, 8), Source::gated, "once_gate_16x32_"},
                              {pointwise(529, 1, 3, 8, 8), Source::gated, "once_gate_16x32_"}});
@@ -204,15 +216,19 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
   for (const auto& [c, kind, form] : rows) {
     if (dtype() == DType::f32 && *form) continue;
     for (const double drop_rate : {0.0, 0.5}) {
-      if (drop_rate > 0 && (c.n == 1 || kind == Source::stored)) continue;
-      const bool gated = kind == Source::gated;
+      if (drop_rate > 0 && (c.n == 1 || kind == Source::stored || kind == Source::added)) continue;
+      const bool gated = kind == Source::gated, added = kind == Source::added || kind == Source::end;
+      const bool summed = kind == Source::summed || kind == Source::end;
       const Act act = kind == Source::normed || gated ? Act::silu : Act::identity;
       const ConvData d(c, dtype());
       const Bn bn(c.ic, 20);
       const Values gate = gates(c.n, c.ic);
       const Behind behind(c.oc, d.diff_dst.size(), Act::identity, dtype());
       auto attrs = c.attrs();
-      attrs.insert(attrs.end(), {0, drop_rate, kStream, 1, static_cast<double>(act)});
+      const Values addend = stored(dtype(), random_values(d.src.size(), 61)),
+                   end_src = stored(dtype(), random_values(d.src.size(), 62));
+      attrs.insert(attrs.end(), {0, is_stored(kind) ? 0 : drop_rate, kStream, 1, static_cast<double>(act),
+                                 summed ? drop_rate : 0, kStream});
       Rig rig(backend::make_conv2d_bwd, attrs);
       rig.scalars().seed = static_cast<double>(kSeed);
       rig.scalars().step = static_cast<double>(kStep);
@@ -224,7 +240,15 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
       rig.in(DType::f32, {c.oc}, behind.diff_scale);
       rig.in(DType::f32, {c.oc}, behind.diff_shift);
       gated ? void(rig.in(DType::f32, {c.n, c.ic}, gate)) : rig.absent_inputs(1);
-      kind == Source::stored ? rig.absent_inputs(4) : bn.add_to(rig);
+      is_stored(kind) ? rig.absent_inputs(4) : bn.add_to(rig);
+      added ? void(rig.in(dtype(), {c.n, c.h, c.w, c.ic}, addend)) : rig.absent_inputs(1);
+      if (summed) {
+        rig.in(dtype(), {c.n, c.h, c.w, c.ic}, end_src);
+        rig.in(DType::f32, {c.ic}, bn.mean);
+        rig.in(DType::f32, {c.ic}, bn.inv_std);
+      } else {
+        rig.absent_inputs(3);
+      }
       const Tensor* diff_src = rig.out(dtype(), {c.n, c.h, c.w, c.ic});
       const Tensor* diff_weights = rig.out(DType::f32, {c.oc, 1, 1, c.ic});
       const Tensor *diff_scale = nullptr, *diff_shift = nullptr, *diff_gate = nullptr, *sums = nullptr;
@@ -232,7 +256,7 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
         rig.absent_outputs(2);
         diff_gate = rig.out(DType::f32, {c.n, c.ic});
         sums = rig.out(DType::f32, {c.n, 4, c.ic});
-      } else if (kind == Source::stored) {
+      } else if (is_stored(kind) && !summed) {
         rig.absent_outputs(4);
       } else {
         diff_scale = rig.out(DType::f32, {c.ic});
@@ -248,11 +272,11 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
 
       const auto channels = static_cast<size_t>(c.ic), image = static_cast<size_t>(c.h * c.w) * channels;
       Values kept = d.diff_dst;
-      for (size_t i = 0; i < kept.size(); ++i)
+      for (size_t i = 0; i < kept.size() && !is_stored(kind); ++i)
         kept[i] *= survival(drop_rate, kSeed, kStep, kStream, i / static_cast<size_t>(c.h * c.w * c.oc));
       const Values dy = behind.diff(kept, nullptr, nullptr, static_cast<size_t>(c.h * c.w * c.oc), dtype());
       Values value = d.src, off(d.src.size());
-      if (kind != Source::stored) {
+      if (!is_stored(kind)) {
         value = activated(d.src, bn, act, gated ? &gate : nullptr, image, dtype());
         off = activated_slack(d.src, bn, act, value, dtype());
       }
@@ -260,7 +284,7 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
       for (size_t i = 0; i < off.size() && kind == Source::linear && dtype() != DType::f32; ++i)
         off[i] = 0x1p-8 * std::abs(value[i]);
       const Values w = stored(dtype(), d.weights), got = rig.get(diff_src);
-      Values want(got.size()), want_weights(w.size()), slack(got.size()), squares(w.size());
+      Values want = added ? addend : Values(got.size()), want_weights(w.size()), slack(got.size()), squares(w.size());
       for_each_product(c, [&](size_t s, size_t k, size_t t) {
         want[s] += dy[t] * w[k];
         want_weights[k] += value[s] * dy[t];
@@ -276,12 +300,13 @@ TEST_P(SourceNorm, BothGradientsOfPointwise) {
       // dy may be the neighbouring 16-bit value where it lies between two.
       expect_near(rig.get(diff_weights), want_weights, dtype() == DType::f32 ? 3e-6 : 0x1p-10, std::sqrt(pixels) * 3,
                   c.name() + " diff_weights", of_squares(squares));
-      if (kind == Source::stored) continue;
+      if (is_stored(kind) && !summed) continue;
       if (!gated) {
         Values want_scale(channels), want_shift(channels);
         for (size_t i = 0; i < got.size(); ++i) {
-          want_shift[i % channels] += got[i];
-          want_scale[i % channels] += got[i] * bn.hat(d.src[i], i % channels);
+          const double g = got[i] * (summed ? survival(drop_rate, kSeed, kStep, kStream, i / image) : 1);
+          want_shift[i % channels] += g;
+          want_scale[i % channels] += g * bn.hat(summed ? end_src[i] : d.src[i], i % channels);
         }
         expect_near(rig.get(diff_scale), want_scale, 1e-6, std::sqrt(pixels) * terms, c.name() + " src_diff_scale");
         expect_near(rig.get(diff_shift), want_shift, 1e-6, std::sqrt(pixels) * terms, c.name() + " src_diff_shift");

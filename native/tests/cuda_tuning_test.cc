@@ -158,7 +158,8 @@ TEST_F(CudaTuning, PartsOfAnOpAreMeasuredInAllCombinations) {
   const auto own = kernels("cudnn/eng7=9,cudnn/eng8=9,cublaslt/0=9,cublaslt/1=9");
   EXPECT_FALSE(own.empty());
   std::string slow =
-      "conv2d_bwd_data_mma_128x32_bf16=50,conv2d_bwd_data_bn_mma_128x32_bf16=50,conv2d_bwd_weights_mma_64x64_bf16=50,"
+      "conv2d_bwd_data_mma_128x32_bf16=50,conv2d_bwd_data_bn_mma_128x32_bf16=50,"
+      "conv2d_bwd_data_end_mma_128x32_bf16=50,conv2d_bwd_weights_mma_64x64_bf16=50,"
       "conv2d_bwd_weights_mma_32x128_bf16=50,conv2d_bwd_weights_mma_128x32_bf16=50,";
   for (const std::string& name : own) {
     EXPECT_TRUE(name.ends_with("_bf16:cuda")) << name;

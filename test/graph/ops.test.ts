@@ -53,6 +53,18 @@ describe('shape rules', () => {
   const node = (op: OpName, inputs: Record<string, Tensor>, attrs: Record<string, number> = {}, options: object = {}) =>
     graph.node(op, inputs, attrs, { name: 'layer', ...options })
 
+  const IMAGE = [2, 4, 4, 3]
+  const END_NORM = { end_mean: [3], end_inv_std: [3] }
+  const SRC_NORM = { src_mean: [3], src_inv_std: [3], src_scale: [3], src_shift: [3] }
+  /** conv2d_bwd of three channels to five, with more operands of these shapes. */
+  const bothGradients = (more: Record<string, Shape>, attrs: Record<string, number> = {}) => {
+    const norm = { mean: [5], inv_std: [5], scale: [5], diff_scale: [5], diff_shift: [5] }
+    const given = { src: IMAGE, weights: [5, 1, 1, 3], diff_dst: [2, 4, 4, 5], dst: [2, 4, 4, 5], ...norm, ...more }
+    const inputs = Object.fromEntries(Object.entries(given).map(([port, shape]) => [port, input(shape)]))
+    const none = { act: 0, drop_rate: 0, rng_stream: 0, batch_stats: 1, src_act: 0, end_drop_rate: 0, end_rng_stream: 0 }
+    return node('conv2d_bwd', inputs, { ...PAD0, ...none, ...attrs })
+  }
+
   it.each([
     [224, 3, 2, 1, 1, 112],
     [225, 3, 2, 1, 1, 113],
@@ -108,6 +120,11 @@ describe('shape rules', () => {
       () => node('conv2d_bwd_data', { diff_dst: input([1, 4, 4, 8]), weights: input([8, 1, 1, 3]) }, PAD0),
       /shape of diff_src/,
     ],
+    ['a part of what ends a block', () => bothGradients({ end_src: IMAGE }), /end_src, end_mean and end_inv_std must be given/],
+    ['another end', () => bothGradients({ end_src: [2, 4, 4, 5], ...END_NORM }), /end_src f32\[2, 4, 4, 5\] and src/],
+    ['another addend', () => bothGradients({ addend: [2, 4, 4, 5] }), /addend f32\[2, 4, 4, 5\] and src/],
+    ['a normalised end', () => bothGradients({ ...SRC_NORM, addend: IMAGE }), /a source that is normalised ends no block/],
+    ['a drop of no end', () => bothGradients({}, { end_drop_rate: 0.2 }), /end_drop_rate needs the BN in front of src/],
     [
       'pixels',
       () => node('input_conv2d_bwd_weights', { src: input([1, 4, 4, 3]), diff_dst: input([1, 4, 4, 8]) }, { ...PAD0, ...NORM }),

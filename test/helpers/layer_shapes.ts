@@ -70,7 +70,7 @@ export function shapeLines(side?: number): string[] {
         if (!OPS.has(node.op)) continue
         const line = `${dtype} ${lineOf(node)}`
         // The rate and stream of what is dropped tell layers apart that are the same to a kernel.
-        lines.set(line.replace(/drop_rate=0\.\d+/, 'drop').replace(/rng_stream=\d+/, ''), line)
+        lines.set(line.replace(/drop_rate=0\.\d+/g, 'drop').replace(/rng_stream=\d+/g, ''), line)
       }
     }
     const target = { device: 'cuda' } as const

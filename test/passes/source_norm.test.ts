@@ -49,6 +49,9 @@ describe('training as fused for a GPU', () => {
     expect(stored.length).toBeLessThanOrEqual(name === 'efficientnetv2_s' ? 4 : 1)
     // Backward: every depthwise convolution makes the gradient in front of it itself, and gates have their sums from a convolution.
     expect([count(fused, 'depthwise_conv2d_bwd', 7), count(fused, 'bn_act_bwd_sums')]).toEqual([depthwise, 0])
+    // At a block's end only what no 1x1 convolution follows: the pooled values, and in V2-S the 3x3 convolutions of 3 stages.
+    const dense = name === 'efficientnetv2_s'
+    expect([count(fused, 'add'), count(fused, 'bn_act_bwd_reduce')]).toEqual(dense ? [8, 11] : [0, 1])
     expect(fused.nodes.filter((n) => n.op === 'conv2d_bwd' && n.inputs[11])).toHaveLength(
       fused.nodes.filter((n) => n.op === 'conv2d_stats' && n.inputs[3]).length,
     )

@@ -18,7 +18,7 @@ export interface OpInfo {
   readonly imageWise: boolean
 }
 
-export const OP_TABLE_HASH = 0xc00af6cd
+export const OP_TABLE_HASH = 0xb0af16aa
 
 export const OP_NAMES = [
   'input_normalize',
@@ -574,10 +574,10 @@ export const OP_TABLE: Readonly<Record<OpName, OpInfo>> = {
   conv2d_bwd: {
     id: 50,
     name: 'conv2d_bwd',
-    inputs: [port('src'), port('weights'), port('diff_dst'), port('dst'), port('mean'), port('inv_std'), port('scale'), port('shift', true), port('diff_scale', true), port('diff_shift', true), port('gate', true), port('src_mean', true), port('src_inv_std', true), port('src_scale', true), port('src_shift', true)],
+    inputs: [port('src'), port('weights'), port('diff_dst'), port('dst'), port('mean'), port('inv_std'), port('scale'), port('shift', true), port('diff_scale', true), port('diff_shift', true), port('gate', true), port('src_mean', true), port('src_inv_std', true), port('src_scale', true), port('src_shift', true), port('addend', true), port('end_src', true), port('end_mean', true), port('end_inv_std', true)],
     outputs: [port('diff_src'), port('diff_weights'), port('src_diff_scale', true), port('src_diff_shift', true), port('diff_gate', true), port('sums', true)],
     updates: [],
-    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act', 'drop_rate', 'rng_stream', 'batch_stats', 'src_act'],
+    attrs: ['stride', 'pad_t', 'pad_l', 'pad_b', 'pad_r', 'act', 'drop_rate', 'rng_stream', 'batch_stats', 'src_act', 'end_drop_rate', 'end_rng_stream'],
     fused: true,
     imageWise: false,
   },

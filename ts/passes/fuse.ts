@@ -2,6 +2,7 @@
 import type { Graph } from '../graph/graph.js'
 import type { Node } from '../graph/types.js'
 import { parted } from '../turns.js'
+import { blockEnd } from './fuse_patterns/block_end.js'
 import { bnActPattern } from './fuse_patterns/bn_act.js'
 import { convBwd } from './fuse_patterns/conv_bwd.js'
 import { convStatsPattern } from './fuse_patterns/conv_stats.js'
@@ -59,5 +60,5 @@ export const fuseBackward = parted(function* (graph: Graph, target: Target) {
   const joined = yield* applyPatterns.parts(graph, [convBwd('always')], target)
   const backward = yield* applyPatterns.parts(joined, [sourceNormBackward, depthwiseBehindNorm], target)
   const linear = yield* applyPatterns.parts(backward, [depthwiseBehindNorm], target)
-  return yield* applyPatterns.parts(linear, [sourceNormForward, inputInConvolutions], target)
+  return yield* applyPatterns.parts(linear, [blockEnd, sourceNormForward, inputInConvolutions], target)
 })

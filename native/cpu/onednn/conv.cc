@@ -398,6 +398,7 @@ StatusOr<KernelPtr> make_input_conv2d_bwd_weights(const plan::Op&) { return for_
 StatusOr<KernelPtr> make_conv2d_bwd(const plan::Op& op) {
   using namespace op::conv2d_bwd;
   if (op.in(in_src_mean)) return for_gpus("normalises the source of a dense convolution");
+  if (op.in(in_addend) || op.in(in_end_src)) return for_gpus("finishes the gradient of a block's result");
   PointwiseBwdOperands o{};
   o.src = op.in(in_src);
   o.weights = op.in(in_weights);

@@ -2,11 +2,12 @@
 #pragma once
 
 #include "cuda/kernels/conv_loaders.cuh"
+#include "cuda/kernels/drop.cuh"
 
 namespace effnet::cuda {
 
-// Sums over the rows that a block stores, by column, of g and of g * (x - mean): a lane has two columns of every
-// kGroups-th row.
+// Sums over the rows that a block stores, by column, of g and of g * (x - mean), each times what `factor(row)` says: a
+// lane has two columns of every kGroups-th row.
 template <class T, class Shape>
 class ColumnSums {
  public:
@@ -15,7 +16,8 @@ class ColumnSums {
   static_assert(size_t{kParts} * 2 * Shape::kN * sizeof(float) <= Shape::kSlabsSize * sizeof(T));
 
   // `means`: of the columns of this warp.
-  EFF_DEVICE void add(const Slab<T, Shape>& g, const Slab<T, Shape>& x, const float* means, int rows) {
+  template <class Factor>
+  EFF_DEVICE void add(const Slab<T, Shape>& g, const Slab<T, Shape>& x, const float* means, int rows, Factor factor) {
     const int lane = static_cast<int>(thread_id()) % 32, group = lane / kLanes, column = lane % kLanes * 2;
     if (group >= kGroups) return;
     EFF_UNROLL
@@ -25,6 +27,8 @@ class ColumnSums {
       float g0, g1, x0, x1;
       g.get(row, column, g0, g1);
       x.get(row, column, x0, x1);
+      g0 *= factor(row);
+      g1 *= factor(row);
       sums_[0] += g0;
       sums_[1] += g1;
       products_[0] = fma(g0, x0 - means[column], products_[0]);
@@ -60,20 +64,31 @@ class ColumnSums {
   float sums_[2] = {}, products_[2] = {};
 };
 
-// kBn: diff_src is multiplied by the slope of act(bn(slope_of)), and a block leaves its sums for the BN in args.sums.
-template <class T, class Shape, class Engine, bool kBn>
+// What is done to diff_src before it is stored. bn: it is multiplied by the slope of act(bn(slope_of)), and a block
+// leaves its sums for the BN in args.sums; end: args.end is added, and if it asks for them, a block leaves its sums.
+enum class DataEpilogue { none, bn, end };
+
+template <class T, class Shape, class Engine, DataEpilogue kEpilogue>
 EFF_DEVICE void conv_backward_data(const ConvBwdDataArgs& a) {
+  constexpr bool kBn = kEpilogue == DataEpilogue::bn, kEnd = kEpilogue == DataEpilogue::end;
   Shared shared;
   T* stages = shared.take<T>(Shape::kStagesSize);
   T* slabs = shared.take<T>(Shape::kSlabsSize);
-  T* slabs_of_x = kBn ? shared.take<T>(Shape::kSlabsSize) : slabs;
-  float* norm = kBn ? shared.take<float>(3 * Shape::kN) : nullptr;  // mean, factor, shift of the block's columns
+  T* slabs_of_x = kBn || kEnd ? shared.take<T>(Shape::kSlabsSize) : slabs;
+  // Of the block's columns: mean, and for the slope factor and shift.
+  float* norm = kBn || kEnd ? shared.take<float>((kBn ? 3 : 1) * Shape::kN) : nullptr;
   const int warp = static_cast<int>(thread_id()) / 32, channels = static_cast<int>(a.g.ic);
   const int n0 = static_cast<int>(block_x()) * Shape::kN, warp_column = warp % Shape::kWarpsN * Shape::kWarpColumns;
   const int column0 = n0 + warp_column;
   const int pixels = static_cast<int>(a.g.n * a.g.h * a.g.w);
   const int first = static_cast<int>(block_y() * a.tiles_a_block);
   const int end = first + static_cast<int>(a.tiles_a_block), last = end < a.tiles ? end : static_cast<int>(a.tiles);
+  float* kept = kEnd ? shared.take<float>(kTileThreads / 2) + warp * 16 : nullptr;  // of the rows of this warp's slab
+  if constexpr (kEnd) {
+    const int t = static_cast<int>(thread_id()), c = n0 + t;
+    if (a.end.src && t < Shape::kN && c < channels) norm[t] = a.end.mean[c];
+    if (t % 32 < 16) kept[t % 32] = 1.0f;
+  }
   if constexpr (kBn) {  // read behind the barriers of the first tile
     const int t = static_cast<int>(thread_id()), c = n0 + t;
     if (t < Shape::kN && c < channels) {
@@ -88,6 +103,7 @@ EFF_DEVICE void conv_backward_data(const ConvBwdDataArgs& a) {
   const Slab<T, Shape> slab(slabs), x(slabs_of_x);
   ColumnSums<T, Shape> sums;
   const T* slope_of = static_cast<const T*>(a.slope_of);
+  const T *addend = static_cast<const T*>(a.end.addend), *end_src = static_cast<const T*>(a.end.src);
   T* diff_src = static_cast<T*>(a.diff_src);
   multiply_tiles<Shape, Engine>(
       stages, first, last, static_cast<int>(a.g.oc), static_cast<int>(a.g.kh), static_cast<int>(a.g.kw), rows, columns,
@@ -98,6 +114,13 @@ EFF_DEVICE void conv_backward_data(const ConvBwdDataArgs& a) {
           if (row0 >= pixels) continue;
           const int64_t at = static_cast<int64_t>(row0) * channels + column0;
           if constexpr (kBn) x.load(slope_of + at, channels, pixels - row0, channels - column0);
+          if constexpr (kEnd) {
+            const int lane = static_cast<int>(thread_id()) % 32;
+            if (a.end.drop.scalars && lane < 16)
+              kept[lane] = drop_factor(a.end.drop, (row0 + lane) / static_cast<int>(a.g.h * a.g.w));
+            if (addend) slab.load(addend + at, channels, pixels - row0, channels - column0);
+            if (end_src) x.load(end_src + at, channels, pixels - row0, channels - column0);
+          }
           engine.visit(i, [&](int row, int column, float v0, float v1) {
             if constexpr (kBn) {
               float x0, x1;
@@ -106,30 +129,41 @@ EFF_DEVICE void conv_backward_data(const ConvBwdDataArgs& a) {
               v0 *= activation_slope<T>(a.act, fma(x0 - mean[0], factor[0], shift[0]));
               v1 *= activation_slope<T>(a.act, fma(x1 - mean[1], factor[1], shift[1]));
             }
+            if constexpr (kEnd) {
+              if (addend) {
+                float r0, r1;
+                slab.get(row, column, r0, r1);
+                v0 += r0;
+                v1 += r1;
+              }
+            }
             slab.put(row, column, v0, v1);
           });
           sync_warp();
           slab.store(diff_src + at, channels, pixels - row0, channels - column0);
-          if constexpr (kBn) sums.add(slab, x, norm + warp_column, pixels - row0);
+          if constexpr (kBn) sums.add(slab, x, norm + warp_column, pixels - row0, [](int) { return 1.0f; });
+          if constexpr (kEnd) {
+            if (end_src) sums.add(slab, x, norm + warp_column, pixels - row0, [&](int row) { return kept[row]; });
+          }
           sync_warp();
         }
       });
-  if constexpr (kBn)
+  if (kBn || (kEnd && end_src))
     sums.merge(reinterpret_cast<float*>(slabs), a.sums + static_cast<int64_t>(block_y()) * 2 * channels, n0, channels);
 }
 
 template <class T, int kN>
 using BackwardDataShape = TileShape<sizeof(T), 128, kN, Layout::by_rows, Layout::by_depth>;
 
-template <class T, int kN, bool kBn>
+template <class T, int kN, DataEpilogue kEpilogue>
 EFF_DEVICE void conv_backward_data_mma(const ConvBwdDataArgs& a) {
   using Shape = BackwardDataShape<T, kN>;
-  conv_backward_data<T, Shape, TensorEngine<T, Shape>, kBn>(a);
+  conv_backward_data<T, Shape, TensorEngine<T, Shape>, kEpilogue>(a);
 }
-template <int kN, bool kBn>
+template <int kN, DataEpilogue kEpilogue>
 EFF_DEVICE void conv_backward_data_fma(const ConvBwdDataArgs& a) {
   using Shape = BackwardDataShape<float, kN>;
-  conv_backward_data<float, Shape, FmaEngine<Shape>, kBn>(a);
+  conv_backward_data<float, Shape, FmaEngine<Shape>, kEpilogue>(a);
 }
 
 }  // namespace effnet::cuda

@@ -79,15 +79,16 @@ class ConvOnce {
     weights_ = shared.take<T>(Shape::kOc * Shape::kPitchSrc);
     terms_ = shared.take<float>(4 * Shape::kOc);
     if constexpr (kNormed) {
-      slab_ = shared.take<SlabValue>(Shape::kSlab);
+      slab_ = shared.take<float>(Shape::kSlab);
       norm_ = shared.take<float>(4 * Shape::kIc);
       scratch_ = shared.take<float>(Shape::kGroups * Shape::kIc);
-    } else if constexpr (!Shape::kSlabInDst) {
-      slab_ = shared.take<SlabValue>(Shape::kSlab);
+    } else {
+      static_assert(Shape::kSlabInDst);
     }
-    first_channel_ = static_cast<int>(block_x()) * static_cast<int>(a.slice);
+    // A block has all channels of a stored source.
+    first_channel_ = kNormed ? static_cast<int>(block_x()) * static_cast<int>(a.slice) : 0;
     const int left = static_cast<int>(a.ic) - first_channel_;
-    channels_ = left < static_cast<int>(a.slice) ? left : static_cast<int>(a.slice);
+    channels_ = kNormed && left > static_cast<int>(a.slice) ? static_cast<int>(a.slice) : left;
   }
 
   EFF_DEVICE void run() {
@@ -113,14 +114,23 @@ class ConvOnce {
       copies_commit();
       if (tile.row == first_row) begin_image(tile.image);
       copies_wait<1>();
-      make_diff(stage, rows);
+      make_diff(stage, rows, kNormed ? drop_ : drop_factor(a.drop, tile.image));
       EFF_SYNC_BLOCK();
-      SlabValue* slab = slab_;
-      if constexpr (!kNormed && Shape::kSlabInDst) slab = stage + Shape::kM * Shape::kPitchDst;
+      float* slab = slab_;
+      if constexpr (!kNormed) slab = reinterpret_cast<float*>(stage + Shape::kM * Shape::kPitchDst);
       multiply_by_weights(stage, slab);
       EFF_SYNC_BLOCK();
       T* src = stage + 2 * Shape::kM * Shape::kPitchDst;
-      store_diff_src(tile, rows, slab, src);
+      if constexpr (kNormed) {
+        store_diff_src(tile, rows, slab, src);
+      } else {
+        T* kept = reinterpret_cast<T*>(slab + Shape::kSlab);
+        store_whole_diff_src(tile, rows, slab, kept);
+        if (a.end.src) {
+          EFF_SYNC_BLOCK();
+          add_end_sums(rows, kept);
+        }
+      }
       if constexpr (kNormed) EFF_SYNC_BLOCK();  // the source is what was convolved now
       EFF_UNROLL
       for (int i = 0; i < OfWeights::kOfWarp; ++i) {
@@ -135,6 +145,9 @@ class ConvOnce {
       tile = next;
     }
     if constexpr (kSource == OnceSource::normed) store_sums<2>(a.sums + static_cast<int64_t>(block_y()) * 2 * a.ic);
+    if constexpr (!kNormed) {
+      if (a.end.src) store_end_sums(a.sums + static_cast<int64_t>(block_y()) * 2 * a.ic);
+    }
     store_products();
   }
 
@@ -142,7 +155,8 @@ class ConvOnce {
   static constexpr bool kNormed = kSource != OnceSource::stored;
   static constexpr int kWidth = unit_width<Shape::kOc, Shape::kIc>();
   static constexpr int kSums = kSource == OnceSource::gated ? 5 : kNormed ? 2 : 0;
-  using SlabValue = std::conditional_t<kNormed, float, T>;
+  static constexpr int kMostEndThreads = 2 * Shape::kOc < static_cast<int>(kOnceThreads) ? 2 * Shape::kOc : kOnceThreads;
+  static constexpr int kEndThreads = kMostEndThreads / Shape::kIc * Shape::kIc;
   using OfSrc = Units<T, Shape::kM, Shape::kIc, 16>;
   using OfWeights = Units<T, Shape::kOc, Shape::kIc, kWidth>;
   using DiffByChannel = Fragments<T, Layout::by_rows, Shape::kPitchDst>;
@@ -166,6 +180,8 @@ class ConvOnce {
       }
     }
     clear_sums();
+    const int t = static_cast<int>(thread_id());
+    if (!kNormed && t < kEndThreads) end_sums(t)[0] = end_sums(t)[1] = 0.0f;
   }
 
   EFF_DEVICE void load_weights() {
@@ -234,7 +250,7 @@ class ConvOnce {
   }
   // What is constant in an image. Read behind the barriers of its first tile.
   EFF_DEVICE void begin_image(int image) {
-    drop_ = drop_factor(a.drop, image);
+    drop_ = drop_factor(kNormed ? a.drop : a.end.drop, image);
     if constexpr (kNormed) {
       const int t = static_cast<int>(thread_id()), c = first_channel_ + t;
       if (t >= Shape::kIc) return;
@@ -248,7 +264,7 @@ class ConvOnce {
 
   // In place, each thread what it has copied itself; 0 for rows behind the last one. By whole vectors where there are
   // registers for that many terms: of halves of them the lanes of a warp meet on every other bank.
-  EFF_DEVICE void make_diff(T* stage, int rows) {
+  EFF_DEVICE void make_diff(T* stage, int rows, float drop) {
     constexpr int kAtOnce = Shape::kOc == 144 ? 4 : Shape::kVector;
     const RowWalk<Shape::kOc, Shape::kVector> walk;
     EFF_UNROLL
@@ -259,7 +275,7 @@ class ConvOnce {
       load_term(2, walk.column + first, slope);
       load_term(3, walk.column + first, constant);
       EFF_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) factor[j] *= drop_;
+      for (int j = 0; j < kAtOnce; ++j) factor[j] *= drop;
       walk.each(rows, [&](int row) {
         T* at = stage + row * Shape::kPitchDst + walk.column + first;
         float diff[kAtOnce], dst[kAtOnce];
@@ -288,7 +304,7 @@ class ConvOnce {
       *reinterpret_cast<Bits128*>(p) = pack<T>(v);
   }
 
-  EFF_DEVICE void multiply_by_weights(const T* diff, SlabValue* slab) {
+  EFF_DEVICE void multiply_by_weights(const T* diff, float* slab) {
     const int lane = static_cast<int>(thread_id()) % 32;
     EFF_UNROLL_BY(1)
     for (int unit = warp(); unit < OfSrc::kCount; unit += 8) {
@@ -296,72 +312,112 @@ class ConvOnce {
       OfSrc::template multiply<DiffByChannel, WeightsByChannel, Shape::kOc>(sums, diff, weights_, unit);
       EFF_UNROLL
       for (int j = 0; j < 2; ++j) {
-        SlabValue* at = slab + (OfSrc::row(unit) + lane / 4) * Shape::kPitchSrc + OfSrc::column(unit) + 8 * j +
-                        lane % 4 * 2;
+        float* at = slab + (OfSrc::row(unit) + lane / 4) * Shape::kPitchSrc + OfSrc::column(unit) + 8 * j + lane % 4 * 2;
         store_pair(at, sums[j][0], sums[j][1]);
         store_pair(at + 8 * Shape::kPitchSrc, sums[j][2], sums[j][3]);
       }
     }
   }
-  static EFF_DEVICE void store_pair(SlabValue* at, float v0, float v1) {
-    if constexpr (sizeof(SlabValue) == 4)
-      *reinterpret_cast<Bits64*>(at) = {float_to_bits(v0), float_to_bits(v1)};
-    else
-      *reinterpret_cast<uint32_t*>(at) = pack<T>(v0, v1);
+  static EFF_DEVICE void store_pair(float* at, float v0, float v1) {
+    *reinterpret_cast<Bits64*>(at) = {float_to_bits(v0), float_to_bits(v1)};
   }
 
-  EFF_DEVICE void store_diff_src(const Tile& tile, int rows, const SlabValue* slab, T* src) {
+  // Of a stored source. Its gradient stays in the slab as it was stored, beside the source of BlockEnd. What of BlockEnd
+  // lies in memory is not asked for before: no register is free for it, and the next tile is on its way by now.
+  EFF_DEVICE void store_whole_diff_src(const Tile& tile, int rows, const float* slab, T* kept) {
+    constexpr int V = Shape::kVector;
+    const int64_t first = pixel_of(tile) * a.ic;
+    const T* addend = a.end.addend ? static_cast<const T*>(a.end.addend) + first : nullptr;
+    const T* x = a.end.src ? static_cast<const T*>(a.end.src) + first : nullptr;
+    T* to = static_cast<T*>(a.diff_src) + first;
+    const RowWalk<Shape::kIc, V> walk;
+    if (walk.column >= channels_) return;
+    walk.each(rows, [&](int row) {
+      const int at = row * static_cast<int>(a.ic) + walk.column;
+      Packed<T, V> more;
+      Bits128 of_x;
+      if (addend) more = Packed<T, V>::load(addend + at);
+      if (x) of_x = load_bits(reinterpret_cast<const Bits128*>(x + at));
+      float diff[V];
+      load_floats(slab + row * Shape::kPitchSrc + walk.column, diff);
+      if (addend) {
+        float term[V];
+        more.unpack_to(term);
+        EFF_UNROLL
+        for (int j = 0; j < V; ++j) diff[j] += term[j];
+      }
+      const Bits128 stored = pack<T>(diff);
+      store_bits(reinterpret_cast<Bits128*>(to + at), stored);
+      if (!x) return;
+      Bits128* at_row = reinterpret_cast<Bits128*>(kept + row * Shape::kIc + walk.column);
+      at_row[0] = stored;
+      at_row[Shape::kM * Shape::kIc / V] = of_x;
+    });
+  }
+  // Two sums of a thread, in the gaps between the rows of weights: no register is free for them, nor other memory.
+  EFF_DEVICE float* end_sums(int thread) const {
+    return reinterpret_cast<float*>(weights_ + thread / 2 * Shape::kPitchSrc + Shape::kIc + thread % 2 * 4);
+  }
+  // A thread has every kEndThreads-th value of the tile, all of one channel.
+  EFF_DEVICE void add_end_sums(int rows, const T* kept) {
+    const int t = static_cast<int>(thread_id()), c = t % Shape::kIc;
+    if (c >= channels_ || t >= kEndThreads) return;
+    const float mean = a.end.mean[c];
+    float product = end_sums(t)[0], sum = end_sums(t)[1];
+    EFF_UNROLL_BY(1)
+    for (int i = t; i < rows * Shape::kIc; i += kEndThreads) {
+      const float g = to_float(kept[i]) * drop_;
+      product = fma(g, to_float(kept[Shape::kM * Shape::kIc + i]) - mean, product);
+      sum += g;
+    }
+    end_sums(t)[0] = product;
+    end_sums(t)[1] = sum;
+  }
+
+  // Of another source.
+  EFF_DEVICE void store_diff_src(const Tile& tile, int rows, const float* slab, T* src) {
     T* to = static_cast<T*>(a.diff_src) + pixel_of(tile) * a.ic + first_channel_;
     const int ic = static_cast<int>(a.ic);
-    if constexpr (!kNormed) {
-      const RowWalk<Shape::kIc, Shape::kVector> walk;
-      if (walk.column >= channels_) return;
-      walk.each(rows, [&](int row) {
-        store_bits(reinterpret_cast<Bits128*>(to + row * ic + walk.column),
-                   *reinterpret_cast<const Bits128*>(slab + row * Shape::kPitchSrc + walk.column));
-      });
-    } else {
-      const RowWalk<Shape::kIc, 4> walk;
-      if (walk.column >= channels_) return;
-      // A thread has so few rows of a tile that the constants are not worth the registers that would keep them.
-      walk.each(rows, [&](int row) {
-        float x[4], diff[4], stored[4], mean[4], factor[4], shift[4];
-        load_floats(norm_ + walk.column, mean);
-        load_floats(norm_ + Shape::kIc + walk.column, factor);
-        load_floats(norm_ + 2 * Shape::kIc + walk.column, shift);
-        T* at = src + row * Shape::kPitchSrc + walk.column;
-        load_four(at, x);
-        load_floats(slab + row * Shape::kPitchSrc + walk.column, diff);
+    const RowWalk<Shape::kIc, 4> walk;
+    if (walk.column >= channels_) return;
+    // A thread has so few rows of a tile that the constants are not worth the registers that would keep them.
+    walk.each(rows, [&](int row) {
+      float x[4], diff[4], stored[4], mean[4], factor[4], shift[4];
+      load_floats(norm_ + walk.column, mean);
+      load_floats(norm_ + Shape::kIc + walk.column, factor);
+      load_floats(norm_ + 2 * Shape::kIc + walk.column, shift);
+      T* at = src + row * Shape::kPitchSrc + walk.column;
+      load_four(at, x);
+      load_floats(slab + row * Shape::kPitchSrc + walk.column, diff);
+      EFF_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const float centred = x[j] - mean[j];
+        float value, slope;
+        activate_both<T>(a.src.act, fma(centred, factor[j], shift[j]), value, slope);
+        if constexpr (kSource == OnceSource::normed) {
+          stored[j] = round_to<T>(diff[j] * slope);
+          sums_[0][j] = fma(stored[j], centred, sums_[0][j]);
+          sums_[1][j] += stored[j];
+        } else {
+          stored[j] = round_to<T>(diff[j]);
+          const float ds = stored[j] * slope;
+          sums_[0][j] = fma(stored[j], value, sums_[0][j]);
+          sums_[1][j] += ds;
+          sums_[2][j] += slope;
+          sums_[3][j] = fma(ds, centred, sums_[3][j]);
+          sums_[4][j] = fma(slope, centred, sums_[4][j]);
+        }
+        x[j] = value;
+      }
+      if constexpr (kSource == OnceSource::gated) {
+        float gate[4];
+        load_floats(norm_ + 3 * Shape::kIc + walk.column, gate);
         EFF_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          const float centred = x[j] - mean[j];
-          float value, slope;
-          activate_both<T>(a.src.act, fma(centred, factor[j], shift[j]), value, slope);
-          if constexpr (kSource == OnceSource::normed) {
-            stored[j] = round_to<T>(diff[j] * slope);
-            sums_[0][j] = fma(stored[j], centred, sums_[0][j]);
-            sums_[1][j] += stored[j];
-          } else {
-            stored[j] = round_to<T>(diff[j]);
-            const float ds = stored[j] * slope;
-            sums_[0][j] = fma(stored[j], value, sums_[0][j]);
-            sums_[1][j] += ds;
-            sums_[2][j] += slope;
-            sums_[3][j] = fma(ds, centred, sums_[3][j]);
-            sums_[4][j] = fma(slope, centred, sums_[4][j]);
-          }
-          x[j] = value;
-        }
-        if constexpr (kSource == OnceSource::gated) {
-          float gate[4];
-          load_floats(norm_ + 3 * Shape::kIc + walk.column, gate);
-          EFF_UNROLL
-          for (int j = 0; j < 4; ++j) x[j] *= gate[j];
-        }
-        store_four(at, x);
-        Packed<T, 4>::store(to + row * ic + walk.column, stored);
-      });
-    }
+        for (int j = 0; j < 4; ++j) x[j] *= gate[j];
+      }
+      store_four(at, x);
+      Packed<T, 4>::store(to + row * ic + walk.column, stored);
+    });
   }
 
   EFF_DEVICE void clear_sums() {
@@ -391,6 +447,19 @@ class ConvOnce {
     clear_sums();
   }
 
+  // Behind the barrier of the last tile.
+  EFF_DEVICE void store_end_sums(float* to) const {
+    const int t = static_cast<int>(thread_id());
+    if (t >= channels_) return;
+    float product = 0.0f, sum = 0.0f;
+    for (int i = t; i < kEndThreads; i += Shape::kIc) {
+      product += end_sums(i)[0];
+      sum += end_sums(i)[1];
+    }
+    to[t] = product;
+    to[a.ic + t] = sum;
+  }
+
   EFF_DEVICE void store_products() const {
     float* parts = a.parts + static_cast<int64_t>(block_y()) * a.oc * a.ic + first_channel_;
     const int lane = static_cast<int>(thread_id()) % 32;
@@ -414,10 +483,9 @@ class ConvOnce {
 
   const ConvBwdOnceArgs& a;
   T *stages_, *weights_;
-  SlabValue* slab_ = nullptr;
-  float *terms_, *norm_ = nullptr, *scratch_ = nullptr;
+  float *slab_ = nullptr, *terms_, *norm_ = nullptr, *scratch_ = nullptr;
   int first_channel_, channels_;
-  float drop_ = 1.0f;
+  float drop_ = 1.0f;  // of the image: for its dst; of a stored source, whose dst is seldom dropped, for BlockEnd
   float products_[OfWeights::kOfWarp][kWidth / 8][4];
   float sums_[kSums > 0 ? kSums : 1][4];
 };

@@ -21,14 +21,15 @@ struct OnceShape {
   static constexpr int kPitchDst = kOc + 8, kPitchSrc = kIc + 8;
   static constexpr int kStage = kM * (2 * kPitchDst + kPitchSrc);  // in elements: diff_dst, dst, src
   static constexpr int kStages = 2;
-  // A stored source's gradient goes over the pixels of dst, which are done with; others are kept in FP32.
-  static constexpr bool kSlabInDst = kPitchSrc <= kPitchDst;
+  // The source's gradient in FP32. That of a stored one goes over the pixels of dst, which are done with, and behind it
+  // what its sums are taken with.
   static constexpr int kSlab = kM * kPitchSrc;
+  static constexpr bool kSlabInDst = kPitchSrc * sizeof(float) + 2 * kIc * kElement <= kPitchDst * kElement;
   static constexpr int kGroups = static_cast<int>(kOnceThreads) / (kIc / 4);  // of threads, where each has 4 channels
 
   static constexpr size_t shared_bytes(OnceSource source) {
     const size_t common = size_t{kStages * kStage + kOc * kPitchSrc} * kElement + 4 * kOc * sizeof(float);
-    if (source == OnceSource::stored) return common + (kSlabInDst ? 0 : kSlab * kElement);
+    if (source == OnceSource::stored) return common;
     return common + (kSlab + 4 * kIc + kGroups * kIc) * sizeof(float);
   }
 };

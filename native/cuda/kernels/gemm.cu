@@ -116,6 +116,7 @@ struct BackwardDataPolicy {
   }
   EFF_DEVICE void result(int64_t m, int64_t c, float sum) const {
     const int64_t at = m * args.g.ic + c;
+    if (args.end.addend) sum += to_float(static_cast<const T*>(args.end.addend)[at]);
     if (args.slope_of) {
       const float x = to_float(static_cast<const T*>(args.slope_of)[at]);
       sum *= activation_slope<T>(args.act, args.slope_norm.mean ? normalised(args.slope_norm, x, c) : x);

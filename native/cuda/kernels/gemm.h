@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cuda/kernels/batch_norm.h"
+#include "cuda/kernels/drop.h"
 #include "cuda/kernels/pixels.h"
 #include "plan/format.h"
 
@@ -58,6 +59,15 @@ struct ConvArgs {
   StepState* state;
 };
 
+// Of a source that ends a block, residual? + drop(bn(src)): what else its gradient is made of, and the operands of the
+// sums that the BN needs of the whole.
+struct BlockEnd {
+  const void* addend;  // of the type of diff_src, or nullptr
+  const void* src;     // nullptr: no sums
+  const float* mean;
+  DropArgs drop;
+};
+
 struct ConvBwdDataArgs {
   ConvGeometry g;
   const void* diff_dst;
@@ -69,6 +79,7 @@ struct ConvBwdDataArgs {
   // As in ConvArgs; the sums that the BN in front of the source needs, as a tile of BnSumsMergeArgs.
   int64_t tiles_a_block, tiles;
   float* sums;
+  BlockEnd end;  // nothing to multiply with then
 };
 
 // Block z sums destination pixels [z, z + 1) * split_pixels.
@@ -95,8 +106,10 @@ struct ConvBwdOnceArgs {
   int64_t tiles_a_block, blocks_an_image, images_a_block;  // one of the last two is 1
   int64_t slice;
   float* parts;  // [blocks][oc][ic]
-  // Of a normalised source a tile of BnSumsMergeArgs a block; of a gated one [image][blocks of it][5][ic].
+  // Of a normalised source, or one that ends a block, a tile of BnSumsMergeArgs a block; of a gated one
+  // [image][blocks of it][5][ic].
   float* sums;
+  BlockEnd end;  // of a stored source
 };
 
 // Five sums by image and channel, added up over the blocks of an image: the first to `value`, the others to `sums`.

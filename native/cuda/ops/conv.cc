@@ -67,9 +67,12 @@ Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType
                        kGemmThreads, kGemmShared, args);
   args.tiles_a_block = form.tiles_a_block;
   args.tiles = form.tiles;
-  return make_launch((args.sums ? "conv2d_bwd_data_bn_" : "conv2d_bwd_data_") + form.name() + type.suffix(),
-                     form.grid(args.g.ic), kTileThreads,
-                     args.sums ? conv_backward_data_bn_shared(form, type.dtype) : form.shared_bytes, args);
+  const bool end = args.end.addend || args.end.src;
+  const char* base = end ? "conv2d_bwd_data_end_" : args.sums ? "conv2d_bwd_data_bn_" : "conv2d_bwd_data_";
+  const size_t shared_bytes = end         ? conv_backward_data_end_shared(form, type.dtype)
+                              : args.sums ? conv_backward_data_bn_shared(form, type.dtype)
+                                          : form.shared_bytes;
+  return make_launch(base + form.name() + type.suffix(), form.grid(args.g.ic), kTileThreads, shared_bytes, args);
 }
 
 size_t conv_bwd_weights_scratch(const ConvGeometry& g, const ConvForm& form) {

@@ -20,7 +20,7 @@ ConvGeometry matrix_geometry(int64_t rows, int64_t in, int64_t out);
 
 // `stats`: args.stats is filled, by form.row_blocks() tiles.
 Launch conv_launch(ConvArgs args, const ConvForm& form, ConvType type, bool stats = false);
-// With args.sums: by the kernel that leaves them, in form.row_blocks() tiles.
+// With args.end: by the kernel for such a source. With args.sums: they are left in form.row_blocks() tiles.
 Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType type);
 
 // Names the form, and asks for the weights that it reads.
@@ -84,6 +84,7 @@ struct ConvBwdParts {
   using Record = std::function<void(const Addresses& at, const void* diff_dst, const void* other, void* result,
                                     std::byte* workspace, std::vector<Launch>& launches)>;
   Record data, weights;
+  bool data_adds = false;  // the addend, too, to the gradient of the source
   size_t workspace_bytes = 0;
 };
 // Whether its gradient of the source is what a convolution makes, with nothing but sums to follow.

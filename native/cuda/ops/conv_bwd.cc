@@ -3,6 +3,7 @@
 #include "cuda/ops/conv.h"
 #include "cuda/ops/conv_once.h"
 #include "cuda/ops/drop.h"
+#include "cuda/ops/elementwise.h"
 
 namespace effnet::cuda {
 namespace {
@@ -16,13 +17,17 @@ struct ConvBackward {
   BnBackward back;
   const Tensor *diff_scale, *diff_shift;  // of the BN behind the convolution, or nullptr
   SourceNorm source;
+  const Tensor* addend;
+  BnBackward behind_source;  // of the BN in front of the source, whose sums are wanted, in what is stored
   const Tensor *src_diff_scale, *src_diff_shift, *diff_gate, *image_sums;
   ConvGeometry g;
   ConvType type;
 
   explicit ConvBackward(const Op& op);
-  // What is stored without a gate is the gradient of bn(src) already, so its sums need no activation.
-  BnBackward linear() const { return {diff_src, src, source.mean, source.inv_std}; }
+  BlockEnd end(const Addresses& at) const {
+    const DropSpec drop{behind_source.drop_rate, behind_source.drop_stream};
+    return {at.ptr(addend), at.ptr(behind_source.src), at.ptr<const float>(behind_source.mean), drop.at(at.scalars)};
+  }
   OnceSource once_source() const {
     return !source ? OnceSource::stored : source.gate ? OnceSource::gated : OnceSource::normed;
   }
@@ -54,21 +59,36 @@ ConvBackward::ConvBackward(const Op& op)
              op.in(in_src_shift),
              op.in(in_gate),
              op.act(attr_src_act)},
+      addend(op.in(in_addend)),
       src_diff_scale(op.out(out_src_diff_scale)),
       src_diff_shift(op.out(out_src_diff_shift)),
       diff_gate(op.out(out_diff_gate)),
       image_sums(op.out(out_sums)),
       g(conv_geometry(op, attr_stride, src, dst, weights->dims[1], weights->dims[2])),
-      type(src->dtype, op.allows_tf32()) {}
+      type(src->dtype, op.allows_tf32()) {
+  behind_source.diff_dst = diff_src;
+  if (source) {
+    // Without a gate what is stored is the gradient of bn(src) already, so its sums need no activation.
+    behind_source.src = src;
+    behind_source.mean = source.mean;
+    behind_source.inv_std = source.inv_std;
+    return;
+  }
+  behind_source.src = op.in(in_end_src);
+  behind_source.mean = op.in(in_end_mean);
+  behind_source.inv_std = op.in(in_end_inv_std);
+  behind_source.drop_rate = op.attr(attr_end_drop_rate);
+  behind_source.drop_stream = static_cast<uint32_t>(op.attr_int(attr_end_rng_stream));
+}
 
 KernelPtr once(const ConvBackward& op, const ConvOnceForm& form) {
   const int64_t blocks = form.blocks(), count = op.g.oc * op.g.ic;
-  const bool gated = form.source == OnceSource::gated, normed = form.source == OnceSource::normed;
-  const int64_t sum_rows = gated ? form.images * form.blocks_an_image * 5 : normed ? blocks * 2 : 0;
+  const bool gated = form.source == OnceSource::gated, to_bn = op.src_diff_scale;
+  const int64_t sum_rows = gated ? form.images * form.blocks_an_image * 5 : to_bn ? blocks * 2 : 0;
   ScratchLayout layout;
   const size_t parts_at = layout.add(blocks > 1 ? static_cast<size_t>(blocks * count) * sizeof(float) : 0);
   const size_t sums_at = layout.add(static_cast<size_t>(sum_rows * op.g.ic) * sizeof(float));
-  const size_t merge_at = layout.add(normed ? bn_merge_scratch_bytes(blocks, op.g.ic) : 0);
+  const size_t merge_at = layout.add(to_bn ? bn_merge_scratch_bytes(blocks, op.g.ic) : 0);
   auto kernel = make_kernel(
       "conv2d_bwd_" + form.name(), op.type.dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -96,15 +116,15 @@ KernelPtr once(const ConvBackward& op, const ConvOnceForm& form) {
         args.slice = form.slice;
         args.parts = blocks > 1 ? reinterpret_cast<float*>(at.scratch + parts_at) : diff_weights;
         args.sums = sums;
+        if (form.source == OnceSource::stored) args.end = op.end(at);
         launches.push_back(make_launch("conv2d_bwd_" + form.name() + op.type.suffix(),
                                        {static_cast<uint32_t>(form.slices), static_cast<uint32_t>(blocks), 1},
                                        kOnceThreads, form.shared_bytes, args));
         if (blocks > 1) record_sum_parts(args.parts, blocks, count, diff_weights, launches);
-        if (normed) {
-          const BnBackward linear = op.linear();
-          BnBackward::record_merge(at, linear.merge_args(at, sums, blocks, op.src_diff_scale, op.src_diff_shift),
+        if (to_bn)
+          BnBackward::record_merge(at,
+                                   op.behind_source.merge_args(at, sums, blocks, op.src_diff_scale, op.src_diff_shift),
                                    at.scratch + merge_at, launches);
-        }
         if (gated) {
           const ConvImageSumsArgs add{sums,
                                       form.images,
@@ -132,7 +152,7 @@ KernelPtr by_stored_gradient(const ConvBackward& op, const ConvBwdParts& others)
                parts_at = layout.add(others.weights ? 0 : conv_bwd_weights_scratch(op.g, by_weights)),
                convolved_at = layout.add(others.weights && op.source ? op.src->bytes : 0),
                workspace_at = layout.add(others.workspace_bytes);
-  const size_t sums_at = layout.add(sums_apart ? op.linear().reduce_scratch_bytes()
+  const size_t sums_at = layout.add(sums_apart ? op.behind_source.reduce_scratch_bytes()
                                                : static_cast<size_t>(sum_tiles * 2 * op.g.ic) * sizeof(float));
   const size_t image_sums_at = layout.add(op.image_sums ? op.source.sums_scratch_bytes() : 0);
   const size_t merge_at = layout.add(sum_tiles ? bn_merge_scratch_bytes(sum_tiles, op.g.ic) : 0);
@@ -154,28 +174,33 @@ KernelPtr by_stored_gradient(const ConvBackward& op, const ConvBwdParts& others)
     others.weights(at, diff, convolved, at.ptr(op.diff_weights), at.scratch + workspace_at, launches);
   };
   const auto record_data = [=](const Addresses& at, void* diff, std::vector<Launch>& launches) {
-    const BnBackward linear = op.linear();
     auto* sums = reinterpret_cast<float*>(at.scratch + sums_at);
     if (others.data) {
       const void* weights = op.type.dtype == plan::DType::f32 ? at.ptr(op.weights) : at.working(op.weights);
       others.data(at, diff, weights, at.ptr(op.diff_src), at.scratch + workspace_at, launches);
+      if (op.addend && !others.data_adds)
+        launches.push_back(add_launch(at.ptr(op.diff_src), at.ptr(op.addend), at.ptr(op.diff_src),
+                                      op.diff_src->elements(), op.type.dtype));
     } else {
       ConvBwdDataArgs args{};
       args.g = op.g;
       args.diff_dst = diff;
       args.weights = weights_at(at, op.weights, data, op.type);
       args.diff_src = at.ptr(op.diff_src);
-      if (to_bn) {
+      if (op.source && to_bn) {
         args.slope_of = at.ptr(op.src);
         args.act = op.source.act;
         args.slope_norm = op.source.norm(at);
-        if (!sums_apart) args.sums = sums;
       }
+      if (!op.source) args.end = op.end(at);
+      if (to_bn && !sums_apart) args.sums = sums;
       launches.push_back(conv_bwd_data_launch(args, data, op.type));
     }
-    if (sums_apart) linear.record_reduce(at, at.scratch + sums_at, op.src_diff_scale, op.src_diff_shift, launches);
+    if (sums_apart)
+      op.behind_source.record_reduce(at, at.scratch + sums_at, op.src_diff_scale, op.src_diff_shift, launches);
     if (sum_tiles)
-      BnBackward::record_merge(at, linear.merge_args(at, sums, sum_tiles, op.src_diff_scale, op.src_diff_shift),
+      BnBackward::record_merge(at,
+                               op.behind_source.merge_args(at, sums, sum_tiles, op.src_diff_scale, op.src_diff_shift),
                                at.scratch + merge_at, launches);
     if (op.image_sums)
       op.source.record_sums(at, at.scratch + image_sums_at, at.ptr(op.diff_src), op.diff_gate, op.image_sums, launches);
@@ -199,7 +224,8 @@ StatusOr<KernelPtr> make_conv2d_bwd(const Op& op) {
   const bool copied =
       !over_weights(backward.weights, backward.type, conv_backward_data_form(backward.g, backward.type)).plain();
   if (linear && copied) {
-    const auto form = conv_once_form(backward.g, backward.type, backward.once_source(), backward.back.drop_rate > 0);
+    const bool by_image = backward.back.drop_rate > 0 || backward.behind_source.drop_rate > 0;
+    const auto form = conv_once_form(backward.g, backward.type, backward.once_source(), by_image);
     if (form) return once(backward, *form);
   }
   return by_stored_gradient(backward, {});

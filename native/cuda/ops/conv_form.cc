@@ -184,10 +184,23 @@ ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type) {
   return by_width(kBackwardData32, g.src_pixels(), g.ic, type.tf32);
 }
 
-size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype) {
+namespace {
+
+// With a second slab for each of 8 warps, and so many numbers.
+size_t backward_data_shared(const ConvForm& form, plan::DType dtype, size_t floats) {
   const size_t element = plan::dtype_bytes(dtype), warps_across = form.tile_n == 32 ? 1 : 2;
   return form.shared_bytes + 8 * 16 * (static_cast<size_t>(form.tile_n) / warps_across + 8) * element +
-         3 * static_cast<size_t>(form.tile_n) * sizeof(float);
+         floats * sizeof(float);
+}
+
+}  // namespace
+
+size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype) {
+  return backward_data_shared(form, dtype, 3 * static_cast<size_t>(form.tile_n));
+}
+
+size_t conv_backward_data_end_shared(const ConvForm& form, plan::DType dtype) {
+  return backward_data_shared(form, dtype, static_cast<size_t>(form.tile_n) + 8 * 16);
 }
 
 ConvForm over_pixels(ConvForm form) {

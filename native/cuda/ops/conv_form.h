@@ -50,8 +50,9 @@ ConvForm conv_forward_form(const ConvGeometry& g, ConvType type, bool edited = f
 // All that compute it, that one first: tiles of 128 pixels in every width, small ones with sums cut in several ways.
 std::vector<ConvForm> conv_forward_forms(const ConvGeometry& g, ConvType type, bool edited = false);
 ConvForm conv_backward_data_form(const ConvGeometry& g, ConvType type);
-// Shared memory where the slope of a BN in front of the source is multiplied in.
+// Shared memory where the slope of a BN in front of the source is multiplied in, and where the source ends a block.
 size_t conv_backward_data_bn_shared(const ConvForm& form, plan::DType dtype);
+size_t conv_backward_data_end_shared(const ConvForm& form, plan::DType dtype);
 ConvForm conv_backward_weights_form(const ConvGeometry& g, ConvType type, bool edited = false);
 // Of a convolution of uint8 images: what it computes of them in images of `type`.
 ConvForm over_pixels(ConvForm form);

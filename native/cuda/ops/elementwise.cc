@@ -1,5 +1,6 @@
-#include "cuda/kernels/elementwise.h"
+#include "cuda/ops/elementwise.h"
 
+#include "cuda/kernels/elementwise.h"
 #include "cuda/ops/common.h"
 #include "cuda/ops/drop.h"
 #include "cuda/ops/walk.h"
@@ -28,12 +29,13 @@ Launch by_image(const char* kernel, const Tensor* dst, Args args) {
   return make_launch(kernel + walk_suffix(dst->dtype, vector), walk_grid(args.walk, vector), kWalkThreads, 0, args);
 }
 
-// dst = f(src0, src1?) of elements in order; all of the type of dst.
+// dst = f(src0, src1?) of elements in order; all of one type.
+Launch flat_launch(const std::string& base, plan::DType dtype, const ElementwiseArgs& args) {
+  return elementwise(base + suffix(dtype), args.count, flat_elements(dtype, dtype), args);
+}
 KernelPtr flat(const char* base, const Tensor* src0, const Tensor* src1, const Tensor* dst, plan::Act act = {}) {
   return make_kernel(base, dst->dtype, [=](const Addresses& at, std::vector<Launch>& launches) {
-    const ElementwiseArgs args{at.ptr(src0), at.ptr(src1), at.ptr(dst), dst->elements(), act};
-    launches.push_back(
-        elementwise(base + suffix(dst->dtype), dst->elements(), flat_elements(dst->dtype, dst->dtype), args));
+    launches.push_back(flat_launch(base, dst->dtype, {at.ptr(src0), at.ptr(src1), at.ptr(dst), dst->elements(), act}));
   });
 }
 
@@ -79,6 +81,10 @@ StatusOr<KernelPtr> make_activation(const Op& op) {
 StatusOr<KernelPtr> make_activation_bwd(const Op& op) {
   using namespace op::activation_bwd;
   return flat("activation_bwd", op.in(in_diff_dst), op.in(in_src), op.out(out_diff_src), op.act(attr_act));
+}
+
+Launch add_launch(const void* src0, const void* src1, void* dst, int64_t count, plan::DType dtype) {
+  return flat_launch("add", dtype, {src0, src1, dst, count, {}});
 }
 
 StatusOr<KernelPtr> make_add(const Op& op) {

@@ -10,14 +10,15 @@ using plan::Op;
 using Pass = Convolution::Pass;
 
 // Matrix products in columns: weights or what was convolved is the first factor.
-StatusOr<ConvBwdParts::Record> by_product(const Libraries& libraries, const Product& product, int algorithm,
-                                          size_t& workspace) {
+StatusOr<ConvBwdParts::Record> by_product(const Libraries& libraries, const Product& product,
+                                          const plan::Tensor* addend, int algorithm, size_t& workspace) {
   const auto made = Matmul::create(libraries.cublaslt, product, algorithm);
   if (!made.ok()) return made.status();
   workspace = std::max(workspace, made.value()->workspace_bytes());
-  return ConvBwdParts::Record([matmul = made.value()](const Addresses&, const void* diff_dst, const void* other,
-                                                      void* result, std::byte* at, std::vector<Launch>& launches) {
-    launches.push_back(matmul_launch(matmul, {other, diff_dst, nullptr, nullptr, result, at}));
+  return ConvBwdParts::Record([matmul = made.value(), addend](const Addresses& at, const void* diff_dst,
+                                                              const void* other, void* result, std::byte* workspace,
+                                                              std::vector<Launch>& launches) {
+    launches.push_back(matmul_launch(matmul, {other, diff_dst, nullptr, at.ptr(addend), result, workspace}));
   });
 }
 
@@ -36,9 +37,10 @@ StatusOr<ConvBwdParts::Record> by_convolution(const Libraries& libraries, const 
 StatusOr<ConvBwdParts::Record> part(const Op& op, Pass pass, const KernelId& id, const Libraries& libraries,
                                     size_t& workspace) {
   if (id.provider == Provider::cublaslt && libraries.cublaslt)
-    if (const auto products = bwd_products_of(op))
-      return by_product(libraries, pass == Pass::bwd_data ? products->data : products->weights, id.algorithm,
-                        workspace);
+    if (const auto products = bwd_products_of(op)) {
+      if (pass == Pass::bwd_weights) return by_product(libraries, products->weights, nullptr, id.algorithm, workspace);
+      return by_product(libraries, products->data, op.in(op::conv2d_bwd::in_addend), id.algorithm, workspace);
+    }
   if (id.provider == Provider::cudnn && libraries.cudnn)
     if (const auto convolution = bwd_convolution_of(op, pass))
       return by_convolution(libraries, *convolution, id.engine, workspace);
@@ -115,6 +117,7 @@ StatusOr<KernelPtr> make_conv2d_bwd_by(const Op& op, const ConvBwdChoice& choice
     if (!made.ok()) return made.status();
     record = std::move(made.value());
   }
+  parts.data_adds = choice.data.provider == Provider::cublaslt;
   auto kernel = make_conv2d_bwd_in_parts(op, parts);
   if (!kernel.ok() || !parts.data) return kernel;
   const ConvType type(op.in(in_src)->dtype, op.allows_tf32());

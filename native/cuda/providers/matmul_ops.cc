@@ -36,13 +36,18 @@ Product::Matrix weights_matrix(const Tensor* t, DType dtype, int64_t in, int64_t
 int64_t channels(const Tensor* t) { return t->c(); }
 int64_t rows(const Tensor* t) { return t->elements() / t->c(); }
 
+// `add`: of d's type and shape, or nullptr.
+void add_to(Product& p, const Tensor* add) {
+  p.add_c = add != nullptr;
+  if (add) p.d.alignment = std::min(p.d.alignment, alignment(add->offset));
+}
+
 Call forward(const Tensor* src, const Tensor* weights, const Tensor* bias, const Tensor* add, const Tensor* dst) {
   const int64_t in = channels(src), out = channels(dst);
   Product p{weights_matrix(weights, src->dtype, in, out, true), matrix(src, in, rows(src)),
             matrix(dst, out, rows(dst))};
   p.bias = bias != nullptr;
-  p.add_c = add != nullptr;
-  if (add) p.d.alignment = std::min(p.d.alignment, alignment(add->offset));
+  add_to(p, add);
   return {p, weights, src, bias, add, dst, true};
 }
 
@@ -127,6 +132,7 @@ std::optional<ConvBwdProducts> bwd_products_of(const Op& op) {
   // The gradient of dst lies in scratch, and the source may: where more is aligned than where the tensors are.
   ConvBwdProducts products{bwd_data(dst, weights, op.out(out_diff_src)).product,
                            bwd_weights(src, dst, op.out(out_diff_weights), nullptr).product};
+  add_to(products.data, op.in(in_addend));
   products.data.tf32 = products.weights.tf32 = src->dtype == DType::f32 && op.allows_tf32();
   return products;
 }

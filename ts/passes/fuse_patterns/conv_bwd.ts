@@ -38,7 +38,8 @@ export const convBwd = (where: number | 'always' = MANY_BYTES): Pattern => ({
               diff_weights: rewriter.define(weights.outputs[0]!),
             }
             const [src, matrix] = [rewriter.to(weights.inputs[0]!), rewriter.to(data.inputs[1]!)]
-            const attrs = { act: 0, drop_rate: 0, rng_stream: 0, src_act: 0, ...apply.attrs, ...data.attrs }
+            const none = { act: 0, drop_rate: 0, rng_stream: 0, src_act: 0, end_drop_rate: 0, end_rng_stream: 0 }
+            const attrs = { ...none, ...apply.attrs, ...data.attrs }
             const inputs = { src, weights: matrix, diff_dst: diff_dst!, dst: dst!, ...norm }
             rewriter.graph.node('conv2d_bwd', inputs, attrs, { name: `${data.name}_weights`, backward: true, into })
           },
