@@ -76,6 +76,7 @@ async function pack(folder) {
       if (made.status !== 0) throw new SetupError(`no ${file}: ${made.stderr}`, undefined, 1)
       writeFileSync(into(file), made.stdout)
     }
+    await run('photos', process.execPath, [at('scripts/gpu/photos.mjs'), into('photos.json')], {})
     for (const name of runtimePackages()) copy(`node_modules/${name}`)
     mkdirSync(into('lib'))
     for (const file of new Set(systemLibraries())) cpSync(file, into('lib', path.basename(file)), { dereference: true })
