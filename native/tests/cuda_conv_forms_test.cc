@@ -565,7 +565,8 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) 
       expect_ran(operands.run(cuda::conv_bwd_data_launch(args, form, w.type), order));
       return std::pair(dst, sums);
     };
-    const auto plain = run(32, Epilogue::none, 0), with_bn = run(32, Epilogue::bn, 0), at_end = run(32, Epilogue::end, 0);
+    const auto plain = run(32, Epilogue::none, 0), with_bn = run(32, Epilogue::bn, 0),
+               at_end = run(32, Epilogue::end, 0);
     const Product64 product{g.src_pixels(), g.oc, g.ic, g.ic, 1};
     expect_product(dtype, plain.first, diff, weights, product, tolerance_of(w.type));
     expect_product(
