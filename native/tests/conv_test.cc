@@ -124,12 +124,18 @@ TEST_P(ConvTest, ForwardWithStatistics) {
       }
       // Rounding errors are of the size of the values.
       const double value = std::sqrt(static_cast<double>(c.k * c.k * c.ic)) * (1 + src_mean);
-      expect_near(rig.get(mean), want_mean, 3e-7, value, c.name() + " mean");
+      // Where oneDNN makes the convolution, bn_stats takes the mean: by sums of 64 deviations in FP32, as bn_test
+      // allows.
+      const bool apart = backend::kIsCpu && rig.name().find("bn_stats") != std::string::npos;
+      const double of_mean = apart ? 1e-6 : 3e-7;
+      expect_near(rig.get(mean), want_mean, of_mean, value, c.name() + " mean");
       expect_near(rig.get(inv_std), want_inv_std, 1e-6, 0, c.name() + " inv_std");
-      expect_near(rig.get(running_mean), want_rm, 3e-7, value, c.name() + " running_mean");
+      expect_near(rig.get(running_mean), want_rm, of_mean, value, c.name() + " running_mean");
       expect_near(rig.get(running_var), want_rv, 1e-6, 1, c.name() + " running_var");
       const bool own = c.k == 1 && c.stride == 1 && (dtype() == DType::f32 || c.ic % 2 == 0);
-      if (backend::kIsCpu)
+      // oneDNN's on AMX, where it has code for the shape.
+      const bool amx = dtype() == DType::bf16 && rig.name().find("_amx+bn_stats") != std::string::npos;
+      if (backend::kIsCpu && !amx)
         EXPECT_NE(rig.name().find(own ? "pointwise_fwd_stats" : "bn_stats"), std::string::npos) << rig.name();
     }
   }

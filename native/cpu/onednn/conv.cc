@@ -283,7 +283,7 @@ Status check_dtype(const plan::Op& op, const Tensor& activation) {
 }
 
 // 1x1: on our own code, unless oneDNN has AMX for bf16 and may use it (by its own word: the system must permit AMX
-// too).
+// too). There it has no code for some numbers of channels, as backward with 1000 of the result.
 bool suits_dense_rows(const ConvShape& s, int64_t terms) {
   static const bool amx = onednn::effective_isa().find("amx") != std::string::npos;
   return onednn::is_pointwise(s) && has_dense_rows(s.dtype, terms) && !(amx && s.dtype == plan::DType::bf16);
@@ -301,19 +301,23 @@ StatusOr<KernelPtr> make_independent(const plan::Op& op, const ConvShape& shape,
     return error(Code::plan_invalid, "%.*s: a gate needs a 1x1 convolution", static_cast<int>(op.name.size()),
                  op.name.data());
   const bool backward = shape.pass == Pass::backward_data;
-  if (suits_dense_rows(shape, backward ? shape.oc : shape.ic)) {
+  const int64_t terms = backward ? shape.oc : shape.ic;
+  const auto on_dense_rows = [&] {
     return make_pointwise({operands.src, operands.weights, operands.dst, backward, operands.bias, operands.gate,
                            operands.residual, operands.act},
                           (std::string("pointwise_") + what).c_str());
-  }
+  };
+  if (suits_dense_rows(shape, terms)) return on_dense_rows();
   if (suits_winograd(shape)) {
     return make_winograd({operands.src, operands.weights, operands.dst, shape.pad_t, shape.pad_l, backward,
                           operands.bias, operands.residual, operands.act},
                          (std::string("winograd_") + what).c_str());
   }
   auto kernel = std::make_unique<TiledConv>();
-  EFF_RETURN_IF_ERROR(kernel->init(shape, operands, what));
-  return KernelPtr(std::move(kernel));
+  const Status tiled = kernel->init(shape, operands, what);
+  if (tiled.ok()) return KernelPtr(std::move(kernel));
+  if (onednn::is_pointwise(shape) && has_dense_rows(shape.dtype, terms)) return on_dense_rows();
+  return tiled;
 }
 
 }  // namespace
