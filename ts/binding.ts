@@ -406,7 +406,7 @@ function nativeError(code: string, message: string): EffnetError {
   if (code !== 'EFF_GPU_FAULT') return new EffnetError(code as ErrorCode, message)
   const hint = message.startsWith('op ')
     ? 'the same op every time: a bug of its kernel, report it; another one each time: look at the GPU (nvidia-smi -q -d ECC, dmesg)'
-    : 'this process has lost the GPU: run it again in another one, training from the last checkpoint if there is one; with EFFNET_CUDA_SYNC=1 that waits for every op and names the one at fault'
+    : 'this process has lost the GPU: run it again in another one, training from the last checkpoint if there is one; with EFFNET_CUDA_SYNC=1 that waits for every kernel and names the op at fault'
   return new EffnetError(code, message, { hint })
 }
 

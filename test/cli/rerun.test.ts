@@ -93,6 +93,10 @@ it('is tried where ops are not waited for, and leaves the fault the last word wh
     ])
     await tried('1')
     expect(warned).toHaveLength(4)
+    // What resumes goes on from the checkpoint before one that is damaged.
+    writeFileSync(path.join(dir, 'checkpoints/last/manifest.json'), '{')
+    await tried()
+    expect(warned[4]).toMatch(/the run goes on from \S*checkpoints\/last in a fresh process/)
   } finally {
     process.execPath = execPath
   }

@@ -33,7 +33,7 @@ describeWith(FAKE_DRIVER, 'variables that say how a GPU works', () => {
   const create = () => createModel('efficientnet_b0', { numClasses: 5, device: 'cuda' })
 
   it.each([
-    ['EFFNET_CUDA_SYNC', 'yes', '0 and 1', /waits after every op/],
+    ['EFFNET_CUDA_SYNC', 'yes', '0 and 1', /waits after every kernel/],
     ['EFFNET_CUDA_PROVIDER', 'bad', 'own, cublaslt and cudnn', /own takes the package's own kernels/],
     ['EFFNET_CUDA_TUNE', 'no', '0, 1 and again', /by a table/],
   ])('%s=%s is refused where the GPU is opened', async (name, value, values, hint) => {

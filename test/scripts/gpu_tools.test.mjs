@@ -39,10 +39,10 @@ describe('memcheck', () => {
     sanitizer({ conv: 'exec sleep 60' })
     expect(run('memcheck', 6)).toMatchObject({
       status: 76,
-      said: 'memcheck: 11 of 12 programs to their end, 0 with errors; not to their end: conv',
+      said: 'memcheck: 14 of 15 programs to their end, 0 with errors; not to their end: conv',
     })
     sanitizer({ linear: 'exit 9' })
-    expect(run('memcheck')).toMatchObject({ status: 0, said: 'memcheck: 12 of 12 programs to their end, 0 with errors' })
+    expect(run('memcheck')).toMatchObject({ status: 0, said: 'memcheck: 15 of 15 programs to their end, 0 with errors' })
     write('version.txt', 'another archive')
     expect(run('memcheck').status).toBe(1)
   })
@@ -50,7 +50,7 @@ describe('memcheck', () => {
     sanitizer({ se: 'echo Invalid __global__ read; exit 9' })
     expect(run('memcheck')).toEqual({
       status: 1,
-      said: 'memcheck: 12 of 12 programs to their end, 1 with errors: se',
+      said: 'memcheck: 15 of 15 programs to their end, 1 with errors: se',
       stdout: expect.stringContaining('Invalid __global__ read'),
     })
     sanitizer({})

@@ -1,7 +1,7 @@
 /**
  * After a fault of the GPU nothing of this process can use it, and what it holds there is given back for sure only when it ends. So
  * another program takes its place, with its number, its terminal and its signals: it goes on from the last checkpoint, or begins the run
- * again where there is none yet, and waits after every op, so that the op at fault is named where the fault comes again.
+ * again where there is none yet, and waits after every kernel, so that the op at fault is named where the fault comes again.
  */
 import path from 'node:path'
 import { EffnetError } from '../errors.js'
@@ -49,13 +49,14 @@ interface Rerun {
 /** Does not come back where another program takes over. It returns where that would wait for ops as this one did, or does not start. */
 export async function rerun(outDir: string, options: RerunOptions, fault: EffnetError, { env, ui, argv }: Rerun): Promise<void> {
   if (env[SYNC] === '1') return
-  const { findFolder } = await import('../train/checkpoint_folder.js')
+  const { findFolder, isCorrupt } = await import('../train/checkpoint_folder.js')
   const checkpoint = path.join(outDir, 'checkpoints/last')
-  const found = outDir !== '' && (await findFolder(checkpoint).catch(() => undefined))
+  // Where the last one is damaged the run goes on from the one before it.
+  const found = outDir !== '' && (await findFolder(checkpoint).catch((cause) => isCorrupt(cause)))
   const [how, words] = found
     ? [`the run goes on from ${shown(checkpoint)}`, rerunWords(outDir, options, ui)]
     : ['there is no checkpoint yet, so the run begins again', restartWords(argv, outDir)]
-  const message = `${fault.message}; ${how} in a fresh process, slowly: it waits for every op (${SYNC}=1)`
+  const message = `${fault.message}; ${how} in a fresh process, slowly: it waits for every kernel (${SYNC}=1)`
   ui.warn('gpu-fault', `${fault.code}  ${message}`)
   ui.object({ event: 'warning', code: 'gpu-fault', message })
   const file = process.execPath

@@ -30,8 +30,8 @@ export interface CreateModelOptions {
   /** Engine threads; default the CPUs this process may use. */
   threads?: number
   /**
-   * What the model may take of its device's memory: a share (0.5, '50%') or an amount ('8GiB', bytes). On a GPU its arenas and plans, on
-   * the CPU its arenas. EFF_OOM says which batch fits. Default: what is free.
+   * What the model may take of its device's memory: a share (0.5, '50%') or an amount ('8GiB', bytes). On a GPU its arenas, plans and
+   * what decodes images there (`dataBackend`), on the CPU its arenas. EFF_OOM says which batch fits. Default: what is free.
    */
   memoryLimit?: number | string
   /** Of the random initialisation; default 0. */

@@ -14,7 +14,7 @@ const VARIABLES = {
   /** Read by native/cuda/executable.cc. */
   EFFNET_CUDA_SYNC: {
     values: ['0', '1'],
-    hint: 'EFFNET_CUDA_SYNC=1 waits after every op, so that a fault of the GPU names the op; 0 is as if it were not set',
+    hint: 'EFFNET_CUDA_SYNC=1 waits after every kernel, so that a fault of the GPU names the op; 0 is as if it were not set',
   },
   /** Read by native/cuda/providers/providers.cc. */
   EFFNET_CUDA_PROVIDER: {
