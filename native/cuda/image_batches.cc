@@ -155,7 +155,10 @@ StatusOr<std::unique_ptr<ImageBatches>> ImageBatches::create(const std::shared_p
   EFF_RETURN_IF_ERROR(made->of_decoder_->start());
   const NvJpeg::Memory memory{made->of_decoder_->device_blocks(), made->of_decoder_->host_blocks()};
   auto decoder = NvJpeg::create(&memory);
-  if (decoder.status().code() == Code::oom) return made->without_room(decoder.status());
+  if (decoder.status().code() == Code::oom) {
+    const Status refusal = made->of_decoder_->take_refusal();
+    return made->without_room(refusal.ok() ? decoder.status() : refusal);
+  }
   if (!decoder.ok()) {
     const LibraryFacts facts = library_facts(kNvJpeg);
     const std::string mend = facts.mend.empty() ? "" : ". " + facts.mend;
@@ -348,9 +351,10 @@ StatusOr<std::shared_ptr<DeviceInput>> ImageBatches::make(std::span<const std::s
   next_ = (next_ + 1) % std::size(stagings_);
   EFF_CUDA(driver(), cuEventSynchronize, staging.done);  // of the batch before: its files and tables have been read
   staging.images.assign(images.begin(), images.end());
+  of_decoder_->take_refusal();  // of an earlier batch
   auto made = make_in(staging, refused);
   if (made.status().code() == Code::oom) {
-    const Status refusal = of_decoder_->refusal();
+    const Status refusal = of_decoder_->take_refusal();
     made = without_room(refusal.ok() ? made.status() : refusal);
   }
   // What was queued of it reads what is staged; and a fault of the device, which a refusal may look like, is told here.

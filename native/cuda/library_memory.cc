@@ -1,5 +1,7 @@
 #include "cuda/library_memory.h"
 
+#include <utility>
+
 namespace effnet::cuda {
 
 Status LibraryMemory::start() {
@@ -71,9 +73,9 @@ int LibraryMemory::give_back(Blocks& blocks, void* data) {
   return !data || block ? nvjpeg::kTaken : nvjpeg::kRefused;
 }
 
-Status LibraryMemory::refusal() const {
+Status LibraryMemory::take_refusal() {
   const std::lock_guard lock(mutex_);
-  return refusal_;
+  return std::exchange(refusal_, ok_status());
 }
 
 }  // namespace effnet::cuda

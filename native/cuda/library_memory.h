@@ -22,9 +22,12 @@ class LibraryMemory {
   Status start();
   // For nvjpegCreateExV2; they call this object, which must outlive the handle.
   nvjpeg::Allocator device_blocks();
+  // Page-locked, as the library wants them; ordinary memory where the host has none to lock, which no real nvJPEG has
+  // tried.
   nvjpeg::Allocator host_blocks();
-  // Why the last block could not be had; ok where none was refused. The library has its own word for it.
-  Status refusal() const;
+  // Why a block could not be had since this was asked last; ok where none was refused. The library has its own word
+  // for it.
+  Status take_refusal();
 
  private:
   // Any thread: the library has its own.
@@ -37,7 +40,7 @@ class LibraryMemory {
   const std::shared_ptr<Device> device_;
   const std::shared_ptr<Budget> budget_;
   CUstream stream_ = nullptr;  // zeroes a block, and is waited for before the library has it
-  mutable std::mutex mutex_;
+  std::mutex mutex_;
   std::map<void*, DeviceBlock> on_device_;
   std::map<void*, HostBlock> on_host_;
   Status refusal_;

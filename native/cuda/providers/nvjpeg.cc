@@ -49,6 +49,7 @@ StatusOr<std::unique_ptr<NvJpeg>> NvJpeg::create(const Memory* memory) {
           functions.nvjpegCreateExV2(nj::kBackendDefault, device, host, nj::kInterpolatedChroma, &made->handle_);
       result != nj::kSuccess) {
     made->handle_ = nullptr;
+    if (result == nj::kAllocatorFailure) return jpeg_status("nvjpegCreateExV2", result);
     return error(Code::backend_missing, "%s does not start: nvjpegCreateExV2 failed with status %d",
                  found.value().path.c_str(), result);
   }
