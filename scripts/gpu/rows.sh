@@ -11,7 +11,11 @@ if ! tests/gpu_shapes_test device >"$EFFNET_GPU_CHECK_LOGS/device-properties.jso
 fi
 for precision in f32 tf32 bf16 f16; do tests/gpu_shapes_test cudnn $precision >"$at/$precision" 2>&1 & done
 failed=0
-for job in $(jobs -p); do wait "$job" || failed=1; done
+for job in $(jobs -p); do
+  wait "$job"
+  code=$?
+  [ $code -eq 0 ] || [ $failed -eq 1 ] || failed=$([ $code -eq 76 ] && echo 76 || echo 1)
+done
 cat "$at"/*
 tail -qn 1 "$at"/* | paste -sd ';' -
 exit $failed
