@@ -84,7 +84,7 @@ describeWith(FAKE_DRIVER, 'device "cuda"', () => {
   }, 300_000)
 
   it('runs every op by a kernel of its own', () => {
-    expect(cuda.kernels.length).toBeGreaterThan(200)
+    expect(cuda.kernels.length).toBeGreaterThan(150) // of B0
     expect(cuda.kernels.filter((name) => !name.endsWith(':cuda'))).toEqual([])
   })
 
