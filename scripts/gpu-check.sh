@@ -155,7 +155,7 @@ if [ $smoke -eq 0 ] || [ $smoke -eq 3 ]; then
   stage finetune 90 node scripts/gpu/finetune.mjs
   stage decode 20 node scripts/gpu/decode.mjs
   stage tuned 150 bash scripts/gpu/tuned.sh
-  stage racecheck 60 bash scripts/gpu/memcheck.sh racecheck
+  stage racecheck 55 bash scripts/gpu/memcheck.sh racecheck
   stage peers 510 bash scripts/gpu/peer.sh --table --from "$from" --seconds 480
 fi
 cat "$out/table.txt"
