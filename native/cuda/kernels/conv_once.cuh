@@ -206,24 +206,10 @@ class ConvOnce {
         constant = a.diff_shift[c] * (-factor * a.inv_rows);
       }
     }
-    float* at = terms_ + term_at(c);
-    at[0] = mean;
-    at[Shape::kOc] = factor;
-    at[2 * Shape::kOc] = slope;
-    at[3 * Shape::kOc] = constant;
-  }
-  // The first four channels of all vectors lie together, and so do the others, so that lanes next to one another read
-  // next to one another.
-  static EFF_DEVICE int term_at(int c) { return c / 4 % 2 * (Shape::kOc / 2) + c / Shape::kVector * 4 + c % 4; }
-  template <int kCount>
-  EFF_DEVICE void load_term(int term, int c, float (&v)[kCount]) const {
-    EFF_UNROLL
-    for (int i = 0; i < kCount; i += 4) {
-      float four[4];
-      load_floats(terms_ + term * Shape::kOc + term_at(c + i), four);
-      EFF_UNROLL
-      for (int j = 0; j < 4; ++j) v[i + j] = four[j];
-    }
+    terms_[c] = mean;
+    terms_[Shape::kOc + c] = factor;
+    terms_[2 * Shape::kOc + c] = slope;
+    terms_[3 * Shape::kOc + c] = constant;
   }
   // Pixels behind the last one of an image and channels behind the last one are 0.
   EFF_DEVICE void load(const Tile& tile, int last_row, int into) {
@@ -262,46 +248,30 @@ class ConvOnce {
     }
   }
 
-  // In place, each thread what it has copied itself; 0 for rows behind the last one. By whole vectors where there are
-  // registers for that many terms: of halves of them the lanes of a warp meet on every other bank.
+  // In place, each thread what it has copied itself; 0 for rows behind the last one.
   EFF_DEVICE void make_diff(T* stage, int rows, float drop) {
-    constexpr int kAtOnce = Shape::kOc == 144 ? 4 : Shape::kVector;
+    constexpr int kFour = Shape::kOc;
     const RowWalk<Shape::kOc, Shape::kVector> walk;
     EFF_UNROLL
-    for (int first = 0; first < Shape::kVector; first += kAtOnce) {
-      float mean[kAtOnce], factor[kAtOnce], slope[kAtOnce], constant[kAtOnce];
-      load_term(0, walk.column + first, mean);
-      load_term(1, walk.column + first, factor);
-      load_term(2, walk.column + first, slope);
-      load_term(3, walk.column + first, constant);
+    for (int i = 0; i < Shape::kVector; i += 4) {
+      const int c = walk.column + i;
+      float mean[4], factor[4], slope[4], constant[4];
+      load_floats(terms_ + c, mean);
+      load_floats(terms_ + kFour + c, factor);
+      load_floats(terms_ + 2 * kFour + c, slope);
+      load_floats(terms_ + 3 * kFour + c, constant);
       EFF_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) factor[j] *= drop;
+      for (int j = 0; j < 4; ++j) factor[j] *= drop;
       walk.each(rows, [&](int row) {
-        T* at = stage + row * Shape::kPitchDst + walk.column + first;
-        float diff[kAtOnce], dst[kAtOnce];
-        load_values(at, diff);
-        load_values(at + Shape::kM * Shape::kPitchDst, dst);
+        T* at = stage + row * Shape::kPitchDst + c;
+        float diff[4], dst[4];
+        load_four(at, diff);
+        load_four(at + Shape::kM * Shape::kPitchDst, dst);
         EFF_UNROLL
-        for (int j = 0; j < kAtOnce; ++j)
-          diff[j] = fma(factor[j], diff[j], fma(dst[j] - mean[j], slope[j], constant[j]));
-        store_values(at, diff);
+        for (int j = 0; j < 4; ++j) diff[j] = fma(factor[j], diff[j], fma(dst[j] - mean[j], slope[j], constant[j]));
+        store_four(at, diff);
       });
     }
-  }
-  // Shared memory: a vector or half of one.
-  template <int kCount>
-  static EFF_DEVICE void load_values(const T* p, float (&v)[kCount]) {
-    if constexpr (kCount == 4)
-      load_four(p, v);
-    else
-      unpack<T>(*reinterpret_cast<const Bits128*>(p), v);
-  }
-  template <int kCount>
-  static EFF_DEVICE void store_values(T* p, const float (&v)[kCount]) {
-    if constexpr (kCount == 4)
-      store_four(p, v);
-    else
-      *reinterpret_cast<Bits128*>(p) = pack<T>(v);
   }
 
   EFF_DEVICE void multiply_by_weights(const T* diff, float* slab) {
