@@ -115,6 +115,8 @@ std::optional<Convolution> bwd_convolution_of(const Op& op, Pass pass) {
   using namespace op::conv2d_bwd;
   if (op.id != OpId::conv2d_bwd) return {};
   const Tensor* src = op.in(in_src);
+  // Its 16-bit result would be rounded before the addend joins, and again behind it.
+  if (pass == Pass::bwd_data && op.in(in_addend) && src->dtype != DType::f32) return {};
   Convolution c = geometry(op, pass, src, op.in(in_weights), op.in(in_dst));
   const DType result = pass == Pass::bwd_weights ? DType::f32 : src->dtype;
   return complete(c, src->dtype, result, op.allows_tf32()) ? std::optional(c) : std::nullopt;
