@@ -6,6 +6,7 @@
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
+import { defaultJobs } from './lib/build.mjs'
 import { clearResults, countNative, countVitest, record, recordStage, resultsDir } from './lib/results.mjs'
 import { cache, root, runThrough, say } from './lib/run.mjs'
 
@@ -24,6 +25,7 @@ const stages = {
     const reports = path.join(resultsDir, 'gtest')
     const junit = path.join(resultsDir, 'ctest.xml')
     const args = ['--test-dir', 'build', '--output-junit', junit, '--output-on-failure', '--no-tests=error', '--timeout', '300']
+    args.push('--parallel', String(defaultJobs()))
     await runThrough('ctest', [...args, ...positionals], { env: { GTEST_OUTPUT: `json:${reports}/` } })
     return record('native', countNative(reports, junit))
   },

@@ -117,6 +117,7 @@ struct Warp {
 
 inline constexpr size_t kStackBytes = 256 << 10;
 inline constexpr size_t kGap = 64;  // poisoned behind every shared array
+inline constexpr size_t kMostGaps = 32 * kGap;
 inline constexpr size_t kSharedRoom = 256 << 10;
 // Of a block: the least that a GPU has which a release has kernels for (compute capability 8.6, 8.9, 12.0; others have
 // 163 or 227 KiB), so that a kernel that runs here fits on all.
@@ -147,9 +148,15 @@ struct Machine {
   size_t shared_declared = 0, shared_used = 0, main_stack_bytes = 0;
 };
 
-inline Machine& machine() {
-  thread_local Machine* const one = new Machine;  // fibers point into it: it is never destroyed
-  return *one;
+// Asked for at every access to an index: initial-exec, so that no call finds it.
+__attribute__((tls_model("initial-exec"))) inline constinit thread_local Machine* machine_of_thread = nullptr;
+
+// Fibers point into it: it is never destroyed.
+[[gnu::noinline, gnu::cold]] inline void make_machine() { machine_of_thread = new Machine; }
+[[gnu::always_inline]] inline Machine& machine() {
+  if (!machine_of_thread) [[unlikely]]
+    make_machine();
+  return *machine_of_thread;
 }
 inline unsigned lane() { return static_cast<unsigned>(machine().current->id) & 31; }
 inline Warp& warp() { return machine().warps[static_cast<size_t>(machine().current->id) >> 5]; }
@@ -326,6 +333,7 @@ inline char* take_shared(size_t bytes, size_t& taken, size_t& gaps) {
   char* array = m.shared + taken + gaps;
   taken += (bytes + 15) / 16 * 16;
   gaps += kGap;
+  if (gaps > kMostGaps) fail("the kernel has more shared arrays than the emulation");
   if (taken > m.shared_declared) fail("the kernel takes more shared memory than the launch declares");
   m.shared_used = std::max(m.shared_used, taken);
   unpoison(array, bytes);
@@ -350,7 +358,8 @@ inline void make_fibers(Machine& m, size_t count) {
 
 inline void run_block(Machine& m, int set) {
   unpoison(m.shared, kSharedRoom);
-  std::memset(m.shared, 0xff, kSharedRoom);  // NaN in every floating-point format: reads of what nobody wrote show
+  // NaN in every floating-point format: reads of what nobody wrote show.
+  std::memset(m.shared, 0xff, m.shared_declared + kMostGaps);
   poison(m.shared, kSharedRoom);
   unpoison(m.sync, 1024);
   m.shared_used = 0;
