@@ -7,11 +7,11 @@
  *
  * kernels: a regular expression; only ops with such a kernel are shown.
  */
-import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
+import { launchStep, noteLaunches } from '../../scripts/lib/kernel_launches.mjs'
 import { root } from '../../scripts/lib/run.mjs'
 import { Counts, Elsewhere, Machine } from './sass/machine.mjs'
 import { readKernels } from './sass/read.mjs'
@@ -33,25 +33,15 @@ const GIGAHERTZ = 1.6
 const TERABYTES = 4.2
 
 /** The launches of a step, in order, each with the op it belongs to. */
-function launches(folder) {
-  const standIn = path.join(root, 'build/fake_cuda')
+async function launches(folder) {
   const log = path.join(folder, 'launches')
-  const args = [values.model, values.batch, values.size, values.infer ? 'infer' : 'train']
-  const env = {
-    ...process.env,
-    EFFNET_LIB_DIR: standIn,
-    EFFNET_CUDA_PROVIDER: 'own',
-    EFFNET_CUDA_TUNE: '0',
-    FAKE_CUDA_MEMORY: String(2 ** 40),
-    FAKE_CUDA_LAUNCHES: log,
-    FAKE_NVTX_LOG: log,
-    NVTX_INJECTION64_PATH: path.join(standIn, 'libnvtx.so.3'),
-    // What weights are made ready with is run, the step itself is captured only.
-    FAKE_CUDA_FAIL: 'cuGraphInstantiateWithFlags:2:2',
-  }
-  const dump = JSON.parse(
-    execFileSync(process.execPath, [path.join(root, 'native/lab/cuda_launches.mjs'), ...args], { env, encoding: 'utf8' }),
-  )
+  // With the ranges for profilers, which say where a launch belongs.
+  noteLaunches(log, { FAKE_NVTX_LOG: log, NVTX_INJECTION64_PATH: path.join(root, 'build/fake_cuda/libnvtx.so.3') })
+  const { createModel } = await import('../../dist/index.js')
+  const model = await createModel(values.model, { device: 'cuda', precision: 'bf16-mixed', seed: 0 })
+  const shape = { batchSize: Number(values.batch), imageSize: Number(values.size) }
+  const dump = await launchStep(model.session, { training: !values.infer, ...shape })
+  await model.close()
   const bytes = new Map(dump.map((row) => [row.name, row.bytes]))
   const found = []
   const ranges = []
@@ -111,7 +101,7 @@ function counted(machine, launch) {
 
 const folder = mkdtempSync(path.join(os.tmpdir(), 'cuda-step-'))
 try {
-  const all = launches(folder)
+  const all = await launches(folder)
   const images = path.join(root, 'build/kernels')
   const wanted = new Set(all.map(({ kernel }) => kernel))
   const kernels = new Map()

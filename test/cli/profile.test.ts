@@ -1,7 +1,7 @@
 /** The floor of an op, and what `effnet bench --profile` makes of a plan. */
 import { describe, expect, it } from 'vitest'
 import { profileOf } from '../../ts/cli/profile.js'
-import { FAKE_DRIVER, skipReason } from '../helpers/stand_in.js'
+import { FAKE_DRIVER, itWith } from '../helpers/stand_in.js'
 import { effnet } from './helpers/capture.js'
 import { spawnEffnet } from './helpers/spawn.js'
 
@@ -87,37 +87,33 @@ describe('bench --profile', () => {
     expect(stdout).toMatch(/conv2d_bias_act .*f32\[1,32,32,3\]/)
   })
 
-  it.skipIf(FAKE_DRIVER.missing !== undefined)(
-    `takes the rate of copies in its memory for a GPU’s floor${skipReason(FAKE_DRIVER)}`,
-    async () => {
-      const { code, stdout } = await spawnEffnet([...argv, '--mode', 'train', '--device', 'cuda', '--json'], {
-        EFFNET_LIB_DIR: FAKE_DRIVER.folder,
-      }).done
-      expect(code).toBe(0)
-      const report = JSON.parse(stdout.trim().split('\n').at(-1)!) as {
-        peaks: Record<string, number>
-        arena_bytes: number
-        gpu_bytes: Record<string, number>
-        ops: { kernel: string; ms: number; bytes: number; floor_ms: number; life: string; place: string }[]
-      }
-      expect(report.peaks).toMatchObject({ fp32_flops: 0, bf16_flops: 0 })
-      // The driver without a GPU says 0.5 ms of every stretch; a quarter of what is free of its 1 GB is copied.
-      const copied = (report.peaks['bytes_per_s']! * 0.5e-3) / 2
-      expect(copied).toBeGreaterThan(0.2 * 1e9)
-      expect(copied).toBeLessThan(0.25 * 1e9)
-      // The host's peak says nothing of the GPU's memory; this driver says that it has 1 GB of it, and this process alone uses it.
-      const { model, in_use, total } = report.gpu_bytes
-      expect(total).toBe(1e9)
-      expect(model).toBeGreaterThan(report.arena_bytes)
-      expect(in_use).toBeGreaterThanOrEqual(model!)
-      expect(in_use).toBeLessThan(1.2 * model!)
-      for (const op of report.ops) {
-        expect(op.kernel).toMatch(/:cuda$/)
-        expect(op.floor_ms).toBeCloseTo((1e3 * op.bytes) / report.peaks['bytes_per_s']!, 9)
-      }
-      expect(new Set(report.ops.map(({ life }) => life))).toContain('saved')
-      expect(report.ops.filter(({ place }) => /^activations\+\d+$/.test(place)).length).toBeGreaterThan(50)
-    },
-    120_000,
-  )
+  itWith(FAKE_DRIVER, 'takes the rate of copies in its memory for a GPU’s floor', 120_000, async () => {
+    const { code, stdout } = await spawnEffnet([...argv, '--mode', 'train', '--device', 'cuda', '--json'], {
+      EFFNET_LIB_DIR: FAKE_DRIVER.folder,
+    }).done
+    expect(code).toBe(0)
+    const report = JSON.parse(stdout.trim().split('\n').at(-1)!) as {
+      peaks: Record<string, number>
+      arena_bytes: number
+      gpu_bytes: Record<string, number>
+      ops: { kernel: string; ms: number; bytes: number; floor_ms: number; life: string; place: string }[]
+    }
+    expect(report.peaks).toMatchObject({ fp32_flops: 0, bf16_flops: 0 })
+    // The driver without a GPU says 0.5 ms of every stretch; a quarter of what is free of its 1 GB is copied.
+    const copied = (report.peaks['bytes_per_s']! * 0.5e-3) / 2
+    expect(copied).toBeGreaterThan(0.2 * 1e9)
+    expect(copied).toBeLessThan(0.25 * 1e9)
+    // The host's peak says nothing of the GPU's memory; this driver says that it has 1 GB of it, and this process alone uses it.
+    const { model, in_use, total } = report.gpu_bytes
+    expect(total).toBe(1e9)
+    expect(model).toBeGreaterThan(report.arena_bytes)
+    expect(in_use).toBeGreaterThanOrEqual(model!)
+    expect(in_use).toBeLessThan(1.2 * model!)
+    for (const op of report.ops) {
+      expect(op.kernel).toMatch(/:cuda$/)
+      expect(op.floor_ms).toBeCloseTo((1e3 * op.bytes) / report.peaks['bytes_per_s']!, 9)
+    }
+    expect(new Set(report.ops.map(({ life }) => life))).toContain('saved')
+    expect(report.ops.filter(({ place }) => /^activations\+\d+$/.test(place)).length).toBeGreaterThan(50)
+  })
 })

@@ -11,7 +11,7 @@ import { describe, expect, it } from 'vitest'
 import { launchNetworks } from '../../scripts/lib/kernel_launches.mjs'
 import { assembled, compiledThreads, cuobjdump, launched, residentBlocks } from '../../scripts/lib/kernel_use.mjs'
 import { packageRoot } from '../../ts/paths.js'
-import { FAKE_DRIVER, skipReason } from '../helpers/stand_in.js'
+import { FAKE_DRIVER, itWith } from '../helpers/stand_in.js'
 
 const at = (...names: string[]): string => path.join(packageRoot(), ...names)
 /** Of another build: scripts/cuda_checks.mjs. */
@@ -118,24 +118,20 @@ describe.skipIf(!built)(`CUDA kernels${built ? '' : ' (not compiled: npm run set
     expect(wrong).toEqual([])
   })
 
-  it.skipIf(FAKE_DRIVER.missing !== undefined)(
-    `take no more shared memory in a network than their budget says${skipReason(FAKE_DRIVER)}`,
-    async () => {
-      const work = mkdtempSync(path.join(os.tmpdir(), 'effnet-launches-'))
-      try {
-        const file = path.join(work, 'launches')
-        await launchNetworks(file, undefined, [['efficientnet_b0', 224]], ['bf16-mixed'])
-        const seen = launched(file)
-        expect(seen.size).toBeGreaterThan(40)
-        const over = [...seen].filter(([kernel, { threads, shared }]) => {
-          const budget = budgets.blocks[kernel]
-          return !budget || threads > budget.threads || shared > (budget.shared ?? -1)
-        })
-        expect(over).toEqual([])
-      } finally {
-        rmSync(work, { recursive: true })
-      }
-    },
-    300_000,
-  )
+  itWith(FAKE_DRIVER, 'take no more shared memory in a network than their budget says', 300_000, async () => {
+    const work = mkdtempSync(path.join(os.tmpdir(), 'effnet-launches-'))
+    try {
+      const file = path.join(work, 'launches')
+      await launchNetworks(file, undefined, [['efficientnet_b0', 224]], ['bf16-mixed'])
+      const seen = launched(file)
+      expect(seen.size).toBeGreaterThan(40)
+      const over = [...seen].filter(([kernel, { threads, shared }]) => {
+        const budget = budgets.blocks[kernel]
+        return !budget || threads > budget.threads || shared > (budget.shared ?? -1)
+      })
+      expect(over).toEqual([])
+    } finally {
+      rmSync(work, { recursive: true })
+    }
+  })
 })

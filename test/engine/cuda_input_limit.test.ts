@@ -6,8 +6,8 @@ import { afterAll, expect, it } from 'vitest'
 import { binding } from '../../ts/binding.js'
 import { type DataBackend, evaluateModel, imageFolder } from '../../ts/index.js'
 import { Model } from '../../ts/model.js'
-import { getModelConfig } from '../../ts/nn/index.js'
 import { Session } from '../../ts/runtime/session.js'
+import { BLOCK, smallConfig } from '../helpers/small_config.js'
 import { describeWith, fakeLibraries } from '../helpers/stand_in.js'
 import { makeData } from '../train/helpers/data.js'
 
@@ -19,13 +19,7 @@ process.env['FAKE_NVJPEG_MEMORY'] = '1000000'
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-cuda-input-limit-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
-const stage = { op: 'mbconv', kernel: 3, stride: 1, expand: 1, in: 8, out: 8, repeats: 1, se: true } as const
-const config = {
-  ...getModelConfig('efficientnet_b0', { numClasses: 3, imageSize: 32 }),
-  stem: 8,
-  stages: [stage],
-  head: 16,
-} as ReturnType<typeof getModelConfig>
+const config = smallConfig('efficientnet_b0', [BLOCK], { imageSize: 32 })
 
 describeWith(LIBRARIES, 'the limit of a model', () => {
   it('counts what decodes its images, and refuses it in numbers and with the mend', async () => {

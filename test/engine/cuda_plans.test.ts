@@ -4,6 +4,7 @@
  */
 import path from 'node:path'
 import { expect, it, vi } from 'vitest'
+import { TRAINING } from '../../scripts/lib/kernel_launches.mjs'
 import { ARENA, binding } from '../../ts/binding.js'
 import { createModel } from '../../ts/index.js'
 import { packageRoot } from '../../ts/paths.js'
@@ -18,14 +19,6 @@ const table = (rows: readonly DumpRow[]): string =>
   rows.map(({ name, kernel, shapes, life }) => `${[name, kernel, shapes, life].join('\t').trimEnd()}\n`).join('')
 
 const FILES = path.join(packageRoot(), 'test/fixtures/plans')
-const TRAINING = {
-  optimizer: { name: 'rmsprop_tf' },
-  labelSmoothing: 0.1,
-  dropRate: 0.2,
-  dropPathRate: 0.2,
-  ema: true,
-  clip: true,
-} as const
 
 describeWith(FAKE_DRIVER, 'plans for GPUs', () => {
   it.each([

@@ -5,9 +5,9 @@ import path from 'node:path'
 import { afterAll, expect, it } from 'vitest'
 import { binding } from '../../ts/binding.js'
 import { Model } from '../../ts/model.js'
-import { getModelConfig } from '../../ts/nn/index.js'
 import { initParams } from '../../ts/runtime/init.js'
 import { Session } from '../../ts/runtime/session.js'
+import { BLOCK, smallConfig } from '../helpers/small_config.js'
 import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-cuda-predict-'))
@@ -17,13 +17,7 @@ const log = path.join(scratch, 'log')
 process.env['EFFNET_LIB_DIR'] = FAKE_DRIVER.folder
 process.env['FAKE_CUDA_LOG'] = log
 
-const stage = { op: 'mbconv', kernel: 3, stride: 1, expand: 1, in: 8, out: 8, repeats: 1, se: true } as const
-const config = {
-  ...getModelConfig('efficientnet_b0', { numClasses: 3, imageSize: 32 }),
-  stem: 8,
-  stages: [stage],
-  head: 16,
-} as ReturnType<typeof getModelConfig>
+const config = smallConfig('efficientnet_b0', [BLOCK], { imageSize: 32 })
 
 async function small(seed: number): Promise<Model> {
   const session = await Session.create({ config, precision: 'fp32', device: 'cuda' })

@@ -7,7 +7,7 @@ import { expect, it } from 'vitest'
 import { ARENA, binding } from '../../ts/binding.js'
 import { type InterpretOptions, interpret } from '../../ts/graph/interpreter.js'
 import { elements, type Tensor } from '../../ts/graph/types.js'
-import { getModelConfig, modelParams } from '../../ts/nn/index.js'
+import { modelParams } from '../../ts/nn/index.js'
 import { emit } from '../../ts/passes/emit.js'
 import { planMemory } from '../../ts/passes/plan_memory.js'
 import { trainProgram } from '../../ts/runtime/programs.js'
@@ -16,22 +16,18 @@ import { weightsLayout } from '../../ts/runtime/weights_layout.js'
 import { networkValues } from '../graph/values.js'
 import { decode, encode, error, type LayerPrecision, storage } from '../helpers/layer_check.js'
 import { studyRounding } from '../helpers/rounding_study.js'
+import { BLOCK, smallConfig } from '../helpers/small_config.js'
 import { describeWith, FAKE_DRIVER } from '../helpers/stand_in.js'
 
 // Read when the backend is used first.
 process.env['EFFNET_LIB_DIR'] = FAKE_DRIVER.folder
 
-const stage = { op: 'mbconv', kernel: 3, stride: 1, expand: 2, in: 8, out: 8, repeats: 1, se: true } as const
-const config = {
-  ...getModelConfig('tf_efficientnet_b0', { numClasses: 3 }),
-  stem: 8,
-  stages: [
-    { ...stage, expand: 1 },
-    { ...stage, kernel: 5, stride: 2, out: 16 },
-    { ...stage, op: 'fused', in: 16, out: 16, se: false },
-  ],
-  head: 24,
-} as ReturnType<typeof getModelConfig>
+const stages = [
+  BLOCK,
+  { ...BLOCK, expand: 2, kernel: 5, stride: 2, out: 16 },
+  { ...BLOCK, expand: 2, op: 'fused', in: 16, out: 16, se: false },
+] as const
+const config = smallConfig('tf_efficientnet_b0', stages, { head: 24 })
 const SCALARS = { lr: 0.1, momentum: 0.9, weight_decay: 1e-3, clip_norm: 1, ema_decay: 0.9, seed: 5, step: 2 }
 
 function program(precision: LayerPrecision) {

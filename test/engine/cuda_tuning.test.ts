@@ -9,10 +9,10 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } 
 import { binding, type NativeBinding } from '../../ts/binding.js'
 import { createModel, imageFolder, type StepEvent, Trainer, type TrainerEvent } from '../../ts/index.js'
 import { Model } from '../../ts/model.js'
-import { getModelConfig } from '../../ts/nn/index.js'
 import { initParams } from '../../ts/runtime/init.js'
 import { Session } from '../../ts/runtime/session.js'
 import { cacheFolder } from '../../ts/runtime/tuning.js'
+import { BLOCK, smallConfig } from '../helpers/small_config.js'
 import { describeWith, fakeLibraries } from '../helpers/stand_in.js'
 import { makeData } from '../train/helpers/data.js'
 
@@ -22,13 +22,8 @@ process.env['EFFNET_LIB_DIR'] = LIBRARIES.folder
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'effnet-tuning-'))
 const cache = path.join(scratch, 'cache')
-const stage = { op: 'mbconv', kernel: 3, stride: 1, expand: 1, in: 8, out: 8, repeats: 1, se: true } as const
-const config = {
-  ...getModelConfig('efficientnet_b0', { numClasses: 3, imageSize: 32 }),
-  stem: 8,
-  stages: [stage, { ...stage, stride: 2, expand: 4, out: 16 }],
-  head: 32,
-} as ReturnType<typeof getModelConfig>
+const stages = [BLOCK, { ...BLOCK, stride: 2, expand: 4, out: 16 }]
+const config = smallConfig('efficientnet_b0', stages, { imageSize: 32, head: 32 })
 
 const FIRST = 'cublaslt/0=0.1,cublaslt/1=9'
 const SECOND = 'cublaslt/0=9,cublaslt/1=0.1'

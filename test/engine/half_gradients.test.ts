@@ -4,22 +4,17 @@
  */
 import { afterAll, expect, it } from 'vitest'
 import { createModel, Trainer, type TrainerOptions } from '../../ts/index.js'
-import { getModelConfig } from '../../ts/nn/index.js'
 import { initParams } from '../../ts/runtime/init.js'
 import { Session, type SessionPrecision } from '../../ts/runtime/session.js'
+import { BLOCK, smallConfig } from '../helpers/small_config.js'
 import { describeWith, fakeLibraries } from '../helpers/stand_in.js'
 
 const LIBRARIES = fakeLibraries('libcudnn.so.9')
 // Read when the backend is used first.
 process.env['EFFNET_LIB_DIR'] = LIBRARIES.folder
 
-const stage = { op: 'fused', kernel: 3, stride: 1, expand: 2, in: 8, out: 8, repeats: 1, se: false } as const
-const config = {
-  ...getModelConfig('efficientnetv2_s', { numClasses: 3, imageSize: 32 }),
-  stem: 8,
-  stages: [stage, { ...stage, op: 'mbconv', se: true }],
-  head: 16,
-} as ReturnType<typeof getModelConfig>
+const block = { ...BLOCK, expand: 2 }
+const config = smallConfig('efficientnetv2_s', [{ ...block, op: 'fused', se: false }, block], { imageSize: 32 })
 const off = { labelSmoothing: 0.1, dropRate: 0, dropPathRate: 0, clip: false, ema: false }
 
 describeWith(LIBRARIES, '16-bit gradients of weights', () => {

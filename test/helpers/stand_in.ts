@@ -1,7 +1,7 @@
 /** The stand-ins of NVIDIA's driver and libraries (native/cuda/fake), whose folder EFFNET_LIB_DIR has to name. */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
-import { describe } from 'vitest'
+import { describe, it } from 'vitest'
 import { packageRoot } from '../../ts/paths.js'
 
 export interface StandIn {
@@ -30,4 +30,9 @@ export const skipReason = ({ missing }: StandIn): string =>
 /** `describe` where it is built; elsewhere skipped, with the reason in the title. */
 export function describeWith(on: StandIn, title: string, tests: () => void): void {
   describe.skipIf(on.missing !== undefined)(`${title}${skipReason(on)}`, tests)
+}
+
+/** Likewise a single test. */
+export function itWith(on: StandIn, title: string, timeout: number, test: () => Promise<void>): void {
+  it.skipIf(on.missing !== undefined)(`${title}${skipReason(on)}`, { timeout }, test)
 }
