@@ -260,6 +260,8 @@ export interface NativeBinding {
    * is given back, which no other way out of a fault does for sure. @throws EFF_IO where it cannot be started; all is then as it was
    */
   replaceProcess(file: string, argv: readonly string[], env: readonly string[]): never
+  /** Without waiting for what is in work, an op on a GPU that hangs, say; what Node still has to write is lost. */
+  endProcess(exitCode: number): never
   /** Native bytes held now, by kind; leak tests compare these exactly. */
   memoryUsage(): { arenas: number; kernels: number; batches: number; handles: number }
 

@@ -10,6 +10,7 @@ import { afterEach, beforeEach, expect, it } from 'vitest'
 import { rerun, rerunWords, restartWords } from '../../ts/cli/rerun.js'
 import type { Ui } from '../../ts/cli/ui.js'
 import { EffnetError } from '../../ts/errors.js'
+import { StringSink } from './helpers/capture.js'
 
 let dir: string
 beforeEach(() => {
@@ -42,6 +43,28 @@ it('has its number, streams, words and variables, and nothing else that was open
   expect(code).toBe(75)
 }, 60_000)
 
+it('leaves what is open as it was where the program does not start', async () => {
+  const binding = path.resolve(fileURLToPath(import.meta.url), '../../../ts/binding.ts')
+  const program = `
+    import { openSync, readdirSync, readFileSync } from 'node:fs'
+    const { binding } = await import(${JSON.stringify(binding)})
+    openSync(${JSON.stringify(path.join(dir, 'held'))}, 'w')
+    const flags = () => readdirSync('/proc/self/fdinfo').flatMap((fd) => {
+      try { return [fd + readFileSync('/proc/self/fdinfo/' + fd, 'utf8').match(/flags:.*/)[0]] } catch { return [] }
+    })
+    const before = flags()
+    let code
+    try { binding().replaceProcess(process.execPath, [process.execPath, 'x'.repeat(1 << 18)], []) } catch (error) { code = error.code }
+    process.stdout.write(JSON.stringify({ before, after: flags(), code }))`
+  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
+  const { before, after, code } = JSON.parse(await text(child.stdout)) as { before: string[]; after: string[]; code: string }
+  expect(code).toBe('EFF_IO')
+  expect(before.length).toBeGreaterThan(3)
+  expect(after).toEqual(before)
+}, 60_000)
+
 it('is told what a run’s folder does not keep', () => {
   const none = { workers: undefined, threads: undefined }
   expect(rerunWords('runs/a', none, { json: false, quiet: false, verbosity: 0 })).toEqual(['train', '--resume', 'runs/a'])
@@ -67,11 +90,14 @@ it('is tried where ops are not waited for, and leaves the fault the last word wh
     object: () => undefined,
   } as unknown as Ui
   const fault = new EffnetError('EFF_GPU_FAULT', 'GPU fault: lost')
-  const tried = (sync?: string) =>
-    rerun(dir, { workers: 1, threads: 1 }, fault, {
+  const io = { stdout: new StringSink(), stderr: new StringSink() }
+  const tried = (sync?: string, run: { from?: string; saved?: boolean } = {}, stopped = () => false) =>
+    rerun({ outDir: dir, from: undefined, saved: false, ...run }, { workers: 1, threads: 1 }, fault, {
       env: sync === undefined ? {} : { EFFNET_CUDA_SYNC: sync },
+      io,
       ui,
       argv: ['train'],
+      stopped,
     })
   const { execPath } = process
   process.execPath = path.join(dir, 'no-such-node')
@@ -97,6 +123,18 @@ it('is tried where ops are not waited for, and leaves the fault the last word wh
     writeFileSync(path.join(dir, 'checkpoints/last/manifest.json'), '{')
     await tried()
     expect(warned[4]).toMatch(/the run goes on from \S*checkpoints\/last in a fresh process/)
+    // One that was told to begin elsewhere does so again, until it has a checkpoint of its own.
+    await tried('0', { from: path.join(dir, 'checkpoints/best') })
+    expect(warned[6]).toMatch(/the run goes on from \S*checkpoints\/best again in a fresh process/)
+    await tried('0', { from: path.join(dir, 'checkpoints/best'), saved: true })
+    expect(warned[8]).toMatch(/the run goes on from \S*checkpoints\/last in a fresh process/)
+    // A signal that came while this was found out, or while it was told.
+    const before = warned.length
+    await tried('0', {}, () => true)
+    expect(warned).toHaveLength(before)
+    let asked = 0
+    await tried('0', {}, () => ++asked > 1)
+    expect(warned.slice(before)).toEqual([expect.stringMatching(/^gpu-fault: /)])
   } finally {
     process.execPath = execPath
   }

@@ -8,6 +8,8 @@ export interface Sink {
   readonly closed: boolean
   /** Why nothing more could be written, where it was not the reader who left: a full disk, say. */
   readonly failure?: Error | undefined
+  /** Settles when what was written has gone out, or cannot. */
+  flushed(): Promise<void>
 }
 
 export interface Io {
@@ -34,6 +36,12 @@ function processSink(stream: NodeJS.WriteStream): Sink {
   const sink: Sink = {
     write(text) {
       if (!closed) stream.write(text)
+    },
+    flushed() {
+      return new Promise((resolve) => {
+        if (closed) resolve()
+        else stream.write('', () => resolve())
+      })
     },
     get isTTY() {
       return stream.isTTY === true

@@ -12,7 +12,7 @@ export interface SignalActions {
   checkpoint(): void
   /** Log files that were moved away are begun anew. */
   reopenLogs(): void
-  /** Ends the process now; the reason is told first. */
+  /** Ends the process now, whatever is in work; the reason is told first, with what is left of the run. */
   now(exitCode: number, reason: string): void
   /** Of the first SIGINT: tells that a second one ends at once. */
   note(text: string): void
@@ -79,7 +79,7 @@ export function handleSignals(actions: SignalActions, grace: () => number, sourc
         actions.note('SIGTERM: writing a checkpoint at this step')
         const graceMs = grace()
         timer ??= setTimeout(() => {
-          actions.now(EXIT.killed, `no checkpoint could be written within ${graceMs / 1e3} s; what was saved before is kept`)
+          actions.now(EXIT.killed, `no checkpoint could be written within ${graceMs / 1e3} s`)
         }, graceMs)
         timer.unref()
         stop('SIGTERM')

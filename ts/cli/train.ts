@@ -1,4 +1,5 @@
 import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { ImageFolder } from '../data/types.js'
 import { EffnetError } from '../errors.js'
 import type { Model } from '../model.js'
@@ -8,6 +9,7 @@ import type { FitResult, TrainerOptions } from '../train/types.js'
 import { type Call, defineVerb } from './call.js'
 import { describeError } from './errors_ui.js'
 import { EXIT } from './exit.js'
+import type { Io } from './io.js'
 import { checkDeviceOption, engineOptions, headerLine, modelLine } from './model_source.js'
 import { shown } from './paths_ui.js'
 import { programName } from './program.js'
@@ -155,26 +157,42 @@ interface Fit {
 }
 
 const GRACE_SECONDS = 25
+/** What a run leaves behind when it is ended at once is waited for this long: a disk or a reader that does not answer must not keep it. */
+const LAST_WORDS_MS = 1000
+
+/** Not by `process.exit`, which waits for the engine's threads: an op on a GPU may never end. */
+async function endProcess(exitCode: number): Promise<never> {
+  const { binding } = await import('../binding.js')
+  try {
+    return binding().endProcess(exitCode)
+  } catch {
+    // Without the addon there is no engine.
+    return process.exit(exitCode)
+  }
+}
 
 /** Signals from the start of the command: before there is a trainer they wait for it. */
 class Interrupts {
   readonly release: () => void
+  /** The run began with a checkpoint. */
+  resumed = false
+  /** It has written one itself. */
+  wrote = false
   private trainer: Trainer | undefined
   private reason: string | undefined
   private graceMs: number
 
-  constructor(ui: Ui, grace: number | undefined) {
+  constructor({ io, ui }: { io: Io; ui: Ui }, grace: number | undefined) {
     this.graceMs = 1e3 * (grace ?? GRACE_SECONDS)
     const stop = (signal: string) => {
       this.reason = signal
       this.trainer?.stop(signal)
     }
-    const now = (exitCode: number, reason: string) => {
+    const now = (exitCode: number, what: string) => {
+      const reason = `${what}; ${this.resumed || this.wrote ? 'what was saved before is kept' : 'nothing was saved before'}`
       ui.error(`${reason}\n`)
-      const end = () => process.exit(exitCode)
-      // A disk that does not answer must not keep the process.
-      setTimeout(end, 1000)
-      Promise.resolve(this.trainer?.conclude(exitCode, reason)).then(end, end)
+      const written = [this.trainer?.conclude(exitCode, reason), io.stdout.flushed(), io.stderr.flushed()]
+      void Promise.race([Promise.allSettled(written), sleep(LAST_WORDS_MS)]).then(() => endProcess(exitCode))
     }
     const checkpoint = () => this.trainer?.requestCheckpoint()
     const reopenLogs = () => this.trainer?.reopenLogs()
@@ -209,7 +227,10 @@ async function runFit(o: TrainValues, fit: Fit, interrupts: Interrupts, ui: Ui):
   const console = new TrainUi(ui)
   const events = trainer.events()
   const reading = (async () => {
-    for await (const event of events) console.on(event)
+    for await (const event of events) {
+      if (event.type === 'checkpoint') interrupts.wrote = true
+      console.on(event)
+    }
   })()
   // Awaited when the run has ended; meanwhile a failure is not unhandled.
   reading.catch(() => undefined)
@@ -243,7 +264,7 @@ function refuseOutInData(outDir: string, dataDir: string): void {
 }
 
 async function run(call: Call<typeof TRAIN>): Promise<number> {
-  const interrupts = new Interrupts(call.ui, call.options.grace)
+  const interrupts = new Interrupts(call, call.options.grace)
   try {
     return await train(call, interrupts)
   } finally {
@@ -276,6 +297,7 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
   const { peekResume } = await import('../train/resume.js')
   const from = target.resume === 'auto' ? target.planned(name) : target.resume
   const resumed = from === undefined ? undefined : await peekResume(from)
+  interrupts.resumed = resumed !== undefined
   let outDir = ''
   try {
     const model = await openModel(o, name, data, resumed, ui)
@@ -300,8 +322,12 @@ async function train({ options, io, ui }: Call<typeof TRAIN>, interrupts: Interr
       await model.close()
     }
   } catch (error) {
-    // Who was told to end does not begin anew.
-    if (isGpuFault(error) && !interrupts.stopped) await rerun(outDir, o, error, { env: io.env, ui, argv: process.argv.slice(2) })
+    if (isGpuFault(error)) {
+      const named = target.resume === 'auto' || target.resume === outDir ? undefined : target.resume
+      const run = { outDir, from: named, saved: interrupts.wrote }
+      const argv = process.argv.slice(2)
+      await rerun(run, o, error, { env: io.env, io, ui, argv, stopped: () => interrupts.stopped })
+    }
     throw error
   }
 }

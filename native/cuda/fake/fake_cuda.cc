@@ -17,8 +17,9 @@
 //   - Between two events lies 0.5 ms, or with FAKE_CUDA_TIMES=kernel=ms,kernel=ms what the kernels took that ran
 //     meanwhile: 1 ms where one is not listed. A library's are called by what it queues.
 //   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
-//     every later call fails too. FAKE_CUDA_IGNORE=name makes calls of cuStreamSynchronize, cuEventSynchronize or
-//     cuStreamWaitEvent do nothing: what a program does that lacks them. FAKE_CUDA_LOG=file gets a line a call.
+//     every later call fails too. With code -1 it does not come back, while other threads' calls do.
+//     FAKE_CUDA_IGNORE=name makes calls of cuStreamSynchronize, cuEventSynchronize or cuStreamWaitEvent do nothing:
+//     what a program does that lacks them. FAKE_CUDA_LOG=file gets a line a call.
 //   - FAKE_CUDA_LAUNCHES=file: launches are not run, only written there, a line each: kernel, grid, threads of a block,
 //     bytes of its shared memory, its argument in hex.
 //   - The machine: FAKE_CUDA_DEVICES (1 GPU), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY (1000000000 bytes),
@@ -27,6 +28,7 @@
 //     can be bound, if not run.
 #include <cuda.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -220,6 +222,11 @@ CUresult enter(const char* name, bool unsafe) {
   log_line(name);
   if (f.fault) return static_cast<CUresult>(f.fault);
   if (const int code = f.calls.enter(name)) {
+    if (code < 0) {
+      log_line("  does not come back");
+      f.mutex.unlock();  // the caller's
+      for (;;) pause();
+    }
     if (code >= 700) f.fault = code;
     return static_cast<CUresult>(code);
   }

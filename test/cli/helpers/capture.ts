@@ -25,6 +25,7 @@ export class StringSink {
   write(text: string): void {
     this.text += text
   }
+  async flushed(): Promise<void> {}
 }
 
 export async function effnet(argv: readonly string[], options: CaptureOptions = {}): Promise<Captured> {
