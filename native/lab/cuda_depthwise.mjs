@@ -7,11 +7,12 @@
  *
  * --set kDepthwiseStrip=2 gives a constant of kernels/depthwise*.h another value, in a copy; --halo: pixels staged for a pixel of a tile.
  */
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
+import { disassembled } from '../../scripts/lib/kernel_use.mjs'
 import { root } from '../../scripts/lib/run.mjs'
 
 const { values, positionals } = parseArgs({
@@ -20,7 +21,6 @@ const { values, positionals } = parseArgs({
 })
 const halo = Number(values.halo)
 const cuda = path.join(root, '.cache/cuda-13.0/cu13')
-const disassembler = path.join(root, '.cache/cuda-disassemblers-13.5/cu13/bin')
 
 // Of a multiprocessor of an H200 and a cycle: bytes of memory, instructions of threads, results of the tanh unit, registers.
 const BYTES = 18.6
@@ -53,8 +53,7 @@ function compile(file, folder) {
   const flags = ['-std=c++20', '-O3', '-DNDEBUG', '-gencode', 'arch=compute_90a,code=sm_90a', '-cubin', '-Xptxas', '-v']
   const made = spawnSync(path.join(cuda, 'bin/nvcc'), [...flags, ...includes, source, '-o', cubin], { encoding: 'utf8' })
   if (made.status !== 0) throw new Error(made.error?.message ?? made.stderr)
-  const env = { ...process.env, PATH: `${disassembler}:${process.env['PATH']}` }
-  return { report: made.stderr, code: execFileSync('cuobjdump', ['-sass', cubin], { env, encoding: 'utf8', maxBuffer: 2 ** 30 }) }
+  return { report: made.stderr, code: disassembled(cubin, '-sass') }
 }
 
 /** The innermost loops of a kernel's code: how often each instruction stands there. */

@@ -42,6 +42,9 @@ const DISASSEMBLERS = {
   ],
 }
 
+/** Where they are; what is in PATH takes their place where they are not. */
+export const disassemblerFolder = path.join(DISASSEMBLERS.folder, 'cu13/bin')
+
 const manifestOf = ({ wheels }) => `${JSON.stringify({ wheels: wheels.map((w) => `${w.name}==${w.version}`) }, null, 2)}\n`
 
 /** Whether the folder holds this version, whole. */

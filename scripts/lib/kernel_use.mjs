@@ -5,17 +5,19 @@
 import { execFileSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
-import { cache } from './run.mjs'
+import { disassemblerFolder } from './cuda.mjs'
 
-const DISASSEMBLERS = path.join(cache, 'cuda-disassemblers-13.5/cu13/bin')
-
-/** Of a folder of compiled kernels: what cuobjdump prints of each fat binary. */
-export function cuobjdump(folder, ...args) {
-  const env = { ...process.env, PATH: `${DISASSEMBLERS}:${process.env.PATH}` }
-  return readdirSync(folder)
-    .filter((name) => name.endsWith('.fatbin'))
-    .map((name) => execFileSync('cuobjdump', [...args, path.join(folder, name)], { env, encoding: 'utf8', maxBuffer: 2 ** 30 }))
+/** What cuobjdump prints of a file that nvcc made: a cubin or a fat binary. */
+export function disassembled(file, ...args) {
+  const env = { ...process.env, PATH: `${disassemblerFolder}:${process.env.PATH}` }
+  return execFileSync('cuobjdump', [...args, file], { env, encoding: 'utf8', maxBuffer: 2 ** 30 })
 }
+
+/** Likewise of each fat binary of a folder. */
+export const cuobjdump = (folder, ...args) =>
+  readdirSync(folder)
+    .filter((name) => name.endsWith('.fatbin'))
+    .map((name) => disassembled(path.join(folder, name), ...args))
 
 /** A row for each kernel and architecture, of what the assembler has told. */
 export function assembled(folder) {

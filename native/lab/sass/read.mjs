@@ -1,11 +1,7 @@
 /**
  * Machine code of kernels as cuobjdump prints it, as data: of each instruction its place, guard, name and operands.
  */
-import { execFileSync } from 'node:child_process'
-import path from 'node:path'
-import { root } from '../../../scripts/lib/run.mjs'
-
-const disassembler = path.join(root, '.cache/cuda-disassemblers-13.5/cu13/bin')
+import { disassembled } from '../../../scripts/lib/kernel_use.mjs'
 
 /** Operands are separated by commas; those inside of brackets do not count. */
 function operandsOf(text) {
@@ -31,14 +27,8 @@ function instruction([, at, guard = '', name, rest]) {
   return { at: Number.parseInt(at, 16), guard: guard.slice(1), name, base, mods, operands: operandsOf(rest) }
 }
 
-/** Some kernels of a file that nvcc made (a cubin or a fat binary), by name. */
-export function readKernels(file, names) {
-  const env = { ...process.env, PATH: `${disassembler}:${process.env['PATH']}` }
-  const text = execFileSync('cuobjdump', ['-sass', '-arch', 'sm_90a', '-fun', names.join(','), file], {
-    env,
-    encoding: 'utf8',
-    maxBuffer: 2 ** 30,
-  })
+/** The kernels of such a text, by name. */
+export function parseKernels(text) {
   const kernels = new Map()
   for (const part of text.split('Function : ').slice(1)) {
     const lines = part.matchAll(/^\s*\/\*([0-9a-f]{4,})\*\/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);/gm)
@@ -47,3 +37,7 @@ export function readKernels(file, names) {
   }
   return kernels
 }
+
+/** Some kernels of a file that nvcc made (a cubin or a fat binary), by name. */
+export const readKernels = (file, names) =>
+  parseKernels(disassembled(file, '-sass', '-arch', 'sm_90a', '-fun', names.join(',')))
