@@ -17,7 +17,8 @@
 #   memcheck   kernel tests under compute-sanitizer, for wrong addresses
 #   counters   hardware counters of a step's kernels
 #   layers     the layers of B0 and V2-S on small images              op by op as in a step, against float64
-# shapes, chosen, memcheck and racecheck are partial where their time ends before their work, and go on in a later call with the same DIR.
+# Stages are partial where their time ends before their work: bench, peer, peers and rows with what they had time for; shapes, chosen,
+# memcheck and racecheck go on in a later call with the same DIR.
 # A second call, --stage second (or by name), has the rest of shapes and what the first has no time for:
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
 #   chosen     as shapes, by the libraries where a plan would take them
@@ -65,6 +66,7 @@ while [ $# -gt 0 ]; do
     *) usage "unknown argument $1" ;;
   esac
 done
+[ -n "${stages//[, ]/}" ] || usage "--stage wants the names of stages"
 for each in ${stages//,/ }; do
   case ",$known," in *",$each,"*) ;; *) usage "no stage is called $each" ;; esac
 done

@@ -240,7 +240,7 @@ TEST(Large, TheEndOfAResultIsThatOfTheLastImageAlone) {
       ++made;
       wrong += large.values[i] != want.values[i];
     }
-    EXPECT_EQ(large.values.back() == 0, false) << large.kernel;
+    EXPECT_NE(large.values.back(), 0) << large.kernel;
     EXPECT_GE(made, std::min<size_t>(want.values.size() / 4, 1000)) << large.kernel;
     EXPECT_EQ(wrong, 0u) << large.kernel << " of " << made;
   }

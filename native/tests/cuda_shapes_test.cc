@@ -476,11 +476,15 @@ int check_cudnn(const std::string& precision) {
   return tried > without ? 0 : 1;
 }
 
-//   gpu_shapes_test device             the GPU as cuDNN describes it: native/tests/gpus
+//   gpu_shapes_test device             the GPU as cuDNN describes it: native/tests/gpus. Exit code 75 without cuDNN
 int describe_device() {
   need(backend::gpu().status, "GPU");
   need(backend::gpu().device->enter(), "GPU");
   const auto text = cuda::Cudnn::describe_device(0);
+  if (!text.ok() && text.status().code() == Code::backend_missing) {
+    std::printf("cuDNN: %s\n", text.status().message().c_str());
+    return 75;
+  }
   need(text.ok() ? ok_status() : text.status(), "cuDNN");
   std::printf("%s\n", text.value().c_str());
   return 0;

@@ -5,9 +5,11 @@
 at=$EFFNET_GPU_CHECK_LOGS/rows
 rm -rf "$at"
 mkdir "$at"
-if ! tests/gpu_shapes_test device >"$EFFNET_GPU_CHECK_LOGS/device-properties.json"; then
+tests/gpu_shapes_test device >"$EFFNET_GPU_CHECK_LOGS/device-properties.json"
+code=$?
+if [ $code -ne 0 ]; then
   tail -n 1 "$EFFNET_GPU_CHECK_LOGS/device-properties.json"
-  exit 75
+  exit $code
 fi
 for precision in f32 tf32 bf16 f16; do tests/gpu_shapes_test cudnn $precision >"$at/$precision" 2>&1 & done
 failed=0

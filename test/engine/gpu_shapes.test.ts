@@ -120,5 +120,11 @@ describeWith({ ...libraries, missing: libraries.missing ?? needed.missing }, 'wh
   })
   it('describes the GPU', () => {
     expect(run(['device'])).toMatchObject({ status: 0, stdout: expect.stringContaining('"deviceName"') })
+    // Where cuDNN is missing that is skipped; what else goes wrong is no such thing.
+    expect(run(['device'], { EFFNET_LIB_DIR: FAKE_DRIVER.folder })).toMatchObject({
+      status: 75,
+      stdout: expect.stringMatching(/^cuDNN: /),
+    })
+    expect(run(['device'], { FAKE_CUDA_FAIL: 'cuInit:1:999' })).toMatchObject({ status: 1 })
   })
 })

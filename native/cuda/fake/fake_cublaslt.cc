@@ -7,8 +7,8 @@
 //   - Results of few columns and long sums want a workspace, and overwrite all of it: what overlaps becomes NaN.
 //   - FAKE_CUBLASLT_FAIL=name:nth:status makes the nth call of a function fail; FAKE_CUBLASLT_STATE=status is that of
 //     every algorithm it finds; FAKE_CUBLASLT_VERSION is what it says it is.
-//   - FP32 products without TF32 want algorithms that emulate nothing; FAKE_CUBLASLT_EMULATE=1 makes it find one that
-//   does.
+//   - FP32 products without TF32 want algorithms that emulate nothing; with FAKE_CUBLASLT_EMULATE=1 it finds one that
+//     does.
 //   - fake_cublaslt_live() counts objects, fake_cublaslt_calls(name) calls, fake_cublaslt_misuse() is what it was last
 //     given that it should not have been; fake_cublaslt_reset() forgets calls and misuse.
 #include <dlfcn.h>

@@ -6,8 +6,7 @@
 //   - Files are read when the stream comes to them, and once at the call; then images are written. With
 //     FAKE_NVJPEG_AT_ONCE they are written at the call, whatever the stream still has to do, as hardware engines may.
 //   - Memory of its own comes from the handle's allocators: for each image of a batch FAKE_NVJPEG_MEMORY bytes (4096)
-//   of the
-//     device and as many of the host; it grows with the batch, and goes with the state.
+//     of the device and as many of the host; it grows with the batch, and goes with the state.
 //   - FAKE_NVJPEG_REFUSE=name:width:status makes a function refuse images of that width.
 //   - FAKE_NVJPEG_FAIL=name:nth:status makes the nth call of a function fail; FAKE_NVJPEG_VERSION is what it says it is
 //     (130000).

@@ -16,9 +16,9 @@ StatusOr<ConvBwdParts::Record> by_product(const Libraries& libraries, const Prod
   if (!made.ok()) return made.status();
   workspace = std::max(workspace, made.value()->workspace_bytes());
   return ConvBwdParts::Record([matmul = made.value(), addend](const Addresses& at, const void* diff_dst,
-                                                              const void* other, void* result, std::byte* workspace,
+                                                              const void* other, void* result, std::byte* beside,
                                                               std::vector<Launch>& launches) {
-    launches.push_back(matmul_launch(matmul, {other, diff_dst, nullptr, at.ptr(addend), result, workspace}));
+    launches.push_back(matmul_launch(matmul, {other, diff_dst, nullptr, at.ptr(addend), result, beside}));
   });
 }
 
