@@ -10,6 +10,7 @@
  *   --build-only   only the addon and the TypeScript
  *   --jobs N       compilers at once
  */
+import { readFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { buildNative, buildTs, checkNode, defaultJobs, installNpm, nativeCurrent, npmCurrent, tsCurrent } from './lib/build.mjs'
 import { checkCudaArchitectures, cudaInstalled, installCuda, keepCudaArchitectures } from './lib/cuda.mjs'
@@ -21,6 +22,14 @@ import { ensureSystem } from './lib/system.mjs'
 
 const USAGE = "npm run setup -- [--test] [--cuda] [--cuda-architectures '80;90a'] [--cuda-libraries] [--build-only] [--jobs N]"
 
+/** What the head of this file says of each. */
+const help = () =>
+  readFileSync(new URL(import.meta.url), 'utf8')
+    .match(/^ \* {3}--.*$/gm)
+    .map((line) => line.slice(3))
+    .join('\n')
+
+/** Undefined where they are only asked for. */
 function options() {
   try {
     const { values } = parseArgs({
@@ -31,8 +40,10 @@ function options() {
         'cuda-libraries': { type: 'boolean', default: false },
         'build-only': { type: 'boolean', default: false },
         jobs: { type: 'string' },
+        help: { type: 'boolean', short: 'h', default: false },
       },
     })
+    if (values.help) return undefined
     const jobs = values.jobs === undefined ? defaultJobs() : Number(values.jobs)
     if (!Number.isInteger(jobs) || jobs < 1) throw new Error(`--jobs ${values.jobs}: expected a whole number from 1`)
     const {
@@ -78,6 +89,10 @@ async function setup({ tests, cuda, architectures, libraries, buildOnly, jobs })
 
 async function main() {
   const asked = options()
+  if (!asked) {
+    process.stdout.write(`${USAGE}\n\n${help()}\n`)
+    return
+  }
   checkNode()
   await alone(() => setup(asked))
 }

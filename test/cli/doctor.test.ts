@@ -81,6 +81,8 @@ describe('variables in the doctor', () => {
       EFFNET_CUDA_PROVDER: 'own',
       EFFNET_DETERMINISTIC: '',
       EFFNET_OF_OTHERS_ENTIRELY: 'x',
+      EFFNET_FAULT: 'log:1:eio',
+      EFFNET_TEST_DATA: '/data',
       PATH: '/bin',
     }
     const checks = checkVariables(env)
@@ -95,12 +97,16 @@ describe('variables in the doctor', () => {
       EFFNET_DEVICE: ['warn', expect.stringContaining('"gpu"'), expect.stringContaining('cuda')],
       EFFNET_MEMORY_LIMIT: [
         'warn',
-        expect.stringMatching(/that is \d+ bytes?, and 1\.0 MiB is the least/),
+        expect.stringMatching(
+          /^EFFNET_MEMORY_LIMIT=0\.0000000001: of [\d.]+ GiB that is \d+ bytes?, and 1048576 \(1\.0 MiB\) are the least/,
+        ),
         expect.stringContaining('8GiB'),
       ],
       EFFNET_LIB_DIR: ['warn', 'EFFNET_LIB_DIR=/no/such/folder: there is no such folder', expect.stringContaining('unset')],
       EFFNET_CACHE_DIR: ['warn', expect.stringContaining('/proc/version is a file'), expect.stringContaining('may write')],
       EFFNET_CUDA_PROVDER: ['warn', 'nothing reads it', 'did you mean EFFNET_CUDA_PROVIDER'],
+      EFFNET_OF_OTHERS_ENTIRELY: ['warn', 'nothing reads it', expect.stringMatching(/^unset it; docs\/cli\.md/)],
+      EFFNET_FAULT: ['warn', expect.stringContaining('makes this process fail'), 'unset it'],
     })
   })
 

@@ -56,7 +56,9 @@ function checkMode(mode: Mode, { given, options }: BenchCall): void {
   const flags = none.map(([key]) => flagOf(key))
   const measures =
     mode === 'data' ? "measures the CPU's pipeline" : mode === 'train' ? 'times steps of training' : 'times inference'
-  const [, modes] = none[0]!
+  const kin = new Map<string, string[]>()
+  for (const [key, modes] of none) kin.set(modes.join(' and '), [...(kin.get(modes.join(' and ')) ?? []), flagOf(key)])
+  const owners = [...kin].map(([modes, of]) => `${of.join(', ')} ${of.length > 1 ? 'are' : 'is'} of --mode ${modes}`)
   throw new EffnetError(
     'EFF_CONFIG_VALUE',
     `effnet bench --mode ${mode} ${measures}; ${flags.join(', ')} ${flags.length > 1 ? 'are' : 'is'} none of it`,
@@ -64,7 +66,7 @@ function checkMode(mode: Mode, { given, options }: BenchCall): void {
       hint:
         flags.includes('--device') || flags.includes('--memory-limit')
           ? `leave ${flags.join(', ')} out; what a GPU decodes is seen in effnet train --data-backend gpu`
-          : `leave ${flags.join(', ')} out; ${flags[0]} is of --mode ${modes.join(' and ')}`,
+          : `leave ${flags.join(', ')} out; ${owners.join(', ')}`,
       details: { mode, options: flags },
     },
   )

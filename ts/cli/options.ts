@@ -34,6 +34,8 @@ export interface TextOption extends Common {
   value: string
   /** `--resume [PATH]`: without a value it is ''. */
   optional?: boolean
+  /** What the text has to be; `schema.ts` tells where it is not. */
+  form?: 'memory limit'
 }
 export interface ChoiceOption extends Common {
   kind: 'choice'
@@ -129,6 +131,7 @@ export const ENGINE = defineOptions({
     value: 'X',
     env: ['EFFNET_MEMORY_LIMIT'],
     shown: 'all',
+    form: 'memory limit',
     help: '0.5 or 8GiB of the device’s memory',
     aside: true,
   },

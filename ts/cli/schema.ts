@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { EffnetError } from '../errors.js'
 import { nearest } from '../nearest.js'
+import { limitProblem } from '../runtime/memory_limit.js'
 import type { OptionDef, OptionTable, RawValue, Values } from './options.js'
 
 /** The accepted form in words: "a whole number from 1 to 1024". */
@@ -55,13 +56,13 @@ function schemaOf(def: OptionDef): z.ZodType<unknown, unknown> {
   }
 }
 
-function invalid(key: string, def: OptionDef, raw: RawValue): EffnetError {
+function invalid(key: string, def: OptionDef, raw: RawValue, problem?: string): EffnetError {
   const given = Array.isArray(raw.value) ? raw.value.join(' ') : String(raw.value)
   const close = def.kind === 'choice' ? nearest(given, def.choices, 1) : []
-  const form = def.kind === 'text' ? `${def.help}; it must not be empty` : acceptedForm(def)
+  const form = def.kind !== 'text' ? acceptedForm(def) : problem === undefined ? `${def.help}; it must not be empty` : def.help
   return new EffnetError(
     'EFF_CONFIG_VALUE',
-    `${raw.source}: '${given}' is not ${def.kind === 'choice' ? 'a choice' : 'accepted'}`,
+    `${raw.source}: '${given}' is not ${def.kind === 'choice' ? 'a choice' : 'accepted'}${problem === undefined ? '' : `: ${problem}`}`,
     {
       hint: `${raw.source}${raw.source.startsWith('--') ? ' ' : '='}${close[0] ?? ('value' in def ? def.value : '1')}   ${form}`,
       details: { option: key, value: given, accepted: form },
@@ -80,6 +81,8 @@ export function validate<T extends OptionTable>(table: T, raw: ReadonlyMap<strin
     }
     const result = schemaOf(def).safeParse(word.value)
     if (!result.success) throw invalid(key, def, word)
+    const problem = def.kind === 'text' && def.form === 'memory limit' ? limitProblem(String(result.data)) : undefined
+    if (problem !== undefined) throw invalid(key, def, word, problem)
     out[key] = result.data
   }
   return out as Values<T>

@@ -6,7 +6,7 @@ import { EffnetError } from '../errors.js'
 import { nearest } from '../nearest.js'
 import { CUDA_VARIABLES, cudaVariable } from '../runtime/cuda_variables.js'
 import { deviceName } from '../runtime/device.js'
-import { memoryBytes } from '../runtime/memory_limit.js'
+import { LIMIT_HINT, memoryBytes } from '../runtime/memory_limit.js'
 import { cacheFolder } from '../runtime/tuning.js'
 import type { Check } from './doctor.js'
 import type { Io } from './io.js'
@@ -32,7 +32,13 @@ const LOOKS: Readonly<Record<string, Look>> = {
   ),
   EFFNET_DEVICE: (value) => void deviceName(value),
   EFFNET_BACKEND: (value) => void deviceName(value),
-  EFFNET_MEMORY_LIMIT: (value) => void memoryBytes(value, os.totalmem()),
+  EFFNET_MEMORY_LIMIT: (value, name) => {
+    try {
+      memoryBytes(value, os.totalmem())
+    } catch (cause) {
+      throw wrong(name, value, (cause as Error).message.replace(/^memoryLimit = .*?: /, ''), LIMIT_HINT)
+    }
+  },
   ...Object.fromEntries(CUDA_VARIABLES.map((name) => [name, () => void cudaVariable(name)])),
   EFFNET_LIB_DIR: (value, name) => {
     if (!existsSync(value) || !statSync(value).isDirectory())
@@ -59,20 +65,27 @@ const LOOKS: Readonly<Record<string, Look>> = {
     }
   },
   // What is wrong with these, the checks of the addon and of the CPU say.
+  EFFNET_FAULT: (value, name) => {
+    throw wrong(name, value, 'for tests: it makes this process fail', 'unset it')
+  },
   EFFNET_ADDON: () => undefined,
   EFFNET_MAX_ISA: () => undefined,
 }
 
-/** Values that a command would refuse, and names that are nearly one of ours. */
+/** Of a checkout's tests and scripts, which commands of the package do not read. */
+const OF_TESTS: ReadonlySet<string> = new Set(['EFFNET_TEST_DATA', 'EFFNET_FAULT_LOG'])
+
+/** Values that a command would refuse, and names that none reads. */
 export function checkVariables(env: Io['env']): Check[] {
   const fine: string[] = []
   const bad: Check[] = []
   for (const [name, value] of Object.entries(env)) {
-    if (!name.startsWith('EFFNET_') || value === undefined || value === '') continue
+    if (!name.startsWith('EFFNET_') || OF_TESTS.has(name) || value === undefined || value === '') continue
     const look = Object.hasOwn(LOOKS, name) ? LOOKS[name] : undefined
     if (!look) {
       const [meant] = nearest(name, Object.keys(LOOKS), 1)
-      if (meant) bad.push({ name, status: 'warn', value: `nothing reads it`, mend: `did you mean ${meant}` })
+      const mend = meant ? `did you mean ${meant}` : 'unset it; docs/cli.md has those that are read'
+      bad.push({ name, status: 'warn', value: 'nothing reads it', mend })
       continue
     }
     try {

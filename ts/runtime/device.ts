@@ -9,7 +9,7 @@ export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 /** "cpu" or "cuda:N". `auto` is the CPU: a GPU is taken only where it was asked for. @throws EFF_CONFIG_VALUE */
 export function deviceName(device: string): 'cpu' | `cuda:${number}` {
   if (device === 'auto' || device === 'cpu') return 'cpu'
-  const gpu = /^cuda(?::(\d{1,4}))?$/.exec(device)
+  const gpu = /^cuda(?::(0|[1-9]\d{0,3}))?$/.exec(device)
   if (gpu) return `cuda:${Number(gpu[1] ?? 0)}`
   throw new EffnetError('EFF_CONFIG_VALUE', `no device "${device}"`, { hint: "'cpu', 'cuda' or 'cuda:1'" })
 }

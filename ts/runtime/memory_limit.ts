@@ -47,26 +47,43 @@ const UNITS: Readonly<Record<string, number>> = { mb: 1e6, gb: 1e9, m: 2 ** 20, 
 /** Less is a share or a unit gone wrong. */
 const LEAST = 2 ** 20
 
+export const LIMIT_HINT = "a share of the device's memory (0.5, '50%') or an amount of a MiB or more ('8GiB', '500MB', bytes)"
+
+/** Of a limit as users write it: its bytes, or what is wrong with it. `total` infinite: of a machine that is not known yet. */
+function limitOf(given: number | string, total: number): { bytes: number } | { problem: string } {
+  const text = String(given).trim()
+  const [, number, unit = ''] = /^(\d*\.?\d+(?:e\d+)?)\s*(\w*|%)$/.exec(text) ?? []
+  const amount = Number(number)
+  const share = unit === '%' ? amount / 100 : unit === '' && amount <= 1 ? amount : undefined
+  if (share !== undefined && share > 1)
+    return { problem: `more than ${Number.isFinite(total) ? `the ${byteText(total)} that there are` : 'all there is'}` }
+  if (share !== undefined && share > 0 && total === Number.POSITIVE_INFINITY) return { bytes: total }
+  const bytes = Math.floor(
+    share === undefined
+      ? amount * (unit === '' ? 1 : (UNITS[unit.toLowerCase()] ?? Number.NaN))
+      : share === 0
+        ? 0
+        : share * total,
+  )
+  if (bytes >= 0 && bytes < LEAST) {
+    const of = share === undefined || !Number.isFinite(total) ? '' : `of ${byteText(total)} `
+    return { problem: `${of}that is ${bytes} byte${bytes === 1 ? '' : 's'}, and ${LEAST} (${byteText(LEAST)}) are the least` }
+  }
+  return share !== undefined || Number.isSafeInteger(bytes) ? { bytes } : { problem: 'no such amount' }
+}
+
+/** What is wrong with a limit on any machine; undefined where nothing is. */
+export function limitProblem(given: string): string | undefined {
+  const limit = limitOf(given, Number.POSITIVE_INFINITY)
+  return 'problem' in limit ? limit.problem : undefined
+}
+
 /**
  * Bytes of a limit as users write it: a share of the machine's memory (0.5, '50%') or an amount (2e9, '2GB', '1.5GiB' or '1.5G').
  * @throws EFF_CONFIG_VALUE
  */
 export function memoryBytes(given: number | string, total: number): number {
-  const text = String(given).trim()
-  const [, number, unit = ''] = /^(\d*\.?\d+(?:e\d+)?)\s*(\w*|%)$/.exec(text) ?? []
-  const amount = Number(number)
-  const share = unit === '%' ? amount / 100 : unit === '' && amount <= 1 ? amount : undefined
-  const bytes = Math.floor(
-    share === undefined ? amount * (unit === '' ? 1 : (UNITS[unit.toLowerCase()] ?? Number.NaN)) : share * total,
-  )
-  if (bytes >= LEAST && (share === undefined ? Number.isSafeInteger(bytes) : share <= 1)) return bytes
-  const too =
-    share !== undefined && share > 1
-      ? `more than the ${byteText(total)} that there are`
-      : bytes >= 0 && bytes < LEAST
-        ? `${share === undefined ? '' : `of ${byteText(total)} `}that is ${byteText(bytes)}, and ${byteText(LEAST)} is the least`
-        : 'no such amount'
-  throw new EffnetError('EFF_CONFIG_VALUE', `memoryLimit = ${given}: ${too}`, {
-    hint: "a share of the device's memory (0.5, '50%') or an amount of a MiB or more ('8GiB', '500MB', bytes)",
-  })
+  const limit = limitOf(given, total)
+  if ('bytes' in limit) return limit.bytes
+  throw new EffnetError('EFF_CONFIG_VALUE', `memoryLimit = ${given}: ${limit.problem}`, { hint: LIMIT_HINT })
 }

@@ -96,14 +96,16 @@ export function checkWeights(model: string, bytes: number, limit: number): void 
   })
 }
 
-/** Of weights that the device has no room for, whatever the batch. Any other error is itself. */
-export function weightsError(model: string, device: string, bytes: number, cause: unknown): unknown {
+/** Of weights that the device has no room for, whatever the batch; `total` is all that it has. Any other error is itself. */
+export function weightsError(model: string, device: string, bytes: number, total: number, cause: unknown): unknown {
   if (!(cause instanceof EffnetError) || cause.code !== 'EFF_OOM') return cause
   return new EffnetError('EFF_OOM', `${model}: its weights take ${byteText(bytes)}; ${cause.message}`, {
     hint:
       device === 'cpu'
         ? 'free memory of this machine, or a smaller model: it is the weights, whatever the batch'
-        : "end what else holds the GPU's memory (nvidia-smi names the processes), take another GPU (device 'cuda:1'), or a smaller model: it is the weights, whatever the batch",
+        : bytes > total
+          ? `a GPU with more memory than the ${byteText(total)} of this one, or a smaller model: it is the weights, whatever the batch`
+          : "end what else holds the GPU's memory (nvidia-smi names the processes), take another GPU (device 'cuda:1'), or a smaller model: it is the weights, whatever the batch",
     details: { needed: bytes },
     cause,
   })

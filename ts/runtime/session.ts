@@ -391,7 +391,7 @@ export class Session implements AsyncDisposable {
     try {
       this.memoryHandle = binding().createMemory(sizes, deviceHandle, limit)
     } catch (cause) {
-      throw weightsError(config.name, device, layout.bytes, cause)
+      throw weightsError(config.name, device, layout.bytes, binding().deviceInfo(deviceHandle).totalBytes, cause)
     }
     try {
       this.pool = binding().createPool(threads)
