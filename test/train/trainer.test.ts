@@ -3,7 +3,8 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { binding } from '../../ts/binding.js'
 import {
   type Callback,
   createModel,
@@ -96,6 +97,26 @@ describe('fit', () => {
       'val/loss': result.metrics['val/loss'],
     })
     expect(evaluated.details!.perClass.map((c) => c.count)).toEqual([3, 3, 3])
+  })
+
+  it('tells of the memory that this run lacked, not of what was missing before', async () => {
+    let missing = 7
+    const told = vi.spyOn(binding(), 'unlockedBytes').mockImplementation(() => missing)
+    try {
+      await using model = await make()
+      missing = 20
+      const fit = (callbacks: Callback[] = []) => new Trainer({ ...SMALL, maxEpochs: 1, model, callbacks }).fit(data)
+      const lacks: Callback = {
+        name: 'lacks',
+        onEpochStart: () => {
+          missing += 100
+        },
+      }
+      expect(await fit([lacks])).toMatchObject({ unlockedBytes: 100 })
+      expect(await fit()).not.toHaveProperty('unlockedBytes')
+    } finally {
+      told.mockRestore()
+    }
   })
 
   it('gives the same bytes for the same seed, whatever the threads and workers', async () => {

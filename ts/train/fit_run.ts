@@ -92,6 +92,8 @@ export class FitRun implements TrainerContext, ValidationHost {
   private lock: RunLock | undefined
   /** This run writes to the folder: before it, nothing there is touched. */
   private owned = false
+  /** Of what the model's session did before this run. */
+  private unlockedBefore = 0
   /** The folder holds logs of an earlier process. */
   private continued = false
 
@@ -267,6 +269,7 @@ export class FitRun implements TrainerContext, ValidationHost {
       interpolation: o.interpolation,
       exifOrientation: o.exifOrientation,
     })
+    this.unlockedBefore = model.session.unlockedBytes
     this.readers = new Readers(model, { train, ...(val ? { val } : {}) }, o, (...w) => this.warn(...w))
     if (this.readers.val) this.validation = new Validation(this, this.readers.val)
     this.stepsPerEpoch = Math.floor(this.readers.train.batches / o.accumulate)
@@ -649,7 +652,7 @@ export class FitRun implements TrainerContext, ValidationHost {
 
   private result(status: FitResult['status'], reason: string): FitResult {
     const { progress, folder } = this
-    const { unlockedBytes } = this.model.session
+    const unlockedBytes = this.model.session.unlockedBytes - this.unlockedBefore
     return {
       status,
       reason,

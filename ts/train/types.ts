@@ -235,7 +235,7 @@ export interface FitResult {
   badFiles: readonly BadFile[]
   /** With dataBackend 'gpu': files of this process that the CPU decoded. */
   cpuDecodedFiles?: number
-  /** Of a host that had no page-locked memory left: bytes of ordinary memory that a GPU's copies went through, more slowly. */
+  /** Of a host that had no page-locked memory left: bytes of ordinary memory that this run's copies to a GPU went through, more slowly. */
   unlockedBytes?: number
 }
 
