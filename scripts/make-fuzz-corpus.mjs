@@ -43,7 +43,7 @@ const optimizers = [{ name: 'sgd', nesterov: true }, { name: 'rmsprop_tf' }, { n
 
 function train(config, dtype, optimizer, more = {}, numbers = {}) {
   const options = { batchSize: 2, imageSize: 8, dtype, optimizer, labelSmoothing: 0.1, dropRate: 0.2, dropPathRate: 0.2, target }
-  const graph = trainProgram(config, { ...options, clip: true, ema: true, ...more })
+  const graph = trainProgram(config, { ...options, gradNorm: true, ema: true, ...more })
   const layout = layouts.get(config)
   const mirrors = { grads: true, moment0: true, moment1: optimizer.name !== 'sgd', ema: true }
   return emit(graph, planMemory(graph, { weightOffsets: layout.offsets, weightBytes: layout.bytes, mirrors }), numbers).bytes

@@ -73,7 +73,7 @@ async function steps(graph: Graph, count: number, mirrors: Record<string, boolea
 
 describeWith(FAKE_DRIVER, 'the first convolution on a GPU', () => {
   const more = { batchSize: 2, imageSize: 40, target: { device: 'cuda' } } as const
-  const off = { labelSmoothing: 0, dropRate: 0, dropPathRate: 0, clip: false, ema: false }
+  const off = { labelSmoothing: 0, dropRate: 0, dropPathRate: 0, gradNorm: false, ema: false }
   const optimizer = { name: 'sgd' } as const
   const precisions = [
     ['f32', 'f32'],

@@ -33,7 +33,7 @@ const SCALARS = { lr: 0.1, momentum: 0.9, weight_decay: 1e-3, clip_norm: 1, ema_
 function program(precision: LayerPrecision) {
   const rates = { labelSmoothing: 0.1, dropRate: 0.2, dropPathRate: 0.2 }
   const common = { batchSize: 4, imageSize: 19, dtype: storage(precision), target: { device: 'cuda' } } as const
-  const graph = trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, clip: true, ema: true })
+  const graph = trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, gradNorm: true, ema: true })
   const given = networkValues(graph, 7)
   // Classes from 0 on, some more than once.
   const labels = graph.tensors.find((t) => t.role === 'input' && t.dtype === 'i32')!

@@ -19,7 +19,7 @@ describe('null backend', () => {
         labelSmoothing: 0.1,
         dropRate: config.dropRate,
         dropPathRate: config.dropPathRate,
-        clip: true,
+        gradNorm: true,
         ema: true,
         target,
       })
@@ -46,7 +46,7 @@ describe('null backend', () => {
         labelSmoothing: 0,
         dropRate: 0.2,
         dropPathRate: 0.2,
-        clip: true,
+        gradNorm: true,
         ema: false,
         target: { device: 'cuda' },
       })

@@ -57,7 +57,7 @@ function program(batch: number, dtype: 'f32' | 'bf16', dropRate: number, policy:
 
   const fused = fuseTraining(graph, { device: 'cpu' })
   autodiff(fused, fused.find('loss:loss'))
-  appendOptimizer(fused, { name: 'sgd', clip: false, ema: false })
+  appendOptimizer(fused, { name: 'sgd', gradNorm: false, ema: false })
   return recompute(eliminateDead(markOutputs(fused, ['loss:loss'])), policy)
 }
 

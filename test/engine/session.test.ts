@@ -160,6 +160,7 @@ describe('a training step against the float64 interpreter', () => {
     const result = await plan.step(plan.packInput(images(0), labels(0)), { ...SCALARS, step: 7 })
     const twin = trainProgram(s.config, {
       ...trainOptions(optimizer),
+      gradNorm: true,
       dtype: 'f32',
       target: { device: 'cpu' },
       fuse: false,
@@ -226,7 +227,7 @@ describe('a training step against the float64 interpreter', () => {
     const options = trainOptions('sgd', { batchSize: batch, imageSize: size, ema: false, dropRate: 0, dropPathRate: 0 })
     const plan = await s.trainPlan(options)
     const result = await plan.step(plan.packInput(images(0, batch, size), labels(0, batch)), SCALARS)
-    const twin = trainProgram(s.config, { ...options, dtype: 'bf16', target: { device: 'cpu' } })
+    const twin = trainProgram(s.config, { ...options, gradNorm: true, dtype: 'bf16', target: { device: 'cpu' } })
     const rounded = interpret(twin, {
       values: new Map([
         ...goldenWeights(s.config),

@@ -237,7 +237,7 @@ export function checkLayers(o: LayerCheck): Promise<Checked> {
   const graph =
     o.program === 'inference'
       ? evalProgram(config, common).graph
-      : trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, clip: true, ema: false })
+      : trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, gradNorm: true, ema: false })
   return checkGraph(graph, o)
 }
 

@@ -77,7 +77,7 @@ export function shapeLines(side?: number): string[] {
     for (const [name, size] of MODELS) {
       const [config, common] = [getModelConfig(name), { batchSize: BATCH, imageSize: side ?? size, dtype, target }]
       const rates = { labelSmoothing: 0.1, dropRate: 0.2, dropPathRate: 0.2 }
-      const train = trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, clip: true, ema: false })
+      const train = trainProgram(config, { ...common, ...rates, optimizer: { name: 'sgd' }, gradNorm: true, ema: false })
       // The first convolution as of a stored tensor: that of pixels gives its bits (native/tests/cuda_input_conv_test.cc).
       for (const graph of [train, evalProgram(config, common).graph]) add(withStoredInput(graph, dtype))
     }

@@ -123,7 +123,7 @@ describe('recompute', () => {
       labelSmoothing: 0.1,
       dropRate: 0.2,
       dropPathRate: 0.2,
-      clip: false,
+      gradNorm: false,
       ema: false,
       target: { device: 'cpu' },
       recompute: policy,

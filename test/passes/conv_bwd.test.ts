@@ -76,7 +76,7 @@ describe('of EfficientNet-B0', () => {
       labelSmoothing: 0,
       dropRate: 0.2,
       dropPathRate: 0.2,
-      clip: false,
+      gradNorm: false,
       ema: false,
       target: TARGET,
     })

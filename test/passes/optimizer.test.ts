@@ -90,7 +90,7 @@ describe('PyTorch', () => {
   it.each(fixture.cases.map((c) => [`${c.name} ${JSON.stringify(c.scalars)}${c.nesterov ? ' nesterov' : ''}`, c] as const))(
     '%s',
     (_title, c) => {
-      const spec = { name: c.name, nesterov: c.nesterov, clip: c.scalars.clip_norm! > 0 }
+      const spec = { name: c.name, nesterov: c.nesterov, gradNorm: c.scalars.clip_norm! > 0 }
       run(spec, fixture.weights, fixture.grads, c.scalars).forEach((w, i) => {
         expect(maxDifference(w, Float64Array.from(c.after[i]!))).toBeLessThan(1e-13)
       })
@@ -122,7 +122,7 @@ describe('appendOptimizer', () => {
   })
 
   it('clips by the norm over both groups', () => {
-    const graph = graphOf(shapes, { name: 'sgd', clip: true })
+    const graph = graphOf(shapes, { name: 'sgd', gradNorm: true })
     const clipped = interpret(graph, { values: values(), scalars: { lr: 1, clip_norm: 1 } })
     expect(clipped.get('grad_norm')![0]).toBe(5)
     expect(clipped.get('weight')![2]).toBeCloseTo(3 - 0.6, 14)

@@ -17,7 +17,7 @@ const training: TrainProgramOptions = {
   labelSmoothing: 0,
   dropRate: 0.2,
   dropPathRate: 0.2,
-  clip: true,
+  gradNorm: true,
   ema: true,
 }
 

@@ -17,7 +17,7 @@ const train = (name: string, more: Partial<TrainProgramOptions> = {}): Graph =>
     labelSmoothing: 0.1,
     dropRate: 0.2,
     dropPathRate: 0.2,
-    clip: true,
+    gradNorm: true,
     ema: true,
     target: { device: 'cpu' },
     ...more,

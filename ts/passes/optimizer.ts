@@ -9,8 +9,8 @@ export interface OptimizerSpec {
   name: 'sgd' | 'rmsprop' | 'rmsprop_tf' | 'adamw'
   /** SGD only. */
   nesterov?: boolean
-  /** Whether gradients are scaled by the scalar `clip_norm`; needs one more pass over them. */
-  clip?: boolean
+  /** Whether the norm of the gradients is taken, one more pass over them; updates then clip where the scalar `clip_norm` is above 0. */
+  gradNorm?: boolean
   /** Whether a moving average of all parameters and buffers is kept. */
   ema?: boolean
   /** Parameters with weight decay. Default: matrices and convolution weights, but neither biases nor BN's vectors, as in timm. */
@@ -18,14 +18,14 @@ export interface OptimizerSpec {
 }
 
 /**
- * Appends grad_norm (with `clip`), an update for each decay group, and with `ema` averaging: in the update, of what is updated, and in
+ * Appends grad_norm (with `gradNorm`), an update for each decay group, and with `ema` averaging: in the update, of what is updated, and in
  * an ema_update of the rest. Throws EFF_INTERNAL without gradients.
  */
 export const appendOptimizer = parted(function* (graph: Graph, spec: OptimizerSpec): Parts<void> {
   const gradients = graph.tensors.filter((t) => t.role === 'gradient')
   if (gradients.length === 0) throw new EffnetError('EFF_INTERNAL', `graph ${graph.name} has no gradients to update from`)
   const decays = spec.decays ?? ((p) => p.shape.length > 1)
-  const norm = spec.clip
+  const norm = spec.gradNorm
     ? graph.node('grad_norm', { grad: gradients }, {}, { name: 'grad_norm', outputNames: { norm: 'grad_norm' } })['norm']
     : null
   const inOrder = byParameter(graph, gradients)

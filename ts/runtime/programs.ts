@@ -25,14 +25,14 @@ export interface TrainProgramOptions {
   /** Side of the square images, pixels. */
   imageSize: number
   dtype: 'f32' | 'bf16' | 'f16'
-  optimizer: Omit<OptimizerSpec, 'clip' | 'ema'>
+  optimizer: Omit<OptimizerSpec, 'gradNorm' | 'ema'>
   labelSmoothing: number
   dropRate: number
   dropPathRate: number
   /** Of BN's running statistics; default the model's. */
   bnMomentum?: number
-  /** Whether gradients are clipped to the scalar `clip_norm`. */
-  clip: boolean
+  /** Whether the norm of the gradients is taken: an output, by which the update clips them where the scalar `clip_norm` is above 0. */
+  gradNorm: boolean
   ema: boolean
   /** Parameters that are not trained. */
   frozen?: ((name: string) => boolean) | undefined
@@ -80,9 +80,9 @@ export const trainProgram = parted(function* (config: ModelConfig, o: TrainProgr
   if (o.fuse ?? true) graph = yield* fuseTraining.parts(graph, o.target)
   yield* autodiff.parts(graph, graph.find(OUTPUTS.loss))
   if (o.fuse ?? true) graph = yield* fuseBackward.parts(graph, o.target)
-  yield* appendOptimizer.parts(graph, { ...o.optimizer, clip: o.clip, ema: o.ema })
+  yield* appendOptimizer.parts(graph, { ...o.optimizer, gradNorm: o.gradNorm, ema: o.ema })
   yield
-  graph = yield* markOutputs.parts(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.clip ? [OUTPUTS.gradNorm] : [])])
+  graph = yield* markOutputs.parts(graph, [OUTPUTS.loss, OUTPUTS.rank, ...(o.gradNorm ? [OUTPUTS.gradNorm] : [])])
   graph = yield* eliminateDead.parts(graph)
   graph = yield* recompute.parts(graph, o.recompute ?? (o.target.device === 'cpu' ? 'cheap' : 'none'))
   return (o.fuse ?? true) ? yield* gateInConvolution.parts(graph) : graph

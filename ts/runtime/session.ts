@@ -52,8 +52,10 @@ export interface SessionOptions {
   memoryLimit?: number | string | undefined
 }
 
-export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'optimizer' | 'target'> {
+export interface TrainPlanOptions extends Omit<TrainProgramOptions, 'dtype' | 'gradNorm' | 'optimizer' | 'target'> {
   optimizer: Pick<OptimizerSpec, 'name' | 'nesterov' | 'decays'>
+  /** Whether steps clip the gradients to the scalar `clip_norm`. */
+  clip: boolean
   /** Whether steps will have several parts; needs room for the sum of their gradients. Default false. */
   accumulates?: boolean
   /** See `TrainerOptions`. */
@@ -548,8 +550,8 @@ export class Session implements AsyncDisposable {
     checkHalfWeightGradients(halfWeightGradients, this)
     // Gradients that are not finite are found by their norm. A GPU takes it in every plan, for microseconds of a step: the weights
     // before stay. Without it the update itself finds out, when it has written, as on CPUs.
-    const norm = options.clip || lossScale || this.device !== 'cpu'
-    const graph = await inTurns(trainProgram.parts(this.config, { ...options, clip: norm, dtype, target: this.target }))
+    const gradNorm = options.clip || lossScale || this.device !== 'cpu'
+    const graph = await inTurns(trainProgram.parts(this.config, { ...options, gradNorm, dtype, target: this.target }))
     if (halfWeightGradients && !graph.nodes.some(mayHaveHalfGradient)) {
       throw new EffnetError('EFF_CONFIG_VALUE', `halfWeightGradients: ${this.config.name} has no gradient that it is for`, {
         hint: 'leave it out; it is for dense convolutions larger than 1x1 behind the first, as EfficientNetV2 has',
@@ -569,7 +571,7 @@ export class Session implements AsyncDisposable {
       this.held,
       options.accumulates,
     )
-    return this.keep(new TrainPlan(compiled, options, norm))
+    return this.keep(new TrainPlan(compiled, options, gradNorm))
   }
 
   /** Compiles a forward pass with BN folded into the weights. */
