@@ -93,6 +93,26 @@ describe('interpret', () => {
     expect(interpret(graph, { values, storage: 'as-typed' }).get('dst')![0]).toBe(0)
   })
 
+  it('rounds the weights of depthwise convolutions, forward and backward', () => {
+    const graph = new Graph('depthwise')
+    const [src, diff] = [graph.input('src', [1, 1, 1, 1], 'bf16'), graph.input('diff', [1, 1, 1, 1], 'bf16')]
+    const weights = graph.parameter('w', [1, 1, 1], anyParam([1]))
+    const acts = { src_act: actCode('identity'), act: actCode('identity') }
+    graph.node('depthwise_conv2d', { src, weights }, PAD0, { name: 'forward' })
+    graph.node('depthwise_conv2d_bwd_data', { diff_dst: diff, weights }, PAD0, { name: 'data', shapes: [[1, 1, 1, 1]] })
+    graph.node('depthwise_conv2d_bwd', { src, diff_dst: diff, weights }, { ...PAD0, ...acts }, { name: 'both' })
+    // Times the weights as they are 1.75, to the nearest bf16, is a unit more.
+    const [w, x] = [1 + 2 ** -9 + 2 ** -10, 1.75]
+    expect(roundBf16(w * x)).not.toBe(x)
+    const values = new Map([
+      ['src', Float64Array.of(x)],
+      ['diff', Float64Array.of(x)],
+      ['w', Float64Array.of(w)],
+    ])
+    const made = interpret(graph, { values, storage: 'as-typed' })
+    for (const node of graph.nodes) expect(made.get(node.outputs[0]!.name)![0]).toBe(x)
+  })
+
   it('reads FP32 values in TF32 where products may, and nowhere else', () => {
     const graph = new Graph('tf32')
     const [src, diff] = [graph.input('src', [1, 2], 'f32'), graph.input('diff', [1, 1], 'f32')]

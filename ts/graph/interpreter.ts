@@ -5,6 +5,7 @@ import { EffnetError } from '../errors.js'
 import type { StepScalars } from '../runtime/scalars.js'
 import { DEFAULT_SCALARS } from '../runtime/scalars.js'
 import type { Graph } from './graph.js'
+import { OP_TABLE } from './op_table.js'
 import type { RefTensor, StateArena } from './ops/def.js'
 import { opDef } from './ops/index.js'
 import { type DType, elements, type Node, type Tensor } from './types.js'
@@ -127,7 +128,7 @@ class Run {
 
   /** Depthwise convolutions of 16-bit images use weights rounded to their type; of others it is their product's to say. */
   private operand(node: Node, t: Tensor, i: number): RefTensor {
-    const isWeights = i === 1 && node.op.startsWith('depthwise_conv2d')
+    const isWeights = node.op.startsWith('depthwise_conv2d') && OP_TABLE[node.op].inputs[i]?.name === 'weights'
     return isWeights && node.inputs[0]?.dtype !== 'f32' ? this.inProduct(node, this.value(t)) : this.value(t)
   }
 
