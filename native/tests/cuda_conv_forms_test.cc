@@ -35,12 +35,12 @@ TEST(ConvForms, FollowFromShapesAndTypes) {
   };
   const Row rows[] = {
       // B0 at 224, batch 64: its narrow layers, then wide ones.
-      {geometry(64, 112, 32, 16), kBf16, "mma_128x32", "mma_128x32", "mma_64x64"},
-      {geometry(64, 112, 16, 96), kBf16, "mma_128x96", "mma_128x32", "mma_128x32"},
-      {geometry(64, 56, 24, 144), kF16, "mma_128x96", "mma_128x32", "mma_128x32"},
-      {geometry(64, 28, 240, 40), kBf16, "mma_128x64", "mma_128x128", "mma_64x64"},
-      {geometry(64, 14, 480, 112), kBf16, "mma_128x64", "mma_128x128", "mma_128x128"},
-      {geometry(64, 7, 1152, 320), kBf16, "mma_128x32", "mma_128x128", "mma_128x128"},
+      {geometry(64, 112, 32, 16), kBf16, "mma_1x1_128x32", "mma_128x32", "mma_64x64"},
+      {geometry(64, 112, 16, 96), kBf16, "mma_1x1_128x96", "mma_128x32", "mma_128x32"},
+      {geometry(64, 56, 24, 144), kF16, "mma_1x1_128x96", "mma_128x32", "mma_128x32"},
+      {geometry(64, 28, 240, 40), kBf16, "mma_1x1_128x64", "mma_128x128", "mma_64x64"},
+      {geometry(64, 14, 480, 112), kBf16, "mma_1x1_128x64", "mma_128x128", "mma_128x128"},
+      {geometry(64, 7, 1152, 320), kBf16, "mma_1x1_128x32", "mma_128x128", "mma_128x128"},
       // V2-S: dense 3 x 3.
       {geometry(8, 75, 48, 192, 3), kBf16, "mma_128x96", "mma_128x64", "mma_128x128"},
       {geometry(8, 150, 24, 96, 3, 2), kF16, "mma_128x96", "mma_128x32", "mma_128x128"},
@@ -243,6 +243,12 @@ TEST(ConvForms, FitTheSharedMemoryOfAllGpus) {
         EXPECT_LE(cuda::conv_backward_data_end_shared(data, type.dtype), kMost);
         EXPECT_LE(cuda::conv_backward_weights_form(g, type).shared_bytes, kMost);
       }
+  // What a block keeps of a source's normalisation grows with the channels.
+  for (const int64_t ic : {512, 1152, 1536})
+    for (const ConvForm& form : cuda::conv_forward_forms(geometry(64, 56, ic, 320), kBf16, true)) {
+      EXPECT_LE(form.shared_bytes, kMost) << form.name() << " " << ic;
+      EXPECT_TRUE(form.point) << form.name();
+    }
 }
 
 // Rounded as the instruction rounds: to 10 bits behind the leading one, ties away from zero.
@@ -432,16 +438,20 @@ std::vector<uint8_t> operand(DType dtype, int64_t count, uint32_t seed) {
 }
 
 TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
+  enum class Loader { windows, gather, points };
   for (const Widths& w : kWidths) {
-    for (const bool gathered : {false, true}) {
+    for (const Loader loader : {Loader::windows, Loader::gather, Loader::points}) {
       const DType dtype = w.type.dtype;
+      const bool gathered = loader == Loader::gather, points = loader == Loader::points;
+      if (points && dtype == DType::f32) continue;
       // Two rows of tiles, the second one of a few rows.
       const ConvGeometry g{1, 9, 19, gathered ? 3 : 40, 9, 19, 136, 1, 1, 1, 0, 0};
       const auto src = operand(dtype, g.src_pixels() * g.ic, 1), weights = operand(dtype, g.oc * g.ic, 2);
-      const auto run = [&](int columns, bool stats, int order) {
+      const auto run = [&](int columns, bool point, bool stats, int order) {
         ConvForm form = cuda::conv_forward_form(g, w.type);
         EXPECT_EQ(form.gathered, gathered);
         form = widened(form, w, g.dst_pixels(), columns, tile_bytes<cuda::Layout::by_rows>(dtype, columns));
+        form.point = point;
         std::vector<uint8_t> dst(static_cast<size_t>(g.dst_pixels() * g.oc) * bytes_of(dtype));
         std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 3 * g.oc));
         HostOperands operands;
@@ -454,18 +464,20 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
         expect_ran(operands.run(cuda::conv_launch(args, form, w.type, stats), order));
         return std::pair(dst, sums);
       };
-      const auto want = run(32, true, 0);
+      const auto want = run(32, false, true, 0);
       expect_product(dtype, want.first, src, weights, {g.dst_pixels(), g.ic, g.oc, 1, g.ic}, tolerance_of(w.type));
-      for (const int columns : w.of) {
+      std::vector<int> widths = w.of;
+      if (points) widths.push_back(32);
+      for (const int columns : widths) {
         if (gathered && columns != 64) continue;
         for (int order = 0; order < backend::Runner::kOrders; ++order) {
-          SCOPED_TRACE(testing::Message()
-                       << w.type.suffix() << " " << columns << " columns, " << backend::Runner::order_name(order));
-          EXPECT_TRUE(run(columns, false, order).first == want.first);
-          const auto [dst, sums] = run(columns, true, order);
+          SCOPED_TRACE(testing::Message() << w.type.suffix() << (points ? " 1x1 " : " ") << columns << " columns, "
+                                          << backend::Runner::order_name(order));
+          EXPECT_TRUE(run(columns, points, false, order).first == want.first);
+          const auto [dst, sums] = run(columns, points, true, order);
           EXPECT_TRUE(dst == want.first);
           expect_sums(sums, want.second);
-          if (order > 0 && !kThreadSanitizer) EXPECT_TRUE(sums == run(columns, true, 0).second);
+          if (order > 0 && !kThreadSanitizer) EXPECT_TRUE(sums == run(columns, points, true, 0).second);
         }
       }
     }
@@ -516,8 +528,8 @@ TEST(ConvForms, EveryFormGivesTheProductWithBiasAndActivation) {
         if (kThreadSanitizer) break;
       }
     }
-    for (const int columns : w.of)
-      EXPECT_TRUE(names.contains((w.tensor_cores ? "mma_128x" : "fma_128x") + std::to_string(columns)));
+    const char* tiles = dtype != DType::f32 ? "mma_1x1_128x" : w.tensor_cores ? "mma_128x" : "fma_128x";
+    for (const int columns : w.of) EXPECT_TRUE(names.contains(tiles + std::to_string(columns)));
     for (const char* small : {"64x32", "64x32_by2"})
       EXPECT_TRUE(names.contains((w.tensor_cores ? "mma_" : "fma_") + std::string(small)));
   }
@@ -525,7 +537,114 @@ TEST(ConvForms, EveryFormGivesTheProductWithBiasAndActivation) {
   std::vector<std::string> large;
   for (const ConvForm& form : cuda::conv_forward_forms(geometry(64, 56, 64, 24), kBf16))
     large.push_back(form.full_name());
-  EXPECT_EQ(large, std::vector<std::string>{"mma_128x32"});
+  EXPECT_EQ(large, std::vector<std::string>{"mma_1x1_128x32"});
+}
+
+std::vector<float> floats_about(double middle, int64_t count, uint32_t seed) {
+  std::vector<float> made;
+  for (const double v : random_values(static_cast<size_t>(count), seed))
+    made.push_back(static_cast<float>(middle + v / 4));
+  return made;
+}
+struct SourceChange {
+  bool normed, gated;
+  plan::Act act;
+};
+// A 1x1 convolution of act(bn(src)) * gate in float64.
+struct PointReference {
+  ConvGeometry g;
+  ConvType type;
+  std::vector<uint8_t> src = operand(type.dtype, g.src_pixels() * g.ic, 1), weights = operand(type.dtype, g.oc*g.ic, 2);
+  std::vector<float> mean = floats_about(0.25, g.ic, 3), inv_std = floats_about(1.5, g.ic, 4),
+                     scale = floats_about(1, g.ic, 5), shift = floats_about(0, g.ic, 6),
+                     gate = floats_about(0.5, g.n*g.ic, 7);
+  Values want = {}, allowed = {};  // and how far off a result may be
+
+  void compute(const SourceChange& change) {
+    Values value, off;  // of what is multiplied: its rounding and its tanh
+    for (int64_t i = 0; i < g.src_pixels() * g.ic; ++i) {
+      const auto c = static_cast<size_t>(i % g.ic);
+      const double x = value_of(type.dtype, src, i);
+      const double z = change.normed ? (x - mean[c]) * inv_std[c] * scale[c] + shift[c] : x;
+      const double factor = change.gated ? gate[static_cast<size_t>(i / (g.ic * g.h * g.w) * g.ic) + c] : 1;
+      value.push_back(factor * act_value(change.act, z));
+      off.push_back(std::abs(value.back()) * tolerance_of(type) +
+                    std::abs(factor) * act_value_slack(type.dtype, change.act, z));
+    }
+    want.clear();
+    allowed.clear();
+    for (int64_t pixel = 0; pixel < g.dst_pixels(); ++pixel)
+      for (int64_t o = 0; o < g.oc; ++o) {
+        double sum = 0, far = 0, size = 0;
+        for (int64_t k = 0; k < g.ic; ++k) {
+          const double w = value_of(type.dtype, weights, o * g.ic + k);
+          const auto i = static_cast<size_t>(pixel * g.ic + k);
+          sum += value[i] * w;
+          size += std::abs(value[i] * w);
+          far += off[i] * std::abs(w);
+        }
+        want.push_back(sum);
+        allowed.push_back(far + std::abs(sum) * tolerance_of(type) + 1e-6 * size);
+      }
+  }
+  cuda::ConvArgs args(HostOperands& operands, const SourceChange& change, std::vector<uint8_t>& dst) const {
+    cuda::ConvArgs args{};
+    args.g = g;
+    args.src.data = operands.of(src);
+    args.src.act = change.act;
+    if (change.normed)
+      args.src.norm = {operands.of(mean), operands.of(inv_std), operands.of(scale), operands.of(shift)};
+    if (change.gated) args.src.gate = operands.of(gate);
+    args.weights = operands.of(weights);
+    args.dst = operands.of(dst);
+    return args;
+  }
+};
+
+// Windows of one pixel in tiles of every width, where a tile has pixels of several images, of two, and of one.
+TEST(ConvForms, PointsTakeNormalisationActivationAndGate) {
+  struct Case {
+    int64_t n, h, w, ic, oc, tiles_a_block;
+  };
+  const Case all[] = {{6, 7, 7, 24, 16, 2}, {3, 12, 13, 40, 200, 4}, {1, 16, 17, 72, 136, 1}, {300, 1, 1, 16, 24, 3}};
+  const SourceChange changes[] = {{true, true, plan::Act::silu},
+                                  {true, false, plan::Act::silu},
+                                  {true, true, plan::Act::relu6},
+                                  {true, false, plan::Act::identity},
+                                  {false, true, plan::Act::identity}};
+  for (const Case& c : all)
+    for (const ConvType& type : {kBf16, kF16}) {
+      PointReference reference{{c.n, c.h, c.w, c.ic, c.h, c.w, c.oc, 1, 1, 1, 0, 0}, type};
+      for (const SourceChange& change : changes) {
+        reference.compute(change);
+        int forms = 0;
+        for (ConvForm form : cuda::conv_forward_forms(reference.g, type, true)) {
+          if (!form.point) continue;
+          ++forms;
+          form.tiles_a_block = c.tiles_a_block;
+          std::vector<uint8_t> first;
+          for (int order = 0; order < backend::Runner::kOrders; ++order) {
+            SCOPED_TRACE(testing::Message() << form.full_name() << type.suffix() << " " << c.n << "x" << c.h << "x"
+                                            << c.w << ", " << backend::Runner::order_name(order));
+            std::vector<uint8_t> dst(reference.want.size() * bytes_of(type.dtype));
+            HostOperands operands;
+            expect_ran(operands.run(cuda::conv_launch(reference.args(operands, change, dst), form, type), order));
+            if (order == 0) {
+              first = dst;
+              for (size_t i = 0; i < reference.want.size(); ++i)
+                ASSERT_NEAR(value_of(type.dtype, dst, static_cast<int64_t>(i)), reference.want[i], reference.allowed[i])
+                    << i;
+            }
+            EXPECT_TRUE(dst == first);
+            if (kThreadSanitizer || &change != changes) break;  // the others differ by a thread's own values only
+          }
+        }
+        EXPECT_GT(forms, 0);
+      }
+    }
+  // Where what a block keeps of the source would not fit beside its tiles, windows are looked for.
+  EXPECT_EQ(cuda::conv_forward_form(geometry(256, 14, 1544, 64), kBf16, true).name(), "mma_128x64");
+  EXPECT_EQ(cuda::conv_forward_form(geometry(256, 14, 1544, 64), kBf16).name(), "mma_1x1_128x64");
 }
 
 TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) {

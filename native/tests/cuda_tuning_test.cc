@@ -184,20 +184,20 @@ TEST_F(CudaTuning, FormsOfOwnKernelsAreMeasured) {
   };
   const auto memory = memory_for(training);
   const auto of_table = names(*bind(memory, training, {}).value());
-  setenv("FAKE_CUDA_TIMES", "conv2d_stats_mma_128x32_bf16=0.1,cudnn/eng7=9", 1);
+  setenv("FAKE_CUDA_TIMES", "conv2d_stats_mma_1x1_128x32_bf16=0.1,cudnn/eng7=9", 1);
   const auto bound = bind(memory, training, kMeasure).value();
   const auto measured = names(*bound);
   int others = 0;
   for (size_t i = 0; i < measured.size(); ++i) {
     others += measured[i] != of_table[i];
-    EXPECT_TRUE(measured[i] == of_table[i] || measured[i] == "conv2d_stats_mma_128x32_bf16:cuda") << measured[i];
+    EXPECT_TRUE(measured[i] == of_table[i] || measured[i] == "conv2d_stats_mma_1x1_128x32_bf16:cuda") << measured[i];
   }
   EXPECT_GT(others, 0);
   unsetenv("FAKE_CUDA_TIMES");
   auto kept = bound->tuning().choices;
   EXPECT_EQ(names(*bind(memory, training, {false, kept}).value()), measured);
   for (auto& [key, choice] : kept)
-    if (choice == "own/mma_128x32") choice = "own/mma_1x1";
+    if (choice == "own/mma_1x1_128x32") choice = "own/mma_1x1_8x8";
   const auto refused = bind(memory, training, {false, kept}).value();
   EXPECT_EQ(names(*refused), of_table);
   EXPECT_GT(refused->tuning().refused, 0);

@@ -70,4 +70,14 @@ EFF_DEVICE float activation_slope(plan::Act act, float x) {
   return slope;
 }
 
+// SiLU of 16-bit types can be made of half its operand, h = x / 2: x * sigmoid(x) = h + h tanh(h), one
+// multiply-add behind the tanh, and its slope is (1 + w) / 2 with w = tanh(h) + h (1 - tanh(h)^2), two.
+template <class T>
+EFF_DEVICE constexpr bool halves(plan::Act act) {
+  return sizeof(T) == 2 && act == plan::Act::silu;
+}
+EFF_DEVICE float silu_of_half(float h) { return fma(h, tanh_fast(h), h); }
+// The `w` of above.
+EFF_DEVICE float slope_of_half(float h, float tanh) { return fma(h, fma(-tanh, tanh, 1.0f), tanh); }
+
 }  // namespace effnet::cuda

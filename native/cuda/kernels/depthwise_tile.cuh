@@ -5,6 +5,7 @@
 #include "cuda/device/vector.h"
 #include "cuda/kernels/activation.cuh"
 #include "cuda/kernels/depthwise.h"
+#include "cuda/kernels/norm_rows.cuh"
 
 namespace effnet::cuda {
 
@@ -82,25 +83,10 @@ struct Operands {
   float* rows;
   int slab;
 
-  // As bn_act computes it: (x - mean) * factor + shift; times `share`, a power of two.
   EFF_DEVICE void fill_norm(int row, const Norm& norm, int64_t c, float share) const {
-    for (int i = static_cast<int>(thread_id()); i < slab; i += static_cast<int>(block_threads())) {
-      rows[row * slab + i] = norm.mean[c + i];
-      rows[(row + 1) * slab + i] = norm.scale[c + i] * norm.inv_std[c + i] * share;
-      rows[(row + 2) * slab + i] = norm.shift ? norm.shift[c + i] * share : 0.0f;
-    }
+    fill_norm_rows(rows + row * slab, slab, norm, c, share);
   }
 };
-
-// SiLU of 16-bit types is made of half the normalised value, h = x / 2: x * sigmoid(x) = h + h tanh(h), one
-// multiply-add behind the tanh, and its slope is (1 + w) / 2 with w = tanh(h) + h (1 - tanh(h)^2), two.
-template <class T>
-EFF_DEVICE constexpr bool halves(plan::Act act) {
-  return sizeof(T) == 2 && act == plan::Act::silu;
-}
-EFF_DEVICE float silu_of_half(float h) { return fma(h, tanh_fast(h), h); }
-// The `w` of above.
-EFF_DEVICE float slope_of_half(float h, float tanh) { return fma(h, fma(-tanh, tanh, 1.0f), tanh); }
 
 // A normalisation of two channels.
 struct PairNorm {

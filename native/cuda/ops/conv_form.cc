@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "cuda/kernels/conv_point.h"
 #include "cuda/kernels/gemm_tile.h"
 
 namespace effnet::cuda {
@@ -99,6 +100,17 @@ ConvForm or_small(const ConvForm& form, const ConvGeometry& g, plan::DType dtype
   return small_form(g, dtype, form.tensor_cores, ceil_div(kProcessors, tiles));
 }
 
+// The same tiles without windows, where every pixel of the source is one of the result.
+ConvForm or_point(ConvForm form, const ConvGeometry& g, plan::DType dtype, bool edited) {
+  const bool same =
+      g.kh == 1 && g.kw == 1 && g.stride == 1 && g.pad_t == 0 && g.pad_l == 0 && g.h == g.oh && g.w == g.ow;
+  const bool fits = !form.gathered && form.tile_m == kTileM && dtype != plan::DType::f32;
+  if (!same || !fits || (edited && g.ic > kPointMostChannels)) return form;
+  form.point = true;
+  if (edited) form.shared_bytes += static_cast<size_t>(kPointNormRows * g.ic) * sizeof(float);
+  return form;
+}
+
 std::span<const Width> forward_widths(ConvType type, bool gathered) {
   const bool half = type.dtype != plan::DType::f32;
   if (gathered) return half ? std::span<const Width>(kGather16) : kGather32;
@@ -125,7 +137,7 @@ constexpr int64_t kLeastSplit = 512;
 
 std::string ConvForm::name() const {
   if (plain()) return pixels ? "plain_pixels" : "plain";
-  const char* source = pixels ? "pixels_" : gathered ? "gather_" : "";
+  const char* source = pixels ? "pixels_" : gathered ? "gather_" : point ? "1x1_" : "";
   return std::string(tensor_cores ? "mma_" : "fma_") + source + std::to_string(tile_m) + "x" + std::to_string(tile_n);
 }
 
@@ -150,7 +162,7 @@ ConvForm conv_forward_form(const ConvGeometry& g, ConvType type, bool edited) {
   const bool tensor_cores = type.dtype != plan::DType::f32 || type.tf32;
   ConvForm form = by_width(forward_widths(type, gathered), g.dst_pixels(), g.oc, tensor_cores);
   form.gathered = gathered;
-  return gathered ? form : or_small(form, g, type.dtype);
+  return gathered ? form : or_point(or_small(form, g, type.dtype), g, type.dtype, edited);
 }
 
 std::vector<ConvForm> conv_forward_forms(const ConvGeometry& g, ConvType type, bool edited) {
@@ -167,7 +179,7 @@ std::vector<ConvForm> conv_forward_forms(const ConvGeometry& g, ConvType type, b
     if (i + 1 < widths.size() && widths[i].columns >= 2 * g.oc) continue;
     ConvForm form = by_width(widths.subspan(i, 1), g.dst_pixels(), g.oc, first.tensor_cores);
     form.gathered = first.gathered;
-    add(form);
+    add(or_point(form, g, type.dtype, edited));
   }
   // Where there are many pixels small tiles only read their operands more often.
   if (first.gathered || first.tiles * ceil_div(g.oc, kSmallN) >= kMostSmall * kProcessors) return forms;

@@ -22,6 +22,7 @@ struct ConvForm {
   int tile_m = 0, tile_n = 0;  // 0: the plain kernel
   bool tensor_cores = false;
   bool gathered = false;  // source and weights value by value: the source's channels do not fill 16 bytes
+  bool point = false;     // windows of one pixel, 16 bits: conv_point.cuh
   bool pixels = false;    // so gathered from uint8 images, or by the plain kernel: ConvSource::pixels
   size_t shared_bytes = 0;
   int64_t tiles_a_block = 0, tiles = 0;  // of rows; how many a block makes one after another
@@ -29,7 +30,7 @@ struct ConvForm {
   int64_t splits = 1, split_steps = 0;   // of small tiles forward: into how many blocks the sum of each is cut
 
   bool plain() const { return tile_m == 0; }
-  // "mma_128x64", "fma_128x64", "mma_gather_128x32", "mma_pixels_128x32", "plain", "plain_pixels"
+  // "mma_128x64", "fma_128x64", "mma_gather_128x32", "mma_pixels_128x32", "mma_1x1_128x64", "plain", "plain_pixels"
   std::string name() const;
   // And into how many parts its sums are cut: "mma_64x32_by4".
   std::string full_name() const;
