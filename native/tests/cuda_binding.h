@@ -25,6 +25,13 @@ inline plan::OpId id_of(KernelFactory factory) {
   return {};
 }
 
+// As every launch must leave them for the next one.
+inline bool counters_are_zero(const cuda::StepState& state) {
+  const auto zero = [](uint32_t counter) { return counter == 0; };
+  return std::all_of(std::begin(state.block_counters), std::end(state.block_counters), zero) &&
+         std::all_of(std::begin(state.merge_counters), std::end(state.merge_counters), zero);
+}
+
 class Binding {
  public:
   explicit Binding(KernelFactory factory) : factory_(factory) {}

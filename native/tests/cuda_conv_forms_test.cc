@@ -290,6 +290,61 @@ TEST(ConvForms, Tf32RoundsOperandsOnly) {
 
 void expect_ran(const Status& status) { EXPECT_TRUE(status.ok()) << status.message(); }
 
+// Where a launch by itself leaves its tiles of statistics or sums, and what it merges of them.
+class Merged {
+ public:
+  Merged(HostOperands& operands, const ConvForm& form, int64_t columns, int64_t values)
+      : tiles_(form.merge_tiles(columns, values)),
+        count_(static_cast<size_t>(form.row_blocks() * values * columns)),
+        scratch_(tiles_.bytes() / sizeof(float), NAN),
+        results_(static_cast<size_t>(4 * columns), 1.0f),
+        at_scratch_(reinterpret_cast<std::byte*>(operands.of(scratch_))),
+        at_results_(operands.of(results_)) {
+    at_.state = operands.of_one(state_);
+  }
+  cuda::StatsMergeArgs stats(const ConvForm& form, int64_t rows, int64_t columns) const {
+    float* of = at_results_;
+    return {tiles_.tiles(at_scratch_),
+            tiles_.rests(at_scratch_),
+            rows,
+            columns,
+            form.tiles_a_block * form.tile_m,
+            nullptr,
+            1 / static_cast<double>(rows),
+            1,
+            0,
+            0.5,
+            of,
+            of + columns,
+            of + 2 * columns,
+            of + 3 * columns,
+            tiles_.tree(at_, at_scratch_)};
+  }
+  cuda::SumsMergeArgs sums(int64_t columns) const {
+    float* of = at_results_;
+    return {tiles_.tiles(at_scratch_), columns, of, of + columns, of + 2 * columns, tiles_.tree(at_, at_scratch_)};
+  }
+  // What blocks left: of [tile][2][columns], then the rests.
+  std::vector<float> left() const {
+    EXPECT_TRUE(backend::counters_are_zero(state_));
+    return {scratch_.begin(), scratch_.begin() + static_cast<std::ptrdiff_t>(count_)};
+  }
+  std::vector<float> left_and_results() const {
+    std::vector<float> all = left();
+    all.insert(all.end(), results_.begin(), results_.end());
+    return all;
+  }
+
+ private:
+  cuda::MergeTiles tiles_;
+  size_t count_;
+  std::vector<float> scratch_, results_;
+  cuda::StepState state_{};
+  std::byte* at_scratch_;
+  float* at_results_;
+  cuda::Addresses at_;
+};
+
 // A block's tiles go through one ring of stages; the results must be those of a block a tile, and the statistics those
 // of all rows of the block.
 TEST(ConvForms, ABlockMakesSeveralTiles) {
@@ -307,15 +362,16 @@ TEST(ConvForms, ABlockMakesSeveralTiles) {
     ConvForm form = cuda::conv_forward_form(geometry(64, 28, g.ic, g.oc), kBf16);
     form.tiles = (g.dst_pixels() + form.tile_m - 1) / form.tile_m;
     form.tiles_a_block = tiles_a_block;
-    stats.assign(static_cast<size_t>(form.row_blocks()) * 3 * oc, NAN);
     HostOperands operands;
+    const Merged merged(operands, form, g.oc, 3);
     cuda::ConvArgs args{};
     args.g = g;
     args.src.data = operands.of(src);
     args.weights = operands.of(weights);
     args.dst = operands.of(dst);
-    args.stats = operands.of(stats);
+    args.stats = merged.stats(form, g.dst_pixels(), g.oc);
     expect_ran(operands.run(cuda::conv_launch(args, form, kBf16, true), order));
+    stats = merged.left();
     return dst;
   };
   std::vector<float> stats, again;
@@ -453,16 +509,16 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
         form = widened(form, w, g.dst_pixels(), columns, tile_bytes<cuda::Layout::by_rows>(dtype, columns));
         form.point = point;
         std::vector<uint8_t> dst(static_cast<size_t>(g.dst_pixels() * g.oc) * bytes_of(dtype));
-        std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 3 * g.oc));
         HostOperands operands;
+        const Merged merged(operands, form, g.oc, 3);
         cuda::ConvArgs args{};
         args.g = g;
         args.src.data = operands.of(src);
         args.weights = operands.of(weights);
         args.dst = operands.of(dst);
-        args.stats = stats ? operands.of(sums) : nullptr;
+        if (stats) args.stats = merged.stats(form, g.dst_pixels(), g.oc);
         expect_ran(operands.run(cuda::conv_launch(args, form, w.type, stats), order));
-        return std::pair(dst, sums);
+        return std::pair(dst, stats ? merged.left_and_results() : std::vector<float>());
       };
       const auto want = run(32, false, true, 0);
       expect_product(dtype, want.first, src, weights, {g.dst_pixels(), g.ic, g.oc, 1, g.ic}, tolerance_of(w.type));
@@ -477,7 +533,9 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
           const auto [dst, sums] = run(columns, points, true, order);
           EXPECT_TRUE(dst == want.first);
           expect_sums(sums, want.second);
-          if (order > 0 && !kThreadSanitizer) EXPECT_TRUE(sums == run(columns, points, true, 0).second);
+          if (order > 0 && !kThreadSanitizer) {
+            EXPECT_TRUE(sums == run(columns, points, true, 0).second);
+          }
         }
       }
     }
@@ -665,8 +723,8 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) 
       ConvForm form = cuda::conv_backward_data_form(g, w.type);
       form = widened(form, w, g.src_pixels(), columns, tile_bytes<cuda::Layout::by_depth>(dtype, columns));
       std::vector<uint8_t> dst(static_cast<size_t>(g.src_pixels() * g.ic) * bytes_of(dtype));
-      std::vector<float> sums(static_cast<size_t>(form.row_blocks() * 2 * g.ic));
       HostOperands operands;
+      const Merged merged(operands, form, g.ic, 2);
       cuda::ConvBwdDataArgs args{};
       args.g = g;
       args.diff_dst = operands.of(diff);
@@ -680,9 +738,9 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) 
       if (epilogue == Epilogue::end)
         args.end = {operands.of(addend), operands.of(in_front), operands.of(mean),
                     cuda::DropSpec{0.5, 2}.at(operands.of_one(scalars))};
-      if (epilogue != Epilogue::none) args.sums = operands.of(sums);
+      if (epilogue != Epilogue::none) args.sums = merged.sums(g.ic);
       expect_ran(operands.run(cuda::conv_bwd_data_launch(args, form, w.type), order));
-      return std::pair(dst, sums);
+      return std::pair(dst, epilogue != Epilogue::none ? merged.left_and_results() : std::vector<float>());
     };
     const auto plain = run(32, Epilogue::none, 0), with_bn = run(32, Epilogue::bn, 0),
                at_end = run(32, Epilogue::end, 0);
@@ -708,7 +766,9 @@ TEST(ConvForms, WideTilesOfGradientsGiveTheBitsOfNarrowOnesBehindNormalisation) 
           const auto [dst, sums] = run(columns, epilogue, order);
           EXPECT_TRUE(dst == want_dst);
           expect_sums(sums, want_sums);
-          if (order > 0 && !kThreadSanitizer) EXPECT_TRUE(sums == run(columns, epilogue, 0).second);
+          if (order > 0 && !kThreadSanitizer) {
+            EXPECT_TRUE(sums == run(columns, epilogue, 0).second);
+          }
         }
       }
     }

@@ -12,7 +12,8 @@
 //                                             T    ThreadSanitizerSeesRacesOfThePipeline
 //   scratch of a reduction used too soon      P A  MissingBarriersAndValuesShowInTheNumbers
 //                                             T    ThreadSanitizerSeesRaces
-//   no fence before the last block's sum      T    ThreadSanitizerSeesRaces
+//   no fence before the last block's sum      T    ThreadSanitizerSeesRaces; of both levels of a merge, and of a
+//                                                  convolution that merges: cuda_merge_test.cc, AMissingFenceIsARace
 //   shared value read before it is written    P A  MissingBarriersAndValuesShowInTheNumbers
 //                                             T    ThreadSanitizerSeesRaces
 //   barrier in a branch                       all  ThreadsThatDoNotMeetAreADeadlock

@@ -1,10 +1,12 @@
-// The merge of tiles of BN statistics and of gradients' sums, as kernels that write such tiles record it.
+// The merge of tiles of BN statistics and of gradients' sums, by kernels that leave given tiles, and its counters.
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <vector>
 
 #include "cuda/ops/batch_norm.h"
+#include "cuda/ops/conv.h"
+#include "tests/device/given_tiles.h"
 #include "tests/host_operands.h"
 
 namespace effnet::test {
@@ -18,7 +20,8 @@ plan::Tensor vector_of(int64_t c, uint64_t offset) {
 
 struct Merge {
   int64_t tiles, tile_rows, last_rows, c;
-  bool counted;  // each tile has rows of its own
+  bool counted;   // each tile has rows of its own
+  int64_t width;  // channels of a block
 
   std::vector<int32_t> counts() const {
     std::vector<int32_t> counts;
@@ -28,22 +31,27 @@ struct Merge {
   }
 };
 
-const Merge kMerges[] = {{1, 1, 1, 1, false},     {1, 256, 77, 33, false},  {3, 64, 5, 8, true},
-                         {129, 4, 1, 40, false},  {300, 16, 16, 17, false}, {1000, 5, 0, 3, true},
-                         {70000, 2, 1, 1, false}, {130, 3, 2, 33000, false}};
+const Merge kMerges[] = {{1, 1, 1, 1, false, 1},     {1, 256, 77, 33, false, 32},  {3, 64, 5, 8, true, 8},
+                         {129, 4, 1, 40, false, 16}, {300, 16, 16, 17, false, 17}, {1000, 5, 0, 3, true, 3},
+                         {3000, 2, 1, 1, false, 1},  {33, 7, 3, 130, true, 100},   {37, 3, 2, 3300, false, 2000}};
 
-// Runs the launches in every order; the same bits each time.
-void run(HostOperands& operands, const std::vector<cuda::Launch>& launches, const cuda::StepState& state,
+// Runs a launch in every order; the same bits each time.
+void run(HostOperands& operands, const cuda::Launch& launch, const cuda::StepState& state,
          std::vector<float>& results) {
   std::vector<float> first;
   for (int order = 0; order < backend::Runner::kOrders; ++order) {
     std::fill(results.begin(), results.end(), 0.5f);
-    const Status ran = operands.run(launches, order);
+    const Status ran = operands.run(launch, order);
     ASSERT_TRUE(ran.ok()) << ran.message();
-    for (const uint32_t counter : state.block_counters) ASSERT_EQ(counter, 0u);
+    ASSERT_TRUE(backend::counters_are_zero(state));
     if (first.empty()) first = results;
     ASSERT_TRUE(first == results) << backend::Runner::order_name(order);
   }
+}
+template <class Args>
+cuda::Launch launch_of(const char* kernel, const Merge& m, const Args& args) {
+  return cuda::make_launch(kernel, {cuda::blocks_of(m.c, m.width), static_cast<uint32_t>(m.tiles), 1}, kGivenThreads,
+                           kGivenThreads * cuda::kMergeShared, args);
 }
 
 TEST(Merge, GivesTheStatisticsOfAllRows) {
@@ -71,13 +79,15 @@ TEST(Merge, GivesTheStatisticsOfAllRows) {
     at.arenas[static_cast<int>(Arena::activations)] = reinterpret_cast<std::byte*>(operands.of(results));
     at.state = operands.of_one(state);
     const cuda::BnStats stats{&src, &outputs[0], &outputs[1], &outputs[2], &outputs[3], kEps, kMomentum};
-    std::byte* scratch = operands.scratch(cuda::bn_merge_scratch_bytes(m.tiles, m.c));
-    std::vector<cuda::Launch> launches;
-    cuda::BnMergeArgs args =
-        stats.merge_args(at, operands.of(tiles), m.tiles, m.tile_rows, m.counted ? operands.of(counts) : nullptr);
-    if (m.c == 40) args.rests = operands.of(rests);
-    cuda::BnStats::record_merge(args, scratch, launches);
-    ASSERT_NO_FATAL_FAILURE(run(operands, launches, state, results));
+    const bool rest = m.c == 40;
+    const cuda::MergeTiles merge_tiles(m.tiles, ceil_div(m.c, m.width), m.c, rest ? 3 : 2);
+    std::vector<int32_t> starts{0};
+    for (const int32_t count : counts) starts.push_back(starts.back() + count);
+    const GivenStatsArgs args{operands.of(tiles), rest ? operands.of(rests) : nullptr, m.width,
+                              stats.merge_args(at, merge_tiles, operands.scratch(merge_tiles.bytes()), m.tile_rows,
+                                               m.counted ? operands.of(starts) : nullptr)};
+    const cuda::Launch launch = launch_of(rest ? "given_stats_with_rests" : "given_stats", m, args);
+    ASSERT_NO_FATAL_FAILURE(run(operands, launch, state, results));
     for (size_t i = 0; i < c; ++i) {
       long double sum = 0, squares = 0;
       const auto mean_of = [&](size_t t) { return static_cast<long double>(tiles[2 * t * c + i]) + rests[t * c + i]; };
@@ -114,11 +124,11 @@ TEST(Merge, AddsUpTheSumsOfTheGradient) {
     cuda::BnBackward back{};
     back.src = &src;
     back.inv_std = &outputs[2];
-    std::byte* scratch = operands.scratch(cuda::bn_merge_scratch_bytes(m.tiles, m.c));
-    std::vector<cuda::Launch> launches;
-    cuda::BnBackward::record_merge(at, back.merge_args(at, operands.of(tiles), m.tiles, &outputs[0], &outputs[1]),
-                                   scratch, launches);
-    ASSERT_NO_FATAL_FAILURE(run(operands, launches, state, results));
+    const cuda::MergeTiles merge_tiles(m.tiles, ceil_div(m.c, m.width), m.c);
+    const GivenSumsArgs args{
+        operands.of(tiles), m.width,
+        back.merge_args(at, merge_tiles, operands.scratch(merge_tiles.bytes()), &outputs[0], &outputs[1])};
+    ASSERT_NO_FATAL_FAILURE(run(operands, launch_of("given_sums", m, args), state, results));
     for (size_t i = 0; i < c; ++i) {
       double products = 0, sums = 0;
       for (size_t t = 0; t < static_cast<size_t>(m.tiles); ++t) {
@@ -130,6 +140,84 @@ TEST(Merge, AddsUpTheSumsOfTheGradient) {
     }
   }
 }
+
+// Every column has counters of its own, of those that there are, and every tile a group.
+TEST(Merge, TakesTheCountersThatThereAre) {
+  cuda::StepState state{};
+  cuda::Addresses at;
+  at.state = &state;
+  Aligned scratch(1);
+  for (const int64_t tiles : {1, 2, 31, 32, 33, 132, 1056, 4097, 200000})
+    for (const int64_t columns : {int64_t{1}, int64_t{7}, int64_t{40}, int64_t{1000}, cuda::kMostMergeColumns}) {
+      SCOPED_TRACE(testing::Message() << tiles << " tiles, " << columns << " columns");
+      const cuda::MergeTree t = cuda::MergeTiles(tiles, columns, 8).tree(at, scratch.data());
+      EXPECT_LE(columns * (t.groups + 1), cuda::kMergeCounters);
+      EXPECT_LT(int64_t{t.groups - 1} * t.group_tiles, tiles);
+      EXPECT_GE(int64_t{t.groups} * t.group_tiles, tiles);
+      if (tiles <= 32) {
+        EXPECT_EQ(t.groups, 1);
+      }
+      if (tiles > 32 && tiles <= 4097 && columns <= 40) {
+        EXPECT_LE(t.group_tiles + t.groups, 2 * std::sqrt(tiles) + 2);
+      }
+    }
+}
+
+#if defined(__SANITIZE_THREAD__)
+// Tiles in one group, which its last block adds up; in groups of one tile, which the last group adds up; and in both
+// levels.
+template <int kGroupTiles, int kGroups>
+void merge_without_fences() {
+  constexpr int kTiles = 6;
+  std::vector<float> tiles(kTiles * 2, 1.0f), left(kTiles * 2), results(2), inv_std(1, 1.0f);
+  std::vector<double> parts(kTiles * 2);
+  cuda::StepState state{};
+  const GivenSumsArgs args{
+      tiles.data(),
+      1,
+      {left.data(), 1, inv_std.data(), &results[0], &results[1], {kTiles, kGroupTiles, kGroups, parts.data(), &state}}};
+  cuda::emulation::machine().fences = false;
+  emulate(cuda::make_launch("given_sums", {1, kTiles, 1}, kGivenThreads, kGivenThreads * cuda::kMergeShared, args), 0);
+  std::exit(0);
+}
+// A convolution's own, with its statistics.
+void convolve_without_fences() {
+  const cuda::ConvGeometry g{1, 1, 300, 8, 1, 300, 8, 1, 1, 1, 0, 0};
+  const cuda::ConvType type(DType::bf16, false);
+  const std::vector<uint16_t> src(300 * 8), weights(8 * 8);
+  std::vector<uint16_t> dst(300 * 8);
+  std::vector<float> results(4 * 8);
+  cuda::StepState state{};
+  cuda::ConvForm form = cuda::conv_forward_form(g, type).whole();
+  const cuda::MergeTiles tiles = form.merge_tiles(g.oc, 3);
+  Aligned scratch(tiles.bytes());
+  cuda::Addresses at;
+  at.state = &state;
+  cuda::ConvArgs args{};
+  args.g = g;
+  args.src.data = src.data();
+  args.weights = weights.data();
+  args.dst = dst.data();
+  args.stats.tiles = tiles.tiles(scratch.data());
+  args.stats.rests = tiles.rests(scratch.data());
+  args.stats.rows = g.dst_pixels();
+  args.stats.c = g.oc;
+  args.stats.tile_rows = form.tiles_a_block * form.tile_m;
+  args.stats.mean = results.data();
+  args.stats.inv_std = results.data() + 8;
+  args.stats.running_mean = results.data() + 16;
+  args.stats.running_var = results.data() + 24;
+  args.stats.tree = tiles.tree(at, scratch.data());
+  cuda::emulation::machine().fences = false;
+  emulate(cuda::conv_launch(args, form, type, true), 0);
+  std::exit(0);
+}
+TEST(Merge, AMissingFenceIsARace) {
+  for (void (*work)() :
+       {merge_without_fences<6, 1>, merge_without_fences<1, 6>, merge_without_fences<3, 2>, convolve_without_fences})
+    EXPECT_EXIT(work(), testing::ExitedWithCode(66), "data race");
+}
+#endif
 
 }  // namespace
 }  // namespace effnet::test

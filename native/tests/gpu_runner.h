@@ -105,7 +105,7 @@ class Runner : public Binding {
   Status launch(std::byte** arenas, const size_t* sizes, const StepScalars& scalars) {
     EFF_RETURN_IF_ERROR(gpu().device->enter());
     const cuda::Driver& driver = gpu().device->driver();
-    const cuda::StepState state{};
+    cuda::StepState state{};
     cuda::DeviceBlock blocks[plan::kArenaCount], extra[4];
     cuda::Addresses at;
     for (int a = 0; a < plan::kArenaCount; ++a) {
@@ -145,7 +145,10 @@ class Runner : public Binding {
     }
     for (int a = 0; a < plan::kArenaCount; ++a)
       if (sizes[a]) EFF_CUDA(driver, cuMemcpyDtoHAsync, arenas[a], blocks[a].address(), sizes[a], gpu().stream);
+    EFF_CUDA(driver, cuMemcpyDtoHAsync, &state, extra[3].address(), sizeof state, gpu().stream);
     EFF_CUDA(driver, cuStreamSynchronize, gpu().stream);
+    if (!counters_are_zero(state))
+      return error(Code::internal, "%s leaves counters that are not 0", kernel().name.c_str());
     return ok_status();
   }
 };

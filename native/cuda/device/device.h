@@ -3,8 +3,8 @@
 //
 // Rules for kernels
 //   - EFF_KERNEL(name, Args, threads) { ... a.member ... }: one POD of arguments, `a`, by value; blocks of `threads` at
-//     most.
-//     EFF_KERNEL_FITTING: with so few registers that `blocks` of them fit onto a multiprocessor.
+//     most. EFF_KERNEL_FITTING: with so few registers that `blocks` of them fit onto a multiprocessor.
+//     EFF_MERGING_KERNEL: such a one that merges (merge.cuh); `a` is read in place, each thread would copy it else.
 //   - Shared memory only by Shared::take, whose sum the launch declares; never __shared__.
 //   - Warp operations by full warps; no early return before one or before a barrier, except of a whole block.
 //   - float arithmetic only; 16-bit types are for storage. No array of pointers indexed at run time.
@@ -24,6 +24,8 @@
 #define EFF_KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args a)
 #define EFF_KERNEL_FITTING(name, Args, threads, blocks) \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Args a)
+#define EFF_MERGING_KERNEL(name, Args, threads, blocks) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args a)
 #define EFF_SYNC_BLOCK() __syncthreads()
 #define EFF_SHUFFLE_XOR(value, mask) __shfl_xor_sync(~0u, value, mask)
 #else
@@ -40,6 +42,7 @@
       #name, {[](const void* args) { name(*static_cast<const Args*>(args)); }, sizeof(Args), threads}); \
   static void name(const Args a)
 #define EFF_KERNEL_FITTING(name, Args, threads, blocks) EFF_KERNEL(name, Args, threads)
+#define EFF_MERGING_KERNEL(name, Args, threads, blocks) EFF_KERNEL(name, Args, threads)
 #define EFF_SYNC_BLOCK() effnet::cuda::emulation::sync_block(__LINE__)
 #define EFF_SHUFFLE_XOR(value, mask) \
   effnet::cuda::emulation::exchange(value, effnet::cuda::emulation::lane() ^ (mask), __LINE__)

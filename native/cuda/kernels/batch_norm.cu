@@ -1,4 +1,5 @@
 // Batch normalisation with what surrounds it, element by element.
+#include "cuda/kernels/bn_gradient.cuh"
 #include "cuda/kernels/bn_terms.cuh"
 
 namespace effnet::cuda {
@@ -43,7 +44,6 @@ EFF_DEVICE void bn_act_bwd_apply(const BnBwdApplyArgs& a) {
   const NormOf<V> norm(a.norm, p);
   const T *src = static_cast<const T*>(a.src), *diff = static_cast<const T*>(a.upstream.diff);
   T* diff_src = static_cast<T*>(a.diff_src);
-  // diff_src = factor * g + (src - mean) * slope + constant
   float slope[V], constant[V];
   fill(slope, 0.0f);
   fill(constant, 0.0f);
@@ -54,8 +54,9 @@ EFF_DEVICE void bn_act_bwd_apply(const BnBwdApplyArgs& a) {
     load_channels(a.norm.inv_std + p.channel, inv_std);
     EFF_UNROLL
     for (int i = 0; i < V; ++i) {
-      slope[i] *= -norm.factor[i] * inv_std[i] * a.inv_rows;
-      constant[i] *= -norm.factor[i] * a.inv_rows;
+      const BnGradient of(norm.factor[i], inv_std[i], slope[i], constant[i], a.inv_rows);
+      slope[i] = of.slope;
+      constant[i] = of.constant;
     }
   }
   const bool activated = a.norm.shift != nullptr;

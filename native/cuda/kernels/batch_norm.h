@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "cuda/kernels/drop.h"
-#include "cuda/kernels/step_state.h"
+#include "cuda/kernels/merge.h"
 #include "cuda/kernels/walk.h"
 #include "plan/format.h"
 
@@ -42,61 +42,19 @@ struct BnActArgs {
   void* dst;
 };
 
-// Tiles of statistics into those of all rows, by merge_stats (merge.cuh).
-struct BnMergeArgs {
-  const float* tiles;  // [tile_count][2][c]: mean, squares
-  int64_t rows, c, tile_count;
-  int64_t tile_rows;           // of each tile but the last, which has what is left; or
-  const int32_t* tile_counts;  // the rows of each
-  const float* rests;          // [tile_count][c]: what FP32 has no room for in the means; nullptr: they stand alone
-  double inv_rows, bessel;     // 1 / rows, rows / (rows - 1)
-  double eps, momentum;
-  float *mean, *inv_std, *running_mean, *running_var;
-  StepState* state;
-};
-// Of each tile of rows and channel the mean of the stored values and the sum of squared deviations from it; the last
-// block of a group of channels merges them.
+// Of each tile of rows and channel the mean of the stored values and the sum of squared deviations from it, merged.
 struct BnTilesArgs {
   Walk walk;
   const void* src;
-  float* tiles;
-  BnMergeArgs merge;
+  StatsMergeArgs merge;
 };
-// The merge of many tiles as a launch: `part_tiles` a block, then the parts.
-struct MergeParts {
-  double* parts;  // [parts_count][2][c], not used for one part
-  int64_t part_tiles, parts_count;
-};
-struct BnMergeLaunchArgs {
-  BnMergeArgs merge;
-  MergeParts parts;
-};
-// What merge_stats and merge_bn_sums need of shared memory, as Sums2, in a block of `threads`.
-constexpr size_t merge_shared(size_t threads) { return threads * 2 * sizeof(double); }
-inline constexpr size_t kMergeLaunchShared = merge_shared(kBnThreads) + 16;
-
-// Sums of tiles into those of all rows, by merge_bn_sums (merge.cuh).
-struct BnSumsMergeArgs {
-  const float* tiles;  // [tile_count][2][c]: g * (src - mean), g
-  int64_t c, tile_count;
-  const float* inv_std;
-  float *diff_scale, *diff_shift;
-};
-// Sums over all rows of g = diff_z * act'(bn(src)) and of g * (src - mean), by tiles; the last block of a group of
-// channels adds them up.
+// Sums over all rows of g = diff_z * act'(bn(src)) and of g * (src - mean), by tiles, merged.
 struct BnBwdTilesArgs {
   Walk walk;
   Upstream upstream;
   const void* src;
   Norm norm;
-  float* tiles;
-  BnSumsMergeArgs merge;
-  StepState* state;
-};
-struct BnSumsMergeLaunchArgs {
-  BnSumsMergeArgs merge;
-  MergeParts parts;
-  StepState* state;
+  SumsMergeArgs merge;
 };
 // diff_scale = sum over images of gate * sums[2] + diff_pooled / pixels * sums[3]; diff_shift with sums 0 and 1.
 struct BnImageMergeArgs {
@@ -104,8 +62,7 @@ struct BnImageMergeArgs {
   int64_t n, c;
   double inv_pixels;
   float *diff_scale, *diff_shift;
-  MergeParts parts;
-  StepState* state;
+  MergeTree tree;  // images are its tiles; a block takes one group of them
 };
 
 // diff_src = scale * inv_std * (g - diff_shift / rows - xhat * diff_scale / rows); without sums scale * inv_std * g.

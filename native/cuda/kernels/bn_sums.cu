@@ -5,17 +5,13 @@
 
 namespace effnet::cuda {
 
-// Whether this is the last block of its channels, which then merges; and the channels.
-struct Group {
-  int64_t first, last;
-};
-template <int V>
-EFF_DEVICE Group group_of(const Walk& w) {
+// Merges what the blocks of a walk have left.
+template <int V, class Merge>
+EFF_DEVICE void merge_walk(float* scratch, const Walk& w, const MergeTree& tree, const Merge& merge) {
+  static_assert(kWalkThreads * kMergeShared <= kLaneScratchBytes);
   const int64_t channels = static_cast<int64_t>(w.vectors) * V, first = block_y() * channels;
-  return {first, first + channels < w.c ? first + channels : w.c};
-}
-EFF_DEVICE bool merges(const Walk& w, StepState* state, uint32_t* flag) {
-  return grid_x() == 1 ? (EFF_SYNC_BLOCK(), true) : comes_last(&state->block_counters[block_y()], grid_x(), flag);
+  const int64_t last = first + channels < w.c ? first + channels : w.c;
+  merge_tiles(scratch, tree, merge, block_y(), block_x(), first, last, w.c);
 }
 
 // ---- statistics --------------------------------------------------------------------------------------------------
@@ -24,7 +20,6 @@ template <class T, int V>
 EFF_DEVICE void bn_tiles(const BnTilesArgs& a) {
   Shared shared;
   float* scratch = shared.take<float>(kLaneScratch);
-  uint32_t* flag = shared.take<uint32_t>(1);
   const Walk& w = a.walk;
   const Place p = place_of<V>(w);
   const T* src = static_cast<const T*>(a.src);
@@ -80,19 +75,11 @@ EFF_DEVICE void bn_tiles(const BnTilesArgs& a) {
   if (p.lane == 0 && p.works) {
     EFF_UNROLL
     for (int i = 0; i < V; ++i) squares[i] = squares[i] < 0.0f ? 0.0f : squares[i];
-    float* tile = a.tiles + static_cast<int64_t>(block_x()) * 2 * w.c + p.channel;
+    float* tile = a.merge.tiles + static_cast<int64_t>(block_x()) * 2 * w.c + p.channel;
     store_channels(tile, common);
     store_channels(tile + w.c, squares);
   }
-  if (!merges(w, a.merge.state, flag)) return;
-  const Group group = group_of<V>(w);
-  merge_stats(reinterpret_cast<Sums2*>(scratch), a.merge, group.first, group.last);
-}
-
-EFF_KERNEL(bn_merge, BnMergeLaunchArgs, kBnThreads) {
-  const double shift = shift_of_stats(a.merge, static_cast<int64_t>(block_x()) * 32 + thread_id() % 32);
-  merge_by_parts(a.parts, a.merge.tile_count, a.merge.c, a.merge.state, StatsTerm{a.merge, shift},
-                 [&](int64_t c, const Sums2& sums) { store_stats(a.merge, c, shift, sums); });
+  merge_walk<V>(scratch, w, a.merge.tree, StatsMerge<false>{a.merge});
 }
 
 // ---- sums of the backward part -----------------------------------------------------------------------------------
@@ -102,7 +89,6 @@ EFF_DEVICE void bn_bwd_tiles(const BnBwdTilesArgs& a) {
   constexpr int kRows = sizeof(T) == 2 ? 4 : 2;
   Shared shared;
   float* scratch = shared.take<float>(kLaneScratch);
-  uint32_t* flag = shared.take<uint32_t>(1);
   const Walk& w = a.walk;
   const Place p = place_of<V>(w);
   const NormOf<V> norm(a.norm, p);
@@ -131,35 +117,33 @@ EFF_DEVICE void bn_bwd_tiles(const BnBwdTilesArgs& a) {
       products[i] = sums[i];
       plain[i] = sums[V + i];
     }
-    float* tile = a.tiles + static_cast<int64_t>(block_x()) * 2 * w.c + p.channel;
+    float* tile = a.merge.tiles + static_cast<int64_t>(block_x()) * 2 * w.c + p.channel;
     store_channels(tile, products);
     store_channels(tile + w.c, plain);
   }
-  if (!merges(w, a.state, flag)) return;
-  const Group group = group_of<V>(w);
-  merge_bn_sums(reinterpret_cast<Sums2*>(scratch), a.merge, group.first, group.last);
+  merge_walk<V>(scratch, w, a.merge.tree, SumsMerge({a.merge}));
 }
 
-EFF_KERNEL(bn_bwd_merge, BnSumsMergeLaunchArgs, kBnThreads) {
-  merge_by_parts(a.parts, a.merge.tile_count, a.merge.c, a.state, BnSumsTerm{a.merge},
-                 [&](int64_t c, const Sums2& sums) { store_bn_sums(a.merge, c, sums); });
-}
-
-struct ImageTerm {
+// Of images, whose sums another launch left.
+struct ImageSumsOfBn {
   const BnImageMergeArgs& a;
-  EFF_DEVICE Sums2 operator()(int64_t n, int64_t c) const {
-    const float* sums = a.sums + n * 4 * a.c + c;
+  EFF_DEVICE Two tile(int32_t n, int64_t c) const {
+    const float* sums = a.sums + int64_t{n} * 4 * a.c + c;
     const double gate = a.gate[n * a.c + c], pooled = a.diff_pooled ? a.diff_pooled[n * a.c + c] * a.inv_pixels : 0;
     return {fma(gate, static_cast<double>(sums[2 * a.c]), pooled * sums[3 * a.c]),
             fma(gate, static_cast<double>(sums[0]), pooled * sums[a.c])};
   }
+  EFF_DEVICE void store(int64_t c, const Two& total) const {
+    a.diff_scale[c] = static_cast<float>(total.x);
+    a.diff_shift[c] = static_cast<float>(total.y);
+  }
 };
 
-EFF_KERNEL(bn_image_merge, BnImageMergeArgs, kBnThreads) {
-  merge_by_parts(a.parts, a.n, a.c, a.state, ImageTerm{a}, [&](int64_t c, const Sums2& sums) {
-    a.diff_scale[c] = static_cast<float>(sums.x);
-    a.diff_shift[c] = static_cast<float>(sums.y);
-  });
+EFF_MERGING_KERNEL(bn_image_merge, BnImageMergeArgs, kBnThreads, 5) {
+  Shared shared;
+  const int64_t first = int64_t{block_x()} * kBnChannels, last = first + kBnChannels < a.c ? first + kBnChannels : a.c;
+  merge_group(shared.take<char>(merge_bytes()), a.tree, PlainMerge<ImageSumsOfBn>({a}), block_x(),
+              static_cast<int32_t>(block_y()), first, last, a.c);
 }
 
 EFF_KERNEL_OF_WALKS(bn_tiles, BnTilesArgs)

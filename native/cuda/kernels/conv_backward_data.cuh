@@ -3,6 +3,7 @@
 
 #include "cuda/kernels/conv_loaders.cuh"
 #include "cuda/kernels/drop.cuh"
+#include "cuda/kernels/merge.cuh"
 
 namespace effnet::cuda {
 
@@ -65,7 +66,7 @@ class ColumnSums {
 };
 
 // What is done to diff_src before it is stored. bn: it is multiplied by the slope of act(bn(slope_of)), and a block
-// leaves its sums for the BN in args.sums; end: args.end is added, and if it asks for them, a block leaves its sums.
+// leaves its sums for the BN, which are merged; end: args.end is added, and if it asks for them, so are its sums.
 enum class DataEpilogue { none, bn, end };
 
 template <class T, class Shape, class Engine, DataEpilogue kEpilogue>
@@ -148,8 +149,12 @@ EFF_DEVICE void conv_backward_data(const ConvBwdDataArgs& a) {
           sync_warp();
         }
       });
-  if (kBn || (kEnd && end_src))
-    sums.merge(reinterpret_cast<float*>(slabs), a.sums + static_cast<int64_t>(block_y()) * 2 * channels, n0, channels);
+  if (kBn || (kEnd && end_src)) {
+    static_assert(kTileThreads * kMergeShared <= Shape::kStagesSize * sizeof(T));
+    sums.merge(reinterpret_cast<float*>(slabs), a.sums.tiles + int64_t{block_y()} * 2 * channels, n0, channels);
+    const int last_channel = n0 + Shape::kN < channels ? n0 + Shape::kN : channels;
+    merge_tiles(stages, a.sums.tree, SumsMerge({a.sums}), block_x(), block_y(), n0, last_channel, channels);
+  }
 }
 
 template <class T, int kN>

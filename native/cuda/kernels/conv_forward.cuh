@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/kernels/conv_loaders.cuh"
+#include "cuda/kernels/merge.cuh"
 
 namespace effnet::cuda {
 
@@ -10,27 +11,26 @@ template <class T, class Shape, bool kStats>
 class ForwardStore {
  public:
   EFF_DEVICE ForwardStore(const ConvArgs& args, T* slabs)
-      : a(args),
-        slab_(slabs),
-        pixels_(static_cast<int>(a.g.n * a.g.oh * a.g.ow)),
-        column0_(first_column() + static_cast<int>(thread_id()) / 32 % Shape::kWarpsN * Shape::kWarpColumns) {}
+      : a(args), slab_(slabs), pixels_(static_cast<int>(a.g.n * a.g.oh * a.g.ow)) {}
 
   template <class Engine>
   EFF_DEVICE void operator()(int tile, const Engine& engine) {
     const int warp = static_cast<int>(thread_id()) / 32, channels = static_cast<int>(a.g.oc);
+    // Made again for each tile: the sums of the next one leave no register for it.
+    const int column0 = first_column() + warp % Shape::kWarpsN * Shape::kWarpColumns;
     const T* residual = static_cast<const T*>(a.residual);
     T* dst = static_cast<T*>(a.dst);
     EFF_UNROLL
     for (int i = 0; i < Shape::kWarpRows / 16; ++i) {
       const int row0 = tile * Shape::kM + warp / Shape::kWarpsN * Shape::kWarpRows + 16 * i;
       if (row0 >= pixels_) continue;
-      const int64_t at = static_cast<int64_t>(row0) * channels + column0_;
-      if (!kStats && residual) slab_.load(residual + at, channels, pixels_ - row0, channels - column0_);
+      const int64_t at = static_cast<int64_t>(row0) * channels + column0;
+      if (!kStats && residual) slab_.load(residual + at, channels, pixels_ - row0, channels - column0);
       engine.visit(i, [&](int row, int column, float v0, float v1) {
         if constexpr (!kStats) {
-          if (a.bias && column0_ + column < channels) {
-            v0 += a.bias[column0_ + column];
-            v1 += a.bias[column0_ + column + 1];
+          if (a.bias && column0 + column < channels) {
+            v0 += a.bias[column0 + column];
+            v1 += a.bias[column0 + column + 1];
           }
           v0 = activate<T>(a.act, v0);
           v1 = activate<T>(a.act, v1);
@@ -44,7 +44,7 @@ class ForwardStore {
         slab_.put(row, column, v0, v1);
       });
       sync_warp();
-      slab_.store(dst + at, channels, pixels_ - row0, channels - column0_);
+      slab_.store(dst + at, channels, pixels_ - row0, channels - column0);
       if constexpr (kStats) stats_.add(slab_, pixels_ - row0);
       sync_warp();
     }
@@ -52,9 +52,12 @@ class ForwardStore {
   // Behind the block's last tile; `scratch`: the stages.
   EFF_DEVICE void finish(T* scratch) {
     if constexpr (kStats) {
-      const int64_t tile = block_y(), tiles = grid_y();
-      stats_.merge(reinterpret_cast<float*>(scratch), a.stats + tile * 2 * a.g.oc, a.stats + (tiles * 2 + tile) * a.g.oc,
-                   first_column(), static_cast<int>(a.g.oc));
+      static_assert(kTileThreads * kMergeShared <= Shape::kStagesSize * sizeof(T));
+      const int channels = static_cast<int>(a.g.oc), first = first_column();
+      const int last = first + Shape::kN < channels ? first + Shape::kN : channels;
+      stats_.merge(reinterpret_cast<float*>(scratch), a.stats.tiles + int64_t{block_y()} * 2 * channels,
+                   a.stats.rests + int64_t{block_y()} * channels, first, channels);
+      merge_tiles(scratch, a.stats.tree, StatsMerge<true>{a.stats}, block_x(), block_y(), first, last, channels);
     }
   }
 
@@ -63,7 +66,7 @@ class ForwardStore {
 
   const ConvArgs& a;
   Slab<T, Shape> slab_;
-  int pixels_, column0_;
+  int pixels_;
   ColumnStats<T, Shape> stats_;
 };
 

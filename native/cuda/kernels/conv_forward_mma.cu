@@ -7,7 +7,7 @@ namespace effnet::cuda {
   EFF_KERNEL_FITTING(conv2d_mma_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) {       \
     conv_forward_mma<T, n, false>(a);                                                       \
   }                                                                                         \
-  EFF_KERNEL_FITTING(conv2d_stats_mma_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) { \
+  EFF_MERGING_KERNEL(conv2d_stats_mma_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) { \
     conv_forward_mma<T, n, true>(a);                                                        \
   }
 #define CONV_FORWARD(n, blocks)          \

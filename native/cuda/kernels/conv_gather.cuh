@@ -206,7 +206,7 @@ EFF_DEVICE void conv_gather_backward_weights_fma(const ConvBwdWeightsArgs& a) {
   EFF_KERNEL_FITTING(conv2d_##unit##_##word##_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) {       \
     conv_gather_forward_##unit<T, __VA_ARGS__, n, false>(a);                                              \
   }                                                                                                       \
-  EFF_KERNEL_FITTING(conv2d_stats_##unit##_##word##_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) { \
+  EFF_MERGING_KERNEL(conv2d_stats_##unit##_##word##_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) { \
     conv_gather_forward_##unit<T, __VA_ARGS__, n, true>(a);                                               \
   }
 #define CONV_GATHER_WEIGHTS(word, unit, suffix, T, ...)                                                           \

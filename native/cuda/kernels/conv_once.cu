@@ -3,26 +3,26 @@
 
 namespace effnet::cuda {
 
-#define CONV_ONCE_OF(name, source, m, oc, ic, blocks, suffix, T)                                             \
-  EFF_KERNEL_FITTING(conv2d_bwd_##name##_##oc##x##ic##_##suffix, ConvBwdOnceArgs, kOnceThreads, blocks) { \
+#define CONV_ONCE_OF(KERNEL, name, source, m, oc, ic, blocks, suffix, T)                                             \
+  KERNEL(conv2d_bwd_##name##_##oc##x##ic##_##suffix, ConvBwdOnceArgs, kOnceThreads, blocks) { \
     conv_once<T, m, oc, ic, OnceSource::source>(a);                                                         \
   }
-#define CONV_ONCE(name, source, m, oc, ic, blocks)              \
-  CONV_ONCE_OF(name, source, m, oc, ic, blocks, bf16, Bf16) \
-  CONV_ONCE_OF(name, source, m, oc, ic, blocks, f16, F16)
+#define CONV_ONCE(KERNEL, name, source, m, oc, ic, blocks)              \
+  CONV_ONCE_OF(KERNEL, name, source, m, oc, ic, blocks, bf16, Bf16) \
+  CONV_ONCE_OF(KERNEL, name, source, m, oc, ic, blocks, f16, F16)
 
-CONV_ONCE(once, stored, 64, 96, 16, 3)
-CONV_ONCE(once, stored, 32, 144, 32, 3)
-CONV_ONCE(once, stored, 32, 192, 32, 2)
-CONV_ONCE(once, stored, 32, 240, 48, 2)
-CONV_ONCE(once_bn, normed, 32, 32, 96, 2)
-CONV_ONCE(once_bn, normed, 32, 48, 96, 2)
-CONV_ONCE(once_bn, normed, 32, 64, 64, 2)
-CONV_ONCE(once_gate, gated, 64, 16, 32, 2)
-CONV_ONCE(once_gate, gated, 32, 32, 96, 2)
-CONV_ONCE(once_gate, gated, 32, 48, 96, 2)
-CONV_ONCE(once_gate, gated, 32, 80, 80, 2)
-CONV_ONCE(once_gate, gated, 32, 112, 64, 2)
+CONV_ONCE(EFF_MERGING_KERNEL, once, stored, 64, 96, 16, 3)
+CONV_ONCE(EFF_MERGING_KERNEL, once, stored, 32, 144, 32, 3)
+CONV_ONCE(EFF_MERGING_KERNEL, once, stored, 32, 192, 32, 2)
+CONV_ONCE(EFF_MERGING_KERNEL, once, stored, 32, 240, 48, 2)
+CONV_ONCE(EFF_MERGING_KERNEL, once_bn, normed, 32, 32, 96, 2)
+CONV_ONCE(EFF_MERGING_KERNEL, once_bn, normed, 32, 48, 96, 2)
+CONV_ONCE(EFF_MERGING_KERNEL, once_bn, normed, 32, 64, 64, 2)
+CONV_ONCE(EFF_KERNEL_FITTING, once_gate, gated, 64, 16, 32, 2)
+CONV_ONCE(EFF_KERNEL_FITTING, once_gate, gated, 32, 32, 96, 2)
+CONV_ONCE(EFF_KERNEL_FITTING, once_gate, gated, 32, 48, 96, 2)
+CONV_ONCE(EFF_KERNEL_FITTING, once_gate, gated, 32, 80, 80, 2)
+CONV_ONCE(EFF_KERNEL_FITTING, once_gate, gated, 32, 112, 64, 2)
 
 EFF_KERNEL(conv2d_bwd_image_sums, ConvImageSumsArgs, kGemmThreads) {
   for (int64_t i = global_id(); i < a.images * 5 * a.c; i += global_threads()) {

@@ -3,10 +3,12 @@
 // source, for that of the weights, whose sums stay in registers over all tiles of a block.
 #pragma once
 
+#include "cuda/kernels/bn_gradient.cuh"
 #include "cuda/kernels/conv_loaders.cuh"
 #include "cuda/kernels/conv_once_tile.h"
 #include "cuda/kernels/drop.cuh"
 #include "cuda/kernels/gemm_engine.cuh"
+#include "cuda/kernels/merge.cuh"
 #include "cuda/kernels/walk.cuh"
 
 namespace effnet::cuda {
@@ -139,16 +141,25 @@ class ConvOnce {
           OfWeights::template multiply<DiffByPixel, SrcByPixel, Shape::kM>(products_[i], stage, src, unit);
       }
       if constexpr (kSource == OnceSource::gated) {
-        if (next.image != tile.image) store_sums<5>(a.sums + (tile.image * a.blocks_an_image + first_row / a_block) * 5 * a.ic);
+        if (next.image != tile.image) store_image_sums(tile.image, first_row / a_block);
       }
       EFF_SYNC_BLOCK();
       tile = next;
     }
-    if constexpr (kSource == OnceSource::normed) store_sums<2>(a.sums + static_cast<int64_t>(block_y()) * 2 * a.ic);
+    if constexpr (kSource == OnceSource::normed) {
+      float* tile = a.sums.tiles + int64_t{block_y()} * 2 * a.ic;
+      store_sums<2>(tile, tile + a.ic);
+    }
     if constexpr (!kNormed) {
-      if (a.end.src) store_end_sums(a.sums + static_cast<int64_t>(block_y()) * 2 * a.ic);
+      if (a.end.src) store_end_sums(a.sums.tiles + int64_t{block_y()} * 2 * a.ic);
     }
     store_products();
+    if constexpr (kSource != OnceSource::gated) {
+      static_assert(kOnceThreads * kMergeShared <= Shape::kStages * Shape::kStage * sizeof(T));
+      if (kNormed || a.end.src)
+        merge_tiles(stages_, a.sums.tree, SumsMerge({a.sums}), block_x(), block_y(), first_channel_,
+                    first_channel_ + channels_, a.ic);
+    }
   }
 
  private:
@@ -192,24 +203,21 @@ class ConvOnce {
       copy_async(weights_ + o * Shape::kPitchSrc + walk.column, valid ? from + o * a.ic + walk.column : from, valid);
     });
   }
-  // Of a channel of the result mean, factor, slope and constant: its gradient is
-  // factor * diff_dst + (dst - mean) * slope + constant.
+  // Of a channel of the result mean, factor, slope and constant (BnGradient).
   EFF_DEVICE void load_terms() {
     const int c = static_cast<int>(thread_id());
     if (c >= Shape::kOc) return;
-    float mean = 0.0f, factor = 0.0f, slope = 0.0f, constant = 0.0f;
+    float mean = 0.0f, factor = 0.0f;
+    BnGradient of;
     if (c < static_cast<int>(a.oc)) {
       mean = a.norm.mean[c];
       factor = a.norm.scale[c] * a.norm.inv_std[c];
-      if (a.diff_scale) {
-        slope = a.diff_scale[c] * (-factor * a.norm.inv_std[c] * a.inv_rows);
-        constant = a.diff_shift[c] * (-factor * a.inv_rows);
-      }
+      if (a.diff_scale) of = {factor, a.norm.inv_std[c], a.diff_scale[c], a.diff_shift[c], a.inv_rows};
     }
     terms_[c] = mean;
     terms_[Shape::kOc + c] = factor;
-    terms_[2 * Shape::kOc + c] = slope;
-    terms_[3 * Shape::kOc + c] = constant;
+    terms_[2 * Shape::kOc + c] = of.slope;
+    terms_[3 * Shape::kOc + c] = of.constant;
   }
   // Pixels behind the last one of an image and channels behind the last one are 0.
   EFF_DEVICE void load(const Tile& tile, int last_row, int into) {
@@ -397,9 +405,17 @@ class ConvOnce {
       for (int j = 0; j < 4; ++j) sums_[k][j] = 0.0f;
     }
   }
-  // Of the block, into [kCount][ic], and begins them anew.
+  // Of an image, or of the block's share of it.
+  EFF_DEVICE void store_image_sums(int image, int part) {
+    float* parts = a.image_parts + (image * a.blocks_an_image + part) * 5 * a.ic;
+    if (a.blocks_an_image == 1)
+      store_sums<5>(a.value + image * a.ic, a.image_sums + image * 4 * a.ic);
+    else
+      store_sums<5>(parts, parts + a.ic);
+  }
+  // Of the block: the first by channel to `first`, into [kCount - 1][ic] the others; and begins them anew.
   template <int kCount>
-  EFF_DEVICE void store_sums(float* to) {
+  EFF_DEVICE void store_sums(float* first, float* others) {
     const RowWalk<Shape::kIc, 4> walk;
     const int t = static_cast<int>(thread_id());
     EFF_UNROLL
@@ -410,7 +426,7 @@ class ConvOnce {
         float sum = 0.0f;
         for (int group = 0; group < Shape::kGroups; ++group) sum += scratch_[group * Shape::kIc + t];
         if (kCount == 5 && k >= 3) sum *= a.src.norm.inv_std[first_channel_ + t];
-        to[k * a.ic + first_channel_ + t] = sum;
+        (k == 0 ? first : others + (k - 1) * a.ic)[first_channel_ + t] = sum;
       }
       EFF_SYNC_BLOCK();
     }

@@ -7,7 +7,7 @@ namespace effnet::cuda {
   EFF_KERNEL_FITTING(conv2d_##unit##_64x32_##suffix, ConvArgs, kTileThreads, 3) {                                  \
     conv_forward_small_##unit<__VA_ARGS__ false>(a);                                                               \
   }                                                                                                                \
-  EFF_KERNEL_FITTING(conv2d_stats_##unit##_64x32_##suffix, ConvArgs, kTileThreads, 3) {                            \
+  EFF_MERGING_KERNEL(conv2d_stats_##unit##_64x32_##suffix, ConvArgs, kTileThreads, 4) {                            \
     conv_forward_small_##unit<__VA_ARGS__ true>(a);                                                                \
   }
 

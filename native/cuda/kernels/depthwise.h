@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/kernels/batch_norm.h"
+#include "cuda/kernels/merge.h"
 #include "plan/format.h"
 
 namespace effnet::cuda {
@@ -80,8 +81,8 @@ struct DepthwiseTilesArgs {
   const float *weights, *bias;
   plan::Act act;
   void* dst;
-  float* stats;  // [tile][2][c]: mean, squares, as bn_merge reads them; or nullptr
-  float* pool;   // [tile of an image][n][c]: sums times pool_factor, or nullptr
+  StatsMergeArgs stats;  // no tiles: not made
+  float* pool;           // [tile of an image][n][c]: sums times pool_factor, or nullptr
   float pool_factor;
 };
 
@@ -110,7 +111,7 @@ struct DepthwiseBwdTilesArgs {
   plan::Act src_act;
   void* diff_src;
   float* weight_parts;  // [block][k * k][c]
-  float* norm_parts;    // [block][2][c]: diff_src * (src - mean), diff_src
+  SumsMergeArgs sums;   // of diff_src, a tile a block; no tiles: not made
 };
 
 // dst[i] = sum over parts of parts[part][i]

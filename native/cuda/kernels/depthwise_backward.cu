@@ -4,7 +4,9 @@
 //
 // Rows and columns count from the padding, q = h + pad_t and u = w + pad_l: then dst row (q - ky) / stride sees src row
 // q with tap ky, and a tile starts at multiples of the stride, so that taps follow from positions in the tile.
+#include "cuda/kernels/bn_gradient.cuh"
 #include "cuda/kernels/depthwise_tile.cuh"
+#include "cuda/kernels/merge.cuh"
 
 namespace effnet::cuda {
 namespace {
@@ -121,7 +123,7 @@ class Backward {
         taps(shared.take<float>(static_cast<size_t>(K * K * t.slab))),
         operands{shared.take<float>(static_cast<size_t>(kDepthwiseOperandRows * t.slab)), t.slab},
         totals(shared.take<float>(static_cast<size_t>((K * K + 2) * t.slab))),
-        scratch(shared.take<float>((staged_bytes() > sums_bytes() ? staged_bytes() : sums_bytes()) / sizeof(float))),
+        scratch(shared.take<float>(scratch_bytes() / sizeof(float))),
         tile(reinterpret_cast<T*>(scratch)) {}
 
   EFF_DEVICE void run() {
@@ -145,7 +147,10 @@ class Backward {
     if constexpr (kKeeps) add_up_all(gradients, true);
     EFF_SYNC_BLOCK();
     if (a.weight_parts) give_totals(a.weight_parts, 0, K * K);
-    if (a.norm_parts) give_totals(a.norm_parts, K * K, 2);
+    if (!a.sums.tiles) return;
+    give_totals(a.sums.tiles, K * K, 2);
+    merge_tiles(scratch, a.sums.tree, SumsMerge({a.sums}), block_x(), static_cast<uint32_t>(tile_of_block()), c0,
+                c0 + t.slab, channels);
   }
 
  private:
@@ -159,13 +164,17 @@ class Backward {
   EFF_DEVICE size_t sums_bytes() const {
     return static_cast<size_t>(t.strips * t.row_groups * t.slab * K) * sizeof(float);
   }
+  EFF_DEVICE size_t scratch_bytes() const {
+    const size_t bytes = staged_bytes() > sums_bytes() ? staged_bytes() : sums_bytes();
+    return bytes > merge_bytes() ? bytes : merge_bytes();
+  }
 
   EFF_DEVICE void add_up_all(const Gradients<K>& gradients, bool begins) const {
     if (a.weight_parts) {
       EFF_UNROLL
       for (int ky = 0; ky < K; ++ky) add_up<K>(gradients.weights + ky * K, ky * K, begins);
     }
-    if (a.norm_parts) add_up<2>(gradients.norm, K * K, begins);
+    if (a.sums.tiles) add_up<2>(gradients.norm, K * K, begins);
   }
   // Adds what the groups of threads have of N values a channel, in order, to row `row` of the totals and on.
   template <int N>
@@ -208,10 +217,11 @@ class Backward {
     operands.fill_norm(kBehindNorm, b.norm, c0, halves<T>(b.act) ? 0.5f : 1.0f);
     for (int i = static_cast<int>(thread_id()); i < t.slab; i += static_cast<int>(block_threads())) {
       const float factor = b.norm.scale[c0 + i] * b.norm.inv_std[c0 + i];
-      const bool batch = b.diff_scale != nullptr;
-      operands.rows[kSlope * t.slab + i] =
-          batch ? b.diff_scale[c0 + i] * (-factor * b.norm.inv_std[c0 + i] * b.inv_rows) : 0.0f;
-      operands.rows[kConstant * t.slab + i] = batch ? b.diff_shift[c0 + i] * (-factor * b.inv_rows) : 0.0f;
+      BnGradient of;
+      if (b.diff_scale)
+        of = {factor, b.norm.inv_std[c0 + i], b.diff_scale[c0 + i], b.diff_shift[c0 + i], b.inv_rows};
+      operands.rows[kSlope * t.slab + i] = of.slope;
+      operands.rows[kConstant * t.slab + i] = of.constant;
     }
   }
   EFF_DEVICE void fill_image(int n) const {
@@ -367,7 +377,7 @@ class Backward {
     for (int j = 0; j < kStrip; ++j) {
       if (!inside(j, there)) continue;
       store_pair(static_cast<T*>(a.diff_src) + first + j * channels, diff_src[j]);
-      if (!a.norm_parts) continue;
+      if (!a.sums.tiles) continue;
       float mean[2], v[2];
       load_pair(operands.rows + at.channel(), mean);
       unpack_pair<T>(raw[j], v);
@@ -419,7 +429,7 @@ class Backward {
   const int height, width, channels, c0;
   float* const taps;
   const Operands operands;
-  float *const totals, *const scratch;  // scratch: where the tile was, once it has been read
+  float *const totals, *const scratch;  // scratch: where the tile was, once it has been read; and for the merge
   T* const tile;
 };
 

@@ -1,6 +1,7 @@
 // Depthwise convolutions by tiles. A thread has a strip of columns and two channels and goes down the rows: each staged
 // row is read once and added to the K rows of sums it belongs to, which rotate through registers.
 #include "cuda/kernels/depthwise_tile.cuh"
+#include "cuda/kernels/merge.cuh"
 
 namespace effnet::cuda {
 namespace {
@@ -93,7 +94,7 @@ struct Rows {
       unpack_pair<T>(bits, v);
       EFF_UNROLL
       for (int i = 0; i < 2; ++i) {
-        if (kBehind == Behind::stats || (kBehind == Behind::any && a.stats)) {
+        if (kBehind == Behind::stats || (kBehind == Behind::any && a.stats.tiles)) {
           if (x == 0 && row == 0) passing.first[i] = v[i];
           const float d = v[i] - passing.first[i];
           if (x < cols) passing.sum[i] += d;
@@ -147,11 +148,15 @@ EFF_DEVICE void depthwise_tiles(const DepthwiseTilesArgs& a) {
   const int oh = static_cast<int>(a.g.oh), ow = static_cast<int>(a.g.ow);
   const int groups = t.strips * t.row_groups;
   Shared shared;
-  T* tile = shared.take<T>(static_cast<size_t>(t.staged_rows * t.staged_cols * t.slab));
+  const size_t staged = static_cast<size_t>(t.staged_rows * t.staged_cols * t.slab) * sizeof(T);
+  const bool stats = a.stats.tiles != nullptr, passes = stats || a.pool;
+  // Where the window was is what the merge needs.
+  char* window_or_merge = shared.take<char>(passes && staged < merge_bytes() ? merge_bytes() : staged);
+  T* tile = reinterpret_cast<T*>(window_or_merge);
   float* taps = shared.take<float>(static_cast<size_t>(K * K * t.slab));
   const Operands operands{a.norm.mean ? shared.take<float>(static_cast<size_t>(kDepthwiseNormRows * t.slab)) : nullptr,
                           t.slab};
-  float* passed = a.stats || a.pool ? shared.take<float>(static_cast<size_t>(groups * t.slab * 2)) : nullptr;
+  float* passed = passes ? shared.take<float>(static_cast<size_t>(groups * t.slab * 2)) : nullptr;
 
   const int tiles = t.tiles_y * t.tiles_x, c0 = static_cast<int>(block_x()) * t.slab, index = tile_of_block();
   const int n = index / tiles, image_tile = index - n * tiles;
@@ -193,9 +198,9 @@ EFF_DEVICE void depthwise_tiles(const DepthwiseTilesArgs& a) {
     const auto rows_behind = [&](auto behind) {
       slide<T, K, S>(from, t.staged_cols * t.slab, t.slab, taps + 2 * K * K * at.pair(), my_rows, behind);
     };
-    if (a.stats && !a.bias && a.act == plan::Act::identity)
+    if (stats && !a.bias && a.act == plan::Act::identity)
       rows_behind(Rows<T, Behind::stats>{a, dst, bias, cols - col0, channels, passing});
-    else if (a.bias && a.act == plan::Act::silu && !a.stats)
+    else if (a.bias && a.act == plan::Act::silu && !stats)
       rows_behind(Rows<T, Behind::bias_silu>{a, dst, bias, cols - col0, channels, passing});
     else
       rows_behind(Rows<T, Behind::any>{a, dst, bias, cols - col0, channels, passing});
@@ -208,18 +213,18 @@ EFF_DEVICE void depthwise_tiles(const DepthwiseTilesArgs& a) {
     const float count = static_cast<float>(counts.of(group));
     EFF_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const float shift = a.stats && count > 0 ? passing.sum[i] / count : 0.0f;
+      const float shift = stats && count > 0 ? passing.sum[i] / count : 0.0f;
       float* to = passed + (group * t.slab + at.channel() + i) * 2;
-      to[0] = a.stats ? passing.first[i] + shift : passing.sum[i];
+      to[0] = stats ? passing.first[i] + shift : passing.sum[i];
       to[1] = max_of(0.0f, passing.squares[i] - shift * passing.sum[i]);
     }
   }
   EFF_SYNC_BLOCK();
   for (int i = static_cast<int>(thread_id()); i < t.slab; i += static_cast<int>(block_threads())) {
-    if (a.stats) {
+    if (stats) {
       float mean, squares;
       merge_stats(passed, groups, counts, t.slab, i, mean, squares);
-      float* to = a.stats + static_cast<int64_t>(index) * 2 * channels + c0 + i;
+      float* to = a.stats.tiles + static_cast<int64_t>(index) * 2 * channels + c0 + i;
       to[0] = mean;
       to[channels] = squares;
     } else {
@@ -228,6 +233,9 @@ EFF_DEVICE void depthwise_tiles(const DepthwiseTilesArgs& a) {
       a.pool[(image_tile * a.g.n + n) * channels + c0 + i] = sum * a.pool_factor;
     }
   }
+  if (stats)
+    merge_tiles(window_or_merge, a.stats.tree, StatsMerge<false>{a.stats}, block_x(), static_cast<uint32_t>(index), c0,
+                c0 + t.slab, channels);
 }
 
 }  // namespace

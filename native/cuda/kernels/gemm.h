@@ -9,6 +9,7 @@
 
 #include "cuda/kernels/batch_norm.h"
 #include "cuda/kernels/drop.h"
+#include "cuda/kernels/merge.h"
 #include "cuda/kernels/pixels.h"
 #include "plan/format.h"
 
@@ -49,10 +50,10 @@ struct ConvArgs {
   plan::Act act;
   const void* residual;
   void* dst;
-  // Tiled kernels: a block makes so many tiles one below the other, and of what it stored statistics, as a tile of
-  // BnMergeArgs; behind all of these the tiles' rests.
+  // Tiled kernels: a block makes so many tiles one below the other, and of what it stored statistics, which are a tile
+  // of these.
   int64_t tiles_a_block, tiles;
-  float* stats;
+  StatsMergeArgs stats;
   // Small tiles (conv_small.cuh): block z makes so many steps of the sum.
   int64_t split_steps, splits;
   float* parts;  // [tile][splits], not used for one split
@@ -76,9 +77,9 @@ struct ConvBwdDataArgs {
   plan::Act act;
   void* diff_src;
   Norm slope_norm;  // mean nullptr: slope_of as it is
-  // As in ConvArgs; the sums that the BN in front of the source needs, as a tile of BnSumsMergeArgs.
+  // As in ConvArgs; the sums that the BN in front of the source needs. No tiles: they are not made.
   int64_t tiles_a_block, tiles;
-  float* sums;
+  SumsMergeArgs sums;
   BlockEnd end;  // nothing to multiply with then
 };
 
@@ -106,10 +107,11 @@ struct ConvBwdOnceArgs {
   int64_t tiles_a_block, blocks_an_image, images_a_block;  // one of the last two is 1
   int64_t slice;
   float* parts;  // [blocks][oc][ic]
-  // Of a normalised source, or one that ends a block, a tile of BnSumsMergeArgs a block; of a gated one
-  // [image][blocks of it][5][ic].
-  float* sums;
-  BlockEnd end;  // of a stored source
+  // Of a gated source five sums by image: of one block the first to `value`, [image][ic], the others to `image_sums`,
+  // [image][4][ic]; of several parts, [image][block of it][5][ic].
+  float *value, *image_sums, *image_parts;
+  SumsMergeArgs sums;  // of a normalised source, or one that ends a block, a tile a block
+  BlockEnd end;        // of a stored source
 };
 
 // Five sums by image and channel, added up over the blocks of an image: the first to `value`, the others to `sums`.

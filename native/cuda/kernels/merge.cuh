@@ -1,22 +1,98 @@
 // Merging what blocks have found, by tile and channel, into values of a channel: two sums over the tiles, in double and
-// in an order that follows from the number of tiles and of threads. A kernel's last block (comes_last) calls merge_*
-// with all its threads, for the channels that its blocks share; or the merge is a launch of its own.
+// in the order of a MergeTree. A kernel calls merge_tiles with all threads of a block that has left its tile.
 #pragma once
 
 #include "cuda/device/device.h"
-#include "cuda/kernels/batch_norm.h"
+#include "cuda/kernels/merge.h"
 
 namespace effnet::cuda {
 
-struct Sums2 {
+struct Two {
   double x = 0, y = 0;
-  EFF_DEVICE void operator+=(const Sums2& other) {
+  EFF_DEVICE void operator+=(const Two& other) {
     x += other.x;
     y += other.y;
   }
 };
+// Two values by channel, x in front of y, of a table that other blocks wrote.
+template <class T>
+EFF_DEVICE Two load_two(const T* table, int64_t row, int64_t c, int64_t channels) {
+  const T* at = table + row * 2 * channels + c;
+  return {load_shared_by_blocks(at), load_shared_by_blocks(at + channels)};
+}
 
-// How the threads of a block, at least 32, share the channels [first, last) of a table: `columns` at a time.
+// ---- what is merged: `tile` is a tile's values, `term` what they add, `total` a value of tiles again from sums ------
+
+// Mean and squared deviations, as sums of deviations from a mean that lies near all others, `origin`: such sums add up
+// without a division and lose nothing in double.
+template <bool kRests>
+struct StatsMerge {
+  const StatsMergeArgs& a;
+
+  // Rows of tiles [first, last).
+  EFF_DEVICE double count(int32_t first, int32_t last) const {
+    return static_cast<double>(rows_before(last) - rows_before(first));
+  }
+  EFF_DEVICE Two tile(int32_t tile, int64_t c) const {
+    Two two = load_two(a.tiles, tile, c, a.c);
+    if constexpr (kRests) two.x += load_shared_by_blocks(a.rests + tile * a.c + c);
+    return two;
+  }
+  EFF_DEVICE double origin(const Two& first) const { return first.x; }
+  EFF_DEVICE Two term(const Two& two, double count, double origin) const {
+    const double d = two.x - origin;
+    return {count * d, fma(count * d, d, two.y)};
+  }
+  EFF_DEVICE Two total(const Two& sums, double count, double origin) const {
+    const double mean = sums.x / count, squares = sums.y - sums.x * mean;
+    return {origin + mean, squares < 0 ? 0 : squares};
+  }
+  EFF_DEVICE void store(int64_t c, const Two& total) const {
+    const double mean = total.x, var = total.y * a.inv_rows, unbiased = var * a.bessel;
+    a.mean[c] = static_cast<float>(mean);
+    a.inv_std[c] = static_cast<float>(1.0 / sqrt_of(var + a.eps));
+    const float running_mean = static_cast<float>((1 - a.momentum) * a.running_mean[c] + a.momentum * mean);
+    const float running_var = static_cast<float>((1 - a.momentum) * a.running_var[c] + a.momentum * unbiased);
+    a.running_mean[c] = running_mean;
+    a.running_var[c] = running_var;
+    if (is_finite(running_mean) && is_finite(running_var)) return;
+    store_relaxed(&a.tree.state->skip, 1u);
+    store_relaxed(&a.tree.state->unsound, 1u);
+  }
+
+ private:
+  EFF_DEVICE int64_t rows_before(int32_t tile) const {
+    if (a.tile_starts) return a.tile_starts[tile];
+    const int64_t rows = tile * a.tile_rows;
+    return rows < a.rows ? rows : a.rows;
+  }
+};
+
+// Of terms that are added as they are; `Values` says what a tile's are and where the totals go.
+template <class Values>
+struct PlainMerge : Values {
+  EFF_DEVICE explicit PlainMerge(const Values& values) : Values(values) {}
+  EFF_DEVICE double count(int32_t, int32_t) const { return 0; }
+  EFF_DEVICE double origin(const Two&) const { return 0; }
+  EFF_DEVICE Two term(const Two& two, double, double) const { return two; }
+  EFF_DEVICE Two total(const Two& sums, double, double) const { return sums; }
+};
+struct BnSums {
+  const SumsMergeArgs& a;
+  EFF_DEVICE Two tile(int32_t tile, int64_t c) const { return load_two(a.tiles, tile, c, a.c); }
+  EFF_DEVICE void store(int64_t c, const Two& total) const {
+    a.diff_scale[c] = static_cast<float>(total.x * static_cast<double>(a.inv_std[c]));
+    a.diff_shift[c] = static_cast<float>(total.y);
+  }
+};
+using SumsMerge = PlainMerge<BnSums>;
+
+// What a merge needs of shared memory in this block.
+EFF_DEVICE size_t merge_bytes() { return block_threads() * kMergeShared; }
+
+// ---- how ---------------------------------------------------------------------------------------------------------
+
+// How the threads of a block, at least 32, share some channels: `columns` at a time.
 struct Columns {
   uint32_t columns, lanes, lane, column;
 };
@@ -27,124 +103,95 @@ EFF_DEVICE Columns columns_of(int64_t channels) {
   return {columns, threads / columns, lane, thread_id() - lane * columns};
 }
 
-// The sum of term(row, channel) over rows [first, last), right in the threads of lane 0. `scratch`:
-// merge_shared(threads) bytes.
-template <class Term>
-EFF_DEVICE Sums2 sum_rows(Sums2* scratch, const Columns& at, int64_t first, int64_t last, int64_t channel,
-                          int64_t channels, Term term) {
-  Sums2 sums;
-  if (channel < channels && at.lane < at.lanes) {
-    EFF_UNROLL_BY(4)
-    for (int64_t row = first + at.lane; row < last; row += at.lanes) sums += term(row, channel);
-  }
-  EFF_SYNC_BLOCK();  // what was there before may still be read
-  scratch[thread_id()] = sums;
-  EFF_SYNC_BLOCK();
-  if (at.lane > 0) return sums;
-  for (uint32_t l = 1; l < at.lanes; ++l) sums += scratch[l * at.columns + at.column];
-  return sums;
+EFF_DEVICE int32_t end_of_group(const MergeTree& t, int32_t group) {
+  const int32_t end = (group + 1) * t.group_tiles;
+  return end < t.tiles ? end : t.tiles;
 }
 
-// ---- statistics --------------------------------------------------------------------------------------------------
-
-EFF_DEVICE double rows_of_tile(const BnMergeArgs& a, int64_t tile) {
-  if (a.tile_counts) return load_shared_by_blocks(a.tile_counts + tile);
-  const int64_t left = a.rows - tile * a.tile_rows;
-  return static_cast<double>(left < a.tile_rows ? left : a.tile_rows);
+// By group, and behind them that of the groups.
+EFF_DEVICE uint32_t* counters_of(const MergeTree& t, uint32_t column) {
+  return t.state->merge_counters + column * (static_cast<uint32_t>(t.groups) + 1);
 }
 
-// Mean and squared deviations of a tile as sums of deviations from the first tile's mean, which lies near that of all:
-// such sums add up without a division and lose nothing in double.
-struct StatsTerm {
-  const BnMergeArgs& a;
-  double shift;
-  EFF_DEVICE Sums2 operator()(int64_t tile, int64_t c) const {
-    const float* at = a.tiles + tile * 2 * a.c + c;
-    const double count = rows_of_tile(a, tile), rest = a.rests ? load_shared_by_blocks(a.rests + tile * a.c + c) : 0.0f;
-    const double d = load_shared_by_blocks(at) - shift + rest;
-    return {count * d, fma(count * d, d, static_cast<double>(load_shared_by_blocks(at + a.c)))};
+// What one level adds up: tiles [first, last), or the groups.
+template <class Merge>
+struct TilesOfGroup {
+  const Merge& merge;
+  int32_t first, last;
+  EFF_DEVICE Two values(int32_t tile, int64_t c) const { return merge.tile(tile, c); }
+  EFF_DEVICE double count(int32_t tile) const { return merge.count(tile, tile + 1); }
+  EFF_DEVICE double all() const { return merge.count(first, last); }
+};
+template <class Merge>
+struct Groups {
+  const Merge& merge;
+  const MergeTree& tree;
+  int64_t channels;
+  int32_t first, last;
+  EFF_DEVICE Two values(int32_t group, int64_t c) const { return load_two(tree.parts, group, c, channels); }
+  EFF_DEVICE double count(int32_t group) const {
+    return merge.count(group * tree.group_tiles, end_of_group(tree, group));
   }
+  EFF_DEVICE double all() const { return merge.count(0, tree.tiles); }
 };
 
-EFF_DEVICE void store_stats(const BnMergeArgs& a, int64_t c, double shift, const Sums2& sums) {
-  const double mean = shift + sums.x * a.inv_rows, m2 = sums.y - sums.x * sums.x * a.inv_rows;
-  const double var = (m2 < 0 ? 0 : m2) * a.inv_rows, unbiased = var * a.bessel;
-  a.mean[c] = static_cast<float>(mean);
-  a.inv_std[c] = static_cast<float>(1.0 / sqrt_of(var + a.eps));
-  const float running_mean = static_cast<float>((1 - a.momentum) * a.running_mean[c] + a.momentum * mean);
-  const float running_var = static_cast<float>((1 - a.momentum) * a.running_var[c] + a.momentum * unbiased);
-  a.running_mean[c] = running_mean;
-  a.running_var[c] = running_var;
-  if (is_finite(running_mean) && is_finite(running_var)) return;
-  store_relaxed(&a.state->skip, 1u);
-  store_relaxed(&a.state->unsound, 1u);
-}
-
-EFF_DEVICE double shift_of_stats(const BnMergeArgs& a, int64_t c) {
-  return c < a.c ? load_shared_by_blocks(a.tiles + c) : 0.0f;
-}
-
-// Channels [first, last), by a whole block.
-EFF_DEVICE void merge_stats(Sums2* scratch, const BnMergeArgs& a, int64_t first, int64_t last) {
+// give(channel, total) for channels [first, last), by a whole block.
+template <class Merge, class Rows, class Give>
+EFF_DEVICE void add_up_rows(Two* scratch, const Merge& merge, const Rows& rows, int64_t first, int64_t last,
+                            Give give) {
   const Columns at = columns_of(last - first);
   for (int64_t begin = first; begin < last; begin += at.columns) {
     const int64_t c = begin + at.column;
-    const double shift = shift_of_stats(a, c < last ? c : a.c);
-    const Sums2 sums = sum_rows(scratch, at, 0, a.tile_count, c, last, StatsTerm{a, shift});
-    if (at.lane == 0 && c < last) store_stats(a, c, shift, sums);
-  }
-}
-
-// ---- sums of the backward part -----------------------------------------------------------------------------------
-
-struct BnSumsTerm {
-  const BnSumsMergeArgs& a;
-  EFF_DEVICE Sums2 operator()(int64_t tile, int64_t c) const {
-    const float* at = a.tiles + tile * 2 * a.c + c;
-    return {load_shared_by_blocks(at), load_shared_by_blocks(at + a.c)};
-  }
-};
-
-EFF_DEVICE void store_bn_sums(const BnSumsMergeArgs& a, int64_t c, const Sums2& sums) {
-  a.diff_scale[c] = static_cast<float>(sums.x * static_cast<double>(a.inv_std[c]));
-  a.diff_shift[c] = static_cast<float>(sums.y);
-}
-
-EFF_DEVICE void merge_bn_sums(Sums2* scratch, const BnSumsMergeArgs& a, int64_t first, int64_t last) {
-  const Columns at = columns_of(last - first);
-  for (int64_t begin = first; begin < last; begin += at.columns) {
-    const int64_t c = begin + at.column;
-    const Sums2 sums = sum_rows(scratch, at, 0, a.tile_count, c, last, BnSumsTerm{a});
-    if (at.lane == 0 && c < last) store_bn_sums(a, c, sums);
-  }
-}
-
-// ---- as a launch of its own --------------------------------------------------------------------------------------
-
-// Block (x, y) adds up part y of the tiles for channels x * 32..; the last one of a column adds up the parts.
-template <class Term, class Store>
-EFF_DEVICE void merge_by_parts(const MergeParts& p, int64_t tile_count, int64_t channels, StepState* state, Term term,
-                               Store store) {
-  Shared shared;
-  Sums2* scratch = shared.take<Sums2>(kBnThreads);
-  uint32_t* flag = shared.take<uint32_t>(1);
-  const Columns at = columns_of(32);
-  const int64_t c = static_cast<int64_t>(block_x()) * 32 + at.column, part = block_y();
-  const int64_t first = part * p.part_tiles, end = first + p.part_tiles, last = end < tile_count ? end : tile_count;
-  Sums2 sums = sum_rows(scratch, at, first, last, c, channels, term);
-  if (p.parts_count > 1) {
-    double* parts = p.parts;
-    if (at.lane == 0 && c < channels) {
-      parts[part * 2 * channels + c] = sums.x;
-      parts[(part * 2 + 1) * channels + c] = sums.y;
+    Two sums;
+    double origin = 0;
+    if (c < last && at.lane < at.lanes) {
+      origin = merge.origin(rows.values(rows.first, c));
+      EFF_UNROLL_BY(4)
+      for (int32_t row = rows.first + static_cast<int32_t>(at.lane); row < rows.last;
+           row += static_cast<int32_t>(at.lanes))
+        sums += merge.term(rows.values(row, c), rows.count(row), origin);
     }
-    if (!comes_last(&state->block_counters[block_x()], static_cast<uint32_t>(p.parts_count), flag)) return;
-    sums = sum_rows(scratch, at, 0, p.parts_count, c, channels, [=](int64_t row, int64_t channel) {
-      const double* at = parts + row * 2 * channels + channel;
-      return Sums2{load_shared_by_blocks(at), load_shared_by_blocks(at + channels)};
-    });
+    EFF_SYNC_BLOCK();  // what was there before may still be read
+    scratch[thread_id()] = sums;
+    EFF_SYNC_BLOCK();
+    if (at.lane > 0 || c >= last) continue;
+    for (uint32_t lane = 1; lane < at.lanes; ++lane) sums += scratch[lane * at.columns + at.column];
+    give(c, merge.total(sums, rows.all(), origin));
   }
-  if (at.lane == 0 && c < channels) store(c, sums);
+}
+
+// Channels [first, last) of `channels`, of a group whose tiles are all there; with the groups, if this is the last one
+// of column `column`. `shared`: merge_bytes().
+template <class Merge>
+EFF_DEVICE void merge_group(void* shared, const MergeTree& t, const Merge& merge, uint32_t column, int32_t group,
+                            int64_t first, int64_t last, int64_t channels) {
+  Two* scratch = static_cast<Two*>(shared);
+  const TilesOfGroup<Merge> tiles{merge, group * t.group_tiles, end_of_group(t, group)};
+  add_up_rows(scratch, merge, tiles, first, last, [&](int64_t c, const Two& total) {
+    if (t.groups == 1) return merge.store(c, total);
+    double* part = t.parts + static_cast<int64_t>(group) * 2 * channels + c;
+    part[0] = total.x;
+    part[channels] = total.y;
+  });
+  if (t.groups == 1) return;
+  const auto groups = static_cast<uint32_t>(t.groups);
+  if (!comes_last(counters_of(t, column) + groups, groups, static_cast<uint32_t*>(shared))) return;
+  add_up_rows(scratch, merge, Groups<Merge>{merge, t, channels, 0, t.groups}, first, last,
+              [&](int64_t c, const Two& total) { merge.store(c, total); });
+}
+
+// The same, of a block of column `column` that has left tile `tile` of these channels: those that are not the last of
+// their group are done.
+template <class Merge>
+EFF_DEVICE void merge_tiles(void* shared, const MergeTree& t, const Merge& merge, uint32_t column, uint32_t tile,
+                            int64_t first, int64_t last, int64_t channels) {
+  const auto group = static_cast<int32_t>(tile / static_cast<uint32_t>(t.group_tiles));
+  const auto blocks = static_cast<uint32_t>(end_of_group(t, group) - group * t.group_tiles);
+  if (blocks == 1)
+    EFF_SYNC_BLOCK();
+  else if (!comes_last(counters_of(t, column) + group, blocks, static_cast<uint32_t*>(shared)))
+    return;
+  merge_group(shared, t, merge, column, group, first, last, channels);
 }
 
 }  // namespace effnet::cuda

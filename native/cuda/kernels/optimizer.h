@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/step_scalars.h"
+#include "cuda/kernels/processors.h"
 #include "cuda/kernels/step_state.h"
 #include "plan/format.h"
 
@@ -59,7 +60,7 @@ struct NormArgs {
   float* norm;
   StepState* state;
 };
-inline constexpr int64_t kNormBlocks = 132 * 4;
+inline constexpr int64_t kNormBlocks = 4 * kProcessors;
 inline constexpr size_t kNormShared = kOptimizerThreads / 32 * sizeof(double) + 16;
 
 }  // namespace effnet::cuda

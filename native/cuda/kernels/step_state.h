@@ -8,8 +8,11 @@
 
 namespace effnet::cuda {
 
-// Counters of blocks that are through (device.h, comes_last). Every launch leaves them 0.
-inline constexpr int64_t kBlockCounters = 1024;
+// Counters of blocks that are through (device.h, comes_last). They are 0 when the memory is taken, and the last block
+// to count sets each back, so that every launch that ran leaves them 0 for the next one, replayed or not, in whichever
+// step: a step that is not finite runs all its launches, one that could not be queued runs those that were, whole, and
+// after a fault no memory of the context is used again. Those of merges (merge.h) are apart: a kernel may need both.
+inline constexpr int64_t kBlockCounters = 1024, kMergeCounters = 8192;
 
 struct StepState {
   // Cleared where an update begins.
@@ -17,6 +20,7 @@ struct StepState {
   uint32_t unsound;  // running statistics, or parameters that an update made, are not finite
   LossScale loss_scale;
   uint32_t block_counters[kBlockCounters];
+  uint32_t merge_counters[kMergeCounters];
 };
 // What the host reads.
 inline constexpr size_t kStepReportBytes = offsetof(StepState, block_counters);

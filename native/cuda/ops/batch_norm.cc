@@ -17,11 +17,12 @@ Norm norm_of(const Addresses& at, const Tensor* mean, const Tensor* inv_std, con
           at.ptr<const float>(shift)};
 }
 
-// The walk of a reduction: where there are more groups of channels than counters, each has one block.
+// The walk of a reduction that is merged: where there are more groups of channels than counters, each has one block.
 Walk sum_walk(int64_t images, int64_t rows, int64_t c, int vector, int64_t least_rows = 0) {
   const Walk w = make_walk(images, rows, c, vector, kSumBlocks, least_rows);
-  return walk_grid(w, vector).y <= kBlockCounters ? w : make_walk(images, rows, c, vector, 1);
+  return walk_grid(w, vector).y <= kMostMergeColumns ? w : make_walk(images, rows, c, vector, 1);
 }
+MergeTiles tiles_of(const Walk& w, int vector) { return {walk_tiles(w), walk_grid(w, vector).y, w.c}; }
 // The means of tiles are stored in FP32. Of tiles of few rows a variance is made of their differences, and where the
 // mean is large that costs digits.
 constexpr int64_t kStatsLeastRows = 64;
@@ -32,8 +33,6 @@ Walk stats_walk(const Tensor* src) {
 static_assert(kSumBlocks / 2 <= kBlockCounters);
 
 constexpr size_t kSumsShared = kLaneScratchBytes + 16;
-
-size_t tiles_bytes(const Walk& w) { return static_cast<size_t>(walk_tiles(w) * 2 * w.c) * sizeof(float); }
 
 template <class Args>
 Launch by_element(const std::string& kernel, int64_t count, const Args& args) {
@@ -131,43 +130,19 @@ KernelPtr apply(const char* name, const BnBackward& back, const Tensor* diff_sca
 
 int64_t bn_tile_rows(int64_t rows) { return std::max<int64_t>(256, (rows + 1023) / 1024); }
 
-namespace {
-
-// Tiles that one block of a merge adds up, and into how many parts that cuts them.
-constexpr int64_t kPartTiles = 128, kMostParts = 512;
-
-MergeParts merge_parts(int64_t tiles, int64_t channels, std::byte* scratch) {
-  int64_t part_tiles = std::max<int64_t>(kPartTiles, blocks_of(tiles, kMostParts));
-  if (blocks_of(channels, 32) > kBlockCounters) part_tiles = tiles;
-  return {reinterpret_cast<double*>(scratch), part_tiles, blocks_of(tiles, part_tiles)};
-}
-
-template <class Args>
-Launch merge_launch(const char* kernel, int64_t channels, const Args& args) {
-  return make_launch(kernel, {blocks_of(channels, 32), static_cast<uint32_t>(args.parts.parts_count), 1}, kBnThreads,
-                     kMergeLaunchShared, args);
-}
-
-}  // namespace
-
-size_t bn_merge_scratch_bytes(int64_t tiles, int64_t channels) {
-  return static_cast<size_t>(merge_parts(tiles, channels, nullptr).parts_count * 2 * channels) * sizeof(double);
-}
-
 BnStats bn_stats_of(const Op& op, const Tensor* src, int out_mean, int attr_eps) {
   return {src, op.out(out_mean), op.out(out_mean + 1), op.upd(0), op.upd(1), op.attr(attr_eps), op.attr(attr_eps + 1)};
 }
 
-BnMergeArgs BnStats::merge_args(const Addresses& at, const float* tiles, int64_t tile_count, int64_t tile_rows,
-                                const int32_t* tile_counts) const {
+StatsMergeArgs BnStats::merge_args(const Addresses& at, const MergeTiles& tiles, std::byte* scratch, int64_t tile_rows,
+                                   const int32_t* tile_starts) const {
   const double rows = static_cast<double>(rows_of(src));
-  return {tiles,
+  return {tiles.tiles(scratch),
+          tiles.rests(scratch),
           rows_of(src),
           src->c(),
-          tile_count,
           tile_rows,
-          tile_counts,
-          nullptr,
+          tile_starts,
           1 / rows,
           rows > 1 ? rows / (rows - 1) : 1,
           eps,
@@ -176,34 +151,26 @@ BnMergeArgs BnStats::merge_args(const Addresses& at, const float* tiles, int64_t
           at.ptr<float>(inv_std),
           at.ptr<float>(running_mean),
           at.ptr<float>(running_var),
-          at.state};
+          tiles.tree(at, scratch)};
 }
 
-void BnStats::record_merge(const BnMergeArgs& args, std::byte* scratch, std::vector<Launch>& launches) {
-  launches.push_back(
-      merge_launch("bn_merge", args.c, BnMergeLaunchArgs{args, merge_parts(args.tile_count, args.c, scratch)}));
+SumsMergeArgs BnBackward::merge_args(const Addresses& at, const MergeTiles& tiles, std::byte* scratch,
+                                     const Tensor* diff_scale, const Tensor* diff_shift) const {
+  return {tiles.tiles(scratch),         src->c(),
+          at.ptr<const float>(inv_std), at.ptr<float>(diff_scale),
+          at.ptr<float>(diff_shift),    tiles.tree(at, scratch)};
 }
 
-BnSumsMergeArgs BnBackward::merge_args(const Addresses& at, const float* tiles, int64_t tile_count,
-                                       const Tensor* diff_scale, const Tensor* diff_shift) const {
-  return {
-      tiles, src->c(), tile_count, at.ptr<const float>(inv_std), at.ptr<float>(diff_scale), at.ptr<float>(diff_shift)};
-}
+namespace {
+MergeTiles stats_tiles(const Tensor* src) { return tiles_of(stats_walk(src), walk_vector(src->dtype, src->c())); }
+}  // namespace
 
-void BnBackward::record_merge(const Addresses& at, const BnSumsMergeArgs& args, std::byte* scratch,
-                              std::vector<Launch>& launches) {
-  launches.push_back(merge_launch(
-      "bn_bwd_merge", args.c, BnSumsMergeLaunchArgs{args, merge_parts(args.tile_count, args.c, scratch), at.state}));
-}
-
-size_t BnStats::scratch_bytes() const { return tiles_bytes(stats_walk(src)); }
+size_t BnStats::scratch_bytes() const { return stats_tiles(src).bytes(); }
 
 void BnStats::record(const Addresses& at, std::byte* scratch, std::vector<Launch>& launches) const {
-  const int vector = walk_vector(src->dtype, src->c());
   const Walk w = stats_walk(src);
-  auto* tiles = reinterpret_cast<float*>(scratch);
-  launches.push_back(by_walk("bn_tiles", src->dtype, vector, kSumsShared,
-                             BnTilesArgs{w, at.ptr(src), tiles, merge_args(at, tiles, walk_tiles(w), w.tile_rows)}));
+  launches.push_back(by_walk("bn_tiles", src->dtype, walk_vector(src->dtype, src->c()), kLaneScratchBytes,
+                             BnTilesArgs{w, at.ptr(src), merge_args(at, stats_tiles(src), scratch, w.tile_rows)}));
 }
 
 namespace {
@@ -224,16 +191,15 @@ Walk reduce_walk(const BnBackward& b) {
 
 int BnBackward::vector() const { return walk_vector(src->dtype, src->c(), true); }
 
-size_t BnBackward::reduce_scratch_bytes() const { return tiles_bytes(reduce_walk(*this)); }
+size_t BnBackward::reduce_scratch_bytes() const { return tiles_of(reduce_walk(*this), vector()).bytes(); }
 
 void BnBackward::record_reduce(const Addresses& at, std::byte* scratch, const Tensor* diff_scale,
                                const Tensor* diff_shift, std::vector<Launch>& launches) const {
   const Walk w = reduce_walk(*this);
-  auto* tiles = reinterpret_cast<float*>(scratch);
   launches.push_back(
-      by_walk("bn_bwd_tiles", src->dtype, vector(), kSumsShared,
-              BnBwdTilesArgs{w, upstream_of(*this, at), at.ptr(src), norm_of(at, mean, inv_std, scale, shift), tiles,
-                             merge_args(at, tiles, walk_tiles(w), diff_scale, diff_shift), at.state}));
+      by_walk("bn_bwd_tiles", src->dtype, vector(), kLaneScratchBytes,
+              BnBwdTilesArgs{w, upstream_of(*this, at), at.ptr(src), norm_of(at, mean, inv_std, scale, shift),
+                             merge_args(at, tiles_of(w, vector()), scratch, diff_scale, diff_shift)}));
 }
 
 void BnBackward::record_apply(const Addresses& at, const Tensor* diff_scale, const Tensor* diff_shift, void* diff_src,
@@ -389,22 +355,19 @@ StatusOr<KernelPtr> make_bn_act_bwd_merge(const Op& op) {
   const Tensor *diff_scale = op.out(out_diff_scale), *diff_shift = op.out(out_diff_shift);
   const int64_t n = gate->dims[0], c = gate->dims[1];
   const double pixels = op.attr(attr_pixels);
+  // A launch of its own: the pooled values' gradient comes from ops between the sums and it.
+  const MergeTiles images(n, blocks_of(c, kBnChannels), c, 0);
   return make_kernel(
       "bn_act_bwd_merge", plan::DType::f32,
       [=](const Addresses& at, std::vector<Launch>& launches) {
-        const BnImageMergeArgs args{at.ptr<const float>(sums),
-                                    at.ptr<const float>(gate),
-                                    at.ptr<const float>(diff_pooled),
-                                    n,
-                                    c,
-                                    1 / pixels,
-                                    at.ptr<float>(diff_scale),
-                                    at.ptr<float>(diff_shift),
-                                    merge_parts(n, c, at.scratch),
-                                    at.state};
-        launches.push_back(merge_launch("bn_image_merge", c, args));
+        const BnImageMergeArgs args{
+            at.ptr<const float>(sums), at.ptr<const float>(gate), at.ptr<const float>(diff_pooled), n, c, 1 / pixels,
+            at.ptr<float>(diff_scale), at.ptr<float>(diff_shift), images.tree(at, at.scratch)};
+        launches.push_back(make_launch("bn_image_merge",
+                                       {blocks_of(c, kBnChannels), static_cast<uint32_t>(images.groups()), 1},
+                                       kBnThreads, kBnThreads * kMergeShared, args));
       },
-      bn_merge_scratch_bytes(n, c));
+      images.bytes());
 }
 
 namespace {

@@ -2,15 +2,12 @@
 #pragma once
 
 #include "cuda/kernels/batch_norm.h"
-#include "cuda/ops/common.h"
+#include "cuda/ops/merge.h"
 
 namespace effnet::cuda {
 
 // Rows of a tile of a reduction over `rows` rows: at least 256, at most 1024 tiles.
 int64_t bn_tile_rows(int64_t rows);
-
-// Scratch of a merge of `tiles` tiles over `channels` channels that is a launch of its own.
-size_t bn_merge_scratch_bytes(int64_t tiles, int64_t channels);
 
 // Batch statistics of `src`.
 struct BnStats {
@@ -21,11 +18,10 @@ struct BnStats {
   size_t scratch_bytes() const;
   void record(const Addresses& at, std::byte* scratch, std::vector<Launch>& launches) const;
 
-  // Of tiles that the kernel which makes `src` has written: the arguments for its last block (merge.cuh, merge_stats),
-  // or for a launch of its own. `tile_counts`: the rows of each tile, or nullptr where each has `tile_rows`.
-  BnMergeArgs merge_args(const Addresses& at, const float* tiles, int64_t tile_count, int64_t tile_rows,
-                         const int32_t* tile_counts = nullptr) const;
-  static void record_merge(const BnMergeArgs& args, std::byte* scratch, std::vector<Launch>& launches);
+  // For a kernel that makes `src`, of the tiles that it leaves (kernels/merge.cuh, StatsMerge). `tile_starts`: the rows
+  // in front of each, or nullptr where each has `tile_rows`.
+  StatsMergeArgs merge_args(const Addresses& at, const MergeTiles& tiles, std::byte* scratch, int64_t tile_rows,
+                            const int32_t* tile_starts = nullptr) const;
 };
 
 // Those that an op makes of `src`. In the op table inv_std follows mean, momentum follows eps, and what is updated is
@@ -44,11 +40,9 @@ struct BnBackward {
   size_t reduce_scratch_bytes() const;
   void record_reduce(const Addresses& at, std::byte* scratch, const plan::Tensor* diff_scale,
                      const plan::Tensor* diff_shift, std::vector<Launch>& launches) const;
-  // Of tiles of sums that a kernel has written, as in BnStats (merge.cuh, merge_bn_sums).
-  BnSumsMergeArgs merge_args(const Addresses& at, const float* tiles, int64_t tile_count,
-                             const plan::Tensor* diff_scale, const plan::Tensor* diff_shift) const;
-  static void record_merge(const Addresses& at, const BnSumsMergeArgs& args, std::byte* scratch,
-                           std::vector<Launch>& launches);
+  // Of tiles of sums that a kernel leaves, as in BnStats (SumsMerge).
+  SumsMergeArgs merge_args(const Addresses& at, const MergeTiles& tiles, std::byte* scratch,
+                           const plan::Tensor* diff_scale, const plan::Tensor* diff_shift) const;
   // diff_scale, diff_shift: nullptr where mean and inv_std are constants. `diff_src`: a device address.
   void record_apply(const Addresses& at, const plan::Tensor* diff_scale, const plan::Tensor* diff_shift, void* diff_src,
                     std::vector<Launch>& launches) const;

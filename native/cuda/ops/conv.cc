@@ -67,11 +67,11 @@ Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType
                        kGemmThreads, kGemmShared, args);
   args.tiles_a_block = form.tiles_a_block;
   args.tiles = form.tiles;
-  const bool end = args.end.addend || args.end.src;
-  const char* base = end ? "conv2d_bwd_data_end_" : args.sums ? "conv2d_bwd_data_bn_" : "conv2d_bwd_data_";
-  const size_t shared_bytes = end         ? conv_backward_data_end_shared(form, type.dtype)
-                              : args.sums ? conv_backward_data_bn_shared(form, type.dtype)
-                                          : form.shared_bytes;
+  const bool end = args.end.addend || args.end.src, sums = args.sums.tiles;
+  const char* base = end ? "conv2d_bwd_data_end_" : sums ? "conv2d_bwd_data_bn_" : "conv2d_bwd_data_";
+  const size_t shared_bytes = end    ? conv_backward_data_end_shared(form, type.dtype)
+                              : sums ? conv_backward_data_bn_shared(form, type.dtype)
+                                     : form.shared_bytes;
   return make_launch(base + form.name() + type.suffix(), form.grid(args.g.ic), kTileThreads, shared_bytes, args);
 }
 
@@ -176,22 +176,18 @@ KernelPtr conv_bias_act_kernel(const std::string& base, const ConvOperands& o, c
 KernelPtr conv_stats_kernel(const std::string& base, const ConvOperands& o, const ConvForm& form,
                             const BnStats& stats) {
   ScratchLayout layout;
-  const int64_t stats_tiles = form.plain() ? 0 : form.row_blocks();
-  const size_t tiles_at =
-      layout.add(form.plain() ? stats.scratch_bytes() : static_cast<size_t>(stats_tiles * 3 * o.g.oc) * sizeof(float));
-  const size_t merge_at = layout.add(form.plain() ? 0 : bn_merge_scratch_bytes(stats_tiles, o.g.oc));
+  const MergeTiles tiles = form.plain() ? MergeTiles() : form.merge_tiles(o.g.oc, 3);
+  const size_t tiles_at = layout.add(form.plain() ? stats.scratch_bytes() : tiles.bytes());
   const size_t parts_at = layout.add(form.parts_bytes(o.g.oc));
   return conv_kernel(
       base, form, o.type,
       [=](const Addresses& at, std::vector<Launch>& launches) {
         ConvArgs args = o.forward_args(form, at);
-        args.stats = reinterpret_cast<float*>(at.scratch + tiles_at);
+        if (!form.plain())
+          args.stats = stats.merge_args(at, tiles, at.scratch + tiles_at, form.tiles_a_block * form.tile_m);
         args.parts = reinterpret_cast<float*>(at.scratch + parts_at);
         launches.push_back(conv_launch(args, form, o.type, true));
-        if (form.plain()) return stats.record(at, at.scratch + tiles_at, launches);
-        BnMergeArgs merge = stats.merge_args(at, args.stats, stats_tiles, form.tiles_a_block * form.tile_m);
-        merge.rests = args.stats + stats_tiles * 2 * o.g.oc;
-        BnStats::record_merge(merge, at.scratch + merge_at, launches);
+        if (form.plain()) stats.record(at, at.scratch + tiles_at, launches);
       },
       layout.bytes(), conv_flops(o.g));
 }

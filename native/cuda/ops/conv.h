@@ -18,9 +18,9 @@ ConvSource conv_source(const SourceNorm& source, const Addresses& at);
 // A matrix product as a convolution: src [rows, in], dst [rows, out], weights [out, in].
 ConvGeometry matrix_geometry(int64_t rows, int64_t in, int64_t out);
 
-// `stats`: args.stats is filled, by form.row_blocks() tiles.
+// `stats`: args.stats is filled, of form.merge_tiles(oc, 3).
 Launch conv_launch(ConvArgs args, const ConvForm& form, ConvType type, bool stats = false);
-// With args.end: by the kernel for such a source. With args.sums: they are left in form.row_blocks() tiles.
+// With args.end: by the kernel for such a source. With args.sums: by one that makes them, of form.merge_tiles(ic).
 Launch conv_bwd_data_launch(ConvBwdDataArgs args, const ConvForm& form, ConvType type);
 
 // Names the form, and asks for the weights that it reads.

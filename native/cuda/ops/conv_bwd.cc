@@ -84,16 +84,17 @@ ConvBackward::ConvBackward(const Op& op)
 KernelPtr once(const ConvBackward& op, const ConvOnceForm& form) {
   const int64_t blocks = form.blocks(), count = op.g.oc * op.g.ic;
   const bool gated = form.source == OnceSource::gated, to_bn = op.src_diff_scale;
-  const int64_t sum_rows = gated ? form.images * form.blocks_an_image * 5 : to_bn ? blocks * 2 : 0;
+  const bool images_in_parts = gated && form.blocks_an_image > 1;
+  const int64_t image_part_rows = images_in_parts ? form.images * form.blocks_an_image * 5 : 0;
+  const MergeTiles tiles = to_bn ? MergeTiles(blocks, form.slices, op.g.ic) : MergeTiles();
   ScratchLayout layout;
   const size_t parts_at = layout.add(blocks > 1 ? static_cast<size_t>(blocks * count) * sizeof(float) : 0);
-  const size_t sums_at = layout.add(static_cast<size_t>(sum_rows * op.g.ic) * sizeof(float));
-  const size_t merge_at = layout.add(to_bn ? bn_merge_scratch_bytes(blocks, op.g.ic) : 0);
+  const size_t image_parts_at = layout.add(static_cast<size_t>(image_part_rows * op.g.ic) * sizeof(float));
+  const size_t tiles_at = layout.add(tiles.bytes());
   auto kernel = make_kernel(
       "conv2d_bwd_" + form.name(), op.type.dtype,
       [=](const Addresses& at, std::vector<Launch>& launches) {
         auto* diff_weights = at.ptr<float>(op.diff_weights);
-        auto* sums = reinterpret_cast<float*>(at.scratch + sums_at);
         ConvBwdOnceArgs args{};
         args.images = form.images;
         args.image_pixels = form.image_pixels;
@@ -115,23 +116,22 @@ KernelPtr once(const ConvBackward& op, const ConvOnceForm& form) {
         args.images_a_block = form.images_a_block;
         args.slice = form.slice;
         args.parts = blocks > 1 ? reinterpret_cast<float*>(at.scratch + parts_at) : diff_weights;
-        args.sums = sums;
+        if (gated) {
+          args.value = at.ptr<float>(op.diff_gate);
+          args.image_sums = at.ptr<float>(op.image_sums);
+          args.image_parts = reinterpret_cast<float*>(at.scratch + image_parts_at);
+        }
+        if (to_bn)
+          args.sums =
+              op.behind_source.merge_args(at, tiles, at.scratch + tiles_at, op.src_diff_scale, op.src_diff_shift);
         if (form.source == OnceSource::stored) args.end = op.end(at);
         launches.push_back(make_launch("conv2d_bwd_" + form.name() + op.type.suffix(),
                                        {static_cast<uint32_t>(form.slices), static_cast<uint32_t>(blocks), 1},
                                        kOnceThreads, form.shared_bytes, args));
         if (blocks > 1) record_sum_parts(args.parts, blocks, count, diff_weights, launches);
-        if (to_bn)
-          BnBackward::record_merge(at,
-                                   op.behind_source.merge_args(at, sums, blocks, op.src_diff_scale, op.src_diff_shift),
-                                   at.scratch + merge_at, launches);
-        if (gated) {
-          const ConvImageSumsArgs add{sums,
-                                      form.images,
-                                      form.blocks_an_image,
-                                      op.g.ic,
-                                      at.ptr<float>(op.diff_gate),
-                                      at.ptr<float>(op.image_sums)};
+        if (images_in_parts) {
+          const ConvImageSumsArgs add{args.image_parts, form.images, form.blocks_an_image,
+                                      op.g.ic,          args.value,  args.image_sums};
           launches.push_back(make_launch("conv2d_bwd_image_sums", grid_for(form.images * 5 * op.g.ic, kGemmThreads),
                                          kGemmThreads, 0, add));
         }
@@ -146,16 +146,15 @@ KernelPtr by_stored_gradient(const ConvBackward& op, const ConvBwdParts& others)
   const ConvForm data = over_weights(op.weights, op.type, conv_backward_data_form(op.g, op.type)),
                  by_weights = conv_backward_weights_form(op.g, op.type, op.source.mean || op.source.gate);
   const bool sums_apart = to_bn && (data.plain() || others.data);
-  const int64_t sum_tiles = to_bn && !sums_apart ? data.row_blocks() : 0;
+  const bool sums_within = to_bn && !sums_apart;
+  const MergeTiles tiles = sums_within ? data.merge_tiles(op.g.ic) : MergeTiles();
   ScratchLayout layout;
   const size_t diff_at = layout.add(op.dst->bytes),
                parts_at = layout.add(others.weights ? 0 : conv_bwd_weights_scratch(op.g, by_weights)),
                convolved_at = layout.add(others.weights && op.source ? op.src->bytes : 0),
                workspace_at = layout.add(others.workspace_bytes);
-  const size_t sums_at = layout.add(sums_apart ? op.behind_source.reduce_scratch_bytes()
-                                               : static_cast<size_t>(sum_tiles * 2 * op.g.ic) * sizeof(float));
+  const size_t sums_at = layout.add(sums_apart ? op.behind_source.reduce_scratch_bytes() : tiles.bytes());
   const size_t image_sums_at = layout.add(op.image_sums ? op.source.sums_scratch_bytes() : 0);
-  const size_t merge_at = layout.add(sum_tiles ? bn_merge_scratch_bytes(sum_tiles, op.g.ic) : 0);
   const auto record_weights = [=](const Addresses& at, void* diff, std::vector<Launch>& launches) {
     if (!others.weights) {
       ConvBwdWeightsArgs args{};
@@ -174,7 +173,6 @@ KernelPtr by_stored_gradient(const ConvBackward& op, const ConvBwdParts& others)
     others.weights(at, diff, convolved, at.ptr(op.diff_weights), at.scratch + workspace_at, launches);
   };
   const auto record_data = [=](const Addresses& at, void* diff, std::vector<Launch>& launches) {
-    auto* sums = reinterpret_cast<float*>(at.scratch + sums_at);
     if (others.data) {
       const void* weights = op.type.dtype == plan::DType::f32 ? at.ptr(op.weights) : at.working(op.weights);
       others.data(at, diff, weights, at.ptr(op.diff_src), at.scratch + workspace_at, launches);
@@ -193,15 +191,12 @@ KernelPtr by_stored_gradient(const ConvBackward& op, const ConvBwdParts& others)
         args.slope_norm = op.source.norm(at);
       }
       if (!op.source) args.end = op.end(at);
-      if (to_bn && !sums_apart) args.sums = sums;
+      if (sums_within)
+        args.sums = op.behind_source.merge_args(at, tiles, at.scratch + sums_at, op.src_diff_scale, op.src_diff_shift);
       launches.push_back(conv_bwd_data_launch(args, data, op.type));
     }
     if (sums_apart)
       op.behind_source.record_reduce(at, at.scratch + sums_at, op.src_diff_scale, op.src_diff_shift, launches);
-    if (sum_tiles)
-      BnBackward::record_merge(at,
-                               op.behind_source.merge_args(at, sums, sum_tiles, op.src_diff_scale, op.src_diff_shift),
-                               at.scratch + merge_at, launches);
     if (op.image_sums)
       op.source.record_sums(at, at.scratch + image_sums_at, at.ptr(op.diff_src), op.diff_gate, op.image_sums, launches);
   };

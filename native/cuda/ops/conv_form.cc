@@ -4,13 +4,13 @@
 
 #include "cuda/kernels/conv_point.h"
 #include "cuda/kernels/gemm_tile.h"
+#include "cuda/kernels/processors.h"
 
 namespace effnet::cuda {
 namespace {
 
-// A GPU has about so many multiprocessors: fewer blocks leave some idle. And so many groups of rows are enough for
-// every one of them to hold several.
-constexpr int64_t kProcessors = 132, kRowBlocks = 8 * kProcessors;
+// So many groups of rows are enough for every multiprocessor to hold several.
+constexpr int64_t kRowBlocks = 8 * kProcessors;
 constexpr int64_t kIndexLimit = int64_t{1} << 31;
 constexpr int kTileM = 128;
 // Small tiles, where those of 128 pixels would be fewer than multiprocessors; sums are cut where these are too, into no
@@ -20,14 +20,14 @@ constexpr int64_t kLeastSteps = 4;
 // So many times as many tiles of a row as there are multiprocessors: small ones need not be tried.
 constexpr int64_t kMostSmall = 4;
 
-// Rows of 16 bytes, of which a window's row has as many terms, places in an image of 15 bits, and indices of 31 bits
-// but for those of a tensor's elements.
+// Rows of 16 bytes, of which a window's row has as many terms, places in an image of 15 bits, indices of 31 bits but
+// for those of a tensor's elements, and counters for the narrowest tiles' columns.
 bool fits_gather(const ConvGeometry& g, plan::DType dtype) {
   const int64_t vector = dtype == plan::DType::f32 ? 4 : 8;
   constexpr int64_t kPlaces = (1 << 14) - 16;
   return g.oc % vector == 0 && (g.kh == 1 || g.kw * g.ic >= vector) && g.stride <= 2 && std::max(g.h, g.w) <= kPlaces &&
          g.src_pixels() + kTileM < kIndexLimit && g.dst_pixels() + kTileM < kIndexLimit &&
-         g.oc * g.kh * g.kw * g.ic < kIndexLimit;
+         g.oc * g.kh * g.kw * g.ic < kIndexLimit && std::max(g.oc, g.ic) <= kSmallN * kMostMergeColumns;
 }
 
 bool fits_tiles(const ConvGeometry& g, plan::DType dtype) {

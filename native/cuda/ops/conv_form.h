@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cuda/kernels/gemm.h"
-#include "cuda/ops/common.h"
+#include "cuda/ops/merge.h"
 
 namespace effnet::cuda {
 
@@ -39,6 +39,10 @@ struct ConvForm {
   // Blocks of the same rows come one after another, so that what they share is in the cache.
   Dim grid(int64_t columns) const {
     return {blocks_of(columns, tile_n), static_cast<uint32_t>(row_blocks()), static_cast<uint32_t>(splits)};
+  }
+  // What its blocks leave by columns for a merge, `values` each.
+  MergeTiles merge_tiles(int64_t columns, int64_t values = 2) const {
+    return {row_blocks(), blocks_of(columns, tile_n), columns, values};
   }
   // Of the parts of sums that are cut.
   size_t parts_bytes(int64_t columns) const;

@@ -1,5 +1,7 @@
 #include "cuda/ops/conv_once.h"
 
+#include "cuda/kernels/processors.h"
+
 namespace effnet::cuda {
 namespace {
 
@@ -23,7 +25,7 @@ constexpr Tile kTiles16[] = {
 };
 
 // Blocks that fill a GPU: two on each of its multiprocessors.
-constexpr int64_t kBlocks = 2 * 132;
+constexpr int64_t kBlocks = 2 * kProcessors;
 constexpr int64_t kIndexLimit = int64_t{1} << 31;
 
 int64_t smaller(int64_t channels, int tile) { return ceil_div(ceil_div(channels, ceil_div(channels, tile)), 8) * 8; }

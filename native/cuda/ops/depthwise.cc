@@ -47,20 +47,18 @@ class Forward {
 
   std::string form() const { return cuda::form(g_, tiled_); }
   bool tiled() const { return tiled_; }
-  size_t stats_bytes(const BnStats& stats) const {
-    return tiled_ ? tiles_bytes() + bn_merge_scratch_bytes(tiles(), g_.c) : stats.scratch_bytes();
-  }
-  // The pixels of each tile, where they are not the same.
-  std::vector<std::byte> tile_counts() const {
+  size_t stats_bytes(const BnStats& stats) const { return tiled_ ? merge_tiles().bytes() : stats.scratch_bytes(); }
+  // The pixels in front of each tile, where tiles are not the same.
+  std::vector<std::byte> tile_starts() const {
     const DepthwiseTiling& t = plan_.tiling;
-    if (!tiled_ || (g_.oh % t.rows == 0 && g_.ow % t.cols == 0)) return {};
-    std::vector<int32_t> counts;
+    if (!tiled_ || same_tiles()) return {};
+    std::vector<int32_t> starts{0};
     for (int64_t n = 0; n < g_.n; ++n)
       for (int64_t y = 0; y < g_.oh; y += t.rows)
         for (int64_t x = 0; x < g_.ow; x += t.cols)
-          counts.push_back(
-              static_cast<int32_t>(std::min<int64_t>(t.rows, g_.oh - y) * std::min<int64_t>(t.cols, g_.ow - x)));
-    const auto bytes = std::as_bytes(std::span(counts));
+          starts.push_back(starts.back() + static_cast<int32_t>(std::min<int64_t>(t.rows, g_.oh - y) *
+                                                                std::min<int64_t>(t.cols, g_.ow - x)));
+    const auto bytes = std::as_bytes(std::span(starts));
     return {bytes.begin(), bytes.end()};
   }
   size_t pool_bytes() const {
@@ -81,7 +79,9 @@ class Forward {
     } else {
       args.t = plan_.tiling;
       auto* floats = reinterpret_cast<float*>(scratch);
-      if (stats) args.stats = floats;
+      if (stats)
+        args.stats = stats->merge_args(at, merge_tiles(), scratch, args.t.rows * args.t.cols,
+                                       same_tiles() ? nullptr : reinterpret_cast<const int32_t*>(at.constants));
       if (pooled) {
         args.pool = image_tiles() > 1 ? floats : at.ptr<float>(pooled);
         args.pool_factor = 1.0f / static_cast<float>(g_.oh * g_.ow);
@@ -91,12 +91,7 @@ class Forward {
       if (pooled && image_tiles() > 1)
         launches.push_back(sum_parts(floats, at.ptr<float>(pooled), g_.n * g_.c, image_tiles()));
     }
-    if (!stats) return;
-    if (!tiled_) return stats->record(at, scratch, launches);
-    const auto* counts =
-        g_.oh % args.t.rows == 0 && g_.ow % args.t.cols == 0 ? nullptr : reinterpret_cast<const int32_t*>(at.constants);
-    BnStats::record_merge(stats->merge_args(at, args.stats, tiles(), args.t.rows * args.t.cols, counts),
-                          scratch + tiles_bytes(), launches);
+    if (stats && !tiled_) stats->record(at, scratch, launches);
   }
 
   static Launch sum_parts(const float* parts, float* dst, int64_t count, int64_t parts_count) {
@@ -107,8 +102,8 @@ class Forward {
 
  private:
   int64_t image_tiles() const { return static_cast<int64_t>(plan_.tiling.tiles_y) * plan_.tiling.tiles_x; }
-  int64_t tiles() const { return g_.n * image_tiles(); }
-  size_t tiles_bytes() const { return align256(static_cast<size_t>(tiles() * 2 * g_.c) * sizeof(float)); }
+  bool same_tiles() const { return g_.oh % plan_.tiling.rows == 0 && g_.ow % plan_.tiling.cols == 0; }
+  MergeTiles merge_tiles() const { return {g_.n * image_tiles(), plan_.grid.x, g_.c}; }
 
   DepthwiseGeometry g_;
   const Tensor* dst_;
@@ -134,11 +129,10 @@ class Backward {
   size_t weights_bytes() const {
     return static_cast<size_t>((tiled_ ? parts() : tile_count(g_)) * g_.kh * g_.kw * g_.c) * sizeof(float);
   }
-  size_t norm_bytes() const {
-    return align256(static_cast<size_t>(parts() * 2 * g_.c) * sizeof(float)) + bn_merge_scratch_bytes(parts(), g_.c);
-  }
+  // Of the sums of diff_src that the gradients of its normalisation are.
+  MergeTiles merge_tiles() const { return {parts(), plan_.grid.x, g_.c}; }
 
-  // args: operands and results, weight_parts and norm_parts where there is scratch for them.
+  // args: operands and results, weight_parts and sums where there is scratch for them.
   void record(DepthwiseBwdTilesArgs args, float* diff_weights, std::vector<Launch>& launches) const {
     args.g = g_;
     if (!tiled_) return record_plain(args, args.src, diff_weights, launches);
@@ -167,13 +161,6 @@ class Backward {
         kDepthwiseThreads, 0,
         DepthwiseBwdDataArgs{g_, args.diff_dst, args.weights, args.src, args.norm, args.src_act, args.diff_src}));
   }
-  // The sums of diff_src that its normalisation's gradients are, from args.norm_parts on.
-  void record_norm(const BnBackward& back, const Addresses& at, std::byte* scratch, const Tensor* diff_scale,
-                   const Tensor* diff_shift, std::vector<Launch>& launches) const {
-    BnBackward::record_merge(
-        at, back.merge_args(at, reinterpret_cast<const float*>(scratch), parts(), diff_scale, diff_shift),
-        scratch + align256(static_cast<size_t>(parts() * 2 * g_.c) * sizeof(float)), launches);
-  }
 
  private:
   int64_t parts() const { return plan_.parts; }
@@ -183,7 +170,7 @@ class Backward {
     if (g_.kw == 5 && g_.stride == 2) return false;
     const bool normalised =
         args.norm.mean && args.src_act == plan::Act::silu && args.behind.dst && args.behind.act == plan::Act::silu;
-    return plan::dtype_bytes(dtype_) == 2 && normalised && args.diff_src && args.weight_parts && args.norm_parts;
+    return plan::dtype_bytes(dtype_) == 2 && normalised && args.diff_src && args.weight_parts && args.sums.tiles;
   }
 
   DepthwiseGeometry g_;
@@ -290,7 +277,7 @@ StatusOr<KernelPtr> make_depthwise_conv2d_stats(const Op& op) {
         forward.record(args, at, launches, &stats, nullptr, at.scratch + stats_at);
       },
       layout.bytes(), flops(g));
-  kernel->constants = forward.tile_counts();
+  kernel->constants = forward.tile_starts();
   return kernel;
 }
 
@@ -323,7 +310,7 @@ StatusOr<KernelPtr> make_depthwise_conv2d_bwd(const Op& op) {
   ScratchLayout layout;
   const size_t parts_at = layout.add(backward.weights_bytes());
   if (backward.tiled()) {
-    const size_t sums_at = layout.add(diff_scale ? backward.norm_bytes() : 0);
+    const size_t sums_at = layout.add(diff_scale ? backward.merge_tiles().bytes() : 0);
     return make_kernel(
         "depthwise_conv2d_bwd" + backward.form(), src->dtype,
         [=](const Addresses& at, std::vector<Launch>& launches) {
@@ -346,9 +333,9 @@ StatusOr<KernelPtr> make_depthwise_conv2d_bwd(const Op& op) {
           args.src_act = source.act;
           args.diff_src = at.ptr(diff_src);
           args.weight_parts = reinterpret_cast<float*>(at.scratch + parts_at);
-          if (diff_scale) args.norm_parts = reinterpret_cast<float*>(at.scratch + sums_at);
+          if (diff_scale)
+            args.sums = back.merge_args(at, backward.merge_tiles(), at.scratch + sums_at, diff_scale, diff_shift);
           backward.record(args, at.ptr<float>(diff_weights), launches);
-          if (diff_scale) backward.record_norm(back, at, at.scratch + sums_at, diff_scale, diff_shift, launches);
         },
         layout.bytes(), 2 * flops(g));
   }

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "cuda/ops/common.h"
+#include "cuda/kernels/processors.h"
+#include "cuda/ops/merge.h"
 
 namespace effnet::cuda {
 namespace {
@@ -12,7 +13,7 @@ constexpr int kMostSlab = 64;             // channels: 32 pairs, a warp
 constexpr size_t kMostShared = 74 << 10;  // at least three blocks on a multiprocessor
 
 // What the choice is made for: an H200. Rates of one multiprocessor and cycle.
-constexpr double kProcessors = 132, kBytes = 18.6, kInstructions = 4;
+constexpr double kBytes = 18.6, kInstructions = 4;
 constexpr double kMemoryCycles = 1200, kCacheCycles = 600, kBarrierCycles = 60;
 constexpr size_t kSharedOfProcessor = 227 << 10;
 constexpr int kWarpRegisters = 65536 / 32;
@@ -20,6 +21,7 @@ constexpr int kWarpRegisters = 65536 / 32;
 int up(int64_t a, int64_t b) { return static_cast<int>(ceil_div(a, b)); }
 
 int threads_of(const DepthwiseTiling& t) { return t.row_groups * t.strips * t.slab / 2; }
+int block_threads_of(const DepthwiseTiling& t) { return up(threads_of(t), 32) * 32; }
 
 // Instructions of a thread, as counted in the compiled kernels.
 struct Costs {
@@ -51,7 +53,8 @@ struct Search {
     const auto slab = static_cast<size_t>(t.slab), taps = static_cast<size_t>(g.kh * g.kw);
     const size_t groups = static_cast<size_t>(t.strips * t.row_groups);
     const auto bytes = [](size_t count, size_t size) { return (count * size + 15) / 16 * 16; };
-    const size_t staged = static_cast<size_t>(t.staged_rows * t.staged_cols) * slab * element_bytes;
+    const size_t window = static_cast<size_t>(t.staged_rows * t.staged_cols) * slab * element_bytes;
+    const size_t staged = passes ? std::max(window, static_cast<size_t>(block_threads_of(t)) * kMergeShared) : window;
     if (!backward)
       return bytes(staged, 1) + bytes(taps * slab, 4) + (normalises() ? bytes(kDepthwiseNormRows * slab, 4) : 0) +
              (passes ? bytes(2 * groups * slab, 4) : 0);
@@ -63,7 +66,7 @@ struct Search {
   // Cycles of the layer, roughly: what bounds a multiprocessor (instructions, memory, or blocks that wait for memory),
   // and some of what does not.
   double cost(const DepthwiseTiling& t, size_t shared) const {
-    const int threads = up(threads_of(t), 32) * 32, warps = threads / 32, vec = static_cast<int>(16 / element_bytes);
+    const int threads = block_threads_of(t), warps = threads / 32, vec = static_cast<int>(16 / element_bytes);
     const auto k = static_cast<double>(g.kw), s = static_cast<double>(g.stride);
     const double rows = t.group_rows, strip = kDepthwiseStrip, slab = t.slab;
     const double products = backward ? 2 * rows * strip * k * k / (s * s) : rows * strip * k * k;
@@ -93,7 +96,7 @@ struct Search {
     const double waiting = alone / resident, memory = bytes / kBytes;
     const double tile = std::max({instructions, waiting, memory}) + 0.2 * (instructions + waiting + memory);
     const double tiles = static_cast<double>(g.n) * t.tiles_y * t.tiles_x * (static_cast<double>(g.c) / slab);
-    return std::max(tiles / kProcessors * tile, alone + std::max(instructions, memory));
+    return std::max(tiles / double{kProcessors} * tile, alone + std::max(instructions, memory));
   }
 
   bool run(DepthwiseTiling& best, size_t& best_shared) const {
@@ -144,7 +147,9 @@ void set_grid(DepthwisePlan& plan, int64_t channels, int64_t parts) {
 bool depthwise_has_tiles(const DepthwiseGeometry& g, size_t element_bytes) {
   const bool window = g.kh == g.kw && (g.kw == 3 || g.kw == 5) && (g.stride == 1 || g.stride == 2);
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  return window && g.c % static_cast<int64_t>(16 / element_bytes) == 0 && g.h * g.w * g.c <= kMost &&
+  // A counter by slab at least, where results are merged.
+  const bool counted = g.c / static_cast<int64_t>(16 / element_bytes) <= kMostMergeColumns;
+  return window && counted && g.c % static_cast<int64_t>(16 / element_bytes) == 0 && g.h * g.w * g.c <= kMost &&
          g.n * g.h * g.w <= kMost;
 }
 
@@ -153,7 +158,7 @@ DepthwisePlan depthwise_forward_plan(const DepthwiseGeometry& g, size_t element_
   DepthwisePlan plan{};
   search.run(plan.tiling, plan.shared_bytes);
   const DepthwiseTiling& t = plan.tiling;
-  plan.threads = static_cast<uint32_t>(up(threads_of(t), 32) * 32);
+  plan.threads = static_cast<uint32_t>(block_threads_of(t));
   set_grid(plan, g.c, g.n * t.tiles_y * t.tiles_x);
   plan.block_tiles = 1;
   return plan;
@@ -168,9 +173,9 @@ DepthwisePlan depthwise_backward_plan(const DepthwiseGeometry& g, size_t element
   const int64_t slabs = g.c / t.slab, tiles = g.n * t.tiles_y * t.tiles_x;
   // As many as leave each multiprocessor some blocks: the parts of the weights' gradient are the fewer.
   constexpr int64_t kMostInTurn = 16;
-  const int64_t in_turn = std::clamp<int64_t>(tiles * slabs / static_cast<int64_t>(8 * kProcessors), 1, kMostInTurn);
+  const int64_t in_turn = std::clamp<int64_t>(tiles * slabs / (8 * kProcessors), 1, kMostInTurn);
   plan.block_tiles = static_cast<int32_t>(in_turn);
-  plan.threads = static_cast<uint32_t>(up(threads_of(t), 32) * 32);
+  plan.threads = static_cast<uint32_t>(block_threads_of(t));
   set_grid(plan, g.c, up(tiles, in_turn));
   return plan;
 }

@@ -1,6 +1,7 @@
 // The split of a walk over images (kernels/walk.h), by shape alone.
 #pragma once
 
+#include "cuda/kernels/processors.h"
 #include "cuda/kernels/walk.h"
 #include "cuda/ops/common.h"
 
@@ -25,6 +26,6 @@ Dim walk_grid(const Walk& w, int vector);
 inline int64_t walk_tiles(const Walk& w) { return ceil_div(w.images, w.block_images) * w.tiles; }
 
 // Blocks of a kernel that has little to keep in registers, and of one that sums up.
-inline constexpr int64_t kStreamBlocks = 132 * 16, kSumBlocks = 132 * 4;
+inline constexpr int64_t kStreamBlocks = 16 * kProcessors, kSumBlocks = 4 * kProcessors;
 
 }  // namespace effnet::cuda
