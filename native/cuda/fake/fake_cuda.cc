@@ -39,6 +39,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -156,6 +157,7 @@ struct Fake {
   int fault = 0;
   double clock = 0;  // milliseconds that kernels have taken
   std::mt19937 random{0};
+  std::optional<unsigned> order;  // that `random` was seeded for
 };
 
 Fake& fake() {
@@ -277,10 +279,18 @@ void run_front(Stream& s) {
   item.record->at = fake().clock;
 }
 
+// The order asked for, whose choices begin anew where it changes.
+unsigned order_of(Fake& f) {
+  const auto order = static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
+  if (f.order != order) f.random.seed(order);
+  f.order = order;
+  return order;
+}
+
 // Until `done`, in the order asked for. False when nothing can go on: streams wait for each other.
 bool run_until(Stream* wanted, const std::function<bool()>& done) {
   Fake& f = fake();
-  const unsigned order = static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
+  const unsigned order = order_of(f);
   while (!done()) {
     std::vector<Stream*> able;
     for (Stream* s : f.streams)
@@ -331,7 +341,7 @@ CUresult add(CUstream handle, Work work) {
 
 void run_graph(const Graph& graph) {
   Fake& f = fake();
-  const unsigned order = static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0")));
+  const unsigned order = order_of(f);
   std::vector<bool> done(graph.nodes.size());
   for (size_t left = graph.nodes.size(); left > 0; --left) {
     std::vector<size_t> able;
@@ -379,7 +389,6 @@ using Lock = std::lock_guard<std::recursive_mutex>;
 
 EFF_FAKE(cuInit, unsigned) {
   EFF_ENTER(cuInit, false)
-  fake().random.seed(static_cast<unsigned>(std::atoi(setting("FAKE_CUDA_ORDER", "0"))));
   return std::atoi(setting("FAKE_CUDA_DEVICES", "1")) > 0 ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 }
 EFF_FAKE(cuDriverGetVersion, int* version) {
@@ -774,7 +783,7 @@ EFF_EXPORT void fake_cuda_reset() {
   const Lock lock(fake().mutex);
   fake().calls.reset();
   fake().fault = 0;
-  fake().random.seed(0);
+  fake().order.reset();
 }
 
 EFF_EXPORT int fake_cuda_calls(const char* name) {
