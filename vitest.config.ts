@@ -15,7 +15,7 @@ export default defineConfig({
   test: {
     include: ['test/**/*.test.{ts,mjs}'],
     pool: 'forks',
-    // By itself it leaves a core idle, which of two is one too many.
+    // By itself it leaves a core idle.
     maxWorkers: availableParallelism(),
     sequence: { sequencer: LongestFirst },
     // Nothing is measured, and nothing kept in a home folder: a test that wants it says so.

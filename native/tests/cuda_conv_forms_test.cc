@@ -94,6 +94,9 @@ TEST(ConvForms, NarrowLayersAreReadOnceBackward) {
       {geometry(256, 14, 2688, 112), OnceSource::gated, "once_gate_112x64", 42, 7},
       {geometry(256, 28, 36, 240), OnceSource::stored, "", 0, 0},
       {geometry(256, 28, 40, 240, 3), OnceSource::stored, "", 0, 0},
+      // As many slices as have counters, and more.
+      {geometry(1, 2, 4096 * 96, 32), OnceSource::normed, "once_bn_32x96", 4096, 1},
+      {geometry(1, 2, 4097 * 96, 32), OnceSource::normed, "", 0, 0},
   };
   for (const Row& row : rows) {
     SCOPED_TRACE(testing::Message() << row.g.h << "x" << row.g.ic << "->" << row.g.oc);

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <vector>
 
 #include "cuda/ops/batch_norm.h"
@@ -45,7 +47,9 @@ void run(HostOperands& operands, const cuda::Launch& launch, const cuda::StepSta
     ASSERT_TRUE(ran.ok()) << ran.message();
     ASSERT_TRUE(backend::counters_are_zero(state));
     if (first.empty()) first = results;
-    ASSERT_TRUE(first == results) << backend::Runner::order_name(order);
+    // By bytes, since NaN is not itself.
+    ASSERT_EQ(std::memcmp(first.data(), results.data(), first.size() * sizeof(float)), 0)
+        << backend::Runner::order_name(order);
   }
 }
 template <class Args>
@@ -102,6 +106,19 @@ TEST(Merge, GivesTheStatisticsOfAllRows) {
       ASSERT_NEAR(results[c + i], 1 / std::sqrt(var + kEps), 1e-7 / std::sqrt(var + kEps)) << i;
       ASSERT_NEAR(results[2 * c + i], 0.9 * 0.5 + 0.1 * static_cast<double>(mean), 1e-6) << i;
       ASSERT_NEAR(results[3 * c + i], 0.9 * 0.5 + 0.1 * unbiased, 1e-6) << i;
+    }
+    // A tile that is not finite shows in its own channel, and in the state.
+    EXPECT_EQ(state.skip + state.unsound, 0u);
+    const std::vector<float> sound = results;
+    tiles[2 * (counts.size() / 2) * c + c / 2] = std::numeric_limits<float>::infinity();
+    ASSERT_NO_FATAL_FAILURE(run(operands, launch, state, results));
+    EXPECT_EQ(state.skip, 1u);
+    EXPECT_EQ(state.unsound, 1u);
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (i % c == c / 2)
+        ASSERT_FALSE(std::isfinite(results[i])) << i;
+      else
+        ASSERT_EQ(results[i], sound[i]) << i;
     }
   }
 }

@@ -64,16 +64,23 @@ const LOOKS: Readonly<Record<string, Look>> = {
       )
     }
   },
-  // What is wrong with these, the checks of the addon and of the CPU say.
   EFFNET_FAULT: (value, name) => {
     throw wrong(name, value, 'for tests: it makes this process fail', 'unset it')
   },
+  // What is wrong with these, the checks of the addon and of the CPU say.
   EFFNET_ADDON: () => undefined,
   EFFNET_MAX_ISA: () => undefined,
 }
 
 /** Of a checkout's tests and scripts, which commands of the package do not read. */
-const OF_TESTS: ReadonlySet<string> = new Set(['EFFNET_TEST_DATA', 'EFFNET_FAULT_LOG'])
+const OF_TESTS: ReadonlySet<string> = new Set([
+  'EFFNET_TEST_DATA',
+  'EFFNET_FAULT_LOG',
+  'EFFNET_REAL_SIZES',
+  'EFFNET_REHEARSE',
+  'EFFNET_STAGE_END',
+  'EFFNET_GPU_CHECK_LOGS',
+])
 
 /** Values that a command would refuse, and names that none reads. */
 export function checkVariables(env: Io['env']): Check[] {

@@ -1,6 +1,7 @@
 #include "cuda/ops/conv_once.h"
 
 #include "cuda/kernels/processors.h"
+#include "cuda/ops/merge.h"
 
 namespace effnet::cuda {
 namespace {
@@ -63,6 +64,7 @@ std::optional<ConvOnceForm> conv_once_form(const ConvGeometry& g, ConvType type,
     form.image_pixels = g.src_pixels() / form.images;
     form.slice = smaller(g.ic, tile.ic);
     form.slices = ceil_div(g.ic, form.slice);
+    if (form.slices > kMostMergeColumns) return {};
     if (once_traffic(g, form.slices) >= stored_traffic(g, source)) return {};
     const int64_t tiles = ceil_div(form.image_pixels, tile.rows);
     const int64_t a_block = std::max<int64_t>(1, ceil_div(form.images * tiles * form.slices, kBlocks));

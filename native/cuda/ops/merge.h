@@ -11,7 +11,7 @@ namespace effnet::cuda {
 inline constexpr int64_t kMostMergeColumns = kMergeCounters / 2;
 
 // Tiles of `values` values by channel, of statistics 3 where they have rests, in an op's scratch with what the merge
-// keeps there. The blocks that leave them are `columns` beside each other.
+// keeps there. The blocks that leave them are `columns` beside each other, kMostMergeColumns at most.
 class MergeTiles {
  public:
   MergeTiles() = default;
