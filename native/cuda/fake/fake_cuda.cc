@@ -49,11 +49,16 @@
 
 #include "cuda/device/emulation.h"
 #include "cuda/fake/fake_calls.h"
+#include "cuda/fake/fake_images.h"
 
 namespace {
 
 using effnet::cuda::Launch;
 namespace emulation = effnet::cuda::emulation;
+using effnet::fake::Library;
+using effnet::fake::library_of;
+using effnet::fake::most_shared;
+using effnet::fake::NamedKernel;
 
 struct Work {
   std::function<void()> run;
@@ -100,47 +105,6 @@ struct Stream {
   bool origin = false;
   std::vector<size_t> tail;
 };
-
-// That a block may ask for, as NVIDIA's table of compute capabilities has it. What runs here keeps to the least of
-// them: emulation::kMostShared.
-int most_shared(int capability) {
-  switch (capability) {
-    case 80:
-    case 87:
-      return 163 << 10;
-    case 90:
-    case 100:
-    case 103:
-      return 227 << 10;
-    default:
-      return 99 << 10;
-  }
-}
-
-using NamedKernel = std::pair<const std::string, emulation::Entry>;  // what a CUkernel and a CUfunction point to
-
-// A kernel is in the library whose image has it, compiled for a GPU; its body here is the emulation's.
-struct Library {
-  std::vector<CUkernel> kernels;
-};
-
-// Sections of an image (its own size is in its header) are ".text." and a kernel's name.
-Library library_of(const char* image) {
-  constexpr std::string_view kSection = ".text.";
-  auto& emulated = emulation::kernels();
-  uint16_t header_bytes;
-  uint64_t bytes;
-  std::memcpy(&header_bytes, image + 6, sizeof header_bytes);
-  std::memcpy(&bytes, image + 8, sizeof bytes);
-  const std::string_view text(image, header_bytes + bytes);
-  std::set<CUkernel> found;
-  for (size_t at = text.find(kSection); at != text.npos; at = text.find(kSection, at + 1)) {
-    const std::string_view name = text.substr(at + kSection.size());
-    const auto one = emulated.find(name.substr(0, name.find('\0')));
-    if (one != emulated.end()) found.insert(reinterpret_cast<CUkernel>(&*one));
-  }
-  return {{found.begin(), found.end()}};
-}
 
 constexpr size_t kReserved = 1 << 30;  // as large an allocation takes no memory by itself
 
