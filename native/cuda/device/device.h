@@ -4,7 +4,7 @@
 // Rules for kernels
 //   - EFF_KERNEL(name, Args, threads) { ... a.member ... }: one POD of arguments, `a`, by value; blocks of `threads` at
 //     most. EFF_KERNEL_FITTING: with so few registers that `blocks` of them fit onto a multiprocessor.
-//     EFF_MERGING_KERNEL: such a one that merges (merge.cuh); `a` is read in place, each thread would copy it else.
+//     EFF_MERGING_KERNEL: such a one that merges (merge.cuh) and whose `a` each thread would copy: it is read in place.
 //   - Shared memory only by Shared::take, whose sum the launch declares; never __shared__.
 //   - Warp operations by full warps; no early return before one or before a barrier, except of a whole block.
 //   - float arithmetic only; 16-bit types are for storage. No array of pointers indexed at run time.

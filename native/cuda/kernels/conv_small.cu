@@ -3,6 +3,7 @@
 
 namespace effnet::cuda {
 
+// 3 and 4 blocks: without the bound the merge takes more than the 64 registers that let 4 fit.
 #define CONV_SMALL(unit, suffix, ...)                                                                              \
   EFF_KERNEL_FITTING(conv2d_##unit##_64x32_##suffix, ConvArgs, kTileThreads, 3) {                                  \
     conv_forward_small_##unit<__VA_ARGS__ false>(a);                                                               \

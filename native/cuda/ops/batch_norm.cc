@@ -29,8 +29,6 @@ constexpr int64_t kStatsLeastRows = 64;
 Walk stats_walk(const Tensor* src) {
   return sum_walk(1, rows_of(src), src->c(), walk_vector(src->dtype, src->c()), kStatsLeastRows);
 }
-// Only few images are cut into tiles, so there is a counter for each of them and group of channels.
-static_assert(kSumBlocks / 2 <= kBlockCounters);
 
 constexpr size_t kSumsShared = kLaneScratchBytes + 16;
 
@@ -43,6 +41,9 @@ Launch by_walk(const char* kernel, plan::DType dtype, int vector, size_t shared_
   return make_launch(kernel + walk_suffix(dtype, vector), walk_grid(args.walk, vector), kWalkThreads, shared_bytes,
                      args);
 }
+
+// Only few images are cut into tiles, so there is a counter for each of them and group of channels.
+static_assert(kSumBlocks / 2 <= kBlockCounters);
 
 // Sums by image; `fill` sets all but what every such op has.
 struct ImageSums {
@@ -127,8 +128,6 @@ KernelPtr apply(const char* name, const BnBackward& back, const Tensor* diff_sca
 }
 
 }  // namespace
-
-int64_t bn_tile_rows(int64_t rows) { return std::max<int64_t>(256, (rows + 1023) / 1024); }
 
 BnStats bn_stats_of(const Op& op, const Tensor* src, int out_mean, int attr_eps) {
   return {src, op.out(out_mean), op.out(out_mean + 1), op.upd(0), op.upd(1), op.attr(attr_eps), op.attr(attr_eps + 1)};

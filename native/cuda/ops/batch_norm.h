@@ -6,9 +6,6 @@
 
 namespace effnet::cuda {
 
-// Rows of a tile of a reduction over `rows` rows: at least 256, at most 1024 tiles.
-int64_t bn_tile_rows(int64_t rows);
-
 // Batch statistics of `src`.
 struct BnStats {
   const plan::Tensor *src, *mean, *inv_std, *running_mean, *running_var;

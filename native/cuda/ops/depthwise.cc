@@ -113,7 +113,8 @@ class Forward {
 
 // ---- backward ----------------------------------------------------------------------------------------------------
 
-int64_t tile_pixels(const DepthwiseGeometry& g) { return bn_tile_rows(dst_pixels(g)); }
+// Of plain weights' gradients: 1024 tiles at most.
+int64_t tile_pixels(const DepthwiseGeometry& g) { return std::max<int64_t>(256, ceil_div(dst_pixels(g), 1024)); }
 int64_t tile_count(const DepthwiseGeometry& g) { return (dst_pixels(g) + tile_pixels(g) - 1) / tile_pixels(g); }
 
 // Either or both gradients, by tiles or plainly. Plainly src is stored already as it is convolved.
