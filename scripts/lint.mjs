@@ -63,7 +63,7 @@ function clangFormat() {
   const version = Number(/version (\d+)/.exec(probe('clang-format', ['--version']).stdout)?.[1] ?? 0)
   if (version === 0) return report('clang-format', false, 'clang-format is not installed\n  Mend: npm run setup -- --test')
   const generated = (f) => readFileSync(path.join(root, f), 'utf8').startsWith('// Generated')
-  const files = filesUnder('native').filter((f) => /\.(cc|h)$/.test(f) && !generated(f))
+  const files = filesUnder('native').filter((f) => /\.(cc|h|cu|cuh)$/.test(f) && !generated(f))
   const r = probe('clang-format', fix ? ['-i', ...files] : ['--dry-run', '-Werror', '--ferror-limit=5', ...files])
   const note = version === CLANG_FORMAT ? '' : `\n(this is clang-format ${version}; the tree is formatted with ${CLANG_FORMAT})`
   return report('clang-format', r.status === 0, `${r.stderr}${note}\n  Mend: npm run format`)

@@ -7,8 +7,8 @@ namespace effnet::cuda {
   KERNEL(conv2d_bwd_data_##name##fma_128x##n##_f32, ConvBwdDataArgs, kTileThreads, blocks) { \
     conv_backward_data_fma<n, DataEpilogue::epilogue>(a);                                    \
   }
-#define CONV_BACKWARD_DATA(n, blocks)             \
-  CONV_BACKWARD_DATA_WITH(EFF_KERNEL_FITTING, , none, n, blocks)   \
+#define CONV_BACKWARD_DATA(n, blocks)                             \
+  CONV_BACKWARD_DATA_WITH(EFF_KERNEL_FITTING, , none, n, blocks)  \
   CONV_BACKWARD_DATA_WITH(EFF_MERGING_KERNEL, bn_, bn, n, blocks) \
   CONV_BACKWARD_DATA_WITH(EFF_MERGING_KERNEL, end_, end, n, blocks)
 

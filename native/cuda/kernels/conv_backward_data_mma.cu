@@ -7,8 +7,8 @@ namespace effnet::cuda {
   KERNEL(conv2d_bwd_data_##name##mma_128x##n##_##suffix, ConvBwdDataArgs, kTileThreads, blocks) { \
     conv_backward_data_mma<T, n, DataEpilogue::epilogue>(a);                                      \
   }
-#define CONV_BACKWARD_DATA(n, blocks, suffix, T)             \
-  CONV_BACKWARD_DATA_WITH(EFF_KERNEL_FITTING, , none, n, blocks, suffix, T)   \
+#define CONV_BACKWARD_DATA(n, blocks, suffix, T)                             \
+  CONV_BACKWARD_DATA_WITH(EFF_KERNEL_FITTING, , none, n, blocks, suffix, T)  \
   CONV_BACKWARD_DATA_WITH(EFF_MERGING_KERNEL, bn_, bn, n, blocks, suffix, T) \
   CONV_BACKWARD_DATA_WITH(EFF_MERGING_KERNEL, end_, end, n, blocks, suffix, T)
 #define CONV_BACKWARD_DATA_16(n, blocks)    \

@@ -202,7 +202,7 @@ EFF_DEVICE void conv_gather_backward_weights_fma(const ConvBwdWeightsArgs& a) {
 
 // Kernels of all types that gather Terms, whose forms are named `word`: columns n so that `blocks` fit onto a
 // multiprocessor.
-#define CONV_GATHER_FORWARD(word, n, blocks, unit, suffix, T, ...)                                       \
+#define CONV_GATHER_FORWARD(word, n, blocks, unit, suffix, T, ...)                                        \
   EFF_KERNEL_FITTING(conv2d_##unit##_##word##_128x##n##_##suffix, ConvArgs, kTileThreads, blocks) {       \
     conv_gather_forward_##unit<T, __VA_ARGS__, n, false>(a);                                              \
   }                                                                                                       \
@@ -213,7 +213,7 @@ EFF_DEVICE void conv_gather_backward_weights_fma(const ConvBwdWeightsArgs& a) {
   EFF_KERNEL_FITTING(conv2d_bwd_weights_##unit##_##word##_128x32_##suffix, ConvBwdWeightsArgs, kTileThreads, 3) { \
     conv_gather_backward_weights_##unit<T, __VA_ARGS__, 128, 32>(a);                                              \
   }
-#define CONV_GATHER(word, unit, suffix, T, ...)                 \
+#define CONV_GATHER(word, unit, suffix, T, ...)                  \
   CONV_GATHER_FORWARD(word, 32, 3, unit, suffix, T, __VA_ARGS__) \
   CONV_GATHER_FORWARD(word, 64, 2, unit, suffix, T, __VA_ARGS__) \
   CONV_GATHER_WEIGHTS(word, unit, suffix, T, __VA_ARGS__)

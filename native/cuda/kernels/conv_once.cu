@@ -3,11 +3,11 @@
 
 namespace effnet::cuda {
 
-#define CONV_ONCE_OF(KERNEL, name, source, m, oc, ic, blocks, suffix, T)                                             \
+#define CONV_ONCE_OF(KERNEL, name, source, m, oc, ic, blocks, suffix, T)                      \
   KERNEL(conv2d_bwd_##name##_##oc##x##ic##_##suffix, ConvBwdOnceArgs, kOnceThreads, blocks) { \
-    conv_once<T, m, oc, ic, OnceSource::source>(a);                                                         \
+    conv_once<T, m, oc, ic, OnceSource::source>(a);                                           \
   }
-#define CONV_ONCE(KERNEL, name, source, m, oc, ic, blocks)              \
+#define CONV_ONCE(KERNEL, name, source, m, oc, ic, blocks)          \
   CONV_ONCE_OF(KERNEL, name, source, m, oc, ic, blocks, bf16, Bf16) \
   CONV_ONCE_OF(KERNEL, name, source, m, oc, ic, blocks, f16, F16)
 

@@ -96,7 +96,8 @@ class ConvOnce {
   EFF_DEVICE void run() {
     const int group = static_cast<int>(block_y()), blocks = static_cast<int>(a.blocks_an_image);
     const int part = group % blocks, a_block = static_cast<int>(a.tiles_a_block) * Shape::kM;
-    const int image0 = group / blocks * static_cast<int>(a.images_a_block), end = image0 + static_cast<int>(a.images_a_block);
+    const int image0 = group / blocks * static_cast<int>(a.images_a_block),
+              end = image0 + static_cast<int>(a.images_a_block);
     const int last_image = end < static_cast<int>(a.images) ? end : static_cast<int>(a.images);
     const int first_row = part * a_block, pixels = static_cast<int>(a.image_pixels);
     const int last_row = first_row + a_block < pixels ? first_row + a_block : pixels;
@@ -109,7 +110,8 @@ class ConvOnce {
     int into = 0;
     for (Tile tile{image0, first_row}; tile.image < last_image;) {
       const int rows = last_row - tile.row < Shape::kM ? last_row - tile.row : Shape::kM;
-      const Tile next = tile.row + Shape::kM < last_row ? Tile{tile.image, tile.row + Shape::kM} : Tile{tile.image + 1, first_row};
+      const Tile next =
+          tile.row + Shape::kM < last_row ? Tile{tile.image, tile.row + Shape::kM} : Tile{tile.image + 1, first_row};
       T* stage = stages_ + into * Shape::kStage;
       into ^= 1;
       if (next.image < last_image) load(next, last_row, into);
@@ -166,7 +168,8 @@ class ConvOnce {
   static constexpr bool kNormed = kSource != OnceSource::stored;
   static constexpr int kWidth = unit_width<Shape::kOc, Shape::kIc>();
   static constexpr int kSums = kSource == OnceSource::gated ? 5 : kNormed ? 2 : 0;
-  static constexpr int kMostEndThreads = 2 * Shape::kOc < static_cast<int>(kOnceThreads) ? 2 * Shape::kOc : kOnceThreads;
+  static constexpr int kMostEndThreads =
+      2 * Shape::kOc < static_cast<int>(kOnceThreads) ? 2 * Shape::kOc : kOnceThreads;
   static constexpr int kEndThreads = kMostEndThreads / Shape::kIc * Shape::kIc;
   using OfSrc = Units<T, Shape::kM, Shape::kIc, 16>;
   using OfWeights = Units<T, Shape::kOc, Shape::kIc, kWidth>;
@@ -252,7 +255,8 @@ class ConvOnce {
       norm_[t] = exists ? a.src.norm.mean[c] : 0.0f;
       norm_[Shape::kIc + t] = exists ? a.src.norm.inv_std[c] * a.src.norm.scale[c] : 0.0f;
       norm_[2 * Shape::kIc + t] = exists ? a.src.norm.shift[c] : 0.0f;
-      if constexpr (kSource == OnceSource::gated) norm_[3 * Shape::kIc + t] = exists ? a.src.gate[image * a.ic + c] : 0.0f;
+      if constexpr (kSource == OnceSource::gated)
+        norm_[3 * Shape::kIc + t] = exists ? a.src.gate[image * a.ic + c] : 0.0f;
     }
   }
 
@@ -290,7 +294,8 @@ class ConvOnce {
       OfSrc::template multiply<DiffByChannel, WeightsByChannel, Shape::kOc>(sums, diff, weights_, unit);
       EFF_UNROLL
       for (int j = 0; j < 2; ++j) {
-        float* at = slab + (OfSrc::row(unit) + lane / 4) * Shape::kPitchSrc + OfSrc::column(unit) + 8 * j + lane % 4 * 2;
+        float* at =
+            slab + (OfSrc::row(unit) + lane / 4) * Shape::kPitchSrc + OfSrc::column(unit) + 8 * j + lane % 4 * 2;
         store_pair(at, sums[j][0], sums[j][1]);
         store_pair(at + 8 * Shape::kPitchSrc, sums[j][2], sums[j][3]);
       }
@@ -300,8 +305,9 @@ class ConvOnce {
     *reinterpret_cast<Bits64*>(at) = {float_to_bits(v0), float_to_bits(v1)};
   }
 
-  // Of a stored source. Its gradient stays in the slab as it was stored, beside the source of BlockEnd. What of BlockEnd
-  // lies in memory is not asked for before: no register is free for it, and the next tile is on its way by now.
+  // Of a stored source. Its gradient stays in the slab as it was stored, beside the source of BlockEnd. What of
+  // BlockEnd lies in memory is not asked for before: no register is free for it, and the next tile is on its way by
+  // now.
   EFF_DEVICE void store_whole_diff_src(const Tile& tile, int rows, const float* slab, T* kept) {
     constexpr int V = Shape::kVector;
     const int64_t first = pixel_of(tile) * a.ic;

@@ -218,8 +218,7 @@ class Backward {
     for (int i = static_cast<int>(thread_id()); i < t.slab; i += static_cast<int>(block_threads())) {
       const float factor = b.norm.scale[c0 + i] * b.norm.inv_std[c0 + i];
       BnGradient of;
-      if (b.diff_scale)
-        of = {factor, b.norm.inv_std[c0 + i], b.diff_scale[c0 + i], b.diff_shift[c0 + i], b.inv_rows};
+      if (b.diff_scale) of = {factor, b.norm.inv_std[c0 + i], b.diff_scale[c0 + i], b.diff_shift[c0 + i], b.inv_rows};
       operands.rows[kSlope * t.slab + i] = of.slope;
       operands.rows[kConstant * t.slab + i] = of.constant;
     }
@@ -286,8 +285,7 @@ class Backward {
   }
 
   template <int kPhase>
-  EFF_DEVICE void take_whole_row(const T* diff, int h, uint32_t there, int64_t image,
-                                 Gradients<K>& gradients) const {
+  EFF_DEVICE void take_whole_row(const T* diff, int h, uint32_t there, int64_t image, Gradients<K>& gradients) const {
     // Most make the slopes again behind the sums: 8 registers less while the window is added up.
     constexpr bool kKeepsSlopes = K == 3 && S == 2;
     if ((S > 1 && h < 0) || h >= height) return;
@@ -337,8 +335,7 @@ class Backward {
       if (inside(j, there)) *reinterpret_cast<PairBits<T>*>(to + j * channels) = bits;
       EFF_UNROLL
       for (int i = 0; i < 2; ++i) {
-        if (inside(j, there))
-          gradients.norm[0][i] = fma(diff_src[j][i], v[i] - norm.mean[i], gradients.norm[0][i]);
+        if (inside(j, there)) gradients.norm[0][i] = fma(diff_src[j][i], v[i] - norm.mean[i], gradients.norm[0][i]);
         if (inside(j, there)) gradients.norm[1][i] += diff_src[j][i];
       }
     }
@@ -353,8 +350,7 @@ class Backward {
     EFF_UNROLL
     for (int j = 0; j < kStrip; ++j) {
       raw[j] = {};
-      if (a.src && inside(j, there))
-        raw[j] = load_pair_bits(static_cast<const T*>(a.src) + first + j * channels);
+      if (a.src && inside(j, there)) raw[j] = load_pair_bits(static_cast<const T*>(a.src) + first + j * channels);
     }
     if (!a.norm.mean) {
       EFF_UNROLL
@@ -405,8 +401,7 @@ class Backward {
       float v[2];
       unpack_pair<T>(raw[j], v);
       EFF_UNROLL
-      for (int i = 0; i < 2; ++i)
-        x[j][i] = inside(j, there) ? round_to<T>(activate<T>(act, norm(v[i], i))) : 0.0f;
+      for (int i = 0; i < 2; ++i) x[j][i] = inside(j, there) ? round_to<T>(activate<T>(act, norm(v[i], i))) : 0.0f;
     }
   }
 

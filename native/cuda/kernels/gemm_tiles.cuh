@@ -186,8 +186,8 @@ class ColumnStats {
     }
   }
 
-  // Of all rows of the block, into `tile`: [2][channels], and `rest`, what is left of the mean behind its first 24 bits:
-  // of means far from 0 and apart their rounding would be in the variance. The stages' memory is free by now.
+  // Of all rows of the block, into `tile`: [2][channels], and `rest`, what is left of the mean behind its first 24
+  // bits: of means far from 0 and apart their rounding would be in the variance. The stages' memory is free by now.
   EFF_DEVICE void merge(float* scratch, float* tile, float* rest, int first_column, int channels) {
     const int t = static_cast<int>(thread_id()), lane = t % 32, warp = t / 32, group = lane / kLanes;
     EFF_SYNC_BLOCK();

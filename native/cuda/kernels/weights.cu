@@ -27,8 +27,7 @@ EFF_DEVICE void widen_weights(const WidenWeightsArgs& a) {
     load_vec(src + i * kCastVector, v);
     store_floats(a.dst + i * kCastVector, v);
   }
-  for (int64_t i = vectors * kCastVector + global_id(); i < a.count; i += global_threads())
-    a.dst[i] = to_float(src[i]);
+  for (int64_t i = vectors * kCastVector + global_id(); i < a.count; i += global_threads()) a.dst[i] = to_float(src[i]);
 }
 
 EFF_KERNEL(cast_weights_bf16, CastWeightsArgs, kCastThreads) { cast_weights<Bf16>(a); }

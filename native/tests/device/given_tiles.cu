@@ -13,7 +13,8 @@ EFF_DEVICE Channels leave(const Args& a) {
   const int64_t tile = cuda::block_y(), first = cuda::block_x() * a.width, end = first + a.width;
   const int64_t last = end < a.merge.c ? end : a.merge.c;
   for (int64_t c = first + cuda::thread_id(); c < last; c += kGivenThreads)
-    for (int64_t row = 2 * tile; row < 2 * tile + 2; ++row) a.merge.tiles[row * a.merge.c + c] = a.tiles[row * a.merge.c + c];
+    for (int64_t row = 2 * tile; row < 2 * tile + 2; ++row)
+      a.merge.tiles[row * a.merge.c + c] = a.tiles[row * a.merge.c + c];
   return {first, last};
 }
 template <class Merge>
@@ -29,7 +30,8 @@ EFF_MERGING_KERNEL(given_stats, GivenStatsArgs, kGivenThreads, 1) {
 EFF_MERGING_KERNEL(given_stats_with_rests, GivenStatsArgs, kGivenThreads, 1) {
   const Channels of = leave(a);
   const int64_t row = cuda::block_y() * a.merge.c;
-  for (int64_t c = of.first + cuda::thread_id(); c < of.last; c += kGivenThreads) a.merge.rests[row + c] = a.rests[row + c];
+  for (int64_t c = of.first + cuda::thread_id(); c < of.last; c += kGivenThreads)
+    a.merge.rests[row + c] = a.rests[row + c];
   merge(a.merge.tree, cuda::StatsMerge<true>{a.merge}, of, a.merge.c);
 }
 EFF_MERGING_KERNEL(given_sums, GivenSumsArgs, kGivenThreads, 1) {

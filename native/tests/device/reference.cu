@@ -110,8 +110,8 @@ EFF_KERNEL(ref_behind, RefBehindArgs, kThreads) {
   const auto act = static_cast<plan::Act>(a.act);
   const double pixels = static_cast<double>(a.image / a.channels), rows = static_cast<double>(a.count / a.channels);
   const double x = at(a.x, i), z = normalised(a.norm, x, c);
-  const double upstream = at(a.diff_dst, i) * at_or(a.kept, n, 1) * at_or(a.gate, by_image, 1) +
-                          at_or(a.diff_pooled, by_image, 0) / pixels;
+  const double upstream =
+      at(a.diff_dst, i) * at_or(a.kept, n, 1) * at_or(a.gate, by_image, 1) + at_or(a.diff_pooled, by_image, 0) / pixels;
   const double g = upstream * slope_of(act, z);
   double v = g, factor = 1, correction = 0, terms = 0;  // terms: sizes of what the correction is the sum of
   if (!a.plain) {
@@ -125,8 +125,8 @@ EFF_KERNEL(ref_behind, RefBehindArgs, kThreads) {
   }
   a.dst[i] = rounded(v, a.rounding);
   if (!a.off) return;
-  const double off = fabs(upstream) * slope_off(act, a.fast, z, normalised_off(a.norm, x, c)) +
-                     0x1p-21 * (fabs(g) + terms);
+  const double off =
+      fabs(upstream) * slope_off(act, a.fast, z, normalised_off(a.norm, x, c)) + 0x1p-21 * (fabs(g) + terms);
   a.off[i] = stored_off(a.rounding, v, off * fabs(factor));
 }
 
@@ -148,7 +148,8 @@ EFF_KERNEL(ref_conv_forward, RefConvArgs, kThreads) {
       if (iy < 0 || ix < 0 || iy >= a.h || ix >= a.w) continue;
       const int64_t pixel = (n * a.h + iy) * a.w + ix;
       for (int64_t i = a.depthwise ? o : 0; i < (a.depthwise ? o + 1 : a.ic); ++i) {
-        const int64_t s = pixel * a.ic + i, k = a.depthwise ? (ky * a.k + kx) * a.oc + o : ((o * a.k + ky) * a.k + kx) * a.ic + i;
+        const int64_t s = pixel * a.ic + i,
+                      k = a.depthwise ? (ky * a.k + kx) * a.oc + o : ((o * a.k + ky) * a.k + kx) * a.ic + i;
         add_product(terms, a, at(a.src, s), at_or(a.off_src, s, 0), at(a.weights, k), 0);
       }
     }
@@ -163,10 +164,12 @@ EFF_KERNEL(ref_conv_backward_data, RefConvArgs, kThreads) {
   for (int64_t ky = 0; ky < a.k; ++ky)
     for (int64_t kx = 0; kx < a.k; ++kx) {
       const int64_t ty = iy + a.top - ky, tx = ix + a.left - kx;
-      if (ty < 0 || tx < 0 || ty % a.stride || tx % a.stride || ty / a.stride >= a.oh || tx / a.stride >= a.ow) continue;
+      if (ty < 0 || tx < 0 || ty % a.stride || tx % a.stride || ty / a.stride >= a.oh || tx / a.stride >= a.ow)
+        continue;
       const int64_t pixel = (n * a.oh + ty / a.stride) * a.ow + tx / a.stride;
       for (int64_t o = a.depthwise ? i : 0; o < (a.depthwise ? i + 1 : a.oc); ++o) {
-        const int64_t t = pixel * a.oc + o, k = a.depthwise ? (ky * a.k + kx) * a.oc + o : ((o * a.k + ky) * a.k + kx) * a.ic + i;
+        const int64_t t = pixel * a.oc + o,
+                      k = a.depthwise ? (ky * a.k + kx) * a.oc + o : ((o * a.k + ky) * a.k + kx) * a.ic + i;
         add_product(terms, a, at(a.diff_dst, t), at_or(a.off_diff_dst, t, 0), at(a.weights, k), 0);
       }
     }
@@ -277,8 +280,7 @@ EFF_KERNEL(ref_compare, RefCompareArgs, kThreads) {
   int64_t where = first;
   for (int64_t i = first; i < a.count && i < first + a.chunk; ++i) {
     const RefTerms& want = a.want[i];
-    const double limit =
-        a.size_share * want.size + 6 * sqrt(want.squares) + a.want_share * fabs(want.sum) + a.least;
+    const double limit = a.size_share * want.size + 6 * sqrt(want.squares) + a.want_share * fabs(want.sum) + a.least;
     const double share = fabs(at(a.got, i) - want.sum) / limit;
     if (share <= worst) continue;
     worst = share == share ? share : static_cast<double>(cuda::kInfinity);
