@@ -102,7 +102,7 @@ Status DeviceMemory::swap(plan::Arena a, plan::Arena b) {
 
 Status DeviceMemory::set_loss_scale(const LossScale& scale) {
   EFF_RETURN_IF_ERROR(device_->enter());
-  EFF_CUDA(device_->driver(), cuMemcpyHtoDAsync, state_.address() + offsetof(StepState, loss_scale), &scale,
+  EFF_CUDA(device_->driver(), cuMemcpyHtoDAsync, state_.address() + offsetof(StepReport, loss_scale), &scale,
            sizeof scale, stream_);
   EFF_CUDA(device_->driver(), cuStreamSynchronize, stream_);
   return Memory::set_loss_scale(scale);

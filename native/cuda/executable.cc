@@ -19,7 +19,7 @@ using plan::Arena;
 // Arenas that belong to one plan; the others are the memory's.
 bool is_own(Arena a) { return a == Arena::prepared || a == Arena::input || a == Arena::output || a == Arena::image; }
 
-// The StepState, behind the output arena.
+// The StepReport, behind the output arena.
 size_t report_at(uint64_t output_bytes) { return align256(output_bytes); }
 
 }  // namespace
@@ -121,7 +121,7 @@ Status Executable::allocate() {
   EFF_RETURN_IF_ERROR(allocate(folded()));
   if (working_ != plan::DType::f32) EFF_RETURN_IF_ERROR(memory_->ensure_working(working_));
   EFF_RETURN_IF_ERROR(ring_.create(*memory_, plan_->arena_bytes(Arena::input),
-                                   report_at(plan_->arena_bytes(Arena::output)) + kStepReportBytes));
+                                   report_at(plan_->arena_bytes(Arena::output)) + sizeof(StepReport)));
   const auto upload = [&](CUdeviceptr to, std::span<const std::byte> bytes) -> Status {
     if (!bytes.empty()) EFF_CUDA(driver(), cuMemcpyHtoDAsync, to, bytes.data(), bytes.size(), stream());
     return ok_status();
@@ -265,7 +265,7 @@ Status Executable::queue_output(const Slot& slot) const {
   std::byte* into = slot.output.data();
   if (output_.bytes()) EFF_CUDA(driver(), cuMemcpyDtoHAsync, into, output_.address(), output_.bytes(), stream());
   EFF_CUDA(driver(), cuMemcpyDtoHAsync, into + report_at(output_.bytes()),
-           reinterpret_cast<CUdeviceptr>(memory_->state()), kStepReportBytes, stream());
+           reinterpret_cast<CUdeviceptr>(memory_->state()), sizeof(StepReport), stream());
   return ok_status();
 }
 
@@ -417,11 +417,11 @@ StatusOr<Slot*> Executable::queue_step(const std::byte* input, const StepScalars
 Status Executable::finish_step(Slot& slot, std::byte* output) {
   slot.waits_for_results = false;
   EFF_CUDA(driver(), cuEventSynchronize, slot.done);
-  StepState state;
-  std::memcpy(static_cast<void*>(&state), slot.output.data() + report_at(output_.bytes()), kStepReportBytes);
-  memory_->note_loss_scale(state.loss_scale);
-  const bool skipped = state.skip && slot.host_scalars()->scale_interval > 0;
-  if (updates_weights_ && state.unsound && !skipped)
+  StepReport report;
+  std::memcpy(static_cast<void*>(&report), slot.output.data() + report_at(output_.bytes()), sizeof report);
+  memory_->note_loss_scale(report.loss_scale);
+  const bool skipped = report.skip && slot.host_scalars()->scale_interval > 0;
+  if (updates_weights_ && report.unsound && !skipped)
     return error(Code::nan, "the update made weights that are not finite");
   if (output_.bytes()) std::memcpy(output, slot.output.data(), output_.bytes());
   return ok_status();

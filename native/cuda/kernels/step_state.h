@@ -14,15 +14,17 @@ namespace effnet::cuda {
 // after a fault no memory of the context is used again. Those of merges (merge.h) are apart: a kernel may need both.
 inline constexpr int64_t kBlockCounters = 1024, kMergeCounters = 8192;
 
-struct StepState {
+// What the host reads after a step, in front of the rest.
+struct StepReport {
   // Cleared where an update begins.
   uint32_t skip;     // loss, norm of the gradients or running statistics are not finite: nothing is updated
   uint32_t unsound;  // running statistics, or parameters that an update made, are not finite
   LossScale loss_scale;
+};
+
+struct StepState : StepReport {
   uint32_t block_counters[kBlockCounters];
   uint32_t merge_counters[kMergeCounters];
 };
-// What the host reads.
-inline constexpr size_t kStepReportBytes = offsetof(StepState, block_counters);
 
 }  // namespace effnet::cuda
