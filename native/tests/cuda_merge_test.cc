@@ -8,8 +8,11 @@
 
 #include "cuda/ops/batch_norm.h"
 #include "cuda/ops/conv.h"
+#include "cuda/ops/depthwise_tiling.h"
+#include "cuda/ops/walk.h"
 #include "tests/device/given_tiles.h"
 #include "tests/host_operands.h"
+#include "tests/reference.h"
 
 namespace effnet::test {
 namespace {
@@ -180,6 +183,25 @@ TEST(Merge, TakesTheCountersThatThereAre) {
     }
 }
 
+// A layer of more channels than that is not cut into tiles that are merged.
+TEST(Merge, LayersHaveAsManyColumnsAsHaveCounters) {
+  const auto tiled = [](int64_t c, size_t bytes) {
+    return cuda::depthwise_has_tiles({1, 4, 4, c, 4, 4, 3, 3, 1, 1, 1}, bytes);
+  };
+  EXPECT_TRUE(tiled(cuda::kMostMergeColumns * 8, 2));
+  EXPECT_FALSE(tiled(cuda::kMostMergeColumns * 8 + 8, 2));
+  EXPECT_TRUE(tiled(cuda::kMostMergeColumns * 4, 4));
+  EXPECT_FALSE(tiled(cuda::kMostMergeColumns * 4 + 4, 4));
+  // Reductions that are cut by themselves: one block a group of channels, long before the counters end.
+  for (const int64_t c : {int64_t{1} << 20, int64_t{1} << 22, int64_t{1} << 24})
+    for (const int64_t images : {int64_t{1}, int64_t{9}}) {
+      const cuda::Walk w = cuda::make_walk(images, 4000, c, 4, cuda::kSumBlocks, 64);
+      SCOPED_TRACE(testing::Message() << images << " images of " << c << " channels, " << cuda::walk_tiles(w)
+                                      << " tiles");
+      EXPECT_TRUE(cuda::walk_tiles(w) == 1 || cuda::walk_grid(w, 4).y <= cuda::kMostMergeColumns);
+    }
+}
+
 #if defined(__SANITIZE_THREAD__)
 // Tiles in one group, which its last block adds up; in groups of one tile, which the last group adds up; and in both
 // levels.
@@ -229,9 +251,59 @@ void convolve_without_fences() {
   emulate(cuda::conv_launch(args, form, type, true), 0);
   std::exit(0);
 }
+// Kernels that leave their tiles to one another by themselves: an op whose form has `form` in its name.
+void run_without_fences(Rig& rig, const char* form) {
+  if (!rig.make().ok() || rig.name().find(form) == std::string::npos) std::exit(1);
+  cuda::emulation::machine().fences = false;
+  rig.run_once();
+  std::exit(0);
+}
+Values some(int64_t count, uint32_t seed) { return random_values(static_cast<size_t>(count), seed); }
+void add_vectors(Rig& rig, int count, int64_t c) {
+  for (int i = 0; i < count; ++i) rig.in(DType::f32, {c}, Values(static_cast<size_t>(c), 0.5));
+}
+void read_once_without_fences() {
+  constexpr int64_t kSide = 24, kIc = 48, kOc = 32, kPixels = kSide * kSide;
+  Rig rig(backend::make_conv2d_bwd, {1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0});
+  rig.in(DType::bf16, {1, kSide, kSide, kIc}, some(kPixels * kIc, 1));
+  rig.add_in(rig.tensor(Arena::weights, DType::f32, {kOc, 1, 1, kIc}, some(kOc * kIc, 2)));
+  rig.in(DType::bf16, {1, kSide, kSide, kOc}, some(kPixels * kOc, 3));
+  rig.in(DType::bf16, {1, kSide, kSide, kOc}, some(kPixels * kOc, 4));
+  add_vectors(rig, 6, kOc);
+  rig.absent_inputs(1);
+  add_vectors(rig, 4, kIc);
+  rig.absent_inputs(4);
+  rig.out(DType::bf16, {1, kSide, kSide, kIc});
+  rig.out(DType::f32, {kOc, 1, 1, kIc});
+  rig.out(DType::f32, {kIc});
+  rig.out(DType::f32, {kIc});
+  rig.absent_outputs(2);
+  run_without_fences(rig, "once_bn_");
+}
+template <bool kBackward>
+void depthwise_without_fences() {
+  constexpr int64_t kImages = 4, kSide = 12, kC = 16, kCount = kImages * kSide * kSide * kC;
+  const std::vector<int64_t> image{kImages, kSide, kSide, kC};
+  Rig rig(
+      kBackward ? backend::make_depthwise_conv2d_bwd : backend::make_depthwise_conv2d_stats,
+      kBackward ? std::vector<double>{1, 1, 1, 1, 1, 0, 0} : std::vector<double>{1, 1, 1, 1, 1, kEps, kMomentum, 0});
+  rig.in(DType::bf16, image, some(kCount, 1));
+  if (kBackward) rig.in(DType::bf16, image, some(kCount, 2));
+  rig.in(DType::f32, {3, 3, kC}, some(9 * kC, 3));
+  add_vectors(rig, 4, kC);
+  if (kBackward) rig.absent_inputs(9);
+  rig.out(DType::bf16, image);
+  if (kBackward) rig.out(DType::f32, {3, 3, kC});
+  rig.out(DType::f32, {kC});
+  rig.out(DType::f32, {kC});
+  if (!kBackward)
+    for (int i = 0; i < 2; ++i) rig.add_update(rig.tensor(Arena::weights, DType::f32, {kC}, some(kC, 4)));
+  run_without_fences(rig, "_k3s1");
+}
 TEST(Merge, AMissingFenceIsARace) {
   for (void (*work)() :
-       {merge_without_fences<6, 1>, merge_without_fences<1, 6>, merge_without_fences<3, 2>, convolve_without_fences})
+       {merge_without_fences<6, 1>, merge_without_fences<1, 6>, merge_without_fences<3, 2>, convolve_without_fences,
+        read_once_without_fences, depthwise_without_fences<false>, depthwise_without_fences<true>})
     EXPECT_EXIT(work(), testing::ExitedWithCode(66), "data race");
 }
 #endif

@@ -17,17 +17,15 @@ Norm norm_of(const Addresses& at, const Tensor* mean, const Tensor* inv_std, con
           at.ptr<const float>(shift)};
 }
 
-// The walk of a reduction that is merged: where there are more groups of channels than counters, each has one block.
-Walk sum_walk(int64_t images, int64_t rows, int64_t c, int vector, int64_t least_rows = 0) {
-  const Walk w = make_walk(images, rows, c, vector, kSumBlocks, least_rows);
-  return walk_grid(w, vector).y <= kMostMergeColumns ? w : make_walk(images, rows, c, vector, 1);
-}
+// Walks of reductions are cut for kSumBlocks blocks: where there are twice as many groups of channels, a group has one
+// block, which merges with none and needs no counter.
+static_assert(2 * kSumBlocks <= kMostMergeColumns);
 MergeTiles tiles_of(const Walk& w, int vector) { return {walk_tiles(w), walk_grid(w, vector).y, w.c}; }
 // The means of tiles are stored in FP32. Of tiles of few rows a variance is made of their differences, and where the
 // mean is large that costs digits.
 constexpr int64_t kStatsLeastRows = 64;
 Walk stats_walk(const Tensor* src) {
-  return sum_walk(1, rows_of(src), src->c(), walk_vector(src->dtype, src->c()), kStatsLeastRows);
+  return make_walk(1, rows_of(src), src->c(), walk_vector(src->dtype, src->c()), kSumBlocks, kStatsLeastRows);
 }
 
 constexpr size_t kSumsShared = kLaneScratchBytes + 16;
@@ -183,7 +181,7 @@ int64_t images_of(const BnBackward& b) { return b.gate || b.diff_pooled || b.dro
 
 Walk reduce_walk(const BnBackward& b) {
   const int64_t images = images_of(b);
-  return sum_walk(images, rows_of(b.src) / images, b.src->c(), b.vector());
+  return make_walk(images, rows_of(b.src) / images, b.src->c(), b.vector(), kSumBlocks);
 }
 
 }  // namespace
@@ -355,7 +353,7 @@ StatusOr<KernelPtr> make_bn_act_bwd_merge(const Op& op) {
   const int64_t n = gate->dims[0], c = gate->dims[1];
   const double pixels = op.attr(attr_pixels);
   // A launch of its own: the pooled values' gradient comes from ops between the sums and it.
-  const MergeTiles images(n, blocks_of(c, kBnChannels), c, 0);
+  const MergeTiles images(n, blocks_of(c, kBnChannels), c, /*values=*/0);
   return make_kernel(
       "bn_act_bwd_merge", plan::DType::f32,
       [=](const Addresses& at, std::vector<Launch>& launches) {

@@ -11,7 +11,8 @@ namespace effnet::cuda {
 inline constexpr int64_t kMostMergeColumns = kMergeCounters / 2;
 
 // Tiles of `values` values by channel, of statistics 3 where they have rests, in an op's scratch with what the merge
-// keeps there. The blocks that leave them are `columns` beside each other, kMostMergeColumns at most.
+// keeps there; 0: the tiles are a tensor. The blocks that leave them are `columns` beside each other, kMostMergeColumns
+// at most where there are several tiles.
 class MergeTiles {
  public:
   MergeTiles() = default;
