@@ -3,6 +3,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'esbuild'
 import { describe, expect, it } from 'vitest'
+import { mendOfDevice } from '../../ts/cli/main.js'
 import { defineOptions, ENGINE, parseWords } from '../../ts/cli/options.js'
 import { validate } from '../../ts/cli/schema.js'
 import { TRAIN } from '../../ts/cli/train_options.js'
@@ -234,5 +235,25 @@ describe('variables', () => {
     const { code, stderr } = await effnet(['predict', 'x.jpg'], { env: { [name]: value } })
     expect(stderr).toMatch(says)
     expect(code).toBe(exit)
+  })
+
+  it.each([
+    ["'cpu', 'cuda' or 'cuda:1'", 'EFFNET_DEVICE=cpu, or --device cpu'],
+    [
+      "in a checkout: npm run setup -- --cuda; or device 'cpu'",
+      'in a checkout: npm run setup -- --cuda; or EFFNET_DEVICE=cpu, or --device cpu',
+    ],
+    ['end the processes that hold it', 'end the processes that hold it; or EFFNET_DEVICE=cpu, or --device cpu'],
+    [undefined, 'EFFNET_DEVICE=cpu, or --device cpu'],
+  ])('the mend of a device that cannot be had stays: %s', (hint, mend) => {
+    expect(mendOfDevice(hint, 'EFFNET_DEVICE')).toBe(mend)
+  })
+
+  it('a device that the environment names is not looked for where none is used', async () => {
+    const { code, stderr } = await effnet(['bench', '--mode', 'data', '--data', '/no/such/folder'], {
+      env: { EFFNET_DEVICE: 'tpu' },
+    })
+    expect(stderr).not.toContain('tpu')
+    expect(code).toBe(66)
   })
 })

@@ -34,6 +34,7 @@ type BenchCall = Call<typeof BENCH>
 
 type Mode = 'infer' | 'train' | 'data'
 const MODEL_MODES: readonly Mode[] = ['infer', 'train']
+const modeOf = ({ mode = 'infer' }: { mode?: Mode | undefined }): Mode => mode
 /** Of options that not every mode reads, those that do. */
 const ONLY_IN: { readonly [K in keyof typeof BENCH]?: readonly Mode[] } = {
   model: MODEL_MODES,
@@ -343,10 +344,11 @@ export const verb = defineVerb(
       'effnet bench --mode data --data photos --image-size 224 --json',
     ],
     options: BENCH,
+    usesDevice: (options) => modeOf(options) !== 'data',
   },
   async (call) => {
     const { options: o } = call
-    const mode = o.mode ?? 'infer'
+    const mode = modeOf(o)
     checkMode(mode, call)
     if (mode === 'data') {
       await benchData(call)

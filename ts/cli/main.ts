@@ -41,6 +41,14 @@ const early = (argv: readonly string[], io: Io): Ui =>
     verbosity: argv.includes('-vv') ? 2 : argv.includes('-v') || argv.includes('--verbose') ? 1 : 0,
   })
 
+/** The mend of a device that cannot be had, for who named it by a variable: other mends than the CPU stay. */
+export function mendOfDevice(hint: string | undefined, source: string): string {
+  const cpu = `${source}=cpu, or --device cpu`
+  if (hint === undefined) return cpu
+  if (hint.includes("device 'cpu'")) return hint.replace("device 'cpu'", cpu)
+  return hint.includes("'cpu'") ? cpu : `${hint}; or ${cpu}`
+}
+
 /** Who set a variable once is told which one it was. */
 async function checkDeviceOf({ value, source }: RawValue): Promise<void> {
   const { checkDeviceOption } = await import('./model_source.js')
@@ -49,7 +57,7 @@ async function checkDeviceOf({ value, source }: RawValue): Promise<void> {
   } catch (cause) {
     if (!(cause instanceof EffnetError)) throw cause
     throw new EffnetError(cause.code, `${source}=${value}: ${cause.message}`, {
-      hint: `${source}=cpu, or --device cpu`,
+      hint: mendOfDevice(cause.hint, source),
       details: cause.details,
       cause,
     })
@@ -82,7 +90,7 @@ async function runVerb(name: string, argv: readonly string[], io: Io): Promise<n
     })
   }
   const device = parsed.raw.get('device')
-  if (device && device.source !== '--device') await checkDeviceOf(device)
+  if (device && device.source !== '--device' && (def.usesDevice?.(options) ?? true)) await checkDeviceOf(device)
   const ui = new Ui(io, { json: common.json, quiet: common.quiet, verbosity: parsed.verbosity })
   try {
     const given = new Set([...parsed.raw].flatMap(([key, { source }]) => (source.startsWith('--') ? [key] : [])))

@@ -84,6 +84,8 @@ export interface VerbDef<T extends OptionTable> {
   positional?: PositionalDef
   /** Lines below the options, where a verb needs them. */
   notes?: readonly string[]
+  /** Whether a device that the environment names matters; it does where this is left out. */
+  usesDevice?(options: Values<T>): boolean
 }
 
 export const GLOBAL = defineOptions({

@@ -80,6 +80,14 @@ const OF_TESTS: ReadonlySet<string> = new Set([
   'EFFNET_REHEARSE',
   'EFFNET_STAGE_END',
   'EFFNET_GPU_CHECK_LOGS',
+  'EFFNET_GPU_CHECK_SECONDS',
+  'EFFNET_BENCH_MODE',
+  'EFFNET_CUDA_SHAPES',
+  'EFFNET_CUDNN_ROWS',
+  'EFFNET_CUDNN_WRITE',
+  'EFFNET_KERNELS',
+  'EFFNET_KERNELS_RUN',
+  'EFFNET_RUNS_OF_A_FORM',
 ])
 
 /** Values that a command would refuse, and names that none reads. */
