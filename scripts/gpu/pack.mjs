@@ -54,7 +54,8 @@ async function pack(folder) {
     copy('dist')
     for (const name of ['effnet.node', 'effnet_cuda.so', 'libeffnet_dnnl.so.3', 'libhwy.so.1']) copy(`build/Release/${name}`)
     const tests = readdirSync(at('build')).filter((name) => /^gpu_\w+_test$/.test(name))
-    for (const name of [...tests, 'libgpu_images.so']) copy(`build/${name}`, `tests/${name}`)
+    for (const name of tests) copy(`build/${name}`, `tests/${name}`)
+    copy('build/Release/libgpu_images.so', 'tests/libgpu_images.so')
     await build({
       entryPoints: { 'gpu-layers': at('scripts/gpu/layers.ts'), 'gpu-shapes': at('scripts/gpu/shapes.ts') },
       outdir: into('dist'),
