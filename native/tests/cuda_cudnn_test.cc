@@ -246,6 +246,24 @@ TEST_F(CudaCudnn, PlansThatAreAlikeAreMadeOnce) {
   EXPECT_EQ(live_objects(), before);
 }
 
+TEST_F(CudaCudnn, EnginesAreTriedUntilOneBuilds) {
+  const auto engine = [](std::initializer_list<std::pair<const char*, const char*>> settings) {
+    for (const auto& [name, value] : settings) setenv(name, value, 1);
+    const auto library = Cudnn::create();
+    const auto plan = library.value()->plan(small());
+    for (const auto& [name, value] : settings) unsetenv(name);
+    return plan.ok() ? std::atoi(plan.value()->engine().c_str() + 3) : 0;
+  };
+  EXPECT_EQ(engine({}), 7);
+  // However many of cuDNN's first choice do not build, its fallback is asked.
+  EXPECT_EQ(engine({{"FAKE_CUDNN_ENGINES", "20"}, {"FAKE_CUDNN_NO_PLAN", "A"}, {"FAKE_CUDNN_FALLBACK", "1"}}), 107);
+  EXPECT_EQ(engine({{"FAKE_CUDNN_ENGINES", "20"}, {"FAKE_CUDNN_NO_PLAN", "A"}}), 0);
+  // An engine that wants more than 256 MiB is none.
+  EXPECT_EQ(engine({{"FAKE_CUDNN_WORKSPACE", "268435456"}}), 7);
+  EXPECT_EQ(engine({{"FAKE_CUDNN_ENGINES", "2"}, {"FAKE_CUDNN_WORKSPACE", "268435457"}}), 8);
+  EXPECT_EQ(engine({{"FAKE_CUDNN_WORKSPACE", "268435457"}}), 0);
+}
+
 TEST_F(CudaCudnn, AddressesThatAreNotAligned) {
   const auto library = Cudnn::create();
   const auto plan = library.value()->plan(small());

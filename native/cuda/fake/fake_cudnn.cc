@@ -1,13 +1,15 @@
 // A libcudnn.so.9 without a GPU, for tests: it takes the descriptors that cudnn-frontend makes, offers engines 7, 8,
-// ... for every graph (FAKE_CUDNN_ENGINES of them, one by default), and computes graphs of a convolution and pointwise
-// operations in double, on the streams of the fake driver.
+// ... for every graph (FAKE_CUDNN_ENGINES of them, one by default; with FAKE_CUDNN_FALLBACK=1 also engine 107, by that
+// heuristic), and computes graphs of a convolution and pointwise operations in double, on the streams of the fake
+// driver.
 //
 //   - Attributes are set before a descriptor is finalised, and read or referred to only after; descriptors must be
 //     live.
 //   - Addresses must have the alignment that their tensors promise; a workspace must be there, and is overwritten.
 //   - A plan must be live when it is executed, and when the captured work runs: a graph replays its kernels.
 //   - FAKE_CUDNN_FAIL=name:nth:status makes the nth call of a function fail; FAKE_CUDNN_VERSION is what it says it is.
-//     FAKE_CUDNN_NO_PLAN=1: no engine builds.
+//     FAKE_CUDNN_NO_PLAN=1: no engine builds. FAKE_CUDNN_NO_PLAN=A: none but 107. FAKE_CUDNN_WORKSPACE: what engine 7
+//     says that it wants.
 //   - fake_cudnn_live() counts descriptors and handles, fake_cudnn_calls(name) calls, fake_cudnn_misuse() is what it
 //     was last given that it should not have been; fake_cudnn_reset() forgets calls and misuse.
 #include <cudnn.h>
@@ -34,7 +36,7 @@ using effnet::fake::Calls;
 using effnet::fake::queue_kernel;
 
 constexpr int64_t kWorkspace = 4096;
-constexpr int64_t kFirstEngine = 7;
+constexpr int64_t kFirstEngine = 7, kFallbackEngine = 107;
 
 struct Descriptor;
 using Ref = std::shared_ptr<Descriptor>;
@@ -262,9 +264,21 @@ class Interpreter {
   std::map<int64_t, Values> between_;
 };
 
-const Descriptor* engine_of(const Descriptor& plan) {
-  const Descriptor* config = plan.ref(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
+// Of a plan, or of a configuration itself.
+const Descriptor* engine_of(const Descriptor& of) {
+  const Descriptor* config =
+      of.type == CUDNN_BACKEND_ENGINECFG_DESCRIPTOR ? &of : of.ref(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
   return config ? config->ref(CUDNN_ATTR_ENGINECFG_ENGINE) : nullptr;
+}
+
+int64_t index_of(const Descriptor& of) {
+  const Descriptor* engine = engine_of(of);
+  return engine ? engine->value<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX) : 0;
+}
+
+int64_t workspace_of(const Descriptor& of) {
+  const char* wanted = std::getenv("FAKE_CUDNN_WORKSPACE");
+  return wanted && index_of(of) == kFirstEngine ? std::atoll(wanted) : kWorkspace;
 }
 
 const Descriptor* graph_of(const Descriptor& plan) {
@@ -339,7 +353,9 @@ EFF_EXPORT cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t handle) {
   const Ref descriptor = find(handle);
   if (!descriptor || descriptor->final) return wrong("finalised twice, or never made");
   if (descriptor->type == CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR) {
-    if (std::getenv("FAKE_CUDNN_NO_PLAN")) return CUDNN_STATUS_NOT_SUPPORTED;
+    const char* none = std::getenv("FAKE_CUDNN_NO_PLAN");
+    if (none && (std::strcmp(none, "A") != 0 || index_of(*descriptor) != kFallbackEngine))
+      return CUDNN_STATUS_NOT_SUPPORTED;
     if (!graph_of(*descriptor)) return wrong("a plan of no graph");
   }
   descriptor->final = true;
@@ -386,7 +402,10 @@ EFF_EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t handl
     case CUDNN_ATTR_ENGINEHEUR_RESULTS: {
       if (!descriptor->final) return wrong("results of heuristics that are not final");
       const char* engines = std::getenv("FAKE_CUDNN_ENGINES");
-      const int64_t offered = engines ? std::atoi(engines) : 1;
+      const bool fallback =
+          descriptor->value<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE) == CUDNN_HEUR_MODE_FALLBACK;
+      const int64_t offered = fallback ? std::getenv("FAKE_CUDNN_FALLBACK") != nullptr
+                                       : (engines ? std::atoi(engines) : 1);
       if (count) *count = offered;
       for (int64_t i = 0; values && i < std::min(wanted, offered); ++i) {
         const Ref config = find(static_cast<void**>(values)[i]);
@@ -394,7 +413,7 @@ EFF_EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t handl
         auto engine = std::make_shared<Descriptor>();
         engine->type = CUDNN_BACKEND_ENGINE_DESCRIPTOR;
         engine->refs[CUDNN_ATTR_ENGINE_OPERATION_GRAPH] = descriptor->refs[CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH];
-        const int64_t index = kFirstEngine + i;
+        const int64_t index = fallback ? kFallbackEngine : kFirstEngine + i;
         const auto* bytes = reinterpret_cast<const uint8_t*>(&index);
         engine->bytes[CUDNN_ATTR_ENGINE_GLOBAL_INDEX].assign(bytes, bytes + sizeof index);
         engine->final = true;
@@ -412,7 +431,7 @@ EFF_EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t handl
     }
     case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE:
     case CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE:
-      return answer(kWorkspace);
+      return answer(workspace_of(*descriptor));
     case CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION: {
       if (!descriptor->final) return wrong("properties of a device that are not final");
       constexpr char kText[] = R"({"cudaDeviceId": 0, "deviceName": "no GPU"})";  // with its end, as the real one
@@ -455,9 +474,8 @@ EFF_EXPORT cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendD
       problem = "an address that is not aligned as promised";
   });
   if (!problem.empty()) return wrong(problem);
-  const auto engine = engine_of(*plan)->value<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
   const bool queued =
-      queue_kernel(fake().handles[handle], "cudnn/eng" + std::to_string(engine), [plan_handle, workspace, addresses] {
+      queue_kernel(fake().handles[handle], "cudnn/eng" + std::to_string(index_of(*plan)), [plan_handle, workspace, addresses] {
         const std::lock_guard<std::recursive_mutex> running(fake().mutex);
         const Ref still = find(plan_handle);
         if (!still) {

@@ -23,7 +23,9 @@ using fe::graph::Tensor_attributes;
 using Tensor = std::shared_ptr<Tensor_attributes>;
 using plan::DType;
 
-constexpr int64_t kMostPlans = 8;  // tried, of an order by cuDNN's own guess
+// What an engine may want beside its operands. The scratch of a plan's ops is one for all of them, and the fastest
+// engines of these layers want none or a copy of an operand; a few want gigabytes.
+constexpr int64_t kMostWorkspace = int64_t{256} << 20;
 
 enum Uid : int64_t { kA = 1, kB, kBias, kResidual, kResult };
 
@@ -212,10 +214,13 @@ class Frontend final : public Cudnn {
                                      fe::NumericalNote_t::REDUCED_PRECISION_REDUCTION});
     // A guess is no answer: heuristics offer engines that then fail to build.
     Status status = error(Code::plan_invalid, "cuDNN has no engine %s for this graph", wanted.c_str());
+    graph->deselect_workspace_greater_than(kMostWorkspace);
     for (const fe::HeurMode_t mode : {fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}) {
+      // Engines of a heuristic come behind those of the one before.
+      const int64_t first = graph->get_execution_plan_count();
       if (graph->create_execution_plans({mode}).is_bad()) continue;
       graph->deselect_numeric_notes(refused);
-      for (int64_t i = 0; i < std::min(kMostPlans, graph->get_execution_plan_count()); ++i) {
+      for (int64_t i = first; i < graph->get_execution_plan_count(); ++i) {
         std::string engine;
         (void)graph->get_plan_name_at_index(i, engine);
         if ((!wanted.empty() && engine != wanted) || !tried.insert(engine).second) continue;
