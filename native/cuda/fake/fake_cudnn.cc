@@ -404,8 +404,8 @@ EFF_EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t handl
       const char* engines = std::getenv("FAKE_CUDNN_ENGINES");
       const bool fallback =
           descriptor->value<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE) == CUDNN_HEUR_MODE_FALLBACK;
-      const int64_t offered = fallback ? std::getenv("FAKE_CUDNN_FALLBACK") != nullptr
-                                       : (engines ? std::atoi(engines) : 1);
+      const int64_t offered =
+          fallback ? std::getenv("FAKE_CUDNN_FALLBACK") != nullptr : (engines ? std::atoi(engines) : 1);
       if (count) *count = offered;
       for (int64_t i = 0; values && i < std::min(wanted, offered); ++i) {
         const Ref config = find(static_cast<void**>(values)[i]);
@@ -474,17 +474,17 @@ EFF_EXPORT cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendD
       problem = "an address that is not aligned as promised";
   });
   if (!problem.empty()) return wrong(problem);
-  const bool queued =
-      queue_kernel(fake().handles[handle], "cudnn/eng" + std::to_string(index_of(*plan)), [plan_handle, workspace, addresses] {
-        const std::lock_guard<std::recursive_mutex> running(fake().mutex);
-        const Ref still = find(plan_handle);
-        if (!still) {
-          wrong("a plan is gone whose work has not run");
-          return;
-        }
-        Interpreter(*graph_of(*still), addresses).run();
-        std::memset(workspace, 0xff, kWorkspace);
-      });
+  const bool queued = queue_kernel(fake().handles[handle], "cudnn/eng" + std::to_string(index_of(*plan)),
+                                   [plan_handle, workspace, addresses] {
+                                     const std::lock_guard<std::recursive_mutex> running(fake().mutex);
+                                     const Ref still = find(plan_handle);
+                                     if (!still) {
+                                       wrong("a plan is gone whose work has not run");
+                                       return;
+                                     }
+                                     Interpreter(*graph_of(*still), addresses).run();
+                                     std::memset(workspace, 0xff, kWorkspace);
+                                   });
   return queued ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_EXECUTION_FAILED;
 }
 
