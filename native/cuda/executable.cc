@@ -173,6 +173,7 @@ Addresses Executable::addresses(const Slot& slot) {
   at.scalars = slot.device_scalars();
   at.scratch = scratch_.data();
   at.state = memory_->state();
+  at.updates = updates_weights_;
   return at;
 }
 

@@ -27,6 +27,7 @@ struct Addresses {
   std::byte* scratch = nullptr;          // of this op: scratch_bytes, 256-byte aligned, undefined at its first launch
   const std::byte* constants = nullptr;  // the op's, as uploaded once
   StepState* state = nullptr;
+  bool updates = false;  // the plan updates weights: what is not finite may keep it from that
 
   std::byte* arena(plan::Arena a) const { return arenas[static_cast<int>(a)]; }
   template <class T = void>

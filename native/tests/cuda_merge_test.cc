@@ -1,4 +1,5 @@
-// The merge of tiles of BN statistics and of gradients' sums, by kernels that leave given tiles, and its counters.
+// The merge of tiles of BN statistics and of gradients' sums, by kernels that leave given tiles, and its counters; sums
+// of parts by a launch of their own.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,6 +10,7 @@
 #include "cuda/ops/batch_norm.h"
 #include "cuda/ops/conv.h"
 #include "cuda/ops/depthwise_tiling.h"
+#include "cuda/ops/sum_parts.h"
 #include "cuda/ops/walk.h"
 #include "tests/device/given_tiles.h"
 #include "tests/host_operands.h"
@@ -157,6 +159,44 @@ TEST(Merge, AddsUpTheSumsOfTheGradient) {
       }
       ASSERT_NEAR(results[i], products * 0.5, 1e-6 * (1 + std::abs(products))) << i;  // inv_std is 0.5
       ASSERT_NEAR(results[c + i], sums, 1e-6 * (1 + std::abs(sums))) << i;
+    }
+  }
+}
+
+// What another launch has left is added up by as many threads as its shape says.
+TEST(SumParts, AddsUpEveryPart) {
+  struct Row {
+    int64_t parts, count;
+    int lanes;
+  };
+  for (const Row& row : {Row{1, 1, 1},
+                         {7, 5, 1},
+                         {8, 5, 2},
+                         {31, 8, 4},
+                         {64, 300, 16},
+                         {300, 33, 32},
+                         {264, 512, 32},
+                         {300, 70000, 2},
+                         {40, 140000, 1}}) {
+    if (kThreadSanitizer && row.parts * row.count > 1 << 16) continue;
+    SCOPED_TRACE(testing::Message() << row.parts << " parts of " << row.count);
+    const auto parts = stored(DType::f32, random_values(static_cast<size_t>(row.parts * row.count), 1));
+    std::vector<float> given(parts.begin(), parts.end()), dst(static_cast<size_t>(row.count));
+    for (int order = 0; order < backend::Runner::kOrders; ++order) {
+      HostOperands operands;
+      const cuda::Launch launch =
+          cuda::sum_parts(operands.of(std::as_const(given)), row.parts, row.count, operands.of(dst));
+      const Status ran = operands.run(launch, order);
+      ASSERT_TRUE(ran.ok()) << ran.message();
+      EXPECT_EQ(launch.grid.x, ceil_div(row.count, int64_t{256} / row.lanes));
+      for (int64_t i = 0; i < row.count; ++i) {
+        double sum = 0, size = 0;
+        for (int64_t part = 0; part < row.parts; ++part) {
+          sum += parts[static_cast<size_t>(part * row.count + i)];
+          size += std::abs(parts[static_cast<size_t>(part * row.count + i)]);
+        }
+        ASSERT_NEAR(dst[static_cast<size_t>(i)], sum, 0x1p-24 * std::abs(sum) + 1e-12 * size) << i;
+      }
     }
   }
 }

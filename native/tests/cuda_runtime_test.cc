@@ -306,6 +306,40 @@ TEST_F(CudaRuntime, ALossThatIsNotFiniteUpdatesNothing) {
   EXPECT_TRUE(seen);
 }
 
+// The flag is the memory's: a loss of a plan that updates nothing, between the batches of an update, leaves it alone.
+TEST_F(CudaRuntime, AnEvaluationSkipsNoUpdate) {
+  const auto skips = [](const char* name) {
+    const Named named = corpus_plan(name);
+    const auto plan = plan::Plan::load(named.span()).value();
+    Start start(*plan);
+    const plan::Tensor* logits = plan->ops().size() == 1 ? plan->ops()[0].inputs[0] : nullptr;
+    for (const plan::Tensor& t : plan->tensors()) {
+      if (&t != logits && (t.name != "classifier.weight" || t.arena != Arena::weights)) continue;
+      const float infinite = INFINITY;
+      std::memcpy(start.arenas[static_cast<int>(t.arena)].data() + t.offset, &infinite, 4);
+    }
+    const auto memory = memory_with(start);
+    std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
+    const std::byte* input = start.arenas[static_cast<int>(Arena::input)].data();
+    EXPECT_TRUE(bound_to(memory, named)->step(input, start.scalars, output.data()).ok());
+    if (!output.empty()) {
+      bool finite = true;
+      for (const plan::Tensor& t : plan->tensors())
+        if (t.arena == Arena::output && t.dtype == DType::f32) finite &= std::isfinite(value_at(t, output.data(), 0));
+      EXPECT_FALSE(finite) << name;
+    }
+    cuda::StepReport report;
+    const auto& driver = device()->driver();
+    EXPECT_EQ(driver.cuMemcpyDtoHAsync(&report, reinterpret_cast<CUdeviceptr>(memory->state()), sizeof report,
+                                       memory->stream()),
+              CUDA_SUCCESS);
+    EXPECT_EQ(driver.cuStreamSynchronize(memory->stream()), CUDA_SUCCESS);
+    return report.skip;
+  };
+  EXPECT_EQ(skips("train.f32"), 1u);
+  EXPECT_EQ(skips("softmax_cross_entropy-xx.f32"), 0u);
+}
+
 // ---- the loss scale ----------------------------------------------------------------------------------------------
 
 // All arenas after `steps` steps that begin with this scale, and the scale they end with.

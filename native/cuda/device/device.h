@@ -7,7 +7,7 @@
 //     EFF_MERGING_KERNEL: such a one that merges (merge.cuh) and whose `a` each thread would copy: it is read in place.
 //   - Shared memory only by Shared::take, whose sum the launch declares; never __shared__.
 //   - Warp operations by full warps; no early return before one or before a barrier, except of a whole block.
-//   - float arithmetic only; 16-bit types are for storage. No array of pointers indexed at run time.
+//   - Arithmetic in float and double; 16-bit types are for storage. No array of pointers indexed at run time.
 //   - Every reduction has an order that follows from shapes alone.
 #pragma once
 

@@ -114,13 +114,4 @@ struct DepthwiseBwdTilesArgs {
   SumsMergeArgs sums;   // of diff_src, a tile a block; no tiles: not made
 };
 
-// dst[i] = sum over parts of parts[part][i]
-inline constexpr int kDepthwiseSumLanes = 32, kDepthwiseSumColumns = kDepthwiseThreads / kDepthwiseSumLanes;
-inline constexpr size_t kDepthwiseSumShared = kDepthwiseThreads * sizeof(float);
-struct DepthwiseSumArgs {
-  const float* parts;
-  float* dst;
-  int64_t count, parts_count;
-};
-
 }  // namespace effnet::cuda

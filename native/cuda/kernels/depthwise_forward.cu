@@ -262,25 +262,4 @@ EFF_KERNEL_OF_TYPES(depthwise_k3s2, DepthwiseTilesArgs, kDepthwiseK3Threads)
 EFF_KERNEL_OF_TYPES(depthwise_k5s1, DepthwiseTilesArgs, kDepthwiseK5Threads)
 EFF_KERNEL_OF_TYPES(depthwise_k5s2, DepthwiseTilesArgs, kDepthwiseK5Threads)
 
-// A block has few columns and many lanes, because there are many parts of few values: lanes take every 32nd part, in
-// order, and are then added in order.
-EFF_KERNEL(depthwise_sum_parts, DepthwiseSumArgs, kDepthwiseThreads) {
-  Shared shared;
-  float* scratch = shared.take<float>(kDepthwiseThreads);
-  const int column = static_cast<int>(thread_id()) % kDepthwiseSumColumns;
-  const int64_t i = static_cast<int64_t>(block_x()) * kDepthwiseSumColumns + column;
-  float sum = 0.0f;
-  if (i < a.count) {
-    EFF_UNROLL
-    for (int64_t part = thread_id() / kDepthwiseSumColumns; part < a.parts_count; part += kDepthwiseSumLanes)
-      sum += a.parts[part * a.count + i];
-  }
-  scratch[thread_id()] = sum;
-  EFF_SYNC_BLOCK();
-  if (thread_id() >= kDepthwiseSumColumns || i >= a.count) return;
-  sum = 0.0f;
-  for (int lane = 0; lane < kDepthwiseSumLanes; ++lane) sum += scratch[lane * kDepthwiseSumColumns + column];
-  a.dst[i] = sum;
-}
-
 }  // namespace effnet::cuda

@@ -177,20 +177,4 @@ EFF_KERNEL_OF_TYPES(conv2d_bwd_data, ConvBwdDataArgs, kGemmThreads)
 EFF_KERNEL_OF_TYPES(conv2d_bwd_weights, ConvBwdWeightsArgs, kGemmThreads)
 EFF_KERNEL_OF_TYPES(conv2d_bwd_weights_pixels, ConvBwdWeightsArgs, kGemmThreads)
 
-EFF_KERNEL(sum_parts, SumPartsArgs, kGemmThreads) {
-  for (int64_t i = global_id(); i < a.count; i += global_threads()) {
-    double sum = 0;
-    for (int64_t part = 0; part < a.parts_count; ++part) sum += a.parts[part * a.count + i];
-    a.dst[i] = static_cast<float>(sum);
-  }
-}
-
-EFF_KERNEL(sum_rows, SumRowsArgs, kGemmThreads) {
-  for (int64_t c = global_id(); c < a.c; c += global_threads()) {
-    double sum = 0;
-    for (int64_t row = 0; row < a.rows; ++row) sum += a.src[row * a.c + c];
-    a.dst[c] = static_cast<float>(sum);
-  }
-}
-
 }  // namespace effnet::cuda

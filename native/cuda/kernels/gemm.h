@@ -121,18 +121,4 @@ struct ConvImageSumsArgs {
   float *value, *sums;  // [image][c], [image][4][c]
 };
 
-// dst[i] = sum over parts of parts[part][i], in order.
-struct SumPartsArgs {
-  const float* parts;
-  float* dst;
-  int64_t count, parts_count;
-};
-
-// dst[c] = sum over rows of src[row][c]
-struct SumRowsArgs {
-  const float* src;
-  float* dst;
-  int64_t rows, c;
-};
-
 }  // namespace effnet::cuda

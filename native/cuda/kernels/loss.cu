@@ -169,7 +169,7 @@ EFF_DEVICE void cross_entropy(const CrossEntropyArgs& a) {
   over_block(scratch, loss, Add());
   if (thread_id() > 0) return;
   *a.loss = static_cast<float>(loss[0]);
-  if (!is_finite(*a.loss)) store_relaxed(&a.state->skip, 1u);
+  if (a.updates && !is_finite(*a.loss)) store_relaxed(&a.state->skip, 1u);
 }
 
 template <int V>

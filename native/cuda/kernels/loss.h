@@ -23,6 +23,7 @@ struct CrossEntropyArgs {
   int32_t* rank;     // classes that score above the label's; ties count where the index is smaller; -1 without a label
   double* row_loss;  // [rows], divided by the number of rows with a label; the last block adds them up
   float* loss;
+  bool updates;  // a loss that is not finite skips the update; one of an evaluation between its batches does not
   StepState* state;
 };
 

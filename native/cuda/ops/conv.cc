@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/gemm_tile.h"
 #include "cuda/ops/batch_norm.h"
+#include "cuda/ops/sum_parts.h"
 #include "cuda/ops/weights.h"
 
 namespace effnet::cuda {
@@ -95,13 +96,7 @@ void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, Conv
         make_launch("conv2d_bwd_weights_" + form.name() + type.suffix(),
                     {blocks_of(width, form.tile_n), blocks_of(g.oc, form.tile_m), static_cast<uint32_t>(splits)},
                     kTileThreads, form.shared_bytes, args));
-  if (splits > 1) record_sum_parts(args.parts, splits, weights_count(g), diff_weights, launches);
-}
-
-void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, float* dst,
-                      std::vector<Launch>& launches) {
-  launches.push_back(make_launch("sum_parts", grid_for(count, kGemmThreads), kGemmThreads, 0,
-                                 SumPartsArgs{parts, dst, count, parts_count}));
+  if (splits > 1) launches.push_back(sum_parts(args.parts, splits, weights_count(g), diff_weights));
 }
 
 KernelPtr conv_kernel(const std::string& base, const ConvForm& form, ConvType type, Kernel::Record record,

@@ -41,9 +41,6 @@ size_t conv_bwd_weights_scratch(const ConvGeometry& g, const ConvForm& form);
 // `args.parts` is the scratch.
 void record_conv_bwd_weights(ConvBwdWeightsArgs args, const ConvForm& form, ConvType type, float* diff_weights,
                              std::vector<Launch>& launches);
-// dst[i] = sum over parts of parts[part][i]
-void record_sum_parts(const float* parts, int64_t parts_count, int64_t count, float* dst,
-                      std::vector<Launch>& launches);
 
 // Which of its forms a forward convolution gets; `edited`: its source is changed on the way in.
 using FormOf = std::function<ConvForm(const ConvGeometry& g, ConvType type, bool edited)>;

@@ -4,6 +4,7 @@
 #include "cuda/ops/conv_once.h"
 #include "cuda/ops/drop.h"
 #include "cuda/ops/elementwise.h"
+#include "cuda/ops/sum_parts.h"
 
 namespace effnet::cuda {
 namespace {
@@ -128,7 +129,7 @@ KernelPtr once(const ConvBackward& op, const ConvOnceForm& form) {
         launches.push_back(make_launch("conv2d_bwd_" + form.name() + op.type.suffix(),
                                        {static_cast<uint32_t>(form.slices), static_cast<uint32_t>(blocks), 1},
                                        kOnceThreads, form.shared_bytes, args));
-        if (blocks > 1) record_sum_parts(args.parts, blocks, count, diff_weights, launches);
+        if (blocks > 1) launches.push_back(sum_parts(args.parts, blocks, count, diff_weights));
         if (images_in_parts) {
           const ConvImageSumsArgs add{args.image_parts, form.images, form.blocks_an_image,
                                       op.g.ic,          args.value,  args.image_sums};

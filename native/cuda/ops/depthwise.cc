@@ -5,6 +5,7 @@
 #include "cuda/ops/batch_norm.h"
 #include "cuda/ops/conv.h"
 #include "cuda/ops/depthwise_tiling.h"
+#include "cuda/ops/sum_parts.h"
 
 namespace effnet::cuda {
 namespace {
@@ -89,15 +90,9 @@ class Forward {
       launches.push_back(
           make_launch("depthwise" + form() + suffix(dst_->dtype), plan_.grid, plan_.threads, plan_.shared_bytes, args));
       if (pooled && image_tiles() > 1)
-        launches.push_back(sum_parts(floats, at.ptr<float>(pooled), g_.n * g_.c, image_tiles()));
+        launches.push_back(sum_parts(floats, image_tiles(), g_.n * g_.c, at.ptr<float>(pooled)));
     }
     if (stats && !tiled_) stats->record(at, scratch, launches);
-  }
-
-  static Launch sum_parts(const float* parts, float* dst, int64_t count, int64_t parts_count) {
-    const auto blocks = blocks_of(count, kDepthwiseSumColumns);
-    return make_launch("depthwise_sum_parts", {blocks, 1, 1}, kDepthwiseThreads, kDepthwiseSumShared,
-                       DepthwiseSumArgs{parts, dst, count, parts_count});
   }
 
  private:
@@ -142,8 +137,7 @@ class Backward {
     const std::string kernel = makes_whole(args) ? "depthwise_bwd_whole" : "depthwise_bwd";
     launches.push_back(
         make_launch(kernel + form() + suffix(dtype_), plan_.grid, plan_.threads, plan_.shared_bytes, args));
-    if (diff_weights)
-      launches.push_back(Forward::sum_parts(args.weight_parts, diff_weights, g_.kh * g_.kw * g_.c, parts()));
+    if (diff_weights) launches.push_back(sum_parts(args.weight_parts, parts(), g_.kh * g_.kw * g_.c, diff_weights));
   }
   // `value`: what is convolved, where that is not src itself.
   void record_plain(const DepthwiseBwdTilesArgs& args, const void* value, float* diff_weights,
@@ -154,7 +148,7 @@ class Backward {
           make_launch("depthwise_bwd_weights_plain" + suffix(dtype_),
                       {blocks, static_cast<uint32_t>(tile_count(g_)), 1}, kDepthwiseThreads, kBnSumsShared,
                       DepthwiseBwdWeightsArgs{g_, value, args.diff_dst, tile_pixels(g_), args.weight_parts}));
-      launches.push_back(Forward::sum_parts(args.weight_parts, diff_weights, g_.kh * g_.kw * g_.c, tile_count(g_)));
+      launches.push_back(sum_parts(args.weight_parts, tile_count(g_), g_.kh * g_.kw * g_.c, diff_weights));
     }
     if (!args.diff_src) return;
     launches.push_back(make_launch(

@@ -1,18 +1,12 @@
 // The classifier: [rows, channels] matrices in f32.
 #include "cuda/ops/conv.h"
+#include "cuda/ops/sum_parts.h"
 
 namespace effnet::cuda {
-namespace {
 
 using plan::DType;
 using plan::Op;
 using plan::Tensor;
-
-Launch sum_rows(const float* src, int64_t rows, int64_t c, float* dst) {
-  return make_launch("sum_rows", grid_for(c, kGemmThreads), kGemmThreads, 0, SumRowsArgs{src, dst, rows, c});
-}
-
-}  // namespace
 
 StatusOr<KernelPtr> make_linear(const Op& op) {
   using namespace op::linear;
@@ -71,7 +65,8 @@ StatusOr<KernelPtr> make_linear_bwd_weights(const Op& op) {
         args.diff_dst = at.ptr(diff_dst);
         args.parts = reinterpret_cast<float*>(at.scratch);
         record_conv_bwd_weights(args, form, type, at.ptr<float>(diff_weights), launches);
-        if (diff_bias) launches.push_back(sum_rows(at.ptr<const float>(diff_dst), g.n, g.oc, at.ptr<float>(diff_bias)));
+        if (diff_bias)
+          launches.push_back(sum_parts(at.ptr<const float>(diff_dst), g.n, g.oc, at.ptr<float>(diff_bias)));
       },
       conv_bwd_weights_scratch(g, form), conv_flops(g));
 }

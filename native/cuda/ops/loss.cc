@@ -31,7 +31,7 @@ StatusOr<KernelPtr> make_softmax_cross_entropy(const Op& op) {
             by_row("cross_entropy", rows, classes,
                    CrossEntropyArgs{at.ptr<const float>(logits), at.ptr<const int32_t>(labels), rows, classes,
                                     smoothing, at.ptr<float>(diff_logits), at.ptr<int32_t>(rank),
-                                    reinterpret_cast<double*>(at.scratch), at.ptr<float>(loss), at.state}));
+                                    reinterpret_cast<double*>(at.scratch), at.ptr<float>(loss), at.updates, at.state}));
       },
       static_cast<size_t>(rows) * sizeof(double));
 }

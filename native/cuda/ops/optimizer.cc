@@ -64,6 +64,7 @@ KernelPtr update(const char* name, const Op& op, Rule rule, double decay_mult, b
   for (const Tensor* parameter : op.updates) table.add(parameter, done);
   const size_t count = table.count();
   return over_chunks(name, table, [=](const Addresses& at, std::vector<Launch>& launches) {
+    if (count == 0) return;
     const UpdateArgs args{ChunkTable::at(at.constants, count),
                           rule,
                           floats(at, Arena::weights),

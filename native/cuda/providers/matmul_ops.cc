@@ -1,7 +1,6 @@
 // Ops that are one matrix product, by cuBLASLt: linear layers and 1x1 convolutions. Row-major [rows, channels] is
 // column-major channels x rows, so weights [out, in] are in x out, and every result is the transposed one.
-#include "cuda/ops/common.h"
-#include "cuda/kernels/gemm.h"
+#include "cuda/ops/sum_parts.h"
 #include "cuda/providers/conv_bwd.h"
 #include "plan/op_traits.h"
 
@@ -172,9 +171,9 @@ StatusOr<KernelPtr> make_matmul(std::shared_ptr<const CublasLt> library, const O
                                     at.ptr(call.d),
                                     at.scratch};
     launches.push_back(matmul_launch(matmul, operands));
-    if (!call.diff_bias) return;
-    const SumRowsArgs sum{at.ptr<const float>(call.b), at.ptr<float>(call.diff_bias), rows(call.b), channels(call.b)};
-    launches.push_back(make_launch("sum_rows", grid_for(sum.c, kGemmThreads), kGemmThreads, 0, sum));
+    if (call.diff_bias)
+      launches.push_back(
+          sum_parts(at.ptr<const float>(call.b), rows(call.b), channels(call.b), at.ptr<float>(call.diff_bias)));
   };
   return kernel;
 }
