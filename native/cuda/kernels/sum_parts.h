@@ -9,8 +9,8 @@ namespace effnet::cuda {
 inline constexpr uint32_t kSumPartsThreads = 256;
 inline constexpr size_t kSumPartsShared = kSumPartsThreads * sizeof(double);
 
-// dst[i] = sum over parts of parts[part][i]. Each of `lanes` threads, which divide a block's, takes every lanes-th part,
-// in order; then they are added in order.
+// dst[i] = sum over parts of parts[part][i]. Each of `lanes` threads, which divide a block's, takes every lanes-th
+// part, in order; then they are added in order.
 struct SumPartsArgs {
   const float* parts;
   float* dst;
