@@ -3,6 +3,8 @@
 #
 #   scripts/gpu-check.sh --pack                    here: builds, and packs into .gpu-check/ what such a machine lacks
 #   scripts/gpu-check.sh [--stage A,B] [--out DIR] there: unpacks, runs the stages, prints a table last
+#   ... --continue DIR                             with what an earlier call has left in DIR, where --out begins empty: table and logs go
+#                                                  into --out, and its stages go on from there
 #   ... --rehearse                                 the same on a few small images and without time limits: where the
 #                                                  driver is the one without a GPU, to see that every stage runs
 #   ... --any-pack                                 with an archive of other sources than lie here, which is refused else;
@@ -18,7 +20,7 @@
 #   counters   hardware counters of a step's kernels
 #   layers     the layers of B0 and V2-S on small images              op by op as in a step, against float64
 # Stages are partial where their time ends before their work: bench, peer, peers and rows with what they had time for; shapes, chosen,
-# memcheck and racecheck go on in a later call with the same DIR.
+# memcheck and racecheck go on in a later call with the same DIR, or with --continue, on a GPU of the same name and driver.
 # A second call, --stage second (or by name), has the rest of shapes and what the first has no time for:
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
 #   chosen     as shapes, by the libraries where a plan would take them
@@ -29,35 +31,42 @@
 #   racecheck  kernel tests under compute-sanitizer's search for races
 # A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on.
 #
-# Each stage is a process of its own under a time limit; the script ends by itself after 540 s. Results come into
+# Each stage is a process of its own under a time limit, which is the longer the fewer stages are named; the script ends by itself after
+# 540 s. Results come into
 # DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, the last log of each stage and what its programs say.
 # `node scripts/gpu/results.mjs DIR` puts the figures into
 # bench/results/gpu (`--peers DIR2`: beside PyTorch's fastest mode). Exit code: 0 all passed, 64 wrong words, 66 no
-# archive, 69 no GPU, 1 otherwise. What is skipped or partial is no failure: the table says it.
+# archive, 69 no GPU, 1 otherwise: what failed, had no end in time (timeout) or no time at all (untried). What is skipped, for want of a
+# tool or a library, or partial is no failure: the table says it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
 stages=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers
 out=gpu-check-results
 from=0
+before=
 any_pack=0
 library_folders=(lib build/Release) # of the archive
 known=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers,libraries,chosen,rows,finetune,decode,tuned,racecheck,second,peers
 usage() {
-  echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --rehearse, --any-pack; stages: ${known//,/ }" >&2
+  echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --continue DIR, --rehearse, --any-pack; stages: ${known//,/ }" >&2
   exit 64
 }
 # What programs of an archive and scripts of a checkout must have been made of to fit one another.
 sources() { find native ts scripts/gpu scripts/gpu-check.sh package.json -type f -print0 2>/dev/null | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16; }
 while [ $# -gt 0 ]; do
   case "$1" in
-    --stage | --out | --from) [ $# -ge 2 ] || usage "$1 wants a word behind it" ;;
+    --stage | --out | --from | --continue) [ $# -ge 2 ] || usage "$1 wants a word behind it" ;;
   esac
   case "$1" in
     --pack) exec node scripts/gpu/pack.mjs "$pack" ;;
     --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' scripts/gpu-check.sh; exit 0 ;;
     --stage) stages=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
+    --continue)
+      before=$2
+      [ -f "$before/logs.tar.gz" ] && [ -f "$before/table.txt" ] || usage "$before has no logs.tar.gz and table.txt of an earlier call"
+      shift 2 ;;
     --from)
       case "$2" in *[!0-9]* | '') usage "--from wants a number" ;; esac
       from=$2; shift 2 ;;
@@ -82,6 +91,10 @@ if [ ! -f "$pack/pack.tar.xz" ]; then
 fi
 
 mkdir -p "$out" && out=$(cd "$out" && pwd) || usage "--out wants a folder that can be made"
+if [ -n "$before" ] && [ "$(cd "$before" && pwd)" != "$out" ]; then
+  [ ! -e "$out/logs.tar.gz" ] || usage "$out has logs of its own: --continue is for a folder without"
+  cp "$before/logs.tar.gz" "$before/table.txt" "$out" || exit 66
+fi
 at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT
 # Python has its own xz, where the system has none.
@@ -118,50 +131,68 @@ deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
 failed=0
 printf '%s\n' "gpu-check $(date -u +%FT%TZ) $version" "$(printf '%-9s %-7s %6s  %s' stage result s note)" >>"$out/table.txt"
 
-# stage NAME LIMIT COMMAND...: the last line that the command prints is its note.
+# Seconds of each stage, in their order. What comes before bench and peer may not take their time: the limits of a call's stages add up
+# to less than there is, and what is left over is shared among those that are yet to come.
+declare -A limits=(
+  [smoke]=30 [kernels]=90 [shapes]=40 [model]=60 [bench]=110 [peer]=80 [memcheck]=40 [counters]=40 [layers]=30
+  [libraries]=50 [chosen]=40 [rows]=50 [finetune]=90 [decode]=20 [tuned]=150 [racecheck]=55
+  [peers]=510
+)
+declare -A done=()
+limit_of() {
+  local limit=${limits[$1]} left=$2 each sum=0
+  for each in ${stages//,/ }; do [ -n "${done[$each]:-}" ] || sum=$((sum + limits[$each])); done
+  if [ "$1" != smoke ] && [ "$left" -gt "$sum" ]; then limit=$((left * limit / sum)); fi
+  if [ "$rehearsing" = 1 ] || [ "$limit" -gt "$left" ]; then limit=$left; fi
+  echo "$limit"
+}
+
+# stage NAME COMMAND...: the last line that the command prints is its note.
 stage() {
-  local name=$1 limit=$2 begin=$SECONDS code result
-  shift 2
+  local name=$1 begin=$SECONDS code result
+  shift
   case ",$stages," in *",$name,"*) ;; *) return 0 ;; esac
   local left=$((deadline - SECONDS))
   if [ "$left" -lt 5 ]; then
-    printf '%-9s %-7s %6s  %s\n' "$name" skipped 0 "no time left" >>"$out/table.txt"
+    printf '%-9s %-7s %6s  %s\n' "$name" untried 0 "no time left" >>"$out/table.txt"
     failed=1
     return 1
   fi
-  if [ "$rehearsing" = 1 ] || [ "$limit" -gt "$left" ]; then limit=$left; fi
+  local limit
+  limit=$(limit_of "$name" "$left")
+  done[$name]=1
   # Programs of a stage that have limits of their own end before it does, so that it can tell of all.
   EFFNET_STAGE_END=$(($(date +%s) + limit - 4)) timeout -k 5 "$limit" "$@" >"$at/logs/$name.log" 2>&1
   code=$?
   case $code in 0) result=passed ;; 124 | 137) result=timeout ;; 75) result=skipped ;; 76) result=partial ;; *) result=FAILED ;; esac
   case $code in 0 | 75 | 76) ;; *) failed=1 ;; esac
   printf '%-9s %-7s %6s  %s\n' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$at/logs/$name.log" | cut -c1-400)" >>"$out/table.txt"
-  tar -C "$at/logs" -czf "$out/logs.tar.gz" .
+  # Whoever is stopped meanwhile has the logs of before.
+  tar -C "$at/logs" -czf "$out/logs.tar.gz.new" . && mv "$out/logs.tar.gz.new" "$out/logs.tar.gz"
   return $code
 }
 
-stage smoke 30 node scripts/gpu/smoke.mjs
+stage smoke node scripts/gpu/smoke.mjs
 smoke=$?
 # An instruction that is not as defined explains what fails behind it: that is run all the same.
 if [ $smoke -eq 0 ] || [ $smoke -eq 3 ]; then
-  # What comes before bench and peer may not take their time: the limits up to these add up to less than there is.
-  stage kernels 90 bash scripts/gpu/kernels.sh
-  stage shapes 40 bash scripts/gpu/shapes.sh
-  stage model 60 node scripts/gpu/model.mjs
-  stage bench 110 node scripts/gpu/bench.mjs
-  stage peer 80 bash scripts/gpu/peer.sh
-  stage memcheck 40 bash scripts/gpu/memcheck.sh memcheck
-  stage counters 40 bash scripts/gpu/counters.sh
-  stage layers 30 bash scripts/gpu/layers.sh
+  stage kernels bash scripts/gpu/kernels.sh
+  stage shapes bash scripts/gpu/shapes.sh
+  stage model node scripts/gpu/model.mjs
+  stage bench node scripts/gpu/bench.mjs
+  stage peer bash scripts/gpu/peer.sh
+  stage memcheck bash scripts/gpu/memcheck.sh memcheck
+  stage counters bash scripts/gpu/counters.sh
+  stage layers bash scripts/gpu/layers.sh
   # The second call. Races are looked for until its end.
-  stage libraries 50 bash scripts/gpu/kernels.sh libraries
-  stage chosen 40 bash scripts/gpu/shapes.sh libraries
-  stage rows 50 bash scripts/gpu/rows.sh
-  stage finetune 90 node scripts/gpu/finetune.mjs
-  stage decode 20 node scripts/gpu/decode.mjs
-  stage tuned 150 bash scripts/gpu/tuned.sh
-  stage racecheck 55 bash scripts/gpu/memcheck.sh racecheck
-  stage peers 510 bash scripts/gpu/peer.sh --table --from "$from" --seconds 480
+  stage libraries bash scripts/gpu/kernels.sh libraries
+  stage chosen bash scripts/gpu/shapes.sh libraries
+  stage rows bash scripts/gpu/rows.sh
+  stage finetune node scripts/gpu/finetune.mjs
+  stage decode node scripts/gpu/decode.mjs
+  stage tuned bash scripts/gpu/tuned.sh
+  stage racecheck bash scripts/gpu/memcheck.sh racecheck
+  stage peers bash scripts/gpu/peer.sh --table --from "$from"
 fi
 cat "$out/table.txt"
 [ $smoke -eq 69 ] && exit 69

@@ -46,7 +46,7 @@ function check(stages, args, seconds, changed = false) {
 describe('scripts/gpu-check.sh', () => {
   it('ends by itself: a stage that hangs is stopped, and the rest has no time', { timeout: 60_000 }, () => {
     const { status, stages } = check({ 'kernels.sh': 'exec sleep 600' }, ['--stage', 'smoke,kernels,layers'], '15')
-    expect(stages).toEqual({ smoke: 'passed', kernels: 'timeout', layers: 'skipped' })
+    expect(stages).toEqual({ smoke: 'passed', kernels: 'timeout', layers: 'untried' })
     expect(status).toBe(1)
   })
   it('ends with 69 where there is no GPU, and runs nothing else', { timeout: 60_000 }, () => {
@@ -116,6 +116,43 @@ describe('scripts/gpu-check.sh', () => {
     expect(spawnSync('/bin/bash', again).status).toBe(0)
     expect(readFileSync(path.join(dir, 'out/table.txt'), 'utf8')).toContain('of a test, of other sources than its scripts')
   })
+  it('gives a stage that is named alone all the time, and few stages more of it', { timeout: 60_000 }, () => {
+    const left = (name) => `echo $((EFFNET_STAGE_END - $(date +%s))) >${dir}/${name}`
+    const seconds = (name) => Number(readFileSync(path.join(dir, name), 'utf8'))
+    const all = { 'bench.mjs': left('bench'), 'peer.sh': left('peer') }
+    check(all, ['--stage', 'bench'], '500')
+    expect(seconds('bench')).toBeGreaterThan(480)
+    for (const name of ['scripts', '.gpu-check']) rmSync(path.join(dir, name), { recursive: true })
+    check(all, ['--stage', 'bench,peer'], '500')
+    // 110 s and 80 s of what a first call has: shares of this one, and the first ended at once.
+    expect(seconds('bench')).toBeGreaterThan(270)
+    expect(seconds('bench')).toBeLessThan(290)
+    expect(seconds('peer')).toBeGreaterThan(480)
+  })
+  it('goes on with the logs of an earlier call, into a folder that begins empty', { timeout: 60_000 }, () => {
+    check({ 'shapes.sh': 'echo partly; mkdir $EFFNET_GPU_CHECK_LOGS/shapes; exit 76' }, ['--stage', 'shapes'], '60')
+    for (const name of ['scripts', '.gpu-check']) rmSync(path.join(dir, name), { recursive: true })
+    cpSync(path.join(dir, 'out'), path.join(dir, '.gpu-check-kept'), { recursive: true })
+    const kept = path.join(dir, '.gpu-check-kept')
+    rmSync(path.join(dir, 'out'), { recursive: true })
+    const { status } = check(
+      { 'shapes.sh': 'test -d $EFFNET_GPU_CHECK_LOGS/shapes' },
+      ['--stage', 'shapes', '--continue', kept],
+      '60',
+    )
+    expect(status).toBe(0)
+    expect(readFileSync(path.join(dir, 'out/table.txt'), 'utf8')).toMatch(/shapes +partial[\s\S]*shapes +passed/)
+    for (const [from, message] of [
+      [kept, 'has logs of its own'],
+      [path.join(dir, 'work'), 'has no logs.tar.gz'],
+    ]) {
+      const args = [path.join(dir, 'scripts/gpu-check.sh'), '--continue', from, '--out', path.join(dir, 'out')]
+      expect(spawnSync('/bin/bash', args, { encoding: 'utf8' })).toMatchObject({
+        status: 64,
+        stderr: expect.stringContaining(message),
+      })
+    }
+  })
   it('tells the loader of every folder with libraries of the archive', { timeout: 60_000 }, () => {
     check({ 'model.mjs': `echo "$LD_LIBRARY_PATH" >${dir}/said` }, ['--stage', 'model'], '60')
     const said = readFileSync(path.join(dir, 'said'), 'utf8').trim().split(':')
@@ -140,7 +177,10 @@ describe('scripts/gpu-check.sh', () => {
 
 describe('the time of a call', () => {
   const script = readFileSync('scripts/gpu-check.sh', 'utf8')
-  const limits = new Map([...script.matchAll(/^ *stage (\w+) (\d+) /gm)].map(([, name, seconds]) => [name, Number(seconds)]))
+  const limits = new Map([...script.matchAll(/\[(\w+)\]=(\d+)/g)].map(([, name, seconds]) => [name, Number(seconds)]))
+  it('has a limit for each stage, in the order of their commands', () => {
+    expect([...limits.keys()]).toEqual([...script.matchAll(/^ *stage (\w+) (?:node|bash) /gm)].map(([, name]) => name))
+  })
   const first = /^stages=(\S+)$/m.exec(script)[1].split(',')
   const second = ['smoke', .../\[ "\$stages" = second \] && stages=(\S+)/.exec(script)[1].split(',')]
   const sum = (names) => names.reduce((total, name) => total + limits.get(name), 0)

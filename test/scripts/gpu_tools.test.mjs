@@ -29,6 +29,21 @@ const run = (script, seconds = 60) => {
   return { status, said: stdout.trimEnd().split('\n').at(-1), stdout }
 }
 
+describe('kernels', () => {
+  it('names what failed apart from what had no end in time', () => {
+    for (const [name, line] of Object.entries({ bn: 'exit 0', conv: 'exit 1', se: 'exec sleep 60', shapes: 'exit 1' }))
+      write(`tests/gpu_${name}_test`, `#!/bin/sh\n${line}\n`)
+    expect(run('kernels', 3)).toMatchObject({
+      status: 1,
+      said: '3 programs, 1 failed: gpu_conv_test; not to their end: gpu_se_test',
+    })
+    write('tests/gpu_conv_test', '#!/bin/sh\n')
+    expect(run('kernels', 3)).toMatchObject({ status: 124, said: '3 programs, 0 failed; not to their end: gpu_se_test' })
+    write('tests/gpu_se_test', '#!/bin/sh\n')
+    expect(run('kernels', 3)).toMatchObject({ status: 0, said: '3 programs, 0 failed' })
+  })
+})
+
 describe('memcheck', () => {
   /** A sanitizer that runs no program: by its name, a line of shell. */
   const sanitizer = (lines) => {
@@ -43,6 +58,20 @@ describe('memcheck', () => {
     })
     sanitizer({ linear: 'exit 9' })
     expect(run('memcheck')).toMatchObject({ status: 0, said: 'memcheck: 15 of 15 programs to their end, 0 with errors' })
+    // Another machine with a GPU of the same name and driver is as good; another driver is not.
+    const gpu = (release) =>
+      write('bin/nvidia-smi', `#!/bin/sh\ncase "$*" in *-L*) date +%N ;; *) echo "NVIDIA H200, ${release}" ;; esac\n`)
+    gpu('580.65.06')
+    expect(run('memcheck').status).toBe(1)
+    sanitizer({})
+    expect(run('memcheck').status).toBe(0)
+    sanitizer({ linear: 'exit 9' })
+    expect(run('memcheck').status).toBe(0)
+    gpu('580.95.05')
+    expect(run('memcheck').status).toBe(1)
+    sanitizer({})
+    expect(run('memcheck').status).toBe(0)
+    sanitizer({ linear: 'exit 9' })
     write('version.txt', 'another archive')
     expect(run('memcheck').status).toBe(1)
   })
