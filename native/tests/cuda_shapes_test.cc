@@ -9,7 +9,12 @@
 //
 // A line for each result that is off further than it may be, one for each op with the largest share of its limit that
 // a result took, the number of both last, and with UNTIL the line to go on with or "to the end".
-#include <chrono>
+//
+// With UNTIL it says which line it begins, as "line N", so that whoever called it knows where it broke off: a launch
+// that fails or faults ends it, since neither the context nor the memory can be trusted behind that.
+// EFFNET_SHAPE_SECONDS: so does a line that takes longer.
+#include <unistd.h>
+
 #include <ctime>
 
 #include "cudnn_rows.h"
@@ -404,6 +409,26 @@ class Check {
   RefTensor own_mean_;
 };
 
+void begin_line(size_t line, time_t until) {
+  if (until == 0) return;
+  std::printf("line %zu\n", line);
+  std::fflush(stdout);
+  if (const char* seconds = std::getenv("EFFNET_SHAPE_SECONDS")) alarm(static_cast<unsigned>(std::atoi(seconds)));
+}
+
+bool in_time(time_t until) { return until == 0 || std::time(nullptr) < until; }
+
+// The end of the last line, and whether it is that of a whole list.
+bool end_lines(size_t from, size_t line, size_t lines, time_t until) {
+  alarm(0);
+  if (until && line < lines)
+    std::printf(", go on with line %zu of %zu", line, lines);
+  else if (until)
+    std::printf(", to the end");
+  std::printf("\n");
+  return from == 0 && line >= lines;
+}
+
 int check_all(const std::string& file, const std::string& precision, size_t from, time_t until,
               const std::vector<std::string>& orders) {
   const bool tf32 = precision == "tf32";
@@ -419,10 +444,11 @@ int check_all(const std::string& file, const std::string& precision, size_t from
   int tried = 0, wrong = 0;
   size_t line = from;
   std::map<std::string, double> used;
-  for (; line < rows.size() && (until == 0 || std::time(nullptr) < until); ++line) {
+  for (; line < rows.size() && in_time(until); ++line) {
     const ShapeRow& row = rows[line];
     // TF32 is of products of matrices alone.
     if (row.dtype != dtype || (tf32 && !row.op.starts_with("conv2d"))) continue;
+    begin_line(line, until);
     Check check(row, tf32, orders);
     check.run();
     ++tried;
@@ -432,33 +458,25 @@ int check_all(const std::string& file, const std::string& precision, size_t from
   }
   for (const auto& [op, share] : used) std::printf("%s %.0f %% of its limit\n", op.c_str(), 100 * share);
   std::printf("%s: %d shapes, %d off", precision.c_str(), tried, wrong);
-  if (until && line < rows.size())
-    std::printf(", go on with line %zu of %zu", line, rows.size());
-  else if (until)
-    std::printf(", to the end");
-  std::printf("\n");
-  const bool whole = from == 0 && line == rows.size();
+  const bool whole = end_lines(from, line, rows.size(), until);
   return (tried > 0 || !whole) && wrong == 0 ? 0 : 1;
 }
 
-//   gpu_shapes_test cudnn PRECISION    what cuDNN says that it can (cudnn_rows.h), by cuDNN, until EFFNET_STAGE_END
-//                                      (seconds since 1970)
-// Where there is no plan of its that is said: with another version than the table's it is no mistake. Exit code 76
-// where time was too short for all.
-int check_cudnn(const std::string& precision) {
+//   gpu_shapes_test cudnn PRECISION [FROM UNTIL]     what cuDNN says that it can (cudnn_rows.h), by cuDNN
+// Where there is no plan of its that is said: with another version than the table's it is no mistake.
+int check_cudnn(const std::string& precision, size_t from, time_t until) {
   need(backend::gpu().status, "GPU");
   setenv("EFFNET_CUDA_PROVIDER", "cudnn", 1);
-  const char* end = std::getenv("EFFNET_STAGE_END");
   const char* rehearsing = std::getenv("EFFNET_REHEARSE");
   const auto gpu = cuda::Device::properties(backend::gpu().device->driver(), 0);
   need(gpu.ok() ? ok_status() : gpu.status(), "GPU");
   const auto rows = cudnn_rows(gpu.value().capability, precision, rehearsing && std::string(rehearsing) == "1");
-  size_t tried = 0, wrong = 0, without = 0;
-  for (; tried < rows.size(); ++tried) {
-    using namespace std::chrono;
-    if (end && duration_cast<seconds>(system_clock::now().time_since_epoch()).count() + 3 > std::atoll(end)) break;
-    Check check(rows[tried], precision == "tf32");
-    const std::string& text = rows[tried].text;
+  size_t line = from, tried = 0, wrong = 0, without = 0;
+  for (; line < rows.size() && in_time(until); ++line) {
+    begin_line(line, until);
+    Check check(rows[line], precision == "tf32");
+    ++tried;
+    const std::string& text = rows[line].text;
     if (!check.kernel().ends_with(":cudnn")) {
       ++without;
       std::printf("%s: no plan\n", text.c_str());
@@ -469,11 +487,10 @@ int check_cudnn(const std::string& precision) {
     }
     std::fflush(stdout);
   }
-  std::printf("%s: %zu of %zu graphs, %zu off, %zu without a plan\n", precision.c_str(), tried, rows.size(), wrong,
+  std::printf("%s: %zu of %zu graphs, %zu off, %zu without a plan", precision.c_str(), tried, rows.size(), wrong,
               without);
-  if (wrong > 0) return 1;
-  if (tried < rows.size()) return 76;
-  return tried > without ? 0 : 1;
+  const bool whole = end_lines(from, line, rows.size(), until);
+  return (tried > without || !whole) && wrong == 0 ? 0 : 1;
 }
 
 //   gpu_shapes_test device             the GPU as cuDNN describes it: native/tests/gpus. Exit code 75 without cuDNN
@@ -496,13 +513,12 @@ int describe_device() {
 int main(int argc, char** argv) {
   const std::string first = argc > 1 ? argv[1] : "";
   if (argc == 2 && first == "device") return effnet::test::describe_device();
-  if (argc == 3 && first == "cudnn") return effnet::test::check_cudnn(argv[2]);
+  const size_t from = argc > 4 ? std::strtoull(argv[3], nullptr, 10) : 0;
+  const time_t until = argc > 4 ? std::strtoll(argv[4], nullptr, 10) : 0;
+  if ((argc == 3 || argc == 5) && first == "cudnn") return effnet::test::check_cudnn(argv[2], from, until);
   if (argc < 3 || argc == 4 || argc > 6) {
     std::printf("gpu_shapes_test FILE PRECISION [FROM UNTIL [ORDERS]]\n");
     return 64;
   }
-  const bool part = argc > 3;
-  return effnet::test::check_all(argv[1], argv[2], part ? std::strtoull(argv[3], nullptr, 10) : 0,
-                                 part ? std::strtoll(argv[4], nullptr, 10) : 0,
-                                 effnet::test::split(argc == 6 ? argv[5] : "", ','));
+  return effnet::test::check_all(argv[1], argv[2], from, until, effnet::test::split(argc == 6 ? argv[5] : "", ','));
 }

@@ -9,7 +9,7 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { afterAll, beforeAll, expect, it } from 'vitest'
+import { afterAll, beforeAll, expect, it, vi } from 'vitest'
 import { packageRoot } from '../../ts/paths.js'
 import { sample, shapeLines } from '../helpers/layer_shapes.js'
 import { describeWith, FAKE_DRIVER, fakeLibraries } from '../helpers/stand_in.js'
@@ -80,6 +80,14 @@ describeWith(needed, 'layer shapes beside references on the device', () => {
     expect(run(lines, 'f16', 0, later).status).toBe(1)
     expect(run(lines, 'f16', 1, later).status).toBe(0)
   })
+  it('has said which line it began when a launch of it fails', { timeout: 60_000 }, () => {
+    const lines = small.filter((line) => line.startsWith('f32 conv2d')).slice(0, 3)
+    const later = Math.floor(Date.now() / 1e3) + 3600
+    vi.stubEnv('FAKE_CUDA_FAIL', 'cuLaunchKernelEx:1:700')
+    const { status, stdout } = run(lines, 'f32', 1, later)
+    vi.unstubAllEnvs()
+    expect({ status, stdout }).toEqual({ status: 1, stdout: expect.stringMatching(/^line 1\n[^\n]+: [^\n]+\n$/) })
+  })
   it.each([
     [['f32 conv2d'], 'f32', /line 1: f32 conv2d/],
     [[], 'f64', /no precision f64/],
@@ -114,9 +122,14 @@ describeWith({ ...libraries, missing: libraries.missing ?? needed.missing }, 'wh
       stdout: expect.stringMatching(/f16: 42 of 42 graphs, 0 off, 42 without a plan\n$/),
     })
   })
-  it('ends in time, and says what is left', () => {
-    const { status, stdout } = run(['cudnn', 'f16'], { EFFNET_STAGE_END: '0' })
-    expect({ status, stdout }).toEqual({ status: 76, stdout: 'f16: 0 of 42 graphs, 0 off, 0 without a plan\n' })
+  it('ends in time, and goes on with what is left', { timeout: 60_000 }, () => {
+    const { status, stdout } = run(['cudnn', 'f16', '0', '1'])
+    const left = 'f16: 0 of 42 graphs, 0 off, 0 without a plan, go on with line 0 of 42\n'
+    expect({ status, stdout }).toEqual({ status: 0, stdout: left })
+    expect(run(['cudnn', 'f16', '41', `${Math.floor(Date.now() / 1e3) + 3600}`])).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/^line 41\n.*\nf16: 1 of 42 graphs, 0 off, 0 without a plan, to the end\n$/),
+    })
   })
   it('describes the GPU', () => {
     expect(run(['device'])).toMatchObject({ status: 0, stdout: expect.stringContaining('"deviceName"') })

@@ -1,6 +1,6 @@
 /** The stages of gpu-check that need tools of a CUDA toolkit, with made-up tools: what each way they may end comes to. */
 import { spawnSync } from 'node:child_process'
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
@@ -22,6 +22,7 @@ const run = (script, seconds = 60) => {
   const env = {
     ...process.env,
     PATH: `${dir}/bin:${process.env.PATH}`,
+    EFFNET_REHEARSE: undefined,
     EFFNET_GPU_CHECK_LOGS: `${dir}/logs`,
     EFFNET_STAGE_END: String(Math.floor(Date.now() / 1e3) + seconds),
   }
@@ -41,6 +42,80 @@ describe('kernels', () => {
     expect(run('kernels', 3)).toMatchObject({ status: 124, said: '3 programs, 0 failed; not to their end: gpu_se_test' })
     write('tests/gpu_se_test', '#!/bin/sh\n')
     expect(run('kernels', 3)).toMatchObject({ status: 0, said: '3 programs, 0 failed' })
+  })
+})
+
+describe.each([
+  ['shapes', 'logs/shapes', 'shapes.txt', 'shapes'],
+  ['rows', 'logs/rows', 'cudnn', 'graphs'],
+])('%s', (script, folder, word, things) => {
+  /** A list of 5 lines; by precision and line what happens there: a line of shell, "go on" where time is over. */
+  const program = (lines, start = ':') => {
+    const cases = Object.entries(lines).map(([where, line]) =>
+      line === 'go on'
+        ? `    ${where}) echo "$2: $tried ${things}, 0 off, go on with line $i of 5"; exit 0 ;;\n`
+        : `    ${where}) ${line} ;;\n`,
+    )
+    write(
+      'tests/gpu_shapes_test',
+      `#!/bin/bash
+[ "$1" = device ] && exit 0
+echo "$*" >>calls
+[ "$1" = ${word} ] || exit 64
+${start}
+tried=0
+for ((i = $3; i < 5; i++)); do
+  case $2-$i in
+${cases.join('')}    *) echo "line $i" ;;
+  esac
+  tried=$((tried + 1))
+done
+echo "$2: $tried ${things}, 0 off, to the end"
+`,
+    )
+  }
+  const calls = () => {
+    const all = readFileSync(path.join(dir, 'calls'), 'utf8').trimEnd().split('\n')
+    rmSync(path.join(dir, 'calls'))
+    return all.map((line) => line.split(' ').slice(1, 3).join(' ')).sort()
+  }
+  it('go on behind a line that breaks off, and tell of it', () => {
+    program({ 'bf16-2': 'echo line 2; exit 1', 'f16-3': 'echo line 3; kill -ALRM $$' })
+    const { status, said, stdout } = run(script)
+    expect(status).toBe(1)
+    expect(calls()).toEqual(['bf16 0', 'bf16 3', 'f16 0', 'f16 4', 'f32 0', 'tf32 0'])
+    expect(stdout).toContain('BROKE OFF in line 2: exit code 1\nfrom line 3:\n')
+    expect(stdout).toContain('BROKE OFF in line 3: exit code 142\n')
+    expect(said).toBe(
+      [
+        `f32: 5 ${things}, 0 off, to the end`,
+        `tf32: 5 ${things}, 0 off, to the end`,
+        `bf16: 2 ${things}, 0 off, to the end, 1 BROKEN OFF, WRONG (its log says what)`,
+        `f16: 1 ${things}, 0 off, to the end, 1 BROKEN OFF, WRONG (its log says what)`,
+      ].join(';'),
+    )
+    // Once more from the start, where all is well.
+    program({})
+    expect(run(script).status).toBe(0)
+    expect(calls()).toEqual(['bf16 0', 'f16 0', 'f32 0', 'tf32 0'])
+  })
+  it('are partial until each precision is at its end', () => {
+    program({ 'f32-4': 'go on', 'f16-1': 'go on' })
+    expect(run(script)).toMatchObject({ status: 76, said: expect.stringContaining('f32: 4') })
+    program({})
+    calls()
+    expect(run(script).status).toBe(0)
+    expect(calls()).toEqual(['f16 1', 'f32 4'])
+  })
+  it('end where no line begins, and begin with the same one in a later call', () => {
+    program({}, 'echo GPU: no; exit 1')
+    expect(run(script)).toMatchObject({ status: 1, said: expect.stringContaining('no line begun: exit code 1') })
+    expect(calls()).toEqual(['bf16 0', 'f16 0', 'f32 0', 'tf32 0'])
+  })
+  it('ask nothing once time is over', () => {
+    program({})
+    expect(run(script, 2).status).toBe(76)
+    expect(existsSync(path.join(dir, 'calls'))).toBe(false)
   })
 })
 
