@@ -19,23 +19,24 @@
 #   memcheck   kernel tests under compute-sanitizer, for wrong addresses
 #   counters   hardware counters of a step's kernels
 #   layers     the layers of B0 and V2-S on small images              op by op as in a step, against float64
-# Stages are partial where their time ends before their work: bench, peer, peers and rows with what they had time for; shapes, chosen,
-# memcheck and racecheck go on in a later call with the same DIR, or with --continue, on a GPU of the same name and driver.
+# Stages are partial where their time ends before their work: bench, peer and tuned with what they had time for; shapes, chosen, rows,
+# memcheck, racecheck and peers go on in a later call with the same DIR, or with --continue, on a GPU of the same name and driver.
 # A second call, --stage second (or by name), has the rest of shapes and what the first has no time for:
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
 #   chosen     as shapes, by the libraries where a plan would take them
 #   rows       every graph that the table of cuDNN has             numbers against float64; the GPU as cuDNN describes it
 #   finetune   a training run on the photos of models/demo, its accuracy beside the CPU's
 #   decode     photos decoded by nvJPEG beside those that the CPU decodes
-#   tuned      training of bench with measured kernels
+#   tuned      bench with measured kernels, PyTorch's anchor beside it
 #   racecheck  kernel tests under compute-sanitizer's search for races
-# A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on.
+# A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on; what an earlier call
+# has measured is not measured again.
 #
 # Each stage is a process of its own under a time limit, which is the longer the fewer stages are named; the script ends by itself after
 # 540 s. Results come into
 # DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, the last log of each stage and what its programs say.
 # `node scripts/gpu/results.mjs DIR` puts the figures into
-# bench/results/gpu (`--peers DIR2`: beside PyTorch's fastest mode). Exit code: 0 all passed, 64 wrong words, 66 no
+# bench/results/gpu (`--peers DIR2`, also several times: beside PyTorch's fastest mode in those calls). Exit code: 0 all passed, 64 wrong words, 66 no
 # archive, 69 no GPU, 1 otherwise: what failed, had no end in time (timeout) or no time at all (untried). What is skipped, for want of a
 # tool or a library, or partial is no failure: the table says it.
 set -uo pipefail
@@ -129,7 +130,10 @@ mkdir "$at/logs"
 # Of the whole script, unpacking included.
 deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
 failed=0
-printf '%s\n' "gpu-check $(date -u +%FT%TZ) $version" "$(printf '%-9s %-7s %6s  %s' stage result s note)" >>"$out/table.txt"
+# What is measured says of which call it is (smoke.mjs writes call.json of these).
+export EFFNET_GPU_CHECK_DATE EFFNET_GPU_CHECK_VERSION=$version
+EFFNET_GPU_CHECK_DATE=$(date -u +%FT%TZ)
+printf '%s\n' "gpu-check $EFFNET_GPU_CHECK_DATE $version" "$(printf '%-9s %-7s %6s  %s' stage result s note)" >>"$out/table.txt"
 
 # Seconds of each stage, in their order. What comes before bench and peer may not take their time: the limits of a call's stages add up
 # to less than there is, and what is left over is shared among those that are yet to come.

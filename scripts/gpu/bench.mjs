@@ -6,9 +6,11 @@
  */
 import { readFileSync } from 'node:fs'
 import { profileOf } from '../../dist/cli/profile.js'
+import { presentCall } from './call.mjs'
 import { cases, open, rehearsing } from './cases.mjs'
 
-// As torch_peer.py does: so many steps, or fewer where these would take longer than a stage has, as those of large models do.
+// As torch_peer.py does: so many steps, or fewer where these would take longer than a case's part of the stage, as those of large models
+// do. In a call of its own there is time for all.
 const timing = JSON.parse(readFileSync(new URL('timing.json', import.meta.url), 'utf8'))
 const PROFILED = rehearsing ? 1 : 5
 
@@ -29,22 +31,28 @@ const quantile = (sorted, p) => sorted[Math.max(0, Math.ceil(p * sorted.length) 
 
 // The stage ends with what has been measured: a case that may have no time left is not begun.
 const end = 1e3 * Number(process.env.EFFNET_STAGE_END ?? Infinity)
-const LONGEST_CASE_MS = 15_000
+/** Seconds of the timed steps; `cases`: that are yet to come. */
+const windowOf = (cases) =>
+  Math.max(timing.window_s, Math.min(timing.longest_window_s, (end - Date.now()) / 1e3 / cases - timing.case_s))
+const call = presentCall()
+const tuned = process.env.EFFNET_CUDA_TUNE === '1'
+const LONGEST_CASE_MS = tuned ? 45_000 : 15_000
 const summary = []
 let rest = 0
-for (const wanted of cases) {
+for (const [i, wanted] of cases.entries()) {
   if (end - Date.now() < LONGEST_CASE_MS) {
     rest++
     continue
   }
   const { model, plan, step } = await open(wanted)
-  const { warmup, warmup_s, steps, window_s, least_steps } = timing
-  const warmed = rehearsing ? await timesOf(step, 1, 0, 1) : await timesOf(step, warmup, warmup_s, 3)
-  const times = rehearsing ? await timesOf(step, 2, 0, 2) : await timesOf(step, steps, window_s, least_steps)
+  const { warmup, warmup_s, steps, least_steps } = timing
+  const window = windowOf(cases.length - i)
+  const warmed = rehearsing ? await timesOf(step, 1, 0, 1) : await timesOf(step, warmup, Math.max(warmup_s, window / 4), 3)
+  const times = rehearsing ? await timesOf(step, 2, 0, 2) : await timesOf(step, steps, window, least_steps)
   const ms = times.reduce((total, each) => total + each, 0) / times.length
   times.sort((a, b) => a - b)
   plan.profile(true)
-  for (let i = 0; i < PROFILED; i++) await step()
+  for (let k = 0; k < PROFILED; k++) await step()
   // Without what runs only when weights change.
   const ops = plan.dump().filter((op) => op.ms > 0)
   const { kernels, peaks } = profileOf(ops, await model.session.measurePeaks())
@@ -55,6 +63,8 @@ for (const wanted of cases) {
   const fused_ms = wanted.fused_mb ? (wanted.fused_mb * 1e6 * wanted.batch * 1e3) / peaks.bytes : null
   const row = {
     ...wanted,
+    call,
+    tuned,
     images_per_s: (1e3 * wanted.batch) / ms,
     ms,
     median_ms: quantile(times, 0.5),
@@ -62,6 +72,8 @@ for (const wanted of cases) {
     steps: times.length,
     warmup_steps: warmed.length,
     clock: 'wall, of each step to its end; the next batch is copied meanwhile, but for a batch of one',
+    ops_ms: ops.reduce((total, op) => total + op.ms, 0),
+    clock_of_ops: 'CUDA events around each, in steps whose kernels are launched one by one',
     copy_gb_per_s: peaks.bytes / 1e9,
     own_bytes_ms,
     share_of_own_bytes: own_bytes_ms / ms,

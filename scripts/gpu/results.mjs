@@ -1,11 +1,13 @@
 /**
- * `node scripts/gpu/results.mjs DIR [--peers DIR] [--into DIR]`: what gpu-check.sh has measured, as files of bench/results/gpu: one a
- * case, named by date, GPU, driver, versions, work, type and batch, with PyTorch eager of the same run beside it. With `--peers`, the
- * folder of a call `--stage peers`: PyTorch's fastest mode, of a case in 16 bit in either type, too, where that call's eager agrees with this run's on the same GPU and
- * versions; otherwise the two runs do not compare, and the file says why.
+ * `node scripts/gpu/results.mjs DIR [--peers DIR]... [--into DIR]`: what gpu-check.sh has measured, as files of bench/results/gpu: one a
+ * case, named by date, GPU, driver, versions, work, type and batch ("tuned": with measured kernels), with PyTorch eager beside it. With
+ * stages `peers`, in DIR or in folders of `--peers`: PyTorch's fastest mode, of a case in 16 bit in either type, too.
+ *
+ * Each row says of which call it is. Figures of PyTorch from another call count where that call's eager agrees with this one's on the same
+ * GPU, driver and versions; otherwise the two do not compare, and the file says why.
  */
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
@@ -39,32 +41,54 @@ const WORK = {
   peer_alone: 'images lie on the GPU as normalised FP32 (inference in 16 bit: as that), and nothing is copied',
 }
 
-/** The fastest of PyTorch's modes in another call, or why it says nothing about this one. */
-function bestPeer(row, anchor, table, drivers) {
-  const modes = table.filter((each) => workOf(each) === workOf(row) && each.images_per_s > 0)
-  if (modes.length === 0) return { refused: 'that call has no row of it' }
-  if (!anchor) return { refused: 'this run has no anchor' }
-  const same = modes.find((each) => each.compile === anchor.compile && keyOf(each) === keyOf(row))
-  if (!same) return { refused: `that call has no ${anchor.compile}` }
-  for (const key of ['gpu', 'torch', 'cudnn'])
-    if (same[key] !== anchor[key]) return { refused: `${key} is ${anchor[key]} here, ${same[key]} there` }
-  if (drivers.includes(undefined)) return { refused: "the driver's release is not known" }
-  if (drivers[0] !== drivers[1]) return { refused: `the driver is ${drivers[0]} here, ${drivers[1]} there` }
-  const apart = Math.abs(same.images_per_s / anchor.images_per_s - 1)
-  if (apart > ANCHOR) return { refused: `the anchors are ${(100 * apart).toFixed(1)} % apart, ${100 * ANCHOR} % are allowed` }
-  const best = modes.reduce((a, b) => (b.images_per_s > a.images_per_s ? b : a))
+const isEager = (row) => row.compile === 'eager' && row.images_per_s > 0
+
+/**
+ * Why a row of PyTorch says nothing about one call; empty: it does. `anchors`: PyTorch eager in that call, `others`: all rows of PyTorch;
+ * of the row's own call, eager on the same work is compared, or on any other where that was not measured.
+ */
+function refusal(row, call, anchors, others) {
+  if (row.call.date === call.date) return ''
+  if (row.call.gpu !== call.gpu) return `gpu is ${call.gpu} here, ${row.call.gpu} there`
+  if (!row.call.driver || !call.driver) return "the driver's release is not known"
+  if (row.call.driver !== call.driver) return `the driver is ${call.driver} here, ${row.call.driver} there`
+  if (anchors.length === 0) return 'this call has no anchor'
+  const there = others.filter((each) => isEager(each) && each.call.date === row.call.date)
+  const pairs = anchors.flatMap((here) => there.filter((each) => keyOf(each) === keyOf(here)).map((each) => [here, each]))
+  const [here, same] = pairs.find(([each]) => keyOf(each) === keyOf(row)) ?? pairs[0] ?? []
+  if (!same) return 'that call has no eager of what this one has'
+  for (const key of ['torch', 'cudnn']) {
+    const differs = [same, row].find((each) => each[key] !== here[key])
+    if (differs) return `${key} is ${here[key]} here, ${differs[key]} there`
+  }
+  const apart = Math.abs(same.images_per_s / here.images_per_s - 1)
+  return apart > ANCHOR ? `the anchors are ${(100 * apart).toFixed(1)} % apart, ${100 * ANCHOR} % are allowed` : ''
+}
+
+/** The fastest of those rows that compare, or why none does. */
+function fastest(row, found, anchors, others) {
+  if (found.length === 0) return { refused: 'PyTorch was not measured on it' }
+  const judged = found.map((each) => ({ each, reason: refusal(each, row.call, anchors, others) }))
+  const usable = judged.filter(({ reason }) => reason === '').map(({ each }) => each)
+  if (usable.length === 0) return { refused: judged[0].reason }
+  const best = usable.reduce((a, b) => (b.images_per_s > a.images_per_s ? b : a))
   return { ...best, ratio: row.images_per_s / best.images_per_s }
 }
 
-/** What stages have said, of a call's folder: the machine, and rows of measurements. */
+/** What stages have said, of a call's folder: the machine of its last call, and rows of measurements. */
 function logsOf(folder) {
   const logs = mkdtempSync(path.join(os.tmpdir(), 'gpu-check-'))
   try {
     const archive = path.join(folder, 'logs.tar.gz')
     if (!existsSync(archive)) throw new Error(`${folder} has no logs.tar.gz of gpu-check.sh`)
     execFileSync('tar', ['-xzf', archive, '-C', logs])
-    const [bench, peer, peers] = ['bench', 'peer', 'peers'].map((stage) => rowsOf(path.join(logs, `${stage}.log`)))
-    return { machine: machineOf(logs), bench, peer, peers }
+    const table = path.join(logs, 'peers')
+    const modes = (existsSync(table) ? readdirSync(table) : []).flatMap((name) => rowsOf(path.join(table, name)))
+    const rows = ['bench', 'tuned', 'peer'].flatMap((stage) => rowsOf(path.join(logs, `${stage}.log`)))
+    const unknown = [...rows, ...modes].find((row) => !row.call)
+    if (unknown) throw new Error(`${folder}: a row of ${keyOf(unknown)} does not say of which call it is`)
+    // PyTorch's say how it was compiled.
+    return { machine: machineOf(logs), own: rows.filter((row) => !row.compile), eager: rows.filter((row) => row.compile), modes }
   } finally {
     rmSync(logs, { recursive: true })
   }
@@ -76,50 +100,42 @@ function machineOf(logs) {
   return JSON.parse(smoke.slice(smoke.indexOf('{'), smoke.indexOf('\n}') + 2))
 }
 
-/** Undefined where the machine did not tell. */
-const driverOf = (machine) => machine?.driverRelease || undefined
 /** As the driver counts: 13020 is 13.2. */
-const cudaOf = ({ driverVersion }) => `cuda${Math.floor(driverVersion / 1000)}.${(driverVersion % 1000) / 10}`
+const cudaOf = (counted) => `cuda${Math.floor(counted / 1000)}.${(counted % 1000) / 10}`
 
-export function reports(folder, peersFolder) {
-  const { machine, bench, peer: anchors } = logsOf(folder)
-  const theirs = peersFolder && logsOf(peersFolder)
-  const said =
-    readFileSync(path.join(folder, 'table.txt'), 'utf8')
-      .match(/^gpu-check (\S+) (.+)$/gm)
-      ?.at(-1) ?? ''
-  const [, date, version] = /^gpu-check (\S+) (.+)$/.exec(said) ?? []
-  if (!date) throw new Error(`${folder}/table.txt has no line of gpu-check`)
-  if (bench.length === 0) throw new Error(`${folder}: no row of bench`)
-  const peers = new Map(anchors.map((row) => [keyOf(row), row]))
-  return bench.map((row) => {
-    const peer = peers.get(keyOf(row))
-    const gpu = machine.gpus[0].name
-    const versions = [`driver${driverOf(machine) ?? '-unknown'}`, cudaOf(machine)]
-    const work = [row.mode, row.model, `${row.size}px`, row.precision, `b${row.batch}`]
-    const ratio = peer?.images_per_s > 0 ? row.images_per_s / peer.images_per_s : null
-    const drivers = [machine, theirs?.machine].map(driverOf)
-    const best = theirs ? { best_peer: bestPeer(row, peer, theirs.peers, drivers) } : {}
+export function reports(folder, peersFolders = []) {
+  const { machine, own, eager, modes: modesHere } = logsOf(folder)
+  if (own.length === 0) throw new Error(`${folder}: no row of bench or tuned`)
+  const modes = [...modesHere, ...peersFolders.flatMap((each) => logsOf(each).modes)]
+  return own.map((row) => {
+    const { call } = row
+    const anchors = eager.filter((each) => isEager(each) && each.call.date === call.date)
+    const of = (rows, works) => rows.filter((each) => each.images_per_s > 0 && works(each) === works(row))
+    const peer = fastest(row, of(eager, keyOf), anchors, eager)
+    const versions = [`driver${call.driver || '-unknown'}`, cudaOf(call.cuda)]
+    const work = [row.mode, row.model, `${row.size}px`, row.precision, `b${row.batch}`, ...(row.tuned ? ['tuned'] : [])]
     return {
-      file: `${[date.slice(0, 10), slug(gpu), ...versions, ...work.map(slug)].join('_')}.json`,
+      file: `${[call.date.slice(0, 10), slug(call.gpu), ...versions, ...work.map(slug)].join('_')}.json`,
       report: {
-        date,
-        version,
-        gpu,
-        machine,
+        date: call.date,
+        version: call.version,
+        gpu: call.gpu,
+        driver: call.driver,
+        // Of another call's no more is known than that call itself.
+        machine: machine.call?.date === call.date ? machine : null,
         ...row,
-        peer: peer ?? null,
-        ratio_to_peer: ratio,
+        peer,
+        ratio_to_peer: peer.ratio ?? null,
         work: WORK,
-        ...best,
+        ...(modes.length + peersFolders.length > 0 ? { best_peer: fastest(row, of(modes, workOf), anchors, modes) } : {}),
       },
     }
   })
 }
 
 if (process.argv[1] && path.resolve(process.argv[1]) === import.meta.filename) {
-  const known = { peers: { type: 'string' }, into: { type: 'string', default: 'bench/results/gpu' } }
-  const usage = 'node scripts/gpu/results.mjs DIR [--peers DIR] [--into DIR]: DIR is what gpu-check.sh --out has filled'
+  const known = { peers: { type: 'string', multiple: true }, into: { type: 'string', default: 'bench/results/gpu' } }
+  const usage = 'node scripts/gpu/results.mjs DIR [--peers DIR]... [--into DIR]: DIR is what gpu-check.sh --out has filled'
   const end = (code, said) => {
     process.stderr.write(`${said}\n`)
     process.exit(code)

@@ -1,9 +1,11 @@
 /** The GPU as the backend sees it, then each instruction of the kernels by itself. Exit code 69 where it sees none, 3 where instructions fail. */
 import { spawnSync } from 'node:child_process'
 import { binding } from '../../dist/binding.js'
+import { beginCall } from './call.mjs'
 
 const cuda = await binding().cudaInfo()
-process.stdout.write(`${JSON.stringify({ ...binding().version(), node: process.versions.node, ...cuda }, null, 1)}\n`)
+const call = beginCall(cuda)
+process.stdout.write(`${JSON.stringify({ call, ...binding().version(), node: process.versions.node, ...cuda }, null, 1)}\n`)
 if (cuda.unavailable !== null || cuda.gpus.length === 0) {
   process.stdout.write(`no GPU: ${cuda.unavailable ?? 'the driver names none'}\n`)
   process.exit(69)

@@ -1,10 +1,13 @@
 """PyTorch on the cases of bench.mjs: images a second by the wall clock over all timed steps, median and 95th percentile of a step by
 CUDA events around each, inputs already on the GPU.
 
-  torch_peer.py                            eager: the anchor of a run. A line of JSON a case, then all in one
-  torch_peer.py --table [--from N] [--seconds S]
-                                           every mode of every case, those of bf16 in fp16 too, the most important case first: a process
-                                           a case, a line a mode as it is measured, until the time is over. N: the case to begin with
+  torch_peer.py                            eager: the anchors of a run. A line of JSON a case, then all in one
+  torch_peer.py --anchor                   the first of them alone
+  torch_peer.py --table [--from N]         every mode of every case, those of bf16 in fp16 too, the most important case first, behind the
+                                           first anchor: a process a case, a line a mode as it is measured, until EFFNET_STAGE_END
+                                           (seconds since 1970). Lines are kept in peers/ of EFFNET_GPU_CHECK_LOGS, a file a case, and what
+                                           an earlier call has left there is not measured again. N: the case to begin with. Exit code 76:
+                                           modes are left
 
 Training is forward, backward, fused SGD with momentum and weight decay, and an average of the weights; 16 bit by autocast, fp16 with a
 loss scale whose optimizer step does not wait for the GPU. Inference has its weights in 16 bit and, compiled, frozen (batch norm
@@ -17,6 +20,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,8 +28,17 @@ import time
 
 REHEARSING = os.environ.get("EFFNET_REHEARSE") == "1"
 TIMING = json.loads(pathlib.Path(__file__).with_name("timing.json").read_text())
+END = float(os.environ.get("EFFNET_STAGE_END", "inf"))
+LOGS = os.environ.get("EFFNET_GPU_CHECK_LOGS")
 LONGEST_ANCHOR_S = 12
+LONGEST_START_S = 1 if REHEARSING else 30
 MODES = ("eager", "default", "reduce-overhead", "max-autotune")
+
+
+def present_call():
+    """As call.mjs has it."""
+    file = pathlib.Path(LOGS or "", "call.json")
+    return json.loads(file.read_text()) if LOGS and file.exists() else None
 
 
 def cases():
@@ -150,64 +163,108 @@ def measure(case, mode, window):
 
 
 def row(case, mode, window):
+    case = {**case, "call": present_call()}
     try:
         return measure(case, mode, window)
     except Exception as error:  # the other modes have to be measured
         return {**case, "compile": mode, "error": f"{type(error).__name__}: {error}"[-300:]}
 
 
-def table(first, seconds):
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def add_rows(file, case, modes, window):
+    """A line a mode, in the file and said, as it is measured."""
+    for mode in modes:
+        line = json.dumps(row(case, mode, window))
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(line + "\n")
+        print(line, flush=True)
+
+
+def run_in_time(command):
+    """Runs it until the stage's end; what it has started and left, as a compiler's workers, ends with it."""
+    child = subprocess.Popen(command, start_new_session=True)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=max(0, END - time.time()) if END < float("inf") else None)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def table(first):
     """A case's processes share what was compiled; one that hangs or is killed costs its own case only."""
-    end = time.monotonic() + seconds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception: a child in a session of its own is ended
+    folder = pathlib.Path(LOGS or ".", "peers")
+    folder.mkdir(exist_ok=True)
+    here = present_call()
+
+    def missing(file):
+        """Modes that no call on such a machine has measured: of another one nothing may be compared."""
+        had = rows_of(file)
+        if any((there["call"] or {}).get(key) != (here or {}).get(key) for there in had for key in ("gpu", "driver")):
+            file.unlink()
+            had = []
+        return [mode for mode in MODES if mode not in [there["compile"] for there in had]]
+
     every = cases_of_table()
-    begun, failed = first, 0
-    for begun in range(first, len(every) + 1):
-        left = end - time.monotonic()
-        if begun == len(every) or left < 30:
+    files = [folder / f"{number:02}.jsonl" for number in range(len(every))]
+    todo = [number for number in range(first, len(every)) if missing(files[number])]
+    # By it a call's rows are those of a machine that is as fast as another call's.
+    anchor = folder / f"anchor-{here['date'] if here else 'none'}.jsonl".replace(":", "")
+    if todo and not rows_of(anchor) and END - time.time() > LONGEST_START_S:
+        run_in_time([sys.executable, __file__, "--case", "0", "--modes", "eager", "--into", str(anchor)])
+    for number in todo:
+        if END - time.time() < LONGEST_START_S:
             break
-        command = [sys.executable, __file__, "--case", str(begun)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            printed = child.communicate(timeout=left)[0]
-        except subprocess.TimeoutExpired:
-            child.kill()
-            printed = child.communicate()[0]
-            sys.stdout.write(printed)
-            break
-        sys.stdout.write(printed)
-        sys.stdout.flush()
-        failed += printed.count('"error"') + (child.returncode != 0)
-    rest = "" if begun >= len(every) else f"; go on with --from {begun}"
-    print(f"{begun - first} of {len(every)} cases in every mode, {failed} failed{rest}")
-    return 1 if failed else 0
+        modes = ",".join(missing(files[number]))
+        run_in_time([sys.executable, __file__, "--case", str(number), "--modes", modes, "--into", str(files[number])])
+    rows = [there for number in range(first, len(every)) for there in rows_of(files[number])]
+    left = sum(len(missing(files[number])) for number in range(first, len(every)))
+    failed = sum("error" in there for there in rows)
+    print(f"{len(rows)} of {len(rows) + left} modes of {len(every) - first} cases, {failed} failed" + ("; a later call goes on" if left else ""))
+    return 1 if failed else 76 if left else 0
+
+
+def window_of(cases):
+    """Seconds of the timed steps, as in bench.mjs; `cases`: that are yet to come."""
+    return max(TIMING["window_s"], min(TIMING["longest_window_s"], (END - time.time()) / cases - TIMING["case_s"]))
+
+
+def anchors(wanted):
+    # The stage ends with what has been measured: a case that may have no time left is not begun.
+    summary, failed, rest = [], 0, 0
+    for number, case in enumerate(wanted):
+        if END - time.time() < LONGEST_ANCHOR_S:
+            rest += 1
+            continue
+        # One alone is in front of other work.
+        made = row(case, "eager", window_of(len(wanted) - number) if len(wanted) > 1 else TIMING["window_s"])
+        print(json.dumps(made), flush=True)
+        failed += "error" in made
+        summary.append(f"{made['mode']} {made['batch']} {made['precision']} {made.get('images_per_s', 0):.0f}/s")
+    print(", ".join(summary) + (f"; no time for {rest} of {len(wanted)} cases" if rest else ""))
+    return 1 if failed else 76 if rest else 0
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--anchor", action="store_true")
     parser.add_argument("--from", dest="first", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=500)
     parser.add_argument("--case", type=int)
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--into")
     given = parser.parse_args()
     if given.table:
-        return table(given.first, given.seconds)
+        return table(given.first)
     if given.case is not None:
-        for mode in MODES:
-            print(json.dumps(row(cases_of_table()[given.case], mode, TIMING["table_window_s"])), flush=True)
+        add_rows(given.into, cases_of_table()[given.case], given.modes.split(","), TIMING["table_window_s"])
         return 0
-    # The stage ends with what has been measured: a case that may have no time left is not begun.
-    end = float(os.environ.get("EFFNET_STAGE_END", "inf"))
-    summary, failed, rest = [], 0, 0
-    for case in cases():
-        if end - time.time() < LONGEST_ANCHOR_S:
-            rest += 1
-            continue
-        made = row(case, "eager", TIMING["window_s"])
-        print(json.dumps(made), flush=True)
-        failed += "error" in made
-        summary.append(f"{made['mode']} {made['batch']} {made['precision']} {made.get('images_per_s', 0):.0f}/s")
-    print(", ".join(summary) + (f"; no time for {rest} of {len(cases())} cases" if rest else ""))
-    return 1 if failed else 76 if rest else 0
+    return anchors(cases()[:1] if given.anchor else cases())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Training of bench.mjs with measured kernels; what was measured and chosen is kept beside the log.
-mode=train
-[ "${EFFNET_REHEARSE:-0}" = 1 ] && mode=infer # fewer kernels to measure
-EFFNET_CUDA_TUNE=1 EFFNET_BENCH_MODE=$mode node scripts/gpu/bench.mjs
-code=$?
-rm -rf "$EFFNET_GPU_CHECK_LOGS/tuned"
-cp -r "$EFFNET_CACHE_DIR/kernels" "$EFFNET_GPU_CHECK_LOGS/tuned" 2>/dev/null
-exit $code
+# bench.mjs with measured kernels, and PyTorch's anchor in front of it, for other calls' figures of PyTorch to be compared with. What is
+# measured and chosen lies among the logs from the start, so that a call that goes on has it.
+export EFFNET_CACHE_DIR=$EFFNET_GPU_CHECK_LOGS/tuned
+bash scripts/gpu/peer.sh --anchor
+# Rehearsing, fewer kernels to measure.
+[ "${EFFNET_REHEARSE:-0}" = 1 ] && export EFFNET_BENCH_MODE=infer
+EFFNET_CUDA_TUNE=1 exec node scripts/gpu/bench.mjs

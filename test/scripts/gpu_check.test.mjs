@@ -200,57 +200,113 @@ describe('the time of a call', () => {
 describe('results of a GPU', () => {
   const train = { mode: 'train', model: 'efficientnet_b0', batch: 256, size: 224, precision: 'bf16-mixed' }
   const infer = { ...train, mode: 'infer', batch: 1 }
-  const run = (name, { driver = '580.65.06', peer = [], peers = [] }) => {
-    const machine = `{\n "driverVersion": 13000,\n "driverRelease": "${driver}",\n "gpus": [{ "name": "NVIDIA H200" }]\n}\n`
-    write(`${name}-logs/smoke.log`, `${machine}[ OK ] {1, 1}\nNVIDIA H200, compute capability 9.0\n`)
-    write(`${name}/table.txt`, 'gpu-check 2026-11-21T10:00:00Z effnet-native abc\nstage result s note\n')
-    const measured = { images_per_s: 3000, ms: 85, share_of_own_bytes: 0.25 }
-    const lines = (rows) => `${rows.map((row) => JSON.stringify(row)).join('\n')}\nin one line\n`
-    write(`${name}-logs/bench.log`, lines([train, infer].map((row) => ({ ...row, ...measured }))))
-    write(`${name}-logs/peer.log`, lines(peer))
-    write(`${name}-logs/peers.log`, lines(peers))
-    execFileSync('tar', ['-C', path.join(dir, `${name}-logs`), '-czf', path.join(dir, name, 'logs.tar.gz'), '.'])
-  }
-  it('are a file a case, the peer of the same run beside it', () => {
-    run('mine', { peer: [{ ...train, torch: '2.11', images_per_s: 2000 }] })
-    const [first, second] = reports(path.join(dir, 'mine'))
-    expect(first.file).toBe('2026-11-21_nvidia-h200_driver580.65.06_cuda13.0_train_efficientnet-b0_224px_bf16-mixed_b256.json')
-    expect(first.report).toMatchObject({ ratio_to_peer: 1.5, share_of_own_bytes: 0.25, version: 'effnet-native abc' })
-    expect(second.report).toMatchObject({ peer: null, ratio_to_peer: null })
+  const of = (hour) => ({
+    date: `2026-11-21T${hour}:00:00Z`,
+    version: 'effnet-native abc',
+    gpu: 'NVIDIA H200',
+    driver: '580.65.06',
+    cuda: 13000,
   })
-  const versions = { gpu: 'NVIDIA H200', torch: '2.11', cudnn: 91900 }
-  const eager = { ...train, ...versions, compile: 'eager', images_per_s: 1000 }
+  const [first, later, last] = ['10', '11', '12'].map(of)
+  const measured = { images_per_s: 3000, ms: 85, share_of_own_bytes: 0.25 }
+  const ours = [train, infer].map((row) => ({ ...row, call: first, ...measured }))
+  /** Logs of several calls side by side; the last one's smoke. */
+  const run = (name, { call = first, bench = ours, tuned = [], peer = [], peers = [] }) => {
+    const machine = JSON.stringify({ call, driverVersion: call.cuda, gpus: [{ name: call.gpu }] }, null, 1)
+    const lines = (rows) => `${rows.map((row) => JSON.stringify(row)).join('\n')}\nin one line\n`
+    write(`${name}-logs/smoke.log`, `${machine}\n[ OK ] {1, 1}\nNVIDIA H200, compute capability 9.0\n`)
+    for (const [stage, rows] of Object.entries({ bench, tuned, peer })) write(`${name}-logs/${stage}.log`, lines(rows))
+    peers.forEach((row, i) => {
+      write(`${name}-logs/peers/0${i}.jsonl`, `${JSON.stringify(row)}\n`)
+    })
+    mkdirSync(path.join(dir, name))
+    execFileSync('tar', ['-C', path.join(dir, `${name}-logs`), '-czf', path.join(dir, name, 'logs.tar.gz'), '.'])
+    return path.join(dir, name)
+  }
+  const eager = { ...train, torch: '2.11', cudnn: 91900, compile: 'eager', images_per_s: 1000, call: first }
+  it('are a file a case, the peer of the same call beside it', () => {
+    const [training, inference] = reports(run('mine', { peer: [{ ...eager, images_per_s: 2000 }] }))
+    expect(training.file).toBe('2026-11-21_nvidia-h200_driver580.65.06_cuda13.0_train_efficientnet-b0_224px_bf16-mixed_b256.json')
+    expect(training.report).toMatchObject({ ratio_to_peer: 1.5, share_of_own_bytes: 0.25, version: 'effnet-native abc' })
+    expect(training.report.machine).toMatchObject({ gpus: [{ name: 'NVIDIA H200' }] })
+    expect(inference.report).toMatchObject({ peer: { refused: 'PyTorch was not measured on it' }, ratio_to_peer: null })
+    expect(inference.report).not.toHaveProperty('best_peer')
+  })
+  it('are of the call that measured them, not of the last one', () => {
+    const [training] = reports(run('mine', { call: { ...later, version: 'effnet-native def' }, peer: [eager] }))
+    expect(training.report).toMatchObject({ date: first.date, version: 'effnet-native abc', machine: null, ratio_to_peer: 3 })
+  })
+  it('have no ratio to an anchor of another call', () => {
+    const [training] = reports(run('mine', { peer: [{ ...eager, call: later }] }))
+    expect(training.report).toMatchObject({ peer: { refused: 'this call has no anchor' }, ratio_to_peer: null })
+  })
+  it('are refused where a row does not say of which call it is', () => {
+    expect(() => reports(run('mine', { bench: [{ ...train, ...measured }] }))).toThrow('does not say of which call')
+    expect(() => reports(run('none', { bench: [] }))).toThrow('no row of bench or tuned')
+  })
+  it('of measured kernels have files of their own, beside the first call where its anchor agrees', () => {
+    const tuned = [train, infer].map((row) => ({ ...row, ...measured, call: later, tuned: true, images_per_s: 4000 }))
+    const anchor = { ...eager, call: later, images_per_s: 1010 }
+    const peer = [eager, { ...eager, ...infer, images_per_s: 500 }]
+    const files = reports(run('mine', { tuned: [anchor, ...tuned], peer }))
+    expect(files.map(({ file }) => /(train|infer).*/.exec(file)[0])).toEqual(
+      ['', '_tuned'].flatMap((end) => [
+        `train_efficientnet-b0_224px_bf16-mixed_b256${end}.json`,
+        `infer_efficientnet-b0_224px_bf16-mixed_b1${end}.json`,
+      ]),
+    )
+    expect(files[3].report).toMatchObject({ date: later.date, ratio_to_peer: 8 })
+    const off = reports(run('off', { tuned: [{ ...anchor, images_per_s: 1050 }, ...tuned], peer }))
+    expect(off[3].report).toMatchObject({ ratio_to_peer: null, peer: { refused: expect.stringContaining('4.8 % apart') } })
+  })
+  const there = (rows) => rows.map((row) => ({ ...row, call: { ...later, ...row.call } }))
   const table = [
-    { ...eager, images_per_s: 1029 },
-    { ...eager, compile: 'default', images_per_s: 1500 },
-    { ...eager, compile: 'max-autotune', error: 'RuntimeError: no' },
+    { ...eager, call: {}, images_per_s: 1029 },
+    { ...eager, call: {}, compile: 'default', images_per_s: 1500 },
+    { ...eager, call: {}, compile: 'max-autotune', images_per_s: undefined, error: 'RuntimeError: no' },
   ]
-  const best = (there, anchor = eager) => {
-    run('mine', { peer: [anchor] })
-    run('theirs', there)
-    return reports(path.join(dir, 'mine'), path.join(dir, 'theirs')).map(({ report }) => report.best_peer)
+  const best = (rows, anchor = [eager], more = []) => {
+    const mine = run('mine', { peer: anchor })
+    const folders = [run('theirs', { call: later, bench: [], peers: there(rows) })]
+    if (more.length > 0) folders.push(run('more', { call: last, bench: [], peers: more }))
+    return reports(mine, folders).map(({ report }) => report.best_peer)
   }
   it("are beside PyTorch's fastest mode of another call whose anchor agrees", () => {
-    const [training, inference] = best({ peers: table })
+    const [training, inference] = best(table)
     expect(training).toMatchObject({ compile: 'default', ratio: 2 })
-    expect(inference).toEqual({ refused: 'that call has no row of it' })
+    expect(inference).toEqual({ refused: 'PyTorch was not measured on it' })
   })
   it('takes the faster 16-bit type of PyTorch, but no other precision', () => {
-    const fp16 = { ...eager, precision: 'fp16-mixed', compile: 'max-autotune', images_per_s: 2000 }
-    expect(best({ peers: [...table, fp16, { ...fp16, precision: 'tf32', images_per_s: 9000 }] })[0]).toMatchObject({
+    const fp16 = { ...eager, call: {}, precision: 'fp16-mixed', compile: 'max-autotune', images_per_s: 2000 }
+    expect(best([...table, fp16, { ...fp16, precision: 'tf32', images_per_s: 9000 }])[0]).toMatchObject({
       compile: 'max-autotune',
       precision: 'fp16-mixed',
       ratio: 1.5,
     })
-    expect(best({ peers: [fp16] })[0]).toEqual({ refused: 'that call has no eager' })
+  })
+  it('takes no mode without an anchor in its own call', () => {
+    const fp16 = { ...eager, call: last, precision: 'fp16-mixed', compile: 'max-autotune', images_per_s: 2000 }
+    expect(best(table, [eager], [fp16])[0]).toMatchObject({ compile: 'default' })
+  })
+  it('takes modes of several calls, each by its own anchor', () => {
+    const fp16 = { ...eager, call: last, precision: 'fp16-mixed', compile: 'max-autotune', images_per_s: 2000 }
+    expect(best(table, [eager], [{ ...eager, call: last }, fp16])[0]).toMatchObject({ ratio: 1.5 })
   })
   it.each([
-    ['anchors too far apart', { peers: [{ ...eager, images_per_s: 1031 }, table[1]] }, eager, 'the anchors are 3.1 % apart'],
-    ['another PyTorch', { peers: table.map((row) => ({ ...row, torch: '2.12' })) }, eager, 'torch is 2.11 here, 2.12 there'],
-    ['another driver', { driver: '580.95.05', peers: table }, eager, 'the driver is 580.65.06 here, 580.95.05 there'],
-    ['an unknown driver', { driver: '', peers: table }, eager, "the driver's release is not known"],
-    ['no anchor there', { peers: table.slice(1) }, eager, 'that call has no eager'],
-  ])('are not beside it with %s', (_, there, anchor, reason) => {
-    expect(best(there, anchor)[0]).toEqual({ refused: expect.stringContaining(reason) })
+    ['anchors too far apart', [{ ...table[0], images_per_s: 1031 }, table[1]], 'the anchors are 3.1 % apart'],
+    ['another PyTorch', table.map((row) => ({ ...row, torch: '2.12' })), 'torch is 2.11 here, 2.12 there'],
+    ['another PyTorch of a mode', [table[0], { ...table[1], cudnn: 92000 }], 'cudnn is 91900 here, 92000 there', 1],
+    [
+      'another driver',
+      table.map((row) => ({ ...row, call: { driver: '580.95.05' } })),
+      'the driver is 580.65.06 here, 580.95.05',
+    ],
+    ['another GPU', table.map((row) => ({ ...row, call: { gpu: 'NVIDIA H100' } })), 'gpu is NVIDIA H200 here, NVIDIA H100 there'],
+    ['an unknown driver', table.map((row) => ({ ...row, call: { driver: '' } })), "the driver's release is not known"],
+    ['no anchor there', table.slice(1), 'that call has no eager of what this one has'],
+  ])('are not beside it with %s', (_, rows, reason, usable = 0) => {
+    const [training] = best(rows)
+    if (usable) expect(training).toMatchObject({ compile: 'eager' })
+    else expect(training).toEqual({ refused: expect.stringContaining(reason) })
   })
 })

@@ -204,3 +204,20 @@ esac
     expect(run('counters')).toMatchObject({ status: 75, said: expect.stringContaining('ERR_NVGPUCTRPERM') })
   })
 })
+
+describe('tuned', () => {
+  it("is bench of every mode beside PyTorch's anchor, its choices among the logs", () => {
+    write('bin/python3', '#!/bin/sh\necho "python3 $*"\n')
+    write('bin/node', '#!/bin/sh\necho "$1 $EFFNET_CUDA_TUNE $EFFNET_CACHE_DIR $EFFNET_BENCH_MODE"\nexit 76\n')
+    expect(run('tuned')).toEqual({
+      status: 76,
+      said: `scripts/gpu/bench.mjs 1 ${dir}/logs/tuned`,
+      stdout: expect.stringContaining('python3 scripts/gpu/torch_peer.py --anchor\n'),
+    })
+  })
+  it('is measured all the same where there is no PyTorch', () => {
+    write('bin/python3', '#!/bin/sh\nexit 1\n')
+    write('bin/node', '#!/bin/sh\necho measured\n')
+    expect(run('tuned')).toEqual({ status: 0, said: 'measured', stdout: 'no PyTorch with a GPU and timm\nmeasured\n' })
+  })
+})

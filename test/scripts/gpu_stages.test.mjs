@@ -1,0 +1,176 @@
+/** The stages of gpu-check that are programs of their own, where there is no GPU: what they say, and what they leave. */
+import { spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { FAKE_DRIVER, itWith } from '../helpers/stand_in.js'
+
+let dir
+beforeEach(() => {
+  dir = mkdtempSync(path.join(os.tmpdir(), 'effnet-gpu-stages-'))
+  mkdirSync(path.join(dir, 'logs'))
+})
+afterEach(() => rmSync(dir, { recursive: true, force: true }))
+
+const CALL = { date: '2026-11-21T10:00:00Z', version: 'effnet-native of a test' }
+const env = (more) => ({
+  ...process.env,
+  EFFNET_GPU_CHECK_LOGS: path.join(dir, 'logs'),
+  EFFNET_GPU_CHECK_DATE: CALL.date,
+  EFFNET_GPU_CHECK_VERSION: CALL.version,
+  EFFNET_CACHE_DIR: path.join(dir, 'cache'),
+  ...more,
+})
+const node = (name, more) => spawnSync(process.execPath, [`scripts/gpu/${name}.mjs`], { env: env(more), encoding: 'utf8' })
+const log = (name) => path.join(dir, 'logs', name)
+const rowsOf = (text) =>
+  text
+    .split('\n')
+    .filter((line) => line.startsWith('{"'))
+    .map((line) => JSON.parse(line))
+
+describe('smoke', () => {
+  const drivers = spawnSync('/sbin/ldconfig', ['-p'], { encoding: 'utf8' }).stdout?.includes('libcuda.so.1')
+  it.skipIf(drivers)(`ends with 69 where there is no driver${drivers ? ' (there is one)' : ''}`, () => {
+    const { status, stdout } = node('smoke', { EFFNET_LIB_DIR: dir })
+    expect({ status, last: stdout.trimEnd().split('\n').at(-1) }).toEqual({
+      status: 69,
+      last: expect.stringMatching(/^no GPU: no NVIDIA driver: .*install driver/),
+    })
+    expect(existsSync(log('call.json'))).toBe(false)
+  })
+  itWith(FAKE_DRIVER, 'says which call it begins, and that instructions could not be tried', 60_000, async () => {
+    const { status, stdout } = node('smoke', { EFFNET_LIB_DIR: FAKE_DRIVER.folder })
+    expect(status).toBe(3) // the program that tries them is of an archive
+    const call = JSON.parse(readFileSync(log('call.json'), 'utf8'))
+    expect(call).toEqual({ ...CALL, gpu: expect.any(String), driver: expect.any(String), cuda: expect.any(Number) })
+    expect(stdout).toContain('"call": {')
+    expect(stdout.trimEnd().split('\n').at(-1)).toMatch(/^instructions FAILED \(ENOENT\)/)
+  })
+  itWith(FAKE_DRIVER, 'ends with 69 where the driver has no GPU to give', 60_000, async () => {
+    const { status, stdout } = node('smoke', { EFFNET_LIB_DIR: FAKE_DRIVER.folder, FAKE_CUDA_FAIL: 'cuInit:1:100' })
+    expect({ status, last: stdout.trimEnd().split('\n').at(-1) }).toEqual({
+      status: 69,
+      last: expect.stringMatching(/^no GPU: /),
+    })
+  })
+})
+
+describe('bench', () => {
+  const rehearse = { EFFNET_LIB_DIR: FAKE_DRIVER.folder, EFFNET_REHEARSE: '1', EFFNET_BENCH_MODE: 'infer', EFFNET_CUDA_TUNE: '0' }
+  itWith(FAKE_DRIVER, 'leaves rows that say of which call they are', 120_000, async () => {
+    const call = { ...CALL, gpu: 'NVIDIA H200', driver: '580.65.06', cuda: 13000 }
+    writeFileSync(log('call.json'), JSON.stringify(call))
+    const { status, stdout } = node('bench', rehearse)
+    expect(status).toBe(0)
+    const [row, ...others] = rowsOf(stdout)
+    expect(others).toEqual([])
+    expect(row).toMatchObject({ mode: 'infer', model: 'efficientnet_b0', batch: 1, call, tuned: false, steps: 2 })
+    expect(row.images_per_s).toBeCloseTo(1e3 / row.ms, 6)
+    expect(row.longest.length).toBe(10)
+    // Every op of it is among those ten or takes less than they do.
+    expect(row.ops_ms).toBeGreaterThan(row.longest.reduce((total, { ms }) => total + ms, 0))
+  })
+  it('begins no case that may have no time left', () => {
+    expect(node('bench', { ...rehearse, EFFNET_STAGE_END: '1' })).toMatchObject({
+      status: 76,
+      stdout: expect.stringContaining('no time for 1 of 1 cases'),
+    })
+  })
+})
+
+it('Python has no mistake in its form', () => {
+  const files = readdirSync('scripts/gpu').filter((name) => name.endsWith('.py'))
+  expect(files.length).toBeGreaterThan(1)
+  const check = 'import ast, sys\nfor name in sys.argv[1:]: ast.parse(open(name).read(), name)'
+  const said = spawnSync('python3', ['-c', check, ...files.map((name) => `scripts/gpu/${name}`)], { encoding: 'utf8' })
+  expect(said).toMatchObject({ status: 0, stderr: '' })
+})
+
+describe("PyTorch's table", () => {
+  /** A PyTorch that measures nothing: `measure` of torch_peer.py ends with this line's exception, or not at all. */
+  const torch = (line) => writeFileSync(path.join(dir, 'torch.py'), `import os, subprocess, time\n${line}\n`)
+  const args = ['scripts/gpu/torch_peer.py', '--table']
+  const more = (seconds) =>
+    env({
+      PYTHONPATH: dir,
+      PYTHONDONTWRITEBYTECODE: '1',
+      EFFNET_REHEARSE: '1',
+      EFFNET_STAGE_END: String(Date.now() / 1e3 + seconds),
+    })
+  const table = (seconds, ...given) => {
+    const { status, stdout } = spawnSync('python3', [...args, ...given], { env: more(seconds), encoding: 'utf8' })
+    return { status, said: stdout.trimEnd().split('\n').at(-1) }
+  }
+  const kept = () =>
+    Object.fromEntries(
+      readdirSync(log('peers'))
+        .sort()
+        .map((name) => [name, rowsOf(readFileSync(log(`peers/${name}`), 'utf8'))]),
+    )
+  const call = (more) =>
+    writeFileSync(log('call.json'), JSON.stringify({ ...CALL, gpu: 'NVIDIA H200', driver: '580.65.06', cuda: 13000, ...more }))
+  const hang = () =>
+    torch(`
+with open('${path.join(dir, 'pid')}', 'w') as file: file.write(str(subprocess.Popen(['sleep', '300']).pid))
+time.sleep(300)`)
+  /** In the state that the system tells, or gone. */
+  const runs = (pid) => {
+    const { stdout } = spawnSync('ps', ['-o', 'stat=', '-p', pid], { encoding: 'utf8' })
+    return stdout.trim() !== '' && !stdout.trim().startsWith('Z')
+  }
+  const ended = async (pid) => {
+    for (let i = 0; i < 50 && runs(pid); i++) await sleep(100)
+    return !runs(pid)
+  }
+
+  it('has every mode of every case, each in its file at once, behind an anchor', { timeout: 120_000 }, () => {
+    call({})
+    torch("raise RuntimeError('no ' + os.environ['EFFNET_GPU_CHECK_DATE'])")
+    const { status, said } = table(100, '--from', '12')
+    expect({ status, said }).toEqual({ status: 1, said: '8 of 8 modes of 2 cases, 8 failed' })
+    const files = kept()
+    expect(Object.keys(files)).toEqual(['12.jsonl', '13.jsonl', 'anchor-2026-11-21T100000Z.jsonl'])
+    expect(files['12.jsonl'].map(({ compile }) => compile)).toEqual(['eager', 'default', 'reduce-overhead', 'max-autotune'])
+    expect(files['13.jsonl'][0]).toMatchObject({ error: `RuntimeError: no ${CALL.date}`, call: { ...CALL, driver: '580.65.06' } })
+  })
+  it('goes on with what no earlier call has measured on such a machine', { timeout: 120_000 }, () => {
+    call({})
+    mkdirSync(log('peers'))
+    const row = (number, compile, driver = '580.65.06') => {
+      const line = JSON.stringify({ call: { ...CALL, gpu: 'NVIDIA H200', driver }, compile, images_per_s: 1 })
+      writeFileSync(log(`peers/${number}.jsonl`), `${line}\n`, { flag: 'a' })
+    }
+    for (const mode of ['eager', 'default', 'reduce-overhead']) row('12', mode)
+    row('13', 'eager', '580.95.05')
+    torch("raise RuntimeError('now')")
+    expect(table(100, '--from', '12')).toEqual({ status: 1, said: '8 of 8 modes of 2 cases, 5 failed' })
+    const said = Object.values(kept()).map((rows) => rows.map(({ compile, error }) => `${compile}${error ? ' now' : ''}`))
+    expect(said).toEqual([
+      ['eager', 'default', 'reduce-overhead', 'max-autotune now'],
+      ['eager now', 'default now', 'reduce-overhead now', 'max-autotune now'],
+      ['eager now'],
+    ])
+  })
+  it('is partial where modes are left, and leaves nothing running that hangs', { timeout: 120_000 }, async () => {
+    call({})
+    hang()
+    expect(table(4, '--from', '13')).toEqual({ status: 76, said: '0 of 4 modes of 1 cases, 0 failed; a later call goes on' })
+    expect(await ended(readFileSync(path.join(dir, 'pid'), 'utf8'))).toBe(true)
+  })
+  it('leaves nothing running where it is stopped', { timeout: 120_000 }, async () => {
+    call({})
+    hang()
+    const stopped = spawn('python3', [...args, '--from', '13'], { env: more(100), stdio: 'ignore' })
+    const code = new Promise((resolve) => stopped.on('exit', resolve))
+    const file = path.join(dir, 'pid')
+    for (let i = 0; i < 200 && !(existsSync(file) && readFileSync(file, 'utf8')); i++) await sleep(100)
+    const pid = readFileSync(file, 'utf8')
+    expect(runs(pid)).toBe(true)
+    stopped.kill()
+    expect(await code).toBe(143)
+    expect(await ended(pid)).toBe(true)
+  })
+})
