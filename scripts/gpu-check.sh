@@ -29,16 +29,18 @@
 #   decode     photos decoded by nvJPEG beside those that the CPU decodes
 #   tuned      bench with measured kernels, PyTorch's anchor beside it
 #   racecheck  kernel tests under compute-sanitizer's search for races
+# By name alone:
+#   curves     the loss of 500 steps in 16 bit beside FP32's
 # A call of its own, --stage peers [--from N]: PyTorch compiled in every mode on the work of bench, from case N on; what an earlier call
 # has measured is not measured again.
 #
 # Each stage is a process of its own under a time limit, which is the longer the fewer stages are named; the script ends by itself after
-# 540 s. Results come into
-# DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, the last log of each stage and what its programs say.
-# `node scripts/gpu/results.mjs DIR` puts the figures into
-# bench/results/gpu (`--peers DIR2`, also several times: beside PyTorch's fastest mode in those calls). Exit code: 0 all passed, 64 wrong words, 66 no
-# archive, 69 no GPU, 1 otherwise: what failed, had no end in time (timeout) or no time at all (untried). What is skipped, for want of a
-# tool or a library, or partial is no failure: the table says it.
+# 540 s. Results come into DIR (default gpu-check-results): table.txt, to which calls append, and logs.tar.gz, the last log of each stage
+# and what its programs say. `node scripts/gpu/results.mjs DIR` puts the figures into bench/results/gpu (`--peers DIR2`, also several
+# times: beside PyTorch's fastest mode in those calls).
+#
+# Exit code: 0 all passed, 64 wrong words, 66 no archive, 69 no GPU, 1 otherwise: something failed, had no end in time (timeout) or no time
+# at all (untried). What is skipped, for want of a tool or a library, or partial is no failure: the table says it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 pack=.gpu-check
@@ -48,13 +50,13 @@ from=0
 before=
 any_pack=0
 library_folders=(lib build/Release) # of the archive
-known=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers,libraries,chosen,rows,finetune,decode,tuned,racecheck,second,peers
+known=smoke,kernels,shapes,model,bench,peer,memcheck,counters,layers,libraries,chosen,rows,finetune,decode,tuned,racecheck,curves,second,peers
 usage() {
   echo "gpu-check.sh: $1; --pack, --stage A,B, --from N, --out DIR, --continue DIR, --rehearse, --any-pack; stages: ${known//,/ }" >&2
   exit 64
 }
 # What programs of an archive and scripts of a checkout must have been made of to fit one another.
-sources() { find native ts scripts/gpu scripts/gpu-check.sh package.json -type f -print0 2>/dev/null | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16; }
+sources() { find native ts scripts/gpu scripts/gpu-check.sh package.json -name __pycache__ -prune -o -type f -print0 2>/dev/null | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --stage | --out | --from | --continue) [ $# -ge 2 ] || usage "$1 wants a word behind it" ;;
@@ -140,13 +142,14 @@ printf '%s\n' "gpu-check $EFFNET_GPU_CHECK_DATE $version" "$(printf '%-9s %-7s %
 declare -A limits=(
   [smoke]=30 [kernels]=90 [shapes]=40 [model]=60 [bench]=110 [peer]=80 [memcheck]=40 [counters]=40 [layers]=30
   [libraries]=50 [chosen]=40 [rows]=50 [finetune]=90 [decode]=20 [tuned]=150 [racecheck]=55
-  [peers]=510
+  [curves]=150 [peers]=510
 )
 declare -A done=()
 limit_of() {
   local limit=${limits[$1]} left=$2 each sum=0
   for each in ${stages//,/ }; do [ -n "${done[$each]:-}" ] || sum=$((sum + limits[$each])); done
-  if [ "$1" != smoke ] && [ "$left" -gt "$sum" ]; then limit=$((left * limit / sum)); fi
+  # A machine that has just started reads the libraries of GPUs, gigabytes, for the first time.
+  if [ "$1" = smoke ]; then limit=$((2 * limit)); elif [ "$left" -gt "$sum" ]; then limit=$((left * limit / sum)); fi
   if [ "$rehearsing" = 1 ] || [ "$limit" -gt "$left" ]; then limit=$left; fi
   echo "$limit"
 }
@@ -196,6 +199,7 @@ if [ $smoke -eq 0 ] || [ $smoke -eq 3 ]; then
   stage decode node scripts/gpu/decode.mjs
   stage tuned bash scripts/gpu/tuned.sh
   stage racecheck bash scripts/gpu/memcheck.sh racecheck
+  stage curves node scripts/gpu/curves.mjs
   stage peers bash scripts/gpu/peer.sh --table --from "$from"
 fi
 cat "$out/table.txt"

@@ -31,9 +31,11 @@ const quantile = (sorted, p) => sorted[Math.max(0, Math.ceil(p * sorted.length) 
 
 // The stage ends with what has been measured: a case that may have no time left is not begun.
 const end = 1e3 * Number(process.env.EFFNET_STAGE_END ?? Infinity)
-/** Seconds of the timed steps; `cases`: that are yet to come. */
-const windowOf = (cases) =>
-  Math.max(timing.window_s, Math.min(timing.longest_window_s, (end - Date.now()) / 1e3 / cases - timing.case_s))
+/** Seconds of the timed steps, a quarter of which is for those in front; `cases`: that are yet to come. */
+const windowOf = (cases) => {
+  const share = (end - Date.now()) / 1e3 / cases
+  return Math.max(timing.window_s, Math.min(timing.longest_window_s, 0.8 * (share - timing.case_s)))
+}
 const call = presentCall()
 const tuned = process.env.EFFNET_CUDA_TUNE === '1'
 const LONGEST_CASE_MS = tuned ? 45_000 : 15_000

@@ -24,3 +24,29 @@ export function move(session, share, seed) {
   }
   for (const { name } of session.slots) session.write(name, session.read(name).map(moved))
 }
+
+/** Means of a curve's parts, each of `steps`. */
+export function partsOf(values, steps) {
+  const means = []
+  for (let from = 0; from < values.length; from += steps) {
+    const part = values.slice(from, from + steps)
+    means.push(part.reduce((total, value) => total + value, 0) / part.length)
+  }
+  return means
+}
+
+/**
+ * How far the parts of a curve are from those of a reference, as the largest share of what each may be off by: `most` times what `draws`
+ * of the reference, moved a little at their start, are off by in that part or one before it, and at least what rounding a loss by `rounding`
+ * moves it by. Small differences grow along a curve, and in few draws no single part shows how far. Infinity where a value is none, or one
+ * has no more parts.
+ */
+export function shareOfLimit(parts, draws, reference, { rounding, most }) {
+  let moved = 0
+  const shares = reference.map((mean, i) => {
+    moved = Math.max(moved, rounding * mean, ...draws.map((draw) => Math.abs(draw[i] - mean)))
+    return Math.abs(parts[i] - mean) / (most * moved)
+  })
+  const largest = Math.max(...shares)
+  return parts.length !== reference.length || Number.isNaN(largest) ? Infinity : largest
+}

@@ -13,7 +13,7 @@ if (cuda.unavailable !== null || cuda.gpus.length === 0) {
 const device = await binding().openDevice('cuda:0')
 const { name, availableBytes } = binding().deviceInfo(device)
 const { computeCapability } = cuda.gpus[0]
-const { status, error, stdout, stderr } = spawnSync('tests/gpu_instructions_test', [], { encoding: 'utf8', timeout: 15_000 })
+const { status, error, stdout, stderr } = spawnSync('tests/gpu_instructions_test', [], { encoding: 'utf8', timeout: 30_000 })
 process.stdout.write(`${stdout ?? ''}${stderr ?? ''}`)
 const instructions = status === 0 ? 'instructions as defined' : `instructions FAILED (${error?.code ?? `exit code ${status}`})`
 const tanh = [...(stdout ?? '').matchAll(/^tanh_fast is off by up to (\S+) .* for (\w+),/gm)].map(

@@ -231,7 +231,8 @@ def table(first):
 
 def window_of(cases):
     """Seconds of the timed steps, as in bench.mjs; `cases`: that are yet to come."""
-    return max(TIMING["window_s"], min(TIMING["longest_window_s"], (END - time.time()) / cases - TIMING["case_s"]))
+    share = (END - time.time()) / cases
+    return max(TIMING["window_s"], min(TIMING["longest_window_s"], 0.8 * (share - TIMING["case_s"])))
 
 
 def anchors(wanted):

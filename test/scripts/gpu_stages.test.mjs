@@ -5,6 +5,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { partsOf, shareOfLimit } from '../../scripts/gpu/moves.mjs'
 import { FAKE_DRIVER, itWith } from '../helpers/stand_in.js'
 
 let dir
@@ -78,6 +79,39 @@ describe('bench', () => {
       status: 76,
       stdout: expect.stringContaining('no time for 1 of 1 cases'),
     })
+  })
+})
+
+describe('loss curves', () => {
+  // 80 steps of curves.mjs on a CPU, parts of 8: FP32; from parameters moved by what bf16 rounds, twice; bf16-mixed; and FP32 with
+  // 0.9 and 0.7 of the learning rate.
+  const reference = [2.1821, 1.6397, 1.0692, 1.0929, 1.2129, 1.0739, 1.1349, 1.0515, 0.8766, 1.0913]
+  const draws = [
+    [2.1809, 1.6367, 1.0717, 1.1148, 1.2385, 1.0953, 1.1264, 1.0033, 0.9161, 0.9348],
+    [2.1809, 1.6352, 1.0773, 1.0938, 1.1534, 1.1275, 1.1582, 1.1048, 0.8828, 0.956],
+  ]
+  const bf16 = [2.1851, 1.6323, 1.0817, 1.1318, 1.1759, 1.0819, 1.2361, 1.0764, 0.924, 0.9589]
+  const slower = [2.195, 1.685, 1.0698, 1.1247, 1.1301, 1.0312, 1.1626, 0.9997, 0.8618, 0.9734]
+  const slow = [2.2219, 1.7878, 1.1484, 1.0005, 1.0928, 1.0321, 1.0082, 1.0029, 0.8379, 0.8718]
+  const share = (parts) => shareOfLimit(parts, draws, reference, { rounding: 2 ** -8, most: 3 })
+  it('in 16 bit are as FP32 from a start that is a little off, another learning rate is not', () => {
+    expect(share(bf16)).toBeLessThan(1)
+    expect(share(slower)).toBeGreaterThan(1.5)
+    expect(share(slow)).toBeGreaterThan(5)
+  })
+  it('are off by as much of the limit as any part is, none of which falls along the curve', () => {
+    expect(share(reference)).toBe(0)
+    const first = 3 * 2 ** -8 * reference[0]
+    expect(share(reference.with(0, reference[0] + first / 2))).toBeCloseTo(0.5, 9)
+    const largest = Math.abs(draws[0][9] - reference[9])
+    expect(share(reference.with(9, reference[9] - 6 * largest))).toBeCloseTo(2, 9)
+  })
+  it('are never near one without an end or with a loss that is none', () => {
+    expect(share(reference.slice(1))).toBe(Infinity)
+    expect(share(reference.with(7, NaN))).toBe(Infinity)
+  })
+  it('have a part every few steps', () => {
+    expect(partsOf([1, 3, 5, 7, 9], 2)).toEqual([2, 6, 9])
   })
 })
 
