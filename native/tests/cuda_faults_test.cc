@@ -1,4 +1,6 @@
 // What the driver may do to whole plans: no memory, failing calls, device faults. And what a plan may take of it.
+#include <array>
+#include <functional>
 #include <map>
 #include <thread>
 
@@ -237,6 +239,168 @@ TEST_F(CudaFaults, ALaunchKeepsToWhatItsKernelIsCompiledFor) {
   EXPECT_FALSE(launched(cuda::kCastThreads, 228 << 10).ok());
 }
 
+// At the call, where a step is captured too, not once the work runs. Grids and blocks have the limits of the
+// programming guide's table of compute capabilities, which are the same for all GPUs.
+TEST_F(CudaFaults, ALaunchThatNoGpuTakesIsRefusedAtItsCall) {
+  const cuda::Driver& driver = device()->driver();
+  const auto function = device()->function("cast_weights_bf16");
+  ASSERT_TRUE(function.ok());
+  CUstream stream = nullptr;
+  ASSERT_EQ(driver.cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+  const auto launched = [&](std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared = 0) {
+    cuda::CastWeightsArgs args{nullptr, nullptr, 0};
+    void* parameters[] = {&args};
+    const CUlaunchConfig config{grid[0], grid[1], grid[2], block[0], block[1], block[2], shared, stream, nullptr, 0};
+    return driver.cuLaunchKernelEx(&config, function.value(), parameters, nullptr);
+  };
+  for (const bool captured : {false, true}) {
+    SCOPED_TRACE(captured);
+    if (captured) {
+      ASSERT_EQ(driver.cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_RELAXED), CUDA_SUCCESS);
+    }
+    EXPECT_EQ(launched({1, 1, 1}, {32, 1, 1}), CUDA_SUCCESS);
+    const std::array<unsigned, 3> grids[] = {{0, 1, 1},           {1, 0, 1},     {1, 1, 0},
+                                             {0x80000000u, 1, 1}, {1, 65536, 1}, {1, 1, 65536}};
+    for (const auto& grid : grids)
+      EXPECT_EQ(launched(grid, {32, 1, 1}), CUDA_ERROR_INVALID_VALUE) << grid[0] << " " << grid[1] << " " << grid[2];
+    const std::array<unsigned, 3> blocks[] = {{0, 1, 1}, {32, 0, 1}, {32, 1, 0}, {1025, 1, 1}, {1, 1, 65}, {32, 33, 1}};
+    for (const auto& block : blocks)
+      EXPECT_EQ(launched({1, 1, 1}, block), CUDA_ERROR_INVALID_VALUE) << block[0] << " " << block[1] << " " << block[2];
+    EXPECT_EQ(launched({1, 1, 1}, {32, 1, 1}, (227 << 10) + 1), CUDA_ERROR_INVALID_VALUE);
+    if (captured) {
+      CUgraph graph = nullptr;
+      EXPECT_EQ(driver.cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
+      EXPECT_EQ(driver.cuGraphDestroy(graph), CUDA_SUCCESS);
+    }
+  }
+  EXPECT_EQ(driver.cuStreamDestroy(stream), CUDA_SUCCESS);
+}
+
+// cuEventElapsedTime in cuda.h; and no stream of ours may wait for what libraries put on the default one.
+TEST_F(CudaFaults, FlagsOfEventsAndStreamsHold) {
+  const cuda::Driver& driver = device()->driver();
+  CUstream stream = nullptr;
+  EXPECT_EQ(driver.cuStreamCreateWithPriority(&stream, CU_STREAM_DEFAULT, 0), CUDA_ERROR_INVALID_VALUE);
+  ASSERT_EQ(driver.cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+  CUevent timed[2] = {}, untimed = nullptr;
+  for (CUevent& event : timed) ASSERT_EQ(driver.cuEventCreate(&event, CU_EVENT_BLOCKING_SYNC), CUDA_SUCCESS);
+  ASSERT_EQ(driver.cuEventCreate(&untimed, CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC), CUDA_SUCCESS);
+  for (const CUevent event : {timed[0], timed[1], untimed})
+    ASSERT_EQ(driver.cuEventRecord(event, stream), CUDA_SUCCESS);
+  ASSERT_EQ(driver.cuStreamSynchronize(stream), CUDA_SUCCESS);
+  float ms = 0;
+  EXPECT_EQ(driver.cuEventElapsedTime(&ms, timed[0], timed[1]), CUDA_SUCCESS);
+  EXPECT_EQ(driver.cuEventElapsedTime(&ms, timed[0], untimed), CUDA_ERROR_INVALID_HANDLE);
+  EXPECT_EQ(driver.cuEventElapsedTime(&ms, untimed, timed[1]), CUDA_ERROR_INVALID_HANDLE);
+  for (const CUevent event : {timed[0], timed[1], untimed}) EXPECT_EQ(driver.cuEventDestroy(event), CUDA_SUCCESS);
+  EXPECT_EQ(driver.cuStreamDestroy(stream), CUDA_SUCCESS);
+}
+
+// What comes of `call` on a thread that has never had a context.
+template <class Call>
+auto on_a_new_thread(const Call& call) {
+  decltype(call()) result{};
+  std::thread([&] { result = call(); }).join();
+  return result;
+}
+
+// Those that cuda.h has CUDA_ERROR_INVALID_CONTEXT for; it has none for what is done with libraries of kernels.
+TEST_F(CudaFaults, CallsWantAContextThatIsCurrentOnTheirThread) {
+  const cuda::Driver& driver = device()->driver();
+  CUstream stream = nullptr;
+  CUevent event = nullptr;
+  ASSERT_EQ(driver.cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+  ASSERT_EQ(driver.cuEventCreate(&event, CU_EVENT_DEFAULT), CUDA_SUCCESS);
+  ASSERT_EQ(driver.cuEventRecord(event, stream), CUDA_SUCCESS);
+  size_t bytes[2] = {};
+  CUdeviceptr address = 0;
+  void* locked = nullptr;
+  std::byte here[16] = {};
+  ASSERT_EQ(driver.cuMemAlloc(&address, 16), CUDA_SUCCESS);
+  const std::pair<const char*, std::function<CUresult()>> calls[] = {
+      {"cuMemGetInfo", [&] { return driver.cuMemGetInfo(&bytes[0], &bytes[1]); }},
+      {"cuMemAlloc", [&] { return driver.cuMemAlloc(&address, 16); }},
+      {"cuMemFree", [&] { return driver.cuMemFree(address); }},
+      {"cuMemHostAlloc", [&] { return driver.cuMemHostAlloc(&locked, 16, 0); }},
+      {"cuMemcpyHtoDAsync", [&] { return driver.cuMemcpyHtoDAsync(address, here, 16, stream); }},
+      {"cuMemcpyDtoHAsync", [&] { return driver.cuMemcpyDtoHAsync(here, address, 16, stream); }},
+      {"cuMemcpyDtoDAsync", [&] { return driver.cuMemcpyDtoDAsync(address, address, 16, stream); }},
+      {"cuMemsetD8Async", [&] { return driver.cuMemsetD8Async(address, 0, 16, stream); }},
+      {"cuStreamSynchronize", [&] { return driver.cuStreamSynchronize(stream); }},
+      {"cuStreamWaitEvent", [&] { return driver.cuStreamWaitEvent(stream, event, 0); }},
+      {"cuEventRecord", [&] { return driver.cuEventRecord(event, stream); }},
+      {"cuEventSynchronize", [&] { return driver.cuEventSynchronize(event); }},
+      {"cuStreamBeginCapture", [&] { return driver.cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_RELAXED); }},
+      {"cuStreamDestroy", [&] { return driver.cuStreamDestroy(stream); }},
+      {"cuEventDestroy", [&] { return driver.cuEventDestroy(event); }}};
+  for (const auto& [name, call] : calls) EXPECT_EQ(on_a_new_thread(call), CUDA_ERROR_INVALID_CONTEXT) << name;
+  EXPECT_EQ(on_a_new_thread([&] { return device()->enter().ok() ? driver.cuMemFree(address) : CUDA_ERROR_UNKNOWN; }),
+            CUDA_SUCCESS);
+  EXPECT_EQ(on_a_new_thread([&] { return driver.cuCtxSetCurrent(reinterpret_cast<CUcontext>(here)); }),
+            CUDA_ERROR_INVALID_CONTEXT);
+  EXPECT_EQ(driver.cuEventDestroy(event), CUDA_SUCCESS);
+  EXPECT_EQ(driver.cuStreamDestroy(stream), CUDA_SUCCESS);
+}
+
+// A pool of threads calls them, each of which may be the first call of its thread. Without their entering the context,
+// which is planted here, each of them fails.
+TEST_F(CudaFaults, WhatTheEngineCallsIsForAnyThread) {
+  const Named named = corpus_plan("train.bf16");
+  const auto plan = plan::Plan::load(named.span()).value();
+  const Start start(*plan);
+  const std::byte* input = start.arenas[static_cast<int>(Arena::input)].data();
+  std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size()), weights(64), tensor(64);
+  const plan::Tensor& weight = *std::find_if(plan->tensors().begin(), plan->tensors().end(),
+                                             [](const plan::Tensor& t) { return t.arena == Arena::weights; });
+  const Setting small("FAKE_CUDA_MEMORY", "64000000");  // which measure_peaks takes half of
+  const int live = live_objects();
+  reset_fake();
+  {
+    auto memory = memory_with(start);
+    auto executable = bound_to(memory, named);
+    auto batch = std::move(
+        cuda::DeviceBatch::create(device(), plan->arena_bytes(Arena::input), memory->stream(), nullptr).value());
+    ASSERT_TRUE(batch->end().ok());
+    const auto stepped = [&](const std::byte* from) { return executable->step(from, start.scalars, output.data()); };
+    const std::pair<const char*, std::function<Status()>> calls[] = {
+        {"create", [] { return cuda::DeviceMemory::create(device()).status(); }},
+        {"ensure", [&] { return memory->ensure(Arena::activations, 2 * memory->bytes(Arena::activations)); }},
+        {"clear", [&] { return memory->clear(Arena::grads); }},
+        {"copy", [&] { return memory->copy(Arena::weights, Arena::ema); }},
+        {"read", [&] { return memory->read(Arena::weights, 0, weights); }},
+        {"write", [&] { return memory->write(Arena::weights, 0, weights); }},
+        {"set_loss_scale", [&] { return memory->set_loss_scale({}); }},
+        {"bind", [&] { return cuda::Executable::bind(executable->pool(), memory, named.span()).status(); }},
+        {"step", [&] { return stepped(input); }},
+        {"prefetch", [&] { return executable->prefetch(input).status(); }},
+        {"prefetch of a batch", [&] { return executable->prefetch(*batch).status(); }},
+        {"take, and step",
+         [&] {
+           const Status taken = executable->take(*batch);
+           return taken.ok() ? stepped(nullptr) : taken;
+         }},
+        {"find_nonfinite", [&] { return executable->find_nonfinite(input, start.scalars).status(); }},
+        {"read a tensor", [&] { return executable->read(weight, tensor); }},
+        {"read a batch", [&] { return batch->read(tensor); }},
+        {"page-locked", [] { return cuda::HostBlock::allocate_locked(device(), 64).status(); }},
+        {"measure_peaks", [] { return device()->measure_peaks().status(); }}};
+    for (const auto& [name, call] : calls) {
+      {
+        const Setting planted("FAKE_CUDA_IGNORE", "cuCtxSetCurrent");
+        const Status status = on_a_new_thread(call);
+        EXPECT_NE(status.message().find("(201)"), std::string::npos) << name << ": " << status.message();
+      }
+      const Status status = on_a_new_thread(call);
+      EXPECT_TRUE(status.ok()) << name << ": " << status.message();
+    }
+    // What gives back, likewise.
+    std::thread([&] { batch.reset(); }).join();
+    std::thread([&] { executable.reset(); }).join();
+    std::thread([&] { memory.reset(); }).join();
+  }
+  EXPECT_EQ(live_objects(), live);
+}
+
 // By the table of compute capabilities in NVIDIA's CUDA C++ programming guide, in KiB.
 TEST_F(CudaFaults, AGpuHasTheSharedMemoryOfItsKind) {
   for (const auto& [capability, kib] : std::map<int, int>{
@@ -272,7 +436,7 @@ class CudaCaptures : public CudaFaults {
     EXPECT_EQ(driver().cuStreamBeginCapture(stream_, mode), CUDA_SUCCESS);
     Outcome outcome{};
     if (on_another_thread)
-      std::thread([&] { outcome.call = call(); }).join();
+      std::thread([&] { outcome.call = device()->enter().ok() ? call() : CUDA_ERROR_INVALID_CONTEXT; }).join();
     else
       outcome.call = call();
     CUgraph graph = nullptr;

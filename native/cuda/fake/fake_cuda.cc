@@ -11,15 +11,21 @@
 //     cuStreamBeginCapture), and in every mode to wait for a captured stream or event, breaks it.
 //   - A capture takes copies from and to page-locked memory alone. FAKE_CUDA_LOCKABLE is how much of that the host has,
 //     bytes; without it there is no end.
-//   - A launch keeps to what the kernel was compiled for (threads of a block) and what it has asked for (shared memory,
-//     of which a GPU of FAKE_CUDA_CAPABILITY has its share).
+//   - A launch keeps to the limits of grids and blocks, what the kernel was compiled for (threads of a block) and what
+//   it
+//     has asked for (shared memory, of which a GPU of FAKE_CUDA_CAPABILITY has its share): the call fails, in a capture
+//     too.
+//   - A call that works in a context wants one that is current on its thread (kAnywhere, kContext below); a context
+//   that
+//     its last user has given back is gone.
+//   - Streams are non-blocking: any other would wait for what libraries do on the default stream.
 //   - Fresh device memory is 0xff: NaN. Using freed objects is an error; fake_cuda_live() counts what is left.
 //   - Between two events lies 0.5 ms, or with FAKE_CUDA_TIMES=kernel=ms,kernel=ms what the kernels took that ran
 //     meanwhile: 1 ms where one is not listed. A library's are called by what it queues.
 //   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
 //     every later call fails too. With code -1 it does not come back, while other threads' calls do.
-//     FAKE_CUDA_IGNORE=name makes calls of cuStreamSynchronize, cuEventSynchronize or cuStreamWaitEvent do nothing:
-//     what a program does that lacks them. FAKE_CUDA_LOG=file gets a line a call.
+//     FAKE_CUDA_IGNORE=name makes calls of cuStreamSynchronize, cuEventSynchronize, cuStreamWaitEvent or
+//     cuCtxSetCurrent do nothing: what a program does that lacks them. FAKE_CUDA_LOG=file gets a line a call.
 //   - FAKE_CUDA_LAUNCHES=file: launches are not run, only written there, a line each: kernel, grid, threads of a block,
 //     bytes of its shared memory, its argument in hex.
 //   - The machine: FAKE_CUDA_DEVICES (1 GPU), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY (1000000000 bytes),
@@ -95,6 +101,7 @@ struct Item {
 struct Event {
   uint64_t recorded = 0, reached = 0;  // how often recorded, and how far the streams have come
   double at = 0;                       // the clock when it was reached last
+  bool timed = true;                   // no CU_EVENT_DISABLE_TIMING
   std::shared_ptr<Capture> capture;    // of its last record
   std::vector<size_t> nodes;
 };
@@ -119,7 +126,8 @@ struct Fake {
   std::set<std::shared_ptr<Capture>> captures;  // that have not ended
   std::map<const void*, size_t> page_locked;
   int fault = 0;
-  double clock = 0;  // milliseconds that kernels have taken
+  std::map<CUdevice, int> retained;  // how often a device's primary context is in use; one of them is a CUcontext
+  double clock = 0;                  // milliseconds that kernels have taken
   std::mt19937 random{0};
   std::optional<unsigned> order;  // that `random` was seeded for
 };
@@ -163,6 +171,12 @@ uint64_t sum_of(const void* data, size_t bytes) {
 
 int capability() { return std::atoi(setting("FAKE_CUDA_CAPABILITY", "90")); }
 
+bool is_retained(CUcontext context) {
+  for (const auto& use : fake().retained)
+    if (reinterpret_cast<CUcontext>(const_cast<int*>(&use.second)) == context) return use.second > 0;
+  return false;
+}
+
 // Breaks a capture that what is being done has no place in.
 CUresult refuse(Capture& capture, CUresult why) {
   capture.broken = true;
@@ -182,8 +196,21 @@ bool breaks_captures() {
   return any;
 }
 
-// At the head of every function. `unsafe`: the mode of a capture decides whether it may be called meanwhile.
-CUresult enter(const char* name, bool unsafe) {
+// Where a function may be called: kContext wants a current context, as cuda.h has it (CUDA_ERROR_INVALID_CONTEXT) or
+// the stream or graph that it is given; kUnsafe too, and the mode of a capture decides whether it may be called
+// meanwhile.
+enum Where { kAnywhere, kContext, kUnsafe };
+
+// Of the calling thread.
+thread_local CUcontext current_context = nullptr;
+
+CUresult context_missing() {
+  if (!current_context) return CUDA_ERROR_INVALID_CONTEXT;
+  return is_retained(current_context) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+}
+
+// At the head of every function.
+CUresult enter(const char* name, Where where) {
   Fake& f = fake();
   log_line(name);
   if (f.fault) return static_cast<CUresult>(f.fault);
@@ -196,7 +223,9 @@ CUresult enter(const char* name, bool unsafe) {
     if (code >= 700) f.fault = code;
     return static_cast<CUresult>(code);
   }
-  return unsafe && breaks_captures() ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
+  if (where == kAnywhere) return CUDA_SUCCESS;
+  if (const CUresult missing = context_missing()) return missing;
+  return where == kUnsafe && breaks_captures() ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }
 
 template <class T>
@@ -340,6 +369,14 @@ Capture* capture_of(CUstream stream) {
   return alive(s) ? s->capture.get() : nullptr;
 }
 
+// The limits of grids and blocks, which all GPUs have in common (CUDA C++ programming guide, compute capabilities).
+bool is_launchable(const CUlaunchConfig& c) {
+  const bool grid = c.gridDimX > 0 && c.gridDimX <= 0x7fffffff && c.gridDimY > 0 && c.gridDimY <= 65535 &&
+                    c.gridDimZ > 0 && c.gridDimZ <= 65535;
+  const uint64_t threads = uint64_t{c.blockDimX} * c.blockDimY * c.blockDimZ;
+  return grid && threads > 0 && threads <= 1024 && c.blockDimX <= 1024 && c.blockDimY <= 1024 && c.blockDimZ <= 64;
+}
+
 using Lock = std::lock_guard<std::recursive_mutex>;
 
 }  // namespace
@@ -347,16 +384,16 @@ using Lock = std::lock_guard<std::recursive_mutex>;
 #define EFF_TEXT_OF(x) #x
 #define EFF_TEXT(x) EFF_TEXT_OF(x)
 #define EFF_FAKE(name, ...) EFF_EXPORT CUresult CUDAAPI name(__VA_ARGS__)
-#define EFF_ENTER(name, unsafe)  \
+#define EFF_ENTER(name, where)   \
   const Lock lock(fake().mutex); \
-  if (const CUresult failed = enter(#name, unsafe)) return failed;
+  if (const CUresult failed = enter(#name, where)) return failed;
 
 EFF_FAKE(cuInit, unsigned) {
-  EFF_ENTER(cuInit, false)
+  EFF_ENTER(cuInit, kAnywhere)
   return std::atoi(setting("FAKE_CUDA_DEVICES", "1")) > 0 ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 }
 EFF_FAKE(cuDriverGetVersion, int* version) {
-  EFF_ENTER(cuDriverGetVersion, false)
+  EFF_ENTER(cuDriverGetVersion, kAnywhere)
   *version = std::atoi(setting("FAKE_CUDA_VERSION", "13000"));
   return CUDA_SUCCESS;
 }
@@ -369,56 +406,74 @@ EFF_FAKE(cuGetErrorString, CUresult, const char** text) {
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuDeviceGetCount, int* count) {
-  EFF_ENTER(cuDeviceGetCount, false)
+  EFF_ENTER(cuDeviceGetCount, kAnywhere)
   *count = std::atoi(setting("FAKE_CUDA_DEVICES", "1"));
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuDeviceGet, CUdevice* device, int ordinal) {
-  EFF_ENTER(cuDeviceGet, false)
+  EFF_ENTER(cuDeviceGet, kAnywhere)
+  if (ordinal < 0 || ordinal >= std::atoi(setting("FAKE_CUDA_DEVICES", "1"))) return CUDA_ERROR_INVALID_DEVICE;
   *device = ordinal;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuDeviceGetName, char* name, int bytes, CUdevice) {
-  EFF_ENTER(cuDeviceGetName, false)
+  EFF_ENTER(cuDeviceGetName, kAnywhere)
   std::snprintf(name, static_cast<size_t>(bytes), "Fake H200");
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice) {
-  EFF_ENTER(cuDeviceGetAttribute, false)
-  *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR            ? capability() / 10
-           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR          ? capability() % 10
-           : attribute == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN ? most_shared(capability())
-           : attribute == CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE ? std::atoi(setting("FAKE_CUDA_CACHE", "50000000"))
-                                                            : 0;
-  return CUDA_SUCCESS;
+  EFF_ENTER(cuDeviceGetAttribute, kAnywhere)
+  switch (attribute) {
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
+      *value = capability() / 10;
+      return CUDA_SUCCESS;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
+      *value = capability() % 10;
+      return CUDA_SUCCESS;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
+      *value = most_shared(capability());
+      return CUDA_SUCCESS;
+    case CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE:
+      *value = std::atoi(setting("FAKE_CUDA_CACHE", "50000000"));
+      return CUDA_SUCCESS;
+    default:
+      return CUDA_ERROR_INVALID_VALUE;  // nothing is known of it here
+  }
 }
 EFF_FAKE(cuDeviceTotalMem, size_t* bytes, CUdevice) {
-  EFF_ENTER(cuDeviceTotalMem, false)
+  EFF_ENTER(cuDeviceTotalMem, kAnywhere)
   *bytes = static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000")));
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device) {
-  EFF_ENTER(cuDevicePrimaryCtxRetain, false)
+  EFF_ENTER(cuDevicePrimaryCtxRetain, kAnywhere)
   log_line("  device " + std::to_string(device));
-  *context = reinterpret_cast<CUcontext>(&fake());
+  int& uses = fake().retained[device];
+  ++uses;
+  *context = reinterpret_cast<CUcontext>(&uses);
   return CUDA_SUCCESS;
 }
-EFF_FAKE(cuDevicePrimaryCtxRelease, CUdevice) {
-  EFF_ENTER(cuDevicePrimaryCtxRelease, false)
+EFF_FAKE(cuDevicePrimaryCtxRelease, CUdevice device) {
+  EFF_ENTER(cuDevicePrimaryCtxRelease, kAnywhere)
+  int& uses = fake().retained[device];
+  if (uses == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  --uses;
   return CUDA_SUCCESS;
 }
-EFF_FAKE(cuCtxSetCurrent, CUcontext) {
-  EFF_ENTER(cuCtxSetCurrent, false)
+EFF_FAKE(cuCtxSetCurrent, CUcontext context) {
+  EFF_ENTER(cuCtxSetCurrent, kAnywhere)
+  if (context && !is_retained(context)) return CUDA_ERROR_INVALID_CONTEXT;
+  if (!ignored("cuCtxSetCurrent")) current_context = context;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemGetInfo, size_t* free, size_t* total) {
-  EFF_ENTER(cuMemGetInfo, true)
+  EFF_ENTER(cuMemGetInfo, kUnsafe)
   *total = static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000")));
   *free = *total - fake().used;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemAlloc, CUdeviceptr* address, size_t bytes) {
-  EFF_ENTER(cuMemAlloc, true)
+  EFF_ENTER(cuMemAlloc, kUnsafe)
   Fake& f = fake();
   if (f.used + bytes > static_cast<size_t>(std::atoll(setting("FAKE_CUDA_MEMORY", "1000000000"))))
     return CUDA_ERROR_OUT_OF_MEMORY;
@@ -435,7 +490,7 @@ EFF_FAKE(cuMemAlloc, CUdeviceptr* address, size_t bytes) {
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemFree, CUdeviceptr address) {
-  EFF_ENTER(cuMemFree, true)
+  EFF_ENTER(cuMemFree, kUnsafe)
   Fake& f = fake();
   const auto found = f.memory.find(address);
   if (found == f.memory.end()) return CUDA_ERROR_INVALID_VALUE;
@@ -450,7 +505,7 @@ EFF_FAKE(cuMemFree, CUdeviceptr address) {
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemHostAlloc, void** data, size_t bytes, unsigned) {
-  EFF_ENTER(cuMemHostAlloc, true)
+  EFF_ENTER(cuMemHostAlloc, kUnsafe)
   if (const char* lockable = std::getenv("FAKE_CUDA_LOCKABLE")) {
     size_t locked = bytes;
     for (const auto& [block, size] : fake().page_locked) locked += size;
@@ -463,7 +518,7 @@ EFF_FAKE(cuMemHostAlloc, void** data, size_t bytes, unsigned) {
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemFreeHost, void* data) {
-  EFF_ENTER(cuMemFreeHost, true)
+  EFF_ENTER(cuMemFreeHost, kUnsafe)
   if (!fake().objects.erase(data)) return CUDA_ERROR_INVALID_VALUE;
   for (Stream* s : fake().streams) synchronise(s);
   fake().page_locked.erase(data);
@@ -471,7 +526,7 @@ EFF_FAKE(cuMemFreeHost, void* data) {
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuMemcpyHtoDAsync, CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
-  EFF_ENTER(cuMemcpyHtoDAsync, false)
+  EFF_ENTER(cuMemcpyHtoDAsync, kContext)
   if (!in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
   Work work{[=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); }};
   if (is_page_locked(from, bytes)) {
@@ -484,19 +539,19 @@ EFF_FAKE(cuMemcpyHtoDAsync, CUdeviceptr to, const void* from, size_t bytes, CUst
   return add(stream, std::move(work));
 }
 EFF_FAKE(cuMemcpyDtoHAsync, void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
-  EFF_ENTER(cuMemcpyDtoHAsync, false)
+  EFF_ENTER(cuMemcpyDtoHAsync, kContext)
   if (!in_memory(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
   if (Capture* capture = capture_of(stream); capture && !is_page_locked(to, bytes))
     return refuse(*capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
   return add(stream, {[=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); }});
 }
 EFF_FAKE(cuMemcpyDtoDAsync, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
-  EFF_ENTER(cuMemcpyDtoDAsync, false)
+  EFF_ENTER(cuMemcpyDtoDAsync, kContext)
   if (!in_memory(from, bytes) || !in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
   return add(stream, {[=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); }});
 }
 EFF_FAKE(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
-  EFF_ENTER(cuMemsetD8Async, false)
+  EFF_ENTER(cuMemsetD8Async, kContext)
   if (!in_memory(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
   return add(stream, {[=] {
                void* const data = reinterpret_cast<void*>(to);
@@ -506,15 +561,16 @@ EFF_FAKE(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t bytes, CUs
                  std::memset(data, value, bytes);
              }});
 }
-EFF_FAKE(cuStreamCreateWithPriority, CUstream* stream, unsigned, int) {
-  EFF_ENTER(cuStreamCreateWithPriority, false)
+EFF_FAKE(cuStreamCreateWithPriority, CUstream* stream, unsigned flags, int) {
+  EFF_ENTER(cuStreamCreateWithPriority, kContext)
+  if (flags != CU_STREAM_NON_BLOCKING) return CUDA_ERROR_INVALID_VALUE;
   auto* s = born(new Stream, "stream");
   fake().streams.insert(s);
   *stream = reinterpret_cast<CUstream>(s);
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuStreamDestroy, CUstream stream) {
-  EFF_ENTER(cuStreamDestroy, false)
+  EFF_ENTER(cuStreamDestroy, kContext)
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
   synchronise(s);
@@ -522,14 +578,14 @@ EFF_FAKE(cuStreamDestroy, CUstream stream) {
   return bury<Stream>(s);
 }
 EFF_FAKE(cuStreamSynchronize, CUstream stream) {
-  EFF_ENTER(cuStreamSynchronize, true)
+  EFF_ENTER(cuStreamSynchronize, kUnsafe)
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
   if (s->capture) return refuse(*s->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
   return ignored("cuStreamSynchronize") ? CUDA_SUCCESS : synchronise(s);
 }
 EFF_FAKE(cuStreamIsCapturing, CUstream stream, CUstreamCaptureStatus* status) {
-  EFF_ENTER(cuStreamIsCapturing, false)
+  EFF_ENTER(cuStreamIsCapturing, kContext)
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
   *status = !s->capture          ? CU_STREAM_CAPTURE_STATUS_NONE
@@ -537,20 +593,23 @@ EFF_FAKE(cuStreamIsCapturing, CUstream stream, CUstreamCaptureStatus* status) {
                                  : CU_STREAM_CAPTURE_STATUS_ACTIVE;
   return CUDA_SUCCESS;
 }
-EFF_FAKE(cuEventCreate, CUevent* event, unsigned) {
-  EFF_ENTER(cuEventCreate, false)
-  *event = reinterpret_cast<CUevent>(born(new Event, "event"));
+EFF_FAKE(cuEventCreate, CUevent* event, unsigned flags) {
+  EFF_ENTER(cuEventCreate, kContext)
+  if (flags & ~unsigned{CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING}) return CUDA_ERROR_INVALID_VALUE;
+  auto* e = born(new Event, "event");
+  e->timed = !(flags & CU_EVENT_DISABLE_TIMING);
+  *event = reinterpret_cast<CUevent>(e);
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuEventDestroy, CUevent event) {
-  EFF_ENTER(cuEventDestroy, false)
+  EFF_ENTER(cuEventDestroy, kContext)
   auto* e = reinterpret_cast<Event*>(event);
   if (!alive(e)) return CUDA_ERROR_INVALID_HANDLE;
   for (Stream* s : fake().streams) synchronise(s);
   return bury<Event>(e);
 }
 EFF_FAKE(cuEventRecord, CUevent event, CUstream stream) {
-  EFF_ENTER(cuEventRecord, false)
+  EFF_ENTER(cuEventRecord, kContext)
   auto* e = reinterpret_cast<Event*>(event);
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(e) || !alive(s)) return CUDA_ERROR_INVALID_HANDLE;
@@ -560,7 +619,7 @@ EFF_FAKE(cuEventRecord, CUevent event, CUstream stream) {
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned) {
-  EFF_ENTER(cuStreamWaitEvent, false)
+  EFF_ENTER(cuStreamWaitEvent, kContext)
   if (ignored("cuStreamWaitEvent")) return CUDA_SUCCESS;
   auto* e = reinterpret_cast<Event*>(event);
   auto* s = reinterpret_cast<Stream*>(stream);
@@ -580,68 +639,68 @@ EFF_FAKE(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned) {
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuEventSynchronize, CUevent event) {
-  EFF_ENTER(cuEventSynchronize, true)
+  EFF_ENTER(cuEventSynchronize, kUnsafe)
   auto* e = reinterpret_cast<Event*>(event);
   if (!alive(e)) return CUDA_ERROR_INVALID_HANDLE;
   if (e->capture) return refuse(*e->capture, CUDA_ERROR_CAPTURED_EVENT);
   return ignored("cuEventSynchronize") ? CUDA_SUCCESS : synchronise(e);
 }
 EFF_FAKE(cuEventElapsedTime, float* ms, CUevent from, CUevent to) {
-  EFF_ENTER(cuEventElapsedTime, false)
+  EFF_ENTER(cuEventElapsedTime, kContext)
   auto *a = reinterpret_cast<Event*>(from), *b = reinterpret_cast<Event*>(to);
   if (!alive(a) || !alive(b)) return CUDA_ERROR_INVALID_HANDLE;
-  if (a->recorded == 0 || b->recorded == 0) return CUDA_ERROR_INVALID_HANDLE;
+  if (!a->timed || !b->timed || a->recorded == 0 || b->recorded == 0) return CUDA_ERROR_INVALID_HANDLE;
   if (a->reached < a->recorded || b->reached < b->recorded) return CUDA_ERROR_NOT_READY;
   *ms = std::getenv("FAKE_CUDA_TIMES") ? static_cast<float>(b->at - a->at) : 0.5f;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuLibraryLoadData, CUlibrary* library, const void* image, CUjit_option*, void**, unsigned, CUlibraryOption*,
          void**, unsigned) {
-  EFF_ENTER(cuLibraryLoadData, false)
+  EFF_ENTER(cuLibraryLoadData, kAnywhere)
   if (*static_cast<const unsigned*>(image) != 0xBA55ED50u) return CUDA_ERROR_INVALID_IMAGE;  // of a fat binary
   *library = reinterpret_cast<CUlibrary>(born(new Library(library_of(static_cast<const char*>(image))), "library"));
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuLibraryUnload, CUlibrary library) {
-  EFF_ENTER(cuLibraryUnload, false)
+  EFF_ENTER(cuLibraryUnload, kAnywhere)
   return bury<Library>(library);
 }
 EFF_FAKE(cuLibraryGetKernelCount, unsigned* count, CUlibrary library) {
-  EFF_ENTER(cuLibraryGetKernelCount, false)
+  EFF_ENTER(cuLibraryGetKernelCount, kAnywhere)
   if (!alive(library)) return CUDA_ERROR_INVALID_HANDLE;
   *count = static_cast<unsigned>(reinterpret_cast<Library*>(library)->kernels.size());
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuLibraryEnumerateKernels, CUkernel* kernels, unsigned most, CUlibrary library) {
-  EFF_ENTER(cuLibraryEnumerateKernels, false)
+  EFF_ENTER(cuLibraryEnumerateKernels, kAnywhere)
   if (!alive(library)) return CUDA_ERROR_INVALID_HANDLE;
   const auto& all = reinterpret_cast<Library*>(library)->kernels;
   std::copy_n(all.begin(), std::min<size_t>(most, all.size()), kernels);
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuKernelGetName, const char** name, CUkernel kernel) {
-  EFF_ENTER(cuKernelGetName, false)
+  EFF_ENTER(cuKernelGetName, kAnywhere)
   *name = reinterpret_cast<const NamedKernel*>(kernel)->first.c_str();
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuKernelGetFunction, CUfunction* function, CUkernel kernel) {
-  EFF_ENTER(cuKernelGetFunction, false)
+  EFF_ENTER(cuKernelGetFunction, kContext)
   *function = reinterpret_cast<CUfunction>(kernel);
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value) {
-  EFF_ENTER(cuFuncSetAttribute, false)
+  EFF_ENTER(cuFuncSetAttribute, kContext)
   if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES || value < 0 || value > most_shared(capability()))
     return CUDA_ERROR_INVALID_VALUE;
   fake().shared_allowed[function] = value;
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, void** parameters, void**) {
-  EFF_ENTER(cuLaunchKernelEx, false)
+  EFF_ENTER(cuLaunchKernelEx, kContext)
   const auto* entry = reinterpret_cast<const NamedKernel*>(function);
   const auto allowed = fake().shared_allowed.find(function);
   const int most = allowed == fake().shared_allowed.end() ? 48 << 10 : allowed->second;
-  if (config->sharedMemBytes > static_cast<unsigned>(most)) return CUDA_ERROR_INVALID_VALUE;
+  if (!is_launchable(*config) || config->sharedMemBytes > static_cast<unsigned>(most)) return CUDA_ERROR_INVALID_VALUE;
   if (config->blockDimX * config->blockDimY * config->blockDimZ > entry->second.threads)
     return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
   Launch launch{entry->first,
@@ -661,7 +720,7 @@ EFF_FAKE(cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, vo
                                launch.kernel});
 }
 EFF_FAKE(cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode mode) {
-  EFF_ENTER(cuStreamBeginCapture, false)
+  EFF_ENTER(cuStreamBeginCapture, kContext)
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
   if (s->capture) return CUDA_ERROR_ILLEGAL_STATE;
@@ -673,7 +732,7 @@ EFF_FAKE(cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode mode) {
 }
 EFF_FAKE(cuStreamEndCapture, CUstream stream, CUgraph* graph) {
   const Lock lock(fake().mutex);
-  const CUresult failed = enter("cuStreamEndCapture", false);  // it ends the capture also where it fails
+  const CUresult failed = enter("cuStreamEndCapture", kContext);  // it ends the capture also where it fails
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s) || !s->capture || !s->origin) return CUDA_ERROR_ILLEGAL_STATE;
   const std::shared_ptr<Capture> capture = s->capture;
@@ -705,13 +764,13 @@ EFF_FAKE(cuStreamEndCapture, CUstream stream, CUgraph* graph) {
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuGraphInstantiateWithFlags, CUgraphExec* executable, CUgraph graph, unsigned long long) {
-  EFF_ENTER(cuGraphInstantiateWithFlags, false)
+  EFF_ENTER(cuGraphInstantiateWithFlags, kContext)
   if (!alive(graph)) return CUDA_ERROR_INVALID_HANDLE;
   *executable = reinterpret_cast<CUgraphExec>(born(new Graph(*reinterpret_cast<Graph*>(graph)), "executable graph"));
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuGraphLaunch, CUgraphExec executable, CUstream stream) {
-  EFF_ENTER(cuGraphLaunch, false)
+  EFF_ENTER(cuGraphLaunch, kContext)
   if (!alive(executable)) return CUDA_ERROR_INVALID_HANDLE;
   const auto graph = std::make_shared<Graph>(*reinterpret_cast<Graph*>(executable));
   for (Graph::Node& node : graph->nodes)
@@ -719,25 +778,25 @@ EFF_FAKE(cuGraphLaunch, CUgraphExec executable, CUstream stream) {
   return add(stream, {[graph] { run_graph(*graph); }});
 }
 EFF_FAKE(cuGraphExecDestroy, CUgraphExec executable) {
-  EFF_ENTER(cuGraphExecDestroy, false)
+  EFF_ENTER(cuGraphExecDestroy, kContext)
   return bury<Graph>(executable);
 }
 EFF_FAKE(cuGraphDestroy, CUgraph graph) {
-  EFF_ENTER(cuGraphDestroy, false)
+  EFF_ENTER(cuGraphDestroy, kContext)
   return bury<Graph>(graph);
 }
 
 // For the other fake libraries: they queue their work on a stream, as the real ones do. As a kernel of that name, which
 // takes its time (FAKE_CUDA_TIMES).
 EFF_EXPORT int fake_cuda_queue_kernel(CUstream stream, const char* kernel, const std::function<void()>& work) {
-  EFF_ENTER(fake_cuda_queue_kernel, false)
+  EFF_ENTER(fake_cuda_queue_kernel, kContext)
   log_line("  " + std::string(kernel));
   return add(stream, {work, kernel});
 }
 
 // Likewise, of engines that do not wait for what a stream still has to do.
 EFF_EXPORT int fake_cuda_run_at_once(const std::function<void()>& work) {
-  EFF_ENTER(fake_cuda_run_at_once, false)
+  EFF_ENTER(fake_cuda_run_at_once, kContext)
   work();
   return CUDA_SUCCESS;
 }
