@@ -104,7 +104,9 @@ Status Device::start(int ordinal) {
   auto properties = Device::properties(*driver_, ordinal);
   if (!properties.ok()) return properties.status();
   properties_ = properties.value();
-  if (properties_.capability < kOldestCapability) return unusable();
+  // Not left to the driver, which by default loads a kernel when it is first asked for.
+  const std::string unusable = unusable_gpu(properties_.name, properties_.capability, kernel_architectures());
+  if (!unusable.empty()) return Status(Code::backend_missing, unusable);
   providers_ = std::make_unique<Providers>(properties_.capability);
   const CUresult retained = driver_->cuDevicePrimaryCtxRetain(&context_, properties_.handle);
   if (retained == CUDA_ERROR_DEVICE_UNAVAILABLE)
@@ -132,10 +134,6 @@ Status Device::enter() const {
   return ok_status();
 }
 
-Status Device::unusable() const {
-  return Status(Code::backend_missing, unusable_gpu(properties_.name, properties_.capability, ""));
-}
-
 // Of what is taken before the first model: its batch size does not matter.
 Status Device::taken_by_others() const {
   return error(Code::oom,
@@ -144,26 +142,29 @@ Status Device::taken_by_others() const {
                properties_.name.c_str());
 }
 
-// Whichever call it is that looks into an image first.
+// Whichever call it is that looks into an image first: it may be one for a kernel.
 Status Device::image_status(const char* call, CUresult result) const {
-  if (result == CUDA_ERROR_NO_BINARY_FOR_GPU) return unusable();
-  if (result == CUDA_ERROR_OUT_OF_MEMORY) return taken_by_others();
+  if (result == CUDA_ERROR_NO_BINARY_FOR_GPU)
+    return Status(Code::backend_missing, unusable_gpu(properties_.name, properties_.capability, ""));
   return driver_status(*driver_, call, result);
 }
 
 // All names at once: to ask image after image for a kernel is a failed call for each that lacks it, and
 // compute-sanitizer counts failed calls as errors of the program.
 Status Device::load_kernels() {
+  const auto loaded = [this](const char* call, CUresult result) {
+    return result == CUDA_ERROR_OUT_OF_MEMORY ? taken_by_others() : image_status(call, result);
+  };
   for (const KernelImage& image : kernel_images()) {
     CUlibrary library;
-    EFF_RETURN_IF_ERROR(image_status("cuLibraryLoadData", driver_->cuLibraryLoadData(&library, image.data, nullptr,
-                                                                                     nullptr, 0, nullptr, nullptr, 0)));
+    EFF_RETURN_IF_ERROR(loaded("cuLibraryLoadData", driver_->cuLibraryLoadData(&library, image.data, nullptr, nullptr,
+                                                                               0, nullptr, nullptr, 0)));
     libraries_.push_back(library);
     unsigned count = 0;
-    EFF_RETURN_IF_ERROR(image_status("cuLibraryGetKernelCount", driver_->cuLibraryGetKernelCount(&count, library)));
+    EFF_RETURN_IF_ERROR(loaded("cuLibraryGetKernelCount", driver_->cuLibraryGetKernelCount(&count, library)));
     std::vector<CUkernel> kernels(count);
     EFF_RETURN_IF_ERROR(
-        image_status("cuLibraryEnumerateKernels", driver_->cuLibraryEnumerateKernels(kernels.data(), count, library)));
+        loaded("cuLibraryEnumerateKernels", driver_->cuLibraryEnumerateKernels(kernels.data(), count, library)));
     for (const CUkernel kernel : kernels) {
       const char* name = nullptr;
       EFF_CUDA(*driver_, cuKernelGetName, &name, kernel);
@@ -179,10 +180,11 @@ StatusOr<CUfunction> Device::function(const std::string& kernel) {
   const auto found = kernels_.find(kernel);
   if (found == kernels_.end()) return error(Code::plan_invalid, "no CUDA kernel %s", kernel.c_str());
   CUfunction function;
-  EFF_CUDA(*driver_, cuKernelGetFunction, &function, found->second);
+  EFF_RETURN_IF_ERROR(image_status("cuKernelGetFunction", driver_->cuKernelGetFunction(&function, found->second)));
   // Beyond 48 KiB a kernel has to ask; ours have no other shared memory than what a launch declares.
-  EFF_CUDA(*driver_, cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-           properties_.shared_bytes);
+  EFF_RETURN_IF_ERROR(image_status(
+      "cuFuncSetAttribute", driver_->cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                                        properties_.shared_bytes)));
   functions_.emplace(kernel, function);
   return function;
 }

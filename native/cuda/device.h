@@ -23,7 +23,7 @@ std::string unusable_gpu(const std::string& name, int capability, const std::str
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
-  // Code::backend_missing without a driver, where the GPU is older than compute capability 8.0 or is another process's
+  // Code::backend_missing without a driver, where the package has no kernels for the GPU or it is another process's
   // alone; Code::oom where others hold its memory.
   static StatusOr<std::shared_ptr<Device>> open(int ordinal);
   ~Device();
@@ -48,7 +48,8 @@ class Device : public std::enable_shared_from_this<Device> {
 
   // Makes the context current on the calling thread: before any driver call.
   Status enter() const;
-  // Code::plan_invalid where the package has no kernel of that name. Any thread.
+  // Code::plan_invalid where the package has no kernel of that name; Code::backend_missing as `open`, where the
+  // driver loads it only now and finds it compiled for other GPUs. Any thread.
   StatusOr<CUfunction> function(const std::string& kernel);
   // `waited`: all before it has been waited for, so that a fault is its own. Without it a fault that comes up here may
   // be of anything before, and says so.
@@ -68,7 +69,6 @@ class Device : public std::enable_shared_from_this<Device> {
   Status start(int ordinal);
   Status load_kernels();
   Status image_status(const char* call, CUresult result) const;
-  Status unusable() const;
   Status taken_by_others() const;
 
   const Driver* driver_ = nullptr;

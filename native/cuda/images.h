@@ -10,7 +10,9 @@ struct KernelImage {
   const void* data;
 };
 
-// Written by CMake.
+// Both written by CMake.
 std::span<const KernelImage> kernel_images();
+// What they are compiled for, e.g. "80;90a;80-ptx".
+const char* kernel_architectures();
 
 }  // namespace effnet::cuda

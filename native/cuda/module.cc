@@ -6,6 +6,7 @@
 #include "cuda/driver_release.h"
 #include "cuda/executable.h"
 #include "cuda/image_batches.h"
+#include "cuda/images.h"
 #include "cuda/providers/cudnn.h"
 #include "cuda/providers/library.h"
 
@@ -72,7 +73,7 @@ StatusOr<std::shared_ptr<Backend>> open(int ordinal) {
 }
 
 Status describe(Facts& facts) {
-  facts.architectures = EFFNET_CUDA_ARCHITECTURES;
+  facts.architectures = kernel_architectures();
   facts.cudnn = Cudnn::absent() == nullptr;
   for (const LibraryKind* kind : library_kinds()) facts.libraries.push_back(library_facts(*kind));
   DriverFacts of_driver;
@@ -89,7 +90,7 @@ Status describe(Facts& facts) {
     if (!gpu.ok()) return gpu.status();
     const Device::Properties& p = gpu.value();
     facts.gpus.push_back(
-        {p.name, p.capability, p.total_bytes, unusable_gpu(p.name, p.capability, EFFNET_CUDA_ARCHITECTURES)});
+        {p.name, p.capability, p.total_bytes, unusable_gpu(p.name, p.capability, kernel_architectures())});
   }
   return ok_status();
 }

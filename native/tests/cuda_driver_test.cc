@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <string>
 
@@ -17,14 +18,17 @@ namespace {
 
 using Settings = std::map<std::string, std::string>;
 
-// "code message" of opening GPU `ordinal` where the environment is `settings`; empty when the child crashed.
-std::string opening(const Settings& settings, int ordinal = 0) {
+// "code message" of opening GPU `ordinal` where the environment is `settings`, and of what is done `with` it; empty
+// when the child crashed.
+std::string opening(const Settings& settings, int ordinal = 0,
+                    const std::function<Status(cuda::Device&)>& with = nullptr) {
   int ends[2];
   if (pipe(ends) != 0) return "no pipe";
   const pid_t child = fork();
   if (child == 0) {
     for (const auto& [name, value] : settings) setenv(name.c_str(), value.c_str(), 1);
-    const Status status = cuda::Device::open(ordinal).status();
+    const auto opened = cuda::Device::open(ordinal);
+    const Status status = opened.ok() && with ? with(*opened.value()) : opened.status();
     const std::string text = std::to_string(static_cast<int>(status.code())) + " " + status.message();
     const bool written = write(ends[1], text.data(), text.size()) == static_cast<ssize_t>(text.size());
     _exit(written ? 0 : 1);
@@ -44,6 +48,7 @@ Settings fake(Settings more = {}) {
   return more;
 }
 
+const std::string kOk = std::to_string(static_cast<int>(Code::ok)) + " ";
 const std::string kMissing = std::to_string(static_cast<int>(Code::backend_missing)) + " ";
 
 testing::AssertionResult says(const std::string& text, const std::vector<std::string>& parts) {
@@ -53,7 +58,7 @@ testing::AssertionResult says(const std::string& text, const std::vector<std::st
   return testing::AssertionSuccess();
 }
 
-TEST(CudaDriver, OpensAGpu) { EXPECT_EQ(opening(fake()), std::to_string(static_cast<int>(Code::ok)) + " "); }
+TEST(CudaDriver, OpensAGpu) { EXPECT_EQ(opening(fake()), kOk); }
 
 TEST(CudaDriver, NoDriver) {
   if (access("/usr/lib/x86_64-linux-gnu/libcuda.so.1", F_OK) == 0) GTEST_SKIP() << "this machine has a driver";
@@ -172,9 +177,30 @@ TEST(CudaDriver, GpusThatABuildHasKernelsFor) {
 }
 
 TEST(CudaDriver, KernelsOfAnotherArchitecture) {
-  for (const char* call : {"cuLibraryLoadData", "cuLibraryGetKernelCount"})
-    EXPECT_TRUE(
-        says(opening(fake({{"FAKE_CUDA_FAIL", std::string(call) + ":1:209"}})), {"no kernels for Fake H200", "9.0"}));
+  const auto kernel = [](cuda::Device& device) { return device.function("cast_weights_bf16").status(); };
+  for (const char* call : {"cuLibraryLoadData", "cuLibraryGetKernelCount", "cuKernelGetFunction", "cuFuncSetAttribute"})
+    EXPECT_TRUE(says(opening(fake({{"FAKE_CUDA_FAIL", std::string(call) + ":1:209"}}), 0, kernel),
+                     {"no kernels for Fake H200", "9.0"}))
+        << call;
+}
+
+// The driver without a GPU reads of the images that the package carries what they are compiled for, and says so when it
+// is asked for a kernel.
+TEST(CudaDriver, AGpuIsOpenedWhereTheImagesRunOnIt) {
+  for (const int capability : {80, 86, 87, 89, 90, 100, 103, 120, 121}) {
+    SCOPED_TRACE(capability);
+    const std::string text = opening(fake({{"FAKE_CUDA_CAPABILITY", std::to_string(capability)}}));
+    const std::string asked_for_a_kernel = opening(fake(), 0, [capability](cuda::Device& device) {
+      setenv("FAKE_CUDA_CAPABILITY", std::to_string(capability).c_str(), 1);
+      return device.function("cast_weights_bf16").status();
+    });
+    if (text != kOk) {
+      EXPECT_TRUE(says(text, {"this build has no kernels for Fake H200 (compute capability "}));
+      EXPECT_TRUE(says(asked_for_a_kernel, {"this build has no kernels for Fake H200"}));
+    } else {
+      EXPECT_EQ(asked_for_a_kernel, kOk);
+    }
+  }
 }
 
 // Codes after which every call of the process fails, and some that are near them and do not.

@@ -19,6 +19,8 @@
 //   that
 //     its last user has given back is gone.
 //   - Streams are non-blocking: any other would wait for what libraries do on the default stream.
+//   - Kernels are loaded when they are asked for, as by default: what is compiled for other GPUs shows at
+//     cuKernelGetFunction.
 //   - Fresh device memory is 0xff: NaN. Using freed objects is an error; fake_cuda_live() counts what is left.
 //   - Between two events lies 0.5 ms, or with FAKE_CUDA_TIMES=kernel=ms,kernel=ms what the kernels took that ran
 //     meanwhile: 1 ms where one is not listed. A library's are called by what it queues.
@@ -28,8 +30,10 @@
 //     cuCtxSetCurrent do nothing: what a program does that lacks them. FAKE_CUDA_LOG=file gets a line a call.
 //   - FAKE_CUDA_LAUNCHES=file: launches are not run, only written there, a line each: kernel, grid, threads of a block,
 //     bytes of its shared memory, its argument in hex.
-//   - The machine: FAKE_CUDA_DEVICES (1 GPU), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY (1000000000 bytes),
-//     FAKE_CUDA_CACHE (50000000, the L2) and FAKE_CUDA_VERSION (13000).
+//   - The machine: FAKE_CUDA_DEVICES (1 GPU), FAKE_CUDA_CAPABILITY (90, or of a build without kernels for that the
+//   first
+//     that it has), FAKE_CUDA_MEMORY (1000000000 bytes), FAKE_CUDA_CACHE (50000000, the L2) and FAKE_CUDA_VERSION
+//     (13000).
 //   - An allocation of a gigabyte and more is zeros that take no memory until they are written: plans of large batches
 //     can be bound, if not run.
 #include <cuda.h>
@@ -61,6 +65,7 @@ namespace {
 
 using effnet::cuda::Launch;
 namespace emulation = effnet::cuda::emulation;
+using effnet::fake::has_code_for;
 using effnet::fake::Library;
 using effnet::fake::library_of;
 using effnet::fake::most_shared;
@@ -121,6 +126,7 @@ struct Fake {
   std::map<CUdeviceptr, size_t> memory;
   std::map<void*, std::string> objects;
   std::set<Stream*> streams;
+  std::set<Library*> libraries;
   std::map<CUfunction, int> shared_allowed;  // what a kernel has asked for, bytes
   size_t used = 0;
   std::set<std::shared_ptr<Capture>> captures;  // that have not ended
@@ -169,7 +175,15 @@ uint64_t sum_of(const void* data, size_t bytes) {
   return sum;
 }
 
-int capability() { return std::atoi(setting("FAKE_CUDA_CAPABILITY", "90")); }
+int capability() { return std::atoi(setting("FAKE_CUDA_CAPABILITY", FAKE_CAPABILITY)); }
+
+// Whether a library that is loaded has code of it for this GPU.
+bool has_code(CUkernel kernel) {
+  return std::any_of(fake().libraries.begin(), fake().libraries.end(), [kernel](const Library* library) {
+    return std::find(library->kernels.begin(), library->kernels.end(), kernel) != library->kernels.end() &&
+           has_code_for(library->image, capability());
+  });
+}
 
 bool is_retained(CUcontext context) {
   for (const auto& use : fake().retained)
@@ -658,11 +672,14 @@ EFF_FAKE(cuLibraryLoadData, CUlibrary* library, const void* image, CUjit_option*
          void**, unsigned) {
   EFF_ENTER(cuLibraryLoadData, kAnywhere)
   if (*static_cast<const unsigned*>(image) != 0xBA55ED50u) return CUDA_ERROR_INVALID_IMAGE;  // of a fat binary
-  *library = reinterpret_cast<CUlibrary>(born(new Library(library_of(static_cast<const char*>(image))), "library"));
+  auto* loaded = born(new Library(library_of(static_cast<const char*>(image))), "library");
+  fake().libraries.insert(loaded);
+  *library = reinterpret_cast<CUlibrary>(loaded);
   return CUDA_SUCCESS;
 }
 EFF_FAKE(cuLibraryUnload, CUlibrary library) {
   EFF_ENTER(cuLibraryUnload, kAnywhere)
+  fake().libraries.erase(reinterpret_cast<Library*>(library));
   return bury<Library>(library);
 }
 EFF_FAKE(cuLibraryGetKernelCount, unsigned* count, CUlibrary library) {
@@ -685,6 +702,7 @@ EFF_FAKE(cuKernelGetName, const char** name, CUkernel kernel) {
 }
 EFF_FAKE(cuKernelGetFunction, CUfunction* function, CUkernel kernel) {
   EFF_ENTER(cuKernelGetFunction, kContext)
+  if (!has_code(kernel)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
   *function = reinterpret_cast<CUfunction>(kernel);
   return CUDA_SUCCESS;
 }
