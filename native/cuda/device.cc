@@ -223,7 +223,7 @@ Status Device::failure_of_library(const Status& failure, CUstream stream) const 
     state = driver_->cuStreamSynchronize(stream);
     asked = "cuStreamSynchronize";
   }
-  if (!is_fault(state)) return failure;
+  if (!context_is_lost(*driver_, state)) return failure;
   return Status(Code::gpu_fault, failure.message() + ": " + driver_status(*driver_, asked, state).message());
 }
 

@@ -129,12 +129,20 @@ bool is_fault(CUresult result) {
   }
 }
 
+// What is asked has no work to wait for: no stream of ours is the default one, nor waits for it. A stream in a capture
+// gives another error, where the context is sound.
+bool context_is_lost(const Driver& driver, CUresult result) {
+  if (result != CUDA_ERROR_UNKNOWN) return is_fault(result);
+  const CUresult again = driver.cuStreamSynchronize(CU_STREAM_LEGACY);
+  return again == CUDA_ERROR_UNKNOWN || is_fault(again);
+}
+
 Status driver_status(const Driver& driver, const char* call, CUresult result) {
   if (result == CUDA_SUCCESS) return ok_status();
   const char *name = nullptr, *text = nullptr;
   if (driver.cuGetErrorName(result, &name) != CUDA_SUCCESS || !name) name = "unknown error";
   if (driver.cuGetErrorString(result, &text) != CUDA_SUCCESS || !text) text = "";
-  if (is_fault(result))
+  if (context_is_lost(driver, result))
     return error(Code::gpu_fault, "GPU fault: %s failed: %s (%d) %s. This process cannot use the GPU any more", call,
                  name, static_cast<int>(result), text);
   const Code code = result == CUDA_ERROR_OUT_OF_MEMORY ? Code::oom : Code::internal;

@@ -82,8 +82,10 @@ std::string missing_driver_mend(const std::string& root = "");
 // What mends a driver that is there and does not start, by what cuInit said.
 const char* driver_start_mend(CUresult result);
 
-// Whether every later call of the process fails, too: the context is lost.
+// Whether every later call of the process fails, too: the context is lost. By its name alone; of CUDA_ERROR_UNKNOWN,
+// which a GPU that is gone often gives for all that it is asked, `context_is_lost` asks once more.
 bool is_fault(CUresult result);
+bool context_is_lost(const Driver& driver, CUresult result);
 
 // What a driver call says: ok, Code::oom for memory, Code::gpu_fault, else Code::internal; with the call and the
 // error's name.

@@ -144,6 +144,7 @@ TEST(CudaDriver, ADriverThatDoesNotStart) {
     return opening(fake({{"FAKE_CUDA_FAIL", std::string("cuInit:1:") + code}}));
   };
   EXPECT_TRUE(says(starting("999"), {"does not start", "(999)", "nvidia-smi", "modprobe nvidia_uvm", "reboot"}));
+  EXPECT_EQ(starting("999").find("GPU fault"), std::string::npos);
   EXPECT_TRUE(says(starting("802"), {"does not start", "(802)", "nvidia-fabricmanager", "nvidia-smi"}));
   EXPECT_TRUE(says(starting("803"), {"does not start", "(803)", "another release", "reboot", "modprobe nvidia"}));
   EXPECT_TRUE(says(starting("804"), {"does not start", "(804)", "cuda-compat", "LD_LIBRARY_PATH"}));

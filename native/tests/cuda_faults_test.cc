@@ -181,6 +181,40 @@ TEST_F(CudaFaults, ADeviceFaultEndsInAnError) {
   reset_fake();
 }
 
+// A GPU that is gone often has no other name for it than CUDA_ERROR_UNKNOWN, which need not be the end.
+TEST_F(CudaFaults, AnUnknownErrorIsAFaultWhereEveryCallHasIt) {
+  const Named named = corpus_plan("train.f32");
+  const Start start(*plan::Plan::load(named.span()).value());
+  reset_fake();
+  const auto want = on_cuda(named, start, 2);
+  ASSERT_TRUE(want.ok());
+  const int live = live_objects();
+  for (const char* call : {"cuLaunchKernelEx", "cuGraphLaunch", "cuStreamSynchronize", "cuEventSynchronize"}) {
+    SCOPED_TRACE(call);
+    reset_fake();
+    {
+      const Setting setting("FAKE_CUDA_FAIL", std::string(call) + ":2:999:once");
+      const Status status = on_cuda(named, start, 2).status();
+      EXPECT_EQ(status.code(), Code::internal);
+      EXPECT_NE(status.message().find("(999)"), std::string::npos) << status.message();
+      EXPECT_EQ(status.message().find("GPU fault"), std::string::npos) << status.message();
+    }
+    EXPECT_EQ(live_objects(), live);
+    const auto again = on_cuda(named, start, 2);
+    ASSERT_TRUE(again.ok()) << again.status().message();
+    EXPECT_TRUE(again.value() == want.value());
+  }
+  for (const char* call : {"cuLaunchKernelEx", "cuGraphLaunch", "cuStreamSynchronize", "cuEventSynchronize"}) {
+    reset_fake();
+    const Setting setting("FAKE_CUDA_FAIL", std::string(call) + ":2:999");
+    const Status status = on_cuda(named, start, 2).status();
+    EXPECT_EQ(status.code(), Code::gpu_fault) << call;
+    EXPECT_NE(status.message().find("GPU fault: "), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find("(999)"), std::string::npos) << status.message();
+  }
+  reset_fake();
+}
+
 TEST_F(CudaFaults, AFaultThatALibraryMeetsIsAFault) {
   const cuda::Launch call{"library/1", {}, 0, 0, {}, [](void*) { return error(Code::plan_invalid, "status 15"); }};
   const cuda::Driver& driver = device()->driver();
@@ -194,7 +228,7 @@ TEST_F(CudaFaults, AFaultThatALibraryMeetsIsAFault) {
   EXPECT_EQ(launched("").code(), Code::plan_invalid);
   EXPECT_EQ(launched("").message(), "status 15");
   // Of the context, or of what the stream had yet to do, which nobody has asked about before.
-  for (const char* fault : {"cuStreamIsCapturing:1:700", "cuStreamSynchronize:1:719"}) {
+  for (const char* fault : {"cuStreamIsCapturing:1:700", "cuStreamSynchronize:1:719", "cuStreamSynchronize:1:999"}) {
     const Status status = launched(fault);
     EXPECT_EQ(status.code(), Code::gpu_fault) << fault;
     EXPECT_TRUE(status.message().starts_with("at or before library/1: status 15: GPU fault: ")) << status.message();
@@ -208,6 +242,7 @@ TEST_F(CudaFaults, AFaultThatALibraryMeetsIsAFault) {
   }
   // A call that fails otherwise is no fault.
   EXPECT_EQ(launched("cuStreamSynchronize:1:1").code(), Code::plan_invalid);
+  EXPECT_EQ(launched("cuStreamSynchronize:1:999:once").code(), Code::plan_invalid);
   // In a capture the stream is not waited for, which would end that.
   reset_fake();
   CUgraph graph = nullptr;

@@ -16,19 +16,22 @@ namespace effnet::fake {
 
 class Calls {
  public:
-  // `fail`: the variable that makes the nth call of a function fail, as "name:nth:code".
+  // `fail`: the variable that makes the nth call of a function fail, as "name:nth:code" or "name:nth:code:once".
   explicit Calls(const char* fail) : fail_(fail) {}
 
   // Counts a call; the code that it is to fail with, else 0.
   int enter(const std::string& name) {
     const int call = ++counts_[name];
     const char* fail = std::getenv(fail_);
-    char who[64] = {};
+    char who[64] = {}, how[8] = {};
     int nth = 0, code = 0;
-    if (!fail || std::sscanf(fail, "%63[^:]:%d:%d", who, &nth, &code) != 3) return 0;
+    if (!fail || std::sscanf(fail, "%63[^:]:%d:%d:%7s", who, &nth, &code, how) < 3) return 0;
+    once_ = std::string(how) == "once";
     return name == who && nth == call ? code : 0;
   }
   int count(const char* name) { return counts_[name]; }
+  // Whether the failure of the present call leaves those behind it alone, whatever its code.
+  bool once() const { return once_; }
   void reset() {
     counts_.clear();
     misuse.clear();
@@ -38,6 +41,7 @@ class Calls {
 
  private:
   const char* fail_;
+  bool once_ = false;
   std::map<std::string, int> counts_;
 };
 

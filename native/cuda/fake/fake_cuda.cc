@@ -25,9 +25,10 @@
 //   - Between two events lies 0.5 ms, or with FAKE_CUDA_TIMES=kernel=ms,kernel=ms what the kernels took that ran
 //     meanwhile: 1 ms where one is not listed. A library's are called by what it queues.
 //   - FAKE_CUDA_FAIL=name:nth:code makes the nth call of a function fail; codes of device faults (700 and above) stick:
-//     every later call fails too. With code -1 it does not come back, while other threads' calls do.
-//     FAKE_CUDA_IGNORE=name makes calls of cuStreamSynchronize, cuEventSynchronize, cuStreamWaitEvent or
-//     cuCtxSetCurrent do nothing: what a program does that lacks them. FAKE_CUDA_LOG=file gets a line a call.
+//     every later call fails too, unless it is name:nth:code:once. With code -1 it does not come back, while other
+//     threads' calls do. FAKE_CUDA_IGNORE=name makes calls of cuStreamSynchronize, cuEventSynchronize,
+//     cuStreamWaitEvent or cuCtxSetCurrent do nothing: what a program does that lacks them. FAKE_CUDA_LOG=file gets a
+//     line a call.
 //   - FAKE_CUDA_LAUNCHES=file: launches are not run, only written there, a line each: kernel, grid, threads of a block,
 //     bytes of its shared memory, its argument in hex.
 //   - The machine: FAKE_CUDA_DEVICES (1 GPU), FAKE_CUDA_CAPABILITY (90, or of a build without kernels for that the
@@ -131,6 +132,7 @@ struct Fake {
   size_t used = 0;
   std::set<std::shared_ptr<Capture>> captures;  // that have not ended
   std::map<const void*, size_t> page_locked;
+  bool started = false;  // by cuInit
   int fault = 0;
   std::map<CUdevice, int> retained;  // how often a device's primary context is in use; one of them is a CUcontext
   double clock = 0;                  // milliseconds that kernels have taken
@@ -223,6 +225,8 @@ CUresult context_missing() {
   return is_retained(current_context) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
+bool works_before_start(std::string_view name) { return name == "cuInit" || name == "cuDriverGetVersion"; }
+
 // At the head of every function.
 CUresult enter(const char* name, Where where) {
   Fake& f = fake();
@@ -234,9 +238,10 @@ CUresult enter(const char* name, Where where) {
       f.mutex.unlock();  // the caller's
       for (;;) pause();
     }
-    if (code >= 700) f.fault = code;
+    if (code >= 700 && !f.calls.once() && f.started) f.fault = code;
     return static_cast<CUresult>(code);
   }
+  if (!f.started && !works_before_start(name)) return CUDA_ERROR_NOT_INITIALIZED;
   if (where == kAnywhere) return CUDA_SUCCESS;
   if (const CUresult missing = context_missing()) return missing;
   return where == kUnsafe && breaks_captures() ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
@@ -404,7 +409,8 @@ using Lock = std::lock_guard<std::recursive_mutex>;
 
 EFF_FAKE(cuInit, unsigned) {
   EFF_ENTER(cuInit, kAnywhere)
-  return std::atoi(setting("FAKE_CUDA_DEVICES", "1")) > 0 ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
+  fake().started = std::atoi(setting("FAKE_CUDA_DEVICES", "1")) > 0;
+  return fake().started ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 }
 EFF_FAKE(cuDriverGetVersion, int* version) {
   EFF_ENTER(cuDriverGetVersion, kAnywhere)
@@ -593,6 +599,7 @@ EFF_FAKE(cuStreamDestroy, CUstream stream) {
 }
 EFF_FAKE(cuStreamSynchronize, CUstream stream) {
   EFF_ENTER(cuStreamSynchronize, kUnsafe)
+  if (stream == CU_STREAM_LEGACY) return CUDA_SUCCESS;  // nobody queues anything there
   auto* s = reinterpret_cast<Stream*>(stream);
   if (!alive(s)) return CUDA_ERROR_INVALID_HANDLE;
   if (s->capture) return refuse(*s->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
