@@ -92,9 +92,14 @@ StatusOr<Slot*> InputRing::stage_now(const DeviceMemory& memory, const Copy& cop
 template <class Copy>
 StatusOr<InputRing::Staged> InputRing::stage_beside(const DeviceMemory& memory, const Copy& copy) {
   std::unique_lock lock(mutex_);
+  if (alone_) return Staged{nullptr, 0};
   // Not on the stream of the steps, which may be capturing one.
   if (slots_.size() < kSlots) {
-    EFF_RETURN_IF_ERROR(add_slot(memory, memory.copy_stream()));
+    const Status added = add_slot(memory, memory.copy_stream());
+    // Not asked for again: each time may take the driver long.
+    alone_ = added.code() == Code::oom;
+    if (alone_) return Staged{nullptr, 0};
+    EFF_RETURN_IF_ERROR(added);
     next_ = slots_.size() - 1;
   }
   Slot* slot = nullptr;

@@ -40,7 +40,9 @@ class InputRing {
   // A step in work and one that is prepared.
   static constexpr size_t kSlots = 2;
 
-  // One slot; the second comes with the first input that is staged ahead.
+  // One slot; the second comes with the first input that is staged ahead. Where there is no memory for it the steps go
+  // on with one, and bring their inputs themselves: then copies are not beside them, and nothing else is lost. So a
+  // plan that nothing is staged ahead for has no second one, and none is refused for want of it.
   Status create(const DeviceMemory& memory, uint64_t input_bytes, uint64_t output_bytes);
   void destroy(const Driver& driver);
 
@@ -50,8 +52,8 @@ class InputRing {
   // The same from where the device has made it; `take` gives the slot next.
   Status stage(const DeviceMemory& memory, const DeviceBatch& input);
   // Copies an input beside the steps; it may be changed when this returns. Its ticket, which no other input of this
-  // ring ever has; 0 where all slots wait ahead already. Waits while a step that was given the only other slot is being
-  // queued.
+  // ring ever has; 0 where all slots wait ahead already, or there is memory for one alone. Waits while a step that was
+  // given the only other slot is being queued.
   StatusOr<uint64_t> stage_ahead(const DeviceMemory& memory, const std::byte* input);
   StatusOr<uint64_t> stage_ahead(const DeviceMemory& memory, const DeviceBatch& input);
   // Makes it what `take` gives next; what was staged before it is dropped. False: it is not there any more.
@@ -70,7 +72,7 @@ class InputRing {
   Slot* free_slot();
   // `copy(slot, stream)` brings an input there. The last two under the mutex.
   struct Staged {
-    Slot* slot;  // nullptr: all slots wait ahead already
+    Slot* slot;  // nullptr: it was not taken
     uint64_t ticket;
   };
   template <class Copy>
@@ -86,6 +88,7 @@ class InputRing {
   std::mutex mutex_;  // whoever stages ahead does so beside the steps
   std::condition_variable released_;
   std::vector<std::unique_ptr<Slot>> slots_;
+  bool alone_ = false;  // there is no memory for another slot
   size_t next_ = 0;
   uint64_t tickets_ = 0;
   std::deque<Slot*> ahead_;

@@ -74,6 +74,59 @@ TEST_F(CudaFaults, ASlotWithoutItsEventsIsNotKept) {
   EXPECT_TRUE(status.ok()) << status.message();
 }
 
+// What the limit of a model leaves no room for, or the GPU has none for. An input that is not taken ahead comes with
+// its step.
+TEST_F(CudaFaults, WithoutRoomForASecondSlotStepsBringTheirInputs) {
+  const Named named = corpus_plan("train.f32");
+  const auto plan = plan::Plan::load(named.span()).value();
+  const Start start(*plan);
+  const std::byte* input = start.arenas[static_cast<int>(Arena::input)].data();
+  const uint64_t slot = cuda::Slot::kInputAt + plan->arena_bytes(Arena::input);
+  struct Outcome {
+    std::vector<bool> taken;
+    std::vector<std::byte> weights;
+    uint64_t used = 0;  // of the limit, once the plan was bound
+  };
+  const auto run = [&](uint64_t limit, const std::string& memory_of_gpu) {
+    Outcome outcome;
+    const auto memory = cuda::DeviceMemory::create(device(), limit).value();
+    for (int a = 0; a <= static_cast<int>(Arena::activations); ++a) {
+      EXPECT_TRUE(memory->ensure(static_cast<Arena>(a), start.arenas[a].size()).ok());
+      EXPECT_TRUE(memory->write(static_cast<Arena>(a), 0, start.arenas[a]).ok());
+    }
+    const auto executable = bound_to(memory, named);
+    outcome.used = memory->budget()->used();
+    std::vector<std::byte> output(start.arenas[static_cast<int>(Arena::output)].size());
+    const Setting setting("FAKE_CUDA_MEMORY",
+                          memory_of_gpu.empty() ? std::to_string(device_bytes() + slot) : memory_of_gpu);
+    const int asked_before = calls("cuMemAlloc");
+    for (int i = 0; i < 3; ++i) {
+      const auto ticket = executable->prefetch(input);
+      EXPECT_TRUE(ticket.ok()) << ticket.status().message();
+      const bool taken = ticket.ok() && executable->claim(ticket.value());
+      EXPECT_EQ(taken, ticket.ok() && ticket.value() > 0);
+      const Status status = executable->step(taken ? nullptr : input, start.scalars, output.data());
+      EXPECT_TRUE(status.ok()) << status.message();
+      outcome.taken.push_back(taken);
+    }
+    EXPECT_LE(calls("cuMemAlloc"), asked_before + 1);
+    outcome.weights = weights_of(*memory);
+    return outcome;
+  };
+  const std::vector<bool> always(3, true), never(3, false);
+  const Outcome roomy = run(Budget::kNoLimit, "");
+  EXPECT_EQ(roomy.taken, always);
+  // To the byte: the last limit that it does not fit, and the first that it does.
+  for (const uint64_t missing : {uint64_t{1}, uint64_t{0}}) {
+    const Outcome limited = run(roomy.used + slot - missing, "");
+    EXPECT_EQ(limited.taken, missing ? never : always);
+    EXPECT_TRUE(limited.weights == roomy.weights);
+  }
+  const Outcome full = run(Budget::kNoLimit, std::to_string(device_bytes() + roomy.used));
+  EXPECT_EQ(full.taken, never);
+  EXPECT_TRUE(full.weights == roomy.weights);
+}
+
 // A host that has no memory to lock, or not for all: ordinary memory gives the same bits, and the device counts it.
 TEST_F(CudaFaults, WithoutPageLockedMemoryStepsAreTheSame) {
   const Named named = corpus_plan("train.f32");
