@@ -11,6 +11,8 @@ beforeEach(() => {
   for (const name of ['bin', 'logs', 'tests']) mkdirSync(path.join(dir, name))
   symlinkSync(path.resolve('scripts'), path.join(dir, 'scripts'))
   write('version.txt', 'one archive')
+  write('sources.txt', 'its sources')
+  write('logs/call.json', '{}')
 })
 afterEach(() => rmSync(dir, { recursive: true, force: true }))
 
@@ -134,15 +136,16 @@ describe('memcheck', () => {
     sanitizer({ linear: 'exit 9' })
     expect(run('memcheck')).toMatchObject({ status: 0, said: 'memcheck: 15 of 15 programs to their end, 0 with errors' })
     // Another machine with a GPU of the same name and driver is as good; another driver is not.
-    const gpu = (release) =>
-      write('bin/nvidia-smi', `#!/bin/sh\ncase "$*" in *-L*) date +%N ;; *) echo "NVIDIA H200, ${release}" ;; esac\n`)
-    gpu('580.65.06')
+    const gpu = (driver, date) =>
+      write('logs/call.json', JSON.stringify({ date, version: 'one', gpu: 'NVIDIA H200', driver, cuda: 13000 }))
+    gpu('580.65.06', '2026-11-21')
     expect(run('memcheck').status).toBe(1)
     sanitizer({})
     expect(run('memcheck').status).toBe(0)
     sanitizer({ linear: 'exit 9' })
+    gpu('580.65.06', '2026-11-22')
     expect(run('memcheck').status).toBe(0)
-    gpu('580.95.05')
+    gpu('580.95.05', '2026-11-22')
     expect(run('memcheck').status).toBe(1)
     sanitizer({})
     expect(run('memcheck').status).toBe(0)
