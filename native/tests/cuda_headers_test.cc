@@ -1,9 +1,15 @@
 // What the backend declares of NVIDIA's libraries by itself, beside their own headers.
 #include <cublasLt.h>
+#if __has_include(<cudnn.h>)
+#include <cudnn.h>
+#endif
 #include <gtest/gtest.h>
 #include <nvjpeg.h>
 
+#include <type_traits>
+
 #include "cuda/providers/cublaslt_api.h"
+#include "cuda/providers/cudnn_api.h"
 #include "cuda/providers/nvjpeg_api.h"
 
 namespace effnet::test {
@@ -72,15 +78,70 @@ EFF_SAME(offsetof(nj::Allocator, context), offsetof(nvjpegDevAllocatorV2_t, dev_
 EFF_SAME(offsetof(nj::Allocator, context), offsetof(nvjpegPinnedAllocatorV2_t, pinned_ctx));
 EFF_SAME(offsetof(nj::Image, pitch), offsetof(nvjpegImage_t, pitch));
 
-// As many parameters of the same sizes, by name.
-template <class>
-struct Signature;
-template <class Result, class... Args>
-struct Signature<Result(Args...)> {
-  static std::vector<size_t> sizes() { return {sizeof(Result), sizeof(Args)...}; }
-};
-#define EFF_CHECK(name, ...) \
-  EXPECT_EQ((Signature<int(__VA_ARGS__)>::sizes()), (Signature<decltype(::name)>::sizes())) << #name;
+EFF_SAME(nj::kMajor, MAJOR_VERSION);
+EFF_SAME(nj::kMinor, MINOR_VERSION);
+EFF_SAME(nj::kPatch, PATCH_LEVEL);
+
+// Whether a type of ours stands for the header's: it is the same, an int for an enumeration, or one of the pairs below;
+// of pointers, what they point to.
+template <class Ours, class Theirs>
+constexpr bool kStandsFor = std::is_same_v<Ours, Theirs>;
+template <class Theirs>
+requires(std::is_enum_v<Theirs>) constexpr bool kStandsFor<int, Theirs> = sizeof(Theirs) == sizeof(int);
+template <class Ours, class Theirs>
+constexpr bool kStandsFor<Ours*, Theirs*> =
+    std::is_const_v<Ours> ==
+    std::is_const_v<Theirs>&& kStandsFor<std::remove_const_t<Ours>, std::remove_const_t<Theirs>>;
+#define EFF_STANDS_FOR(ours, theirs) \
+  template <>                        \
+  constexpr bool kStandsFor<ours, theirs> = true;
+EFF_STANDS_FOR(lt::Handle, cublasLtHandle_t)
+EFF_STANDS_FOR(lt::MatmulDesc, cublasLtMatmulDesc_t)
+EFF_STANDS_FOR(lt::Layout, cublasLtMatrixLayout_t)
+EFF_STANDS_FOR(lt::Preference, cublasLtMatmulPreference_t)
+EFF_STANDS_FOR(lt::Algorithm, cublasLtMatmulAlgo_t)
+EFF_STANDS_FOR(lt::Heuristic, cublasLtMatmulHeuristicResult_t)
+EFF_STANDS_FOR(nj::Handle, nvjpegHandle_t)
+EFF_STANDS_FOR(nj::State, nvjpegJpegState_t)
+EFF_STANDS_FOR(nj::Image, nvjpegImage_t)
+EFF_STANDS_FOR(nj::Allocator, nvjpegDevAllocatorV2_t)
+EFF_STANDS_FOR(nj::Allocator, nvjpegPinnedAllocatorV2_t)
+EFF_STANDS_FOR(lt::Stream, cudaStream_t)  // the same for nj::Stream
+
+// Of functions, their results and as many parameters.
+template <class Ours, class Theirs>
+constexpr bool kSameCall = false;
+template <class R, class... Ours, class S, class... Theirs>
+requires(sizeof...(Ours) ==
+         sizeof...(Theirs)) constexpr bool kSameCall<R(Ours...), S(Theirs...)> = kStandsFor<R, S> &&
+                                                                                 (kStandsFor<Ours, Theirs> && ...);
+#define EFF_CHECK(name, ...) EXPECT_TRUE((kSameCall<int(__VA_ARGS__), decltype(::name)>)) << #name;
+
+static_assert(kSameCall<lt::GetVersion, decltype(cublasLtGetVersion)>);
+static_assert(kSameCall<nj::GetProperty, decltype(nvjpegGetProperty)>);
+#if __has_include(<cudnn.h>)
+static_assert(kSameCall<cuda::CudnnGetVersion, decltype(cudnnGetVersion)>);
+#endif
+template <class Ours, class Theirs>
+constexpr bool kSamePointer = kSameCall<std::remove_pointer_t<Ours>, std::remove_pointer_t<Theirs>>;
+static_assert(kSamePointer<decltype(nj::Allocator::allocate), decltype(nvjpegDevAllocatorV2_t::dev_malloc)>);
+static_assert(kSamePointer<decltype(nj::Allocator::allocate), decltype(nvjpegPinnedAllocatorV2_t::pinned_malloc)>);
+static_assert(kSamePointer<decltype(nj::Allocator::free), decltype(nvjpegDevAllocatorV2_t::dev_free)>);
+static_assert(kSamePointer<decltype(nj::Allocator::free), decltype(nvjpegPinnedAllocatorV2_t::pinned_free)>);
+
+// Mistakes that have as many bytes as what is right.
+using Decode = decltype(nvjpegDecodeBatchedInitialize);
+static_assert(kSameCall<int(nj::Handle, nj::State, int, int, int), Decode>);
+static_assert(!kSameCall<int(nj::State, nj::Handle, int, int, int), Decode>, "two handles that change places");
+static_assert(!kSameCall<int(nj::Handle, nj::State, int, int, float), Decode>, "a number of another kind");
+static_assert(!kSameCall<int(nj::Handle, nj::State, int, int, unsigned), Decode>);
+static_assert(!kSameCall<float(nj::Handle, nj::State, int, int, int), Decode>);
+static_assert(!kSameCall<int(nj::Handle, nj::State, int, int), Decode>, "a parameter less");
+using Create = decltype(cublasLtMatrixLayoutCreate);
+static_assert(kSameCall<int(lt::Layout*, int, uint64_t, uint64_t, int64_t), Create>);
+static_assert(!kSameCall<int(lt::Layout*, int, uint64_t, int64_t, uint64_t), Create>, "two sizes that change places");
+static_assert(!kSameCall<int(lt::Layout, int, uint64_t, uint64_t, int64_t), Create>, "a handle for where one comes to");
+static_assert(!kSameCall<int(const lt::Layout*, int, uint64_t, uint64_t, int64_t), Create>);
 
 TEST(CudaHeaders, CublasLt) {
   using namespace cuda::lt;

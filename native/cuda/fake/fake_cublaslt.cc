@@ -66,10 +66,11 @@ Object* find(void* object, Object::Kind kind) {
   const auto found = fake().live.find(object);
   return found != fake().live.end() && found->second->kind == kind ? found->second : nullptr;
 }
-int create(void** into, Object object) {
+template <class Handle>
+int create(Handle* into, Object object) {
   auto* made = new Object(object);
   fake().live[made] = made;
-  *into = made;
+  *into = reinterpret_cast<Handle>(made);
   return kSuccess;
 }
 int destroy(void* object, Object::Kind kind) {

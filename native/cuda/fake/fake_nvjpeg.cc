@@ -81,8 +81,9 @@ int refused(const char* name, int width) {
   return kSuccess;
 }
 
-int create(void** into) {
-  *into = new char;
+template <class Object>
+int create(Object* into) {
+  *into = reinterpret_cast<Object>(new char);
   fake().live[*into] = 0;
   return kSuccess;
 }

@@ -7,10 +7,11 @@
 
 namespace effnet::cuda::lt {
 
-using Handle = void*;
-using MatmulDesc = void*;
-using Layout = void*;
-using Preference = void*;
+// Of types of their own, so that none is taken for another.
+using Handle = struct HandleOpaque*;
+using MatmulDesc = struct MatmulDescOpaque*;
+using Layout = struct LayoutOpaque*;
+using Preference = struct PreferenceOpaque*;
 using Stream = void*;
 
 struct Algorithm {
@@ -68,6 +69,8 @@ enum Implementation : uint64_t {
   X(cublasLtMatmul, Handle, MatmulDesc, const void* alpha, const void* a, Layout a_layout, const void* b,           \
     Layout b_layout, const void* beta, const void* c, Layout c_layout, void* d, Layout d_layout, const Algorithm*,  \
     void* workspace, size_t workspace_bytes, Stream)
+
+using GetVersion = size_t();  // cublasLtGetVersion, which library.cc asks first
 
 struct Functions {
 #define X(name, ...) int (*name)(__VA_ARGS__) = nullptr;

@@ -2,6 +2,14 @@
 // to be used.
 #pragma once
 
+#include <cstddef>
+
+namespace effnet::cuda {
+
+using CudnnGetVersion = size_t();  // cudnnGetVersion, which library.cc asks first
+
+}  // namespace effnet::cuda
+
 #define EFF_CUDNN(X)               \
   X(cudnnGetErrorString)           \
   X(cudnnGetLastErrorString)       \

@@ -26,18 +26,18 @@ constexpr const char* kNvJpegSymbols[] = {EFF_NVJPEG(EFF_NAME)};
 // cuDNN compiles fused kernels with NVRTC and multiplies with cuBLASLt.
 constexpr const char* kCudnnFriends[] = {"libnvrtc.so.13", "libcublasLt.so.13"};
 
-// Of a library with a function `size_t name()`.
+template <class GetVersion>
 int version_by(void* library, const char* name) {
-  const auto function = reinterpret_cast<size_t (*)()>(dlsym(library, name));
+  const auto function = reinterpret_cast<GetVersion*>(dlsym(library, name));
   return function ? static_cast<int>(function()) : 0;
 }
-int cublaslt_version(void* library) { return version_by(library, "cublasLtGetVersion"); }
-int cudnn_version(void* library) { return version_by(library, "cudnnGetVersion"); }
+int cublaslt_version(void* library) { return version_by<lt::GetVersion>(library, "cublasLtGetVersion"); }
+int cudnn_version(void* library) { return version_by<CudnnGetVersion>(library, "cudnnGetVersion"); }
 int nvjpeg_version(void* library) {
-  const auto property = reinterpret_cast<int (*)(int, int*)>(dlsym(library, "nvjpegGetProperty"));
-  int parts[3] = {};  // major, minor, patch
-  for (int i = 0; property && i < 3; ++i)
-    if (property(i, &parts[i]) != 0) return 0;
+  const auto property = reinterpret_cast<nvjpeg::GetProperty*>(dlsym(library, "nvjpegGetProperty"));
+  int parts[3] = {};
+  for (const int part : {nvjpeg::kMajor, nvjpeg::kMinor, nvjpeg::kPatch})
+    if (!property || property(part, &parts[part]) != nvjpeg::kSuccess) return 0;
   return parts[0] * 10000 + parts[1] * 100 + parts[2];
 }
 

@@ -6,8 +6,8 @@
 
 namespace effnet::cuda::nvjpeg {
 
-using Handle = void*;
-using State = void*;
+using Handle = struct HandleOpaque*;
+using State = struct StateOpaque*;
 using Stream = void*;
 
 struct Image {
@@ -50,6 +50,10 @@ enum OutputFormat : int { kOutputRgbInterleaved = 5 };
     int* widths, int* heights)                                                                              \
   X(nvjpegDecodeBatchedInitialize, Handle, State, int images, int cpu_threads, int format)                  \
   X(nvjpegDecodeBatched, Handle, State, const unsigned char* const* data, const size_t* bytes, Image* into, Stream)
+
+// nvjpegGetProperty, which library.cc asks first, for each part of the version.
+using GetProperty = int(int type, int* value);
+enum Property : int { kMajor = 0, kMinor = 1, kPatch = 2 };
 
 struct Functions {
 #define X(name, ...) int (*name)(__VA_ARGS__) = nullptr;
