@@ -3,8 +3,9 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <vector>
+
+#include "cuda/shared_library.h"
 
 namespace effnet::cuda {
 namespace {
@@ -15,15 +16,16 @@ namespace {
 
 void* open_library(std::string& path, std::string& tried) {
   std::vector<std::string> places;
-  if (const char* folder = std::getenv("EFFNET_LIB_DIR")) places.push_back(std::string(folder) + "/libcuda.so.1");
+  if (const char* folder = library_folder()) places.push_back(std::string(folder) + "/libcuda.so.1");
   places.push_back("libcuda.so.1");
   places.push_back("/usr/lib/wsl/lib/libcuda.so.1");  // WSL does not put it on the loader's path
   for (const std::string& place : places) {
-    if (void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_GLOBAL)) {
+    std::string problem;
+    if (void* library = open_shared_library(place, RTLD_NOW | RTLD_GLOBAL, problem)) {
       path = place;
       return library;
     }
-    tried += (tried.empty() ? "" : "; ") + std::string(dlerror());
+    tried += (tried.empty() ? "" : "; ") + problem;
   }
   return nullptr;
 }
@@ -79,6 +81,9 @@ StatusOr<const Driver*> driver(DriverFacts* facts) {
 
 std::string missing_driver_mend(const std::string& root) {
   const auto there = [&](const char* file) { return access((root + file).c_str(), F_OK) == 0; };
+  if (const char* folder = library_folder();
+      folder && access((std::string(folder) + "/libcuda.so.1").c_str(), F_OK) == 0)
+    return "EFFNET_LIB_DIR names a folder whose libcuda.so.1 does not load: unset it, or put the driver's there";
   if (there("/dev/dxg"))
     return "Under WSL the driver is the one of Windows: install 580 or later there, none here; "
            "/usr/lib/wsl/lib then has libcuda.so.1";

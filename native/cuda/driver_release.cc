@@ -2,10 +2,11 @@
 
 #include <dlfcn.h>
 
-#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <type_traits>
+
+#include "cuda/shared_library.h"
 
 namespace effnet::cuda {
 namespace {
@@ -23,7 +24,8 @@ std::string of_kernel_module(const std::string& root) {
 }
 
 std::string of_nvml(const std::string& path) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  std::string problem;
+  void* library = open_shared_library(path, RTLD_NOW | RTLD_LOCAL, problem);
   if (!library) return "";
   const auto find = [&](auto*& function, const char* name) {
     function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
@@ -45,7 +47,7 @@ std::string of_nvml(const std::string& path) {
 std::string driver_release(const std::string& root) {
   constexpr const char* kNvml = "libnvidia-ml.so.1";
   std::string release;
-  if (const char* folder = std::getenv("EFFNET_LIB_DIR")) release = of_nvml(std::string(folder) + "/" + kNvml);
+  if (const char* folder = library_folder()) release = of_nvml(std::string(folder) + "/" + kNvml);
   if (release.empty()) release = of_kernel_module(root);
   if (release.empty()) release = of_nvml(kNvml);
   if (release.empty()) release = of_nvml(std::string("/usr/lib/wsl/lib/") + kNvml);

@@ -112,6 +112,17 @@ TEST_F(CudaLibrary, OnesThatAreNoSuchLibrary) {
   // A file that is no library stands before one that is.
   std::ofstream(folder_ / "silent/libnvjpeg.so.13") << "text";
   EXPECT_NE(said(kNvJpeg).find("silent/libnvjpeg.so.13 does not load: "), std::string::npos) << said(kNvJpeg);
+  // So does one that a copy was broken off of, which the loader would die of.
+  fs::create_directories(folder_ / "cut");
+  set("EFFNET_LIB_DIR", folder_ / "cut");
+  for (const size_t bytes : {size_t{10}, size_t{64}, size_t{500}, size_t{8000}}) {
+    std::string text(bytes, '\0');
+    std::ifstream(FAKE_LIBRARY, std::ios::binary).read(text.data(), static_cast<std::streamsize>(bytes));
+    std::ofstream(folder_ / "cut/libnvjpeg.so.13", std::ios::binary) << text;
+    EXPECT_NE(said(kNvJpeg).find("cut/libnvjpeg.so.13 does not load: "), std::string::npos) << said(kNvJpeg);
+    const std::string cut = "cut short, " + std::to_string(bytes) + " of at least ";
+    EXPECT_EQ(said(kNvJpeg).find(cut) != std::string::npos, bytes >= 64) << said(kNvJpeg);
+  }
   set("CUDA_HOME", folder_ / "toolkit");
   const std::string good = put(FAKE_LIBRARY, "toolkit/lib", kNvJpeg);
   ASSERT_TRUE(find_library(kNvJpeg).ok());

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, it, vi } from 'vitest'
@@ -172,5 +172,19 @@ describeWith(FAKE_DRIVER, 'effnet doctor', () => {
   ])('tells the mend of %s', async (_, env, name, value, mend) => {
     const check = (await checks(env as Record<string, string>)).get(name)
     expect(check).toMatchObject({ status: 'warn', value: expect.stringMatching(value), mend: expect.stringMatching(mend) })
+  })
+
+  it('tells a driver that a copy was broken off of', async () => {
+    const folder = path.join(nowhere, 'cut')
+    mkdirSync(folder)
+    writeFileSync(
+      path.join(folder, 'libcuda.so.1'),
+      readFileSync(path.join(FAKE_DRIVER.folder, 'libcuda.so.1')).subarray(0, 100_000),
+    )
+    expect((await checks({ EFFNET_LIB_DIR: folder })).get('cuda')).toMatchObject({
+      status: 'warn',
+      value: expect.stringMatching(/cut\/libcuda\.so\.1: cut short, 100000 of at least \d+ bytes/),
+      mend: expect.stringMatching(/^EFFNET_LIB_DIR names a folder whose libcuda\.so\.1 does not load: unset it/),
+    })
   })
 })

@@ -14,6 +14,7 @@
 #include "cuda/providers/cudnn.h"
 #include "cuda/providers/cudnn_api.h"
 #include "cuda/providers/nvjpeg_api.h"
+#include "cuda/shared_library.h"
 
 namespace effnet::cuda {
 namespace {
@@ -55,18 +56,21 @@ void add_python_places(const char* environment, const char* soname, std::vector<
     places.push_back(std::move(file));
 }
 
-void* open_at(const std::string& place) { return dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL); }
+void* open_at(const std::string& place, std::string& problem) {
+  return open_shared_library(place, RTLD_NOW | RTLD_LOCAL, problem);
+}
 
 // Opened by soname later, a friend is then there already; so is what NVRTC opens, which lies beside it under the name
 // of its minor version.
 void open_friends(const LibraryKind& kind) {
   for (const char* soname : kind.friends) {
     for (const std::string& place : library_places(soname)) {
-      if (!open_at(place)) continue;
+      std::string problem;
+      if (!open_at(place, problem)) continue;
       const size_t folder = place.rfind('/');
       if (folder != std::string::npos && std::string_view(soname).starts_with("libnvrtc"))
         for (const std::string& builtins : files_like(place.substr(0, folder) + "/libnvrtc-builtins.so.*"))
-          open_at(builtins);
+          open_at(builtins, problem);
       break;
     }
   }
@@ -127,7 +131,7 @@ std::string version_text(int version) {
 
 std::vector<std::string> library_places(const char* soname) {
   std::vector<std::string> places;
-  if (const char* folder = std::getenv("EFFNET_LIB_DIR")) places.push_back(std::string(folder) + "/" + soname);
+  if (const char* folder = library_folder()) places.push_back(std::string(folder) + "/" + soname);
   if (const char* home = std::getenv("CUDA_HOME"))
     for (const char* part : {"/lib64/", "/lib/", "/targets/x86_64-linux/lib/"})
       places.push_back(std::string(home) + part + soname);
@@ -143,8 +147,8 @@ StatusOr<OpenLibrary> find_library(const LibraryKind& kind) {
   for (const std::string& place : library_places(kind.soname)) {
     const bool named = place.find('/') != std::string::npos;
     if (named && access(place.c_str(), F_OK) != 0) continue;
-    OpenLibrary library{open_at(place), place, 0};
     std::string problem;
+    OpenLibrary library{open_at(place, problem), place, 0};
     if (library.handle) {
       library.version = kind.version(library.handle);
       problem = flaw(kind, library);
@@ -155,7 +159,6 @@ StatusOr<OpenLibrary> find_library(const LibraryKind& kind) {
       }
       dlclose(library.handle);
     } else {
-      problem = dlerror();
       // By its soname alone: the loader has none, or one that lacks something itself.
       if (!named && problem.starts_with(std::string(kind.soname) + ": cannot open")) continue;
     }
