@@ -547,7 +547,7 @@ TEST(ConvForms, WideTilesGiveTheBitsOfNarrowOnes) {
 
 // What is tried where kernels are measured.
 TEST(ConvForms, EveryFormGivesTheProductWithBiasAndActivation) {
-  const ConvGeometry g{1, 9, 19, 264, 9, 19, 136, 1, 1, 1, 0, 0};
+  const ConvGeometry g{1, 9, 19, kThreadSanitizer ? 136 : 264, 9, 19, 136, 1, 1, 1, 0, 0};
   for (const Widths& w : kWidths) {
     const DType dtype = w.type.dtype;
     const auto src = operand(dtype, g.src_pixels() * g.ic, 1), weights = operand(dtype, g.oc * g.ic, 2);
@@ -677,6 +677,7 @@ TEST(ConvForms, PointsTakeNormalisationActivationAndGate) {
     for (const ConvType& type : {kBf16, kF16}) {
       PointReference reference{{c.n, c.h, c.w, c.ic, c.h, c.w, c.oc, 1, 1, 1, 0, 0}, type};
       for (const SourceChange& change : changes) {
+        if (kThreadSanitizer && &change > &changes[1]) break;  // as below
         reference.compute(change);
         int forms = 0;
         for (ConvForm form : cuda::conv_forward_forms(reference.g, type, true)) {
