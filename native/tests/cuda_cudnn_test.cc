@@ -258,6 +258,14 @@ TEST_F(CudaCudnn, EnginesAreTriedUntilOneBuilds) {
   // However many of cuDNN's first choice do not build, its fallback is asked.
   EXPECT_EQ(engine({{"FAKE_CUDNN_ENGINES", "20"}, {"FAKE_CUDNN_NO_PLAN", "A"}, {"FAKE_CUDNN_FALLBACK", "1"}}), 107);
   EXPECT_EQ(engine({{"FAKE_CUDNN_ENGINES", "20"}, {"FAKE_CUDNN_NO_PLAN", "A"}}), 0);
+  // Of candidates for measuring 24 are tried, and none behind them.
+  setenv("FAKE_CUDNN_FALLBACK", "1", 1);
+  setenv("FAKE_CUDNN_NO_PLAN", "A", 1);
+  for (const char* engines : {"23", "24"}) {
+    setenv("FAKE_CUDNN_ENGINES", engines, 1);
+    EXPECT_EQ(Cudnn::create().value()->plans(small(), 4).size(), engines == std::string("23") ? 1u : 0u);
+  }
+  for (const char* name : {"FAKE_CUDNN_FALLBACK", "FAKE_CUDNN_NO_PLAN", "FAKE_CUDNN_ENGINES"}) unsetenv(name);
   // An engine that wants more than 256 MiB is none.
   EXPECT_EQ(engine({{"FAKE_CUDNN_WORKSPACE", "268435456"}}), 7);
   EXPECT_EQ(engine({{"FAKE_CUDNN_ENGINES", "2"}, {"FAKE_CUDNN_WORKSPACE", "268435457"}}), 8);

@@ -26,6 +26,8 @@ using plan::DType;
 // What an engine may want beside its operands. The scratch of a plan's ops is one for all of them, and the fastest
 // engines of these layers want none or a copy of an operand; a few want gigabytes.
 constexpr int64_t kMostWorkspace = int64_t{256} << 20;
+// Of candidates for measuring: building one, or finding that it does not build, may take seconds.
+constexpr size_t kMostTried = 24;
 
 enum Uid : int64_t { kA = 1, kB, kBias, kResidual, kResult };
 
@@ -174,7 +176,7 @@ class Frontend final : public Cudnn {
   std::vector<std::shared_ptr<const ConvolutionPlan>> plans(const Convolution& convolution, int most) const override {
     const std::lock_guard lock(opened_->mutex);
     Status status;
-    const auto built = build(convolution, {}, static_cast<size_t>(most), status);
+    const auto built = build(convolution, {}, static_cast<size_t>(most), status, kMostTried);
     for (const auto& plan : built) plans_[{convolution, plan->engine()}] = plan;
     return built;
   }
@@ -183,12 +185,13 @@ class Frontend final : public Cudnn {
   using Built = std::vector<std::shared_ptr<const ConvolutionPlan>>;
 
   // A graph each: who is not chosen is freed. `status`: why there is none.
-  Built build(const Convolution& c, const std::string& engine, size_t most, Status& status) const {
+  Built build(const Convolution& c, const std::string& engine, size_t most, Status& status,
+              size_t most_tried = SIZE_MAX) const {
     Built built;
     std::set<std::string> tried;
     try {
       while (built.size() < most) {
-        auto next = build_next(c, engine, tried);
+        auto next = build_next(c, engine, tried, most_tried);
         if (!next.ok()) {
           status = next.status();
           break;
@@ -201,9 +204,10 @@ class Frontend final : public Cudnn {
     return built;
   }
 
-  // The first engine that builds and is none of `tried`, to which it goes with those that do not build.
+  // The first engine that builds and is none of `tried`, to which it goes with those that do not build: `most_tried` in
+  // all.
   StatusOr<std::shared_ptr<const ConvolutionPlan>> build_next(const Convolution& c, const std::string& wanted,
-                                                              std::set<std::string>& tried) const {
+                                                              std::set<std::string>& tried, size_t most_tried) const {
     const std::shared_ptr<Graph> graph = Builder(c).build();
     if (opened_->properties) graph->set_device_properties(opened_->properties);
     EFF_RETURN_IF_ERROR(fe_status("graph", graph->validate()));
@@ -223,7 +227,9 @@ class Frontend final : public Cudnn {
       for (int64_t i = first; i < graph->get_execution_plan_count(); ++i) {
         std::string engine;
         (void)graph->get_plan_name_at_index(i, engine);
-        if ((!wanted.empty() && engine != wanted) || !tried.insert(engine).second) continue;
+        if ((!wanted.empty() && engine != wanted) || tried.count(engine) > 0) continue;
+        if (tried.size() >= most_tried) return status;
+        tried.insert(engine);
         const Status built = fe_status("plan", graph->build_plan_at_index(i));
         if (!built.ok()) {
           status = built;
