@@ -5,9 +5,9 @@ CUDA events around each, inputs already on the GPU.
   torch_peer.py --anchor                   the first of them alone
   torch_peer.py --table [--from N]         every mode of every case, those of bf16 in fp16 too, the most important case first, behind the
                                            first anchor: a process a case, a line a mode as it is measured, until EFFNET_STAGE_END
-                                           (seconds since 1970). Lines are kept in peers/ of EFFNET_GPU_CHECK_LOGS, a file a case, and what
-                                           an earlier call has left there is not measured again. N: the case to begin with. Exit code 76:
-                                           modes are left
+                                           (seconds since 1970). Lines are kept in peers/ of EFFNET_GPU_CHECK_LOGS, a file a case, GPU and driver,
+                                           and what an earlier call has measured is not measured again; what failed there is tried again,
+                                           last. N: the case to begin with. Exit code 76: modes are left
 
 Training is forward, backward, fused SGD with momentum and weight decay, and an average of the weights; 16 bit by autocast, fp16 with a
 loss scale whose optimizer step does not wait for the GPU. Inference has its weights in 16 bit and, compiled, frozen (batch norm
@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ END = float(os.environ.get("EFFNET_STAGE_END", "inf"))
 LOGS = os.environ.get("EFFNET_GPU_CHECK_LOGS")
 LONGEST_ANCHOR_S = 12
 LONGEST_START_S = 1 if REHEARSING else 30
+OUT_OF_MEMORY = "OutOfMemoryError:"
 MODES = ("eager", "default", "reduce-overhead", "max-autotune")
 
 
@@ -167,28 +169,38 @@ def row(case, mode, window):
     try:
         return measure(case, mode, window)
     except Exception as error:  # the other modes have to be measured
-        return {**case, "compile": mode, "error": f"{type(error).__name__}: {error}"[-300:]}
+        return {**case, "compile": mode, "error": f"{type(error).__name__}: {str(error)[-300:]}"}
 
 
 def rows_of(file):
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def add_row(file, made):
+    line = json.dumps(made)
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(line + "\n")
+    print(line, flush=True)
+
+
 def add_rows(file, case, modes, window):
-    """A line a mode, in the file and said, as it is measured."""
+    """A line a mode, in the file and said, as it is measured. The process ends with the first error but one of memory: after a fault of the
+    GPU every later mode would fail in it, too."""
     for mode in modes:
-        line = json.dumps(row(case, mode, window))
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(line + "\n")
-        print(line, flush=True)
+        made = row(case, mode, window)
+        add_row(file, made)
+        if not made.get("error", OUT_OF_MEMORY).startswith(OUT_OF_MEMORY):
+            os._exit(0)  # destructors may not survive a fault
 
 
 def run_in_time(command):
-    """Runs it until the stage's end; what it has started and left, as a compiler's workers, ends with it."""
+    """Runs it until the stage's end; what it has started and left, as a compiler's workers, ends with it. None where it had no end in time,
+    else its exit code."""
     child = subprocess.Popen(command, start_new_session=True)
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=max(0, END - time.time()) if END < float("inf") else None)
+            return child.wait(timeout=max(0, END - time.time()) if END < float("inf") else None)
+        return None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -196,36 +208,47 @@ def run_in_time(command):
 
 
 def table(first):
-    """A case's processes share what was compiled; one that hangs or is killed costs its own case only."""
+    """A case's modes share a process and what it compiles, as long as all is well; one that hangs costs its own case only, one that ends its
+    process itself only."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception: a child in a session of its own is ended
     folder = pathlib.Path(LOGS or ".", "peers")
     folder.mkdir(exist_ok=True)
     here = present_call()
-
-    def missing(file):
-        """Modes that no call on such a machine has measured: of another one nothing may be compared."""
-        had = rows_of(file)
-        if any((there["call"] or {}).get(key) != (here or {}).get(key) for there in had for key in ("gpu", "driver")):
-            file.unlink()
-            had = []
-        return [mode for mode in MODES if mode not in [there["compile"] for there in had]]
-
+    # Of another machine nothing may be compared, and what was measured there is kept.
+    machine = re.sub("[^a-z0-9.]+", "-", f"{here['gpu']} {here['driver']}".lower()).strip("-") if here else "unknown"
     every = cases_of_table()
-    files = [folder / f"{number:02}.jsonl" for number in range(len(every))]
-    todo = [number for number in range(first, len(every)) if missing(files[number])]
+    files = [folder / f"{number:02}-{machine}.jsonl" for number in range(len(every))]
+    numbers = range(first, len(every))
+
+    def latest(number):
+        """By mode, the last row of it: one with a figure stays."""
+        return {there["compile"]: there for there in sorted(rows_of(files[number]), key=lambda there: "error" not in there)}
+
+    def missing(number, again=True):
+        """Modes without a figure that have not failed in this call; `again`: those that failed in another, too."""
+        had = latest(number)
+        now = {mode for mode, there in had.items() if there["call"] == here or "error" not in there}
+        return [mode for mode in MODES if mode not in (now if again else had)]
+
+    def in_time():
+        return END - time.time() > LONGEST_START_S
+
     # By it a call's rows are those of a machine that is as fast as another call's.
     anchor = folder / f"anchor-{here['date'] if here else 'none'}.jsonl".replace(":", "")
-    if todo and not rows_of(anchor) and END - time.time() > LONGEST_START_S:
+    if any(missing(number) for number in numbers) and not rows_of(anchor) and in_time():
         run_in_time([sys.executable, __file__, "--case", "0", "--modes", "eager", "--into", str(anchor)])
-    for number in todo:
-        if END - time.time() < LONGEST_START_S:
-            break
-        modes = ",".join(missing(files[number]))
-        run_in_time([sys.executable, __file__, "--case", str(number), "--modes", modes, "--into", str(files[number])])
-    rows = [there for number in range(first, len(every)) for there in rows_of(files[number])]
-    left = sum(len(missing(files[number])) for number in range(first, len(every)))
+    for again in (False, True):
+        for number in numbers:
+            while (modes := missing(number, again)) and in_time():
+                command = [sys.executable, __file__, "--case", str(number), "--modes", ",".join(modes), "--into", str(files[number])]
+                code = run_in_time(command)
+                if code and (left := [mode for mode in modes if mode in missing(number)]):
+                    ended = f"its process ended with {code}" if code > 0 else f"its process was ended by signal {-code}"
+                    add_row(files[number], {**every[number], "call": here, "compile": left[0], "error": ended})
+    rows = [there for number in numbers for there in latest(number).values() if there["compile"] not in missing(number)]
+    left = sum(len(missing(number)) for number in numbers)
     failed = sum("error" in there for there in rows)
-    print(f"{len(rows)} of {len(rows) + left} modes of {len(every) - first} cases, {failed} failed" + ("; a later call goes on" if left else ""))
+    print(f"{len(rows)} of {len(rows) + left} modes of {len(numbers)} cases, {failed} failed" + ("; a later call goes on" if left else ""))
     return 1 if failed else 76 if left else 0
 
 

@@ -124,8 +124,10 @@ it('Python has no mistake in its form', () => {
 })
 
 describe("PyTorch's table", () => {
+  const MODES = ['eager', 'default', 'reduce-overhead', 'max-autotune']
+  const HERE = 'nvidia-h200-580.65.06.jsonl'
   /** A PyTorch that measures nothing: `measure` of torch_peer.py ends with this line's exception, or not at all. */
-  const torch = (line) => writeFileSync(path.join(dir, 'torch.py'), `import os, subprocess, time\n${line}\n`)
+  const torch = (line) => writeFileSync(path.join(dir, 'torch.py'), `import os, subprocess, sys, time\n${line}\n`)
   const args = ['scripts/gpu/torch_peer.py', '--table']
   const more = (seconds) =>
     env({
@@ -166,27 +168,74 @@ time.sleep(300)`)
     const { status, said } = table(100, '--from', '12')
     expect({ status, said }).toEqual({ status: 1, said: '8 of 8 modes of 2 cases, 8 failed' })
     const files = kept()
-    expect(Object.keys(files)).toEqual(['12.jsonl', '13.jsonl', 'anchor-2026-11-21T100000Z.jsonl'])
-    expect(files['12.jsonl'].map(({ compile }) => compile)).toEqual(['eager', 'default', 'reduce-overhead', 'max-autotune'])
-    expect(files['13.jsonl'][0]).toMatchObject({ error: `RuntimeError: no ${CALL.date}`, call: { ...CALL, driver: '580.65.06' } })
+    expect(Object.keys(files)).toEqual([`12-${HERE}`, `13-${HERE}`, 'anchor-2026-11-21T100000Z.jsonl'])
+    expect(files[`12-${HERE}`].map(({ compile }) => compile)).toEqual(MODES)
+    expect(files[`13-${HERE}`][0]).toMatchObject({
+      error: `RuntimeError: no ${CALL.date}`,
+      call: { ...CALL, driver: '580.65.06' },
+    })
   })
-  it('goes on with what no earlier call has measured on such a machine', { timeout: 120_000 }, () => {
+  it('goes on with what no earlier call has measured on such a machine, what failed there last', { timeout: 120_000 }, () => {
     call({})
     mkdirSync(log('peers'))
-    const row = (number, compile, driver = '580.65.06') => {
-      const line = JSON.stringify({ call: { ...CALL, gpu: 'NVIDIA H200', driver }, compile, images_per_s: 1 })
-      writeFileSync(log(`peers/${number}.jsonl`), `${line}\n`, { flag: 'a' })
+    const row = (name, compile, more) => {
+      const line = JSON.stringify({ call: { ...CALL, date: 'before' }, compile, images_per_s: 1, ...more })
+      writeFileSync(log(`peers/${name}`), `${line}\n`, { flag: 'a' })
     }
-    for (const mode of ['eager', 'default', 'reduce-overhead']) row('12', mode)
-    row('13', 'eager', '580.95.05')
+    const failed = { images_per_s: undefined, error: 'then' }
+    row(`12-${HERE}`, 'eager')
+    row(`12-${HERE}`, 'default', failed)
+    row(`12-${HERE}`, 'default') // in a third call
+    row(`12-${HERE}`, 'reduce-overhead', failed)
+    row('13-nvidia-h200-580.95.05.jsonl', 'eager')
     torch("raise RuntimeError('now')")
-    expect(table(100, '--from', '12')).toEqual({ status: 1, said: '8 of 8 modes of 2 cases, 5 failed' })
-    const said = Object.values(kept()).map((rows) => rows.map(({ compile, error }) => `${compile}${error ? ' now' : ''}`))
+    expect(table(100, '--from', '12')).toEqual({ status: 1, said: '8 of 8 modes of 2 cases, 6 failed' })
+    const said = Object.values(kept()).map((rows) => rows.map(({ compile, error }) => `${compile} ${error ?? 1}`))
     expect(said).toEqual([
-      ['eager', 'default', 'reduce-overhead', 'max-autotune now'],
-      ['eager now', 'default now', 'reduce-overhead now', 'max-autotune now'],
-      ['eager now'],
+      [
+        'eager 1',
+        'default then',
+        'default 1',
+        'reduce-overhead then',
+        'max-autotune RuntimeError: now',
+        'reduce-overhead RuntimeError: now',
+      ],
+      MODES.map((mode) => `${mode} RuntimeError: now`),
+      ['eager 1'], // on another driver: kept, and nothing here goes on from it
+      ['eager RuntimeError: now'],
     ])
+  })
+  /** Which process each mode of case 13 was tried in, counted from the anchor's, and what it came to. */
+  const tried = (line) => {
+    call({})
+    const processes = path.join(dir, 'processes')
+    torch(`
+if '--table' not in sys.argv and os.environ.get('seen') is None:
+    os.environ['seen'] = '1'
+    with open('${processes}', 'a') as file: file.write('+')
+count = os.path.getsize('${processes}')
+class OutOfMemoryError(RuntimeError): pass
+${line}`)
+    const { status } = table(100, '--from', '13')
+    return { status, said: kept()[`13-${HERE}`].map(({ compile, error }) => `${compile}: ${error}`) }
+  }
+  it('takes a mode that ends its process for failed, and goes on behind it', { timeout: 120_000 }, () => {
+    const line = "if count == 3: os._exit(3)\nif count == 4: os.kill(os.getpid(), 9)\nraise RuntimeError(f'in process {count}')"
+    expect(tried(line)).toEqual({
+      status: 1,
+      said: [
+        'eager: RuntimeError: in process 2',
+        'default: its process ended with 3',
+        'reduce-overhead: its process was ended by signal 9',
+        'max-autotune: RuntimeError: in process 5',
+      ],
+    })
+  })
+  it('tries the next mode in a new process, unless it was memory that failed', { timeout: 120_000 }, () => {
+    const line = "raise OutOfMemoryError(f'{400 * chr(46)}{count}') if count < 3 else RuntimeError(f'in process {count}')"
+    expect(tried(line).said).toEqual(MODES.map((mode) => `${mode}: OutOfMemoryError: ${'.'.repeat(299)}2`))
+    rmSync(log('peers'), { recursive: true })
+    expect(tried(line).said).toEqual(MODES.map((mode, i) => `${mode}: RuntimeError: in process ${4 + i}`))
   })
   it('is partial where modes are left, and leaves nothing running that hangs', { timeout: 120_000 }, async () => {
     call({})
