@@ -1,7 +1,8 @@
 /**
  * `node scripts/gpu/results.mjs DIR [--peers DIR]... [--into DIR]`: what gpu-check.sh has measured, as files of bench/results/gpu: one a
  * case, named by date, GPU, driver, versions, work, type and batch ("tuned": with measured kernels), with PyTorch eager beside it. With
- * stages `peers`, in DIR or in folders of `--peers`: PyTorch's fastest mode, of a case in 16 bit in either type, too.
+ * stages `peers`, in DIR or in folders of `--peers`: PyTorch's fastest mode, of a case in 16 bit in either type, too; `complete` where every
+ * mode was considered, and what became of each.
  *
  * Each row says of which call it is. Figures of PyTorch from another call count where that call's eager agrees with this one's on the same
  * GPU, driver and versions; otherwise the two do not compare, and the file says why.
@@ -27,8 +28,9 @@ const rowsOf = (file) =>
 /** How far apart two measurements of the same work may be and still be those of one machine. */
 const ANCHOR = 0.03
 const keyOf = ({ mode, model, batch, size, precision }) => [mode, model, batch, size, precision].join(' ')
+const SIXTEEN_BIT = ['bf16-mixed', 'fp16-mixed']
 /** As keyOf, whichever 16-bit type it is. */
-const workOf = (row) => keyOf({ ...row, precision: row.precision.replace(/^[bf][pf]16-mixed$/, '16 bit') })
+const workOf = (row) => keyOf({ ...row, precision: SIXTEEN_BIT.includes(row.precision) ? '16 bit' : row.precision })
 
 /** What a step does on either side, so that a ratio says what it is of. */
 const WORK = {
@@ -75,6 +77,34 @@ function fastest(row, found, anchors, others) {
   return { ...best, ratio: row.images_per_s / best.images_per_s }
 }
 
+/** As torch_peer.py has them. */
+const MODES = ['eager', 'default', 'reduce-overhead', 'max-autotune']
+
+/**
+ * What became of each of PyTorch's modes on a row's work: considered, by its best figure; refused, as `refusal` says; failed; missing. The
+ * fastest is that of all modes only where all were considered.
+ */
+function modesOf(row, found, anchors, others) {
+  const precisions = SIXTEEN_BIT.includes(row.precision) ? SIXTEEN_BIT : [row.precision]
+  const modes = { considered: [], refused: [], failed: [], missing: [] }
+  for (const mode of precisions.flatMap((precision) => MODES.map((compile) => ({ precision, compile })))) {
+    const of = found.filter((each) => each.precision === mode.precision && each.compile === mode.compile)
+    const measured = of.filter((each) => each.images_per_s > 0)
+    const reasons = measured.map((each) => refusal(each, row.call, anchors, others))
+    const figures = measured.filter((_, i) => reasons[i] === '').map((each) => each.images_per_s)
+    if (figures.length > 0) modes.considered.push({ ...mode, images_per_s: Math.max(...figures) })
+    else if (measured.length > 0) modes.refused.push({ ...mode, reason: reasons.at(-1) })
+    else if (of.length > 0) modes.failed.push({ ...mode, error: of.at(-1).error })
+    else modes.missing.push(mode)
+  }
+  return { complete: modes.considered.length === precisions.length * MODES.length, modes }
+}
+
+function bestPeer(row, found, anchors, others) {
+  const measured = found.filter((each) => each.images_per_s > 0)
+  return { ...fastest(row, measured, anchors, others), ...modesOf(row, found, anchors, others) }
+}
+
 /** What stages have said, of a call's folder: the machine of its last call, and rows of measurements. */
 function logsOf(folder) {
   const logs = mkdtempSync(path.join(os.tmpdir(), 'gpu-check-'))
@@ -110,8 +140,9 @@ export function reports(folder, peersFolders = []) {
   return own.map((row) => {
     const { call } = row
     const anchors = eager.filter((each) => isEager(each) && each.call.date === call.date)
-    const of = (rows, works) => rows.filter((each) => each.images_per_s > 0 && works(each) === works(row))
-    const peer = fastest(row, of(eager, keyOf), anchors, eager)
+    const of = (rows, works) => rows.filter((each) => works(each) === works(row))
+    const eagerHere = of(eager, keyOf).filter((each) => each.images_per_s > 0)
+    const peer = fastest(row, eagerHere, anchors, eager)
     const versions = [`driver${call.driver || '-unknown'}`, cudaOf(call.cuda)]
     const work = [row.mode, row.model, `${row.size}px`, row.precision, `b${row.batch}`, ...(row.tuned ? ['tuned'] : [])]
     return {
@@ -127,7 +158,7 @@ export function reports(folder, peersFolders = []) {
         peer,
         ratio_to_peer: peer.ratio ?? null,
         work: WORK,
-        ...(modes.length + peersFolders.length > 0 ? { best_peer: fastest(row, of(modes, workOf), anchors, modes) } : {}),
+        ...(modes.length + peersFolders.length > 0 ? { best_peer: bestPeer(row, of(modes, workOf), anchors, modes) } : {}),
       },
     }
   })

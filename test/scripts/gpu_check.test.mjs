@@ -274,7 +274,50 @@ describe('results of a GPU', () => {
   it("are beside PyTorch's fastest mode of another call whose anchor agrees", () => {
     const [training, inference] = best(table)
     expect(training).toMatchObject({ compile: 'default', ratio: 2 })
-    expect(inference).toEqual({ refused: 'PyTorch was not measured on it' })
+    expect(inference).toMatchObject({ refused: 'PyTorch was not measured on it', complete: false })
+  })
+  it('tell of every mode of PyTorch whether it is among them', () => {
+    const slow = { ...eager, call: last, precision: 'fp16-mixed', images_per_s: 100 }
+    const [training] = best(table, [eager], [slow])
+    expect(training).toMatchObject({ compile: 'default', ratio: 2, complete: false })
+    expect(training.modes).toEqual({
+      considered: [
+        { precision: 'bf16-mixed', compile: 'eager', images_per_s: 1029 },
+        { precision: 'bf16-mixed', compile: 'default', images_per_s: 1500 },
+      ],
+      refused: [{ precision: 'fp16-mixed', compile: 'eager', reason: 'that call has no eager of what this one has' }],
+      failed: [{ precision: 'bf16-mixed', compile: 'max-autotune', error: 'RuntimeError: no' }],
+      missing: [
+        { precision: 'bf16-mixed', compile: 'reduce-overhead' },
+        ...['default', 'reduce-overhead', 'max-autotune'].map((compile) => ({ precision: 'fp16-mixed', compile })),
+      ],
+    })
+  })
+  const whole = ['bf16-mixed', 'fp16-mixed'].flatMap((precision) =>
+    ['eager', 'default', 'reduce-overhead', 'max-autotune'].map((compile, i) => ({
+      ...eager,
+      call: {},
+      precision,
+      compile,
+      images_per_s: 1000 + 100 * i,
+    })),
+  )
+  it.each([
+    ['all modes of both types', whole, true],
+    ['one that failed in an earlier call', [{ ...whole[3], images_per_s: undefined, error: 'no' }, ...whole], true],
+    ['one that failed', whole.with(6, { ...whole[6], images_per_s: undefined, error: 'no' }), false],
+    ['one less', whole.slice(0, -1), false],
+    ['one of another PyTorch', whole.with(5, { ...whole[5], torch: '2.12' }), false],
+  ])('are complete or not: %s', (_, rows, complete) => {
+    expect(best(rows)[0]).toMatchObject({ complete, compile: 'max-autotune', images_per_s: 1300 })
+  })
+  it('of FP32 are complete with the modes of FP32', () => {
+    const rows = whole.slice(0, 4).map((row) => ({ ...row, precision: 'fp32' }))
+    const bench = [{ ...train, precision: 'fp32', call: first, ...measured }]
+    const mine = run('mine', { bench, peer: [{ ...eager, precision: 'fp32' }] })
+    const of = (name, peers) => reports(mine, [run(name, { call: later, bench: [], peers: there(peers) })])[0].report.best_peer
+    expect(of('whole', rows)).toMatchObject({ complete: true, modes: { missing: [] } })
+    expect(of('less', rows.slice(0, 3))).toMatchObject({ complete: false })
   })
   it('takes the faster 16-bit type of PyTorch, but no other precision', () => {
     const fp16 = { ...eager, call: {}, precision: 'fp16-mixed', compile: 'max-autotune', images_per_s: 2000 }
@@ -307,6 +350,6 @@ describe('results of a GPU', () => {
   ])('are not beside it with %s', (_, rows, reason, usable = 0) => {
     const [training] = best(rows)
     if (usable) expect(training).toMatchObject({ compile: 'eager' })
-    else expect(training).toEqual({ refused: expect.stringContaining(reason) })
+    else expect(training).toMatchObject({ refused: expect.stringContaining(reason), complete: false, modes: { considered: [] } })
   })
 })
