@@ -101,8 +101,13 @@ fi
 at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT
 # Python has its own xz, where the system has none.
-if command -v xz >/dev/null; then tar -xJf "$pack/pack.tar.xz" -C "$at"; else python3 -m tarfile -e "$pack/pack.tar.xz" "$at"; fi || exit 66
-version=$(cat "$at/version.txt")
+unpack() {
+  if command -v xz >/dev/null; then tar -xJf "$pack/pack.tar.xz" -C "$at" 2>&1 | sed -n 1p; else python3 -m tarfile -e "$pack/pack.tar.xz" "$at" 2>&1 | sed -n '$p'; fi
+}
+if ! said=$(unpack) || ! version=$(cat "$at/version.txt" 2>/dev/null); then
+  echo "$pack/pack.tar.xz cannot be unpacked${said:+ ($said)}: --pack again" >&2
+  exit 66
+fi
 if [ "$(cat "$at/sources.txt" 2>/dev/null)" != "$(sources)" ]; then
   if [ "$any_pack" = 0 ]; then
     echo "$pack/pack.tar.xz was made of other sources than lie here ($version): --pack again, or --any-pack" >&2
@@ -115,6 +120,7 @@ cd "$at" || exit 1
 # The system's own are taken unless they are older: what else runs here may need newer ones than were packed.
 newest_symbol() { grep -aoE '(GLIBCXX|GOMP|GCC)_[0-9.]+' "$1" | sort -V | tail -n 1; }
 for each in lib/*; do
+  [ -e "$each" ] || continue
   own=$(ldconfig -p | sed -n "s|^[[:space:]]*$(basename "$each") .*=> ||p" | head -n 1)
   [ -n "$own" ] && printf '%s\n' "$(newest_symbol "$each")" "$(newest_symbol "$own")" | sort -VC && rm "$each"
 done
@@ -128,7 +134,10 @@ rehearsing=${EFFNET_REHEARSE:-0}
 # A stage's programs leave there what they have, however the stage ends.
 export EFFNET_GPU_CHECK_LOGS="$at/logs"
 mkdir "$at/logs"
-[ -f "$out/logs.tar.gz" ] && tar -C "$at/logs" -xzf "$out/logs.tar.gz"
+if [ -f "$out/logs.tar.gz" ] && ! tar -C "$at/logs" -xzf "$out/logs.tar.gz" 2>/dev/null; then
+  echo "$out/logs.tar.gz, of an earlier call, cannot be unpacked: bring it again, or name another --out" >&2
+  exit 66
+fi
 # Of the whole script, unpacking included.
 deadline=${EFFNET_GPU_CHECK_SECONDS:-$((rehearsing ? 7200 : 540))}
 failed=0
@@ -154,6 +163,16 @@ limit_of() {
   echo "$limit"
 }
 
+# tar ends with 1 where a log has grown meanwhile: it has what there was before.
+keep_logs() {
+  local said code
+  said=$(tar -C "$at/logs" -czf "$out/logs.tar.gz.new" . 2>&1)
+  code=$?
+  [ $code -le 1 ] && mv "$out/logs.tar.gz.new" "$out/logs.tar.gz" && return
+  failed=1
+  printf '%-9s %-7s %6s  %s\n' logs FAILED 0 "not kept: tar ended with $code: $(tail -n 1 <<<"$said" | cut -c1-400)" >>"$out/table.txt"
+}
+
 # stage NAME COMMAND...: the last line that the command prints is its note.
 stage() {
   local name=$1 begin=$SECONDS code result
@@ -175,7 +194,7 @@ stage() {
   case $code in 0 | 75 | 76) ;; *) failed=1 ;; esac
   printf '%-9s %-7s %6s  %s\n' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$at/logs/$name.log" | cut -c1-400)" >>"$out/table.txt"
   # Whoever is stopped meanwhile has the logs of before.
-  tar -C "$at/logs" -czf "$out/logs.tar.gz.new" . && mv "$out/logs.tar.gz.new" "$out/logs.tar.gz"
+  keep_logs
   return $code
 }
 

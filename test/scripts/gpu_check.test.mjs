@@ -153,6 +153,40 @@ describe('scripts/gpu-check.sh', () => {
       })
     }
   })
+  /** What the archive's own tar does once it has written its file, in the calls that follow smoke. */
+  const tarEnds = (code) => ({
+    'smoke.mjs': `printf '#!/bin/sh\\n${execFileSync('which', ['tar'], { encoding: 'utf8' }).trim()} "$@"; echo tar: no; exit ${code}' >bin/tar; chmod +x bin/tar`,
+  })
+  it('keeps logs one of which has grown meanwhile', { timeout: 60_000 }, () => {
+    expect(check(tarEnds(1), ['--stage', 'bench'], '60')).toEqual({ status: 0, stages: { smoke: 'passed', bench: 'passed' } })
+    const said = execFileSync('tar', ['-tzf', path.join(dir, 'out/logs.tar.gz')], { encoding: 'utf8' })
+    expect(said).toContain('./bench.log')
+  })
+  it('tells of logs that could not be kept', { timeout: 60_000 }, () => {
+    const { status, stages } = check(tarEnds(2), ['--stage', 'smoke'], '60')
+    expect({ status, stages }).toEqual({ status: 1, stages: { smoke: 'passed', logs: 'FAILED' } })
+    expect(readFileSync(path.join(dir, 'out/table.txt'), 'utf8')).toContain('not kept: tar ended with 2: tar: no')
+  })
+  it('refuses an archive and logs that are none, in a line', { timeout: 60_000 }, () => {
+    check({}, ['--stage', 'smoke'], '60')
+    const again = () => {
+      const args = [path.join(dir, 'scripts/gpu-check.sh'), '--stage', 'smoke', '--out', path.join(dir, 'out')]
+      const { status, stderr } = spawnSync('/bin/bash', args, { encoding: 'utf8' })
+      return { status, lines: stderr.trimEnd().split('\n') }
+    }
+    write('out/logs.tar.gz', 'garbage')
+    expect(again()).toEqual({
+      status: 66,
+      lines: [expect.stringMatching(/logs\.tar\.gz, of an earlier call, cannot be unpacked/)],
+    })
+    write('.gpu-check/pack.tar.xz', 'garbage')
+    expect(again()).toEqual({
+      status: 66,
+      lines: [expect.stringMatching(/pack\.tar\.xz cannot be unpacked \(.+\): --pack again$/)],
+    })
+    execFileSync('tar', ['-C', path.join(dir, 'work'), '-cJf', path.join(dir, '.gpu-check/pack.tar.xz'), 'bin'])
+    expect(again()).toEqual({ status: 66, lines: ['.gpu-check/pack.tar.xz cannot be unpacked: --pack again'] })
+  })
   it('tells the loader of every folder with libraries of the archive', { timeout: 60_000 }, () => {
     check({ 'model.mjs': `echo "$LD_LIBRARY_PATH" >${dir}/said` }, ['--stage', 'model'], '60')
     const said = readFileSync(path.join(dir, 'said'), 'utf8').trim().split(':')
