@@ -20,7 +20,7 @@ const write = (name, text) => {
   writeFileSync(path.join(dir, name), text)
   chmodSync(path.join(dir, name), 0o755)
 }
-const run = (script, seconds = 60) => {
+const run = (script, seconds = 60, before = []) => {
   const env = {
     ...process.env,
     PATH: `${dir}/bin:${process.env.PATH}`,
@@ -28,7 +28,11 @@ const run = (script, seconds = 60) => {
     EFFNET_GPU_CHECK_LOGS: `${dir}/logs`,
     EFFNET_STAGE_END: String(Math.floor(Date.now() / 1e3) + seconds),
   }
-  const { status, stdout } = spawnSync('bash', [`scripts/gpu/${script}.sh`], { cwd: dir, env, encoding: 'utf8' })
+  const { status, stdout } = spawnSync('env', [...before, 'bash', `scripts/gpu/${script}.sh`], {
+    cwd: dir,
+    env,
+    encoding: 'utf8',
+  })
   return { status, said: stdout.trimEnd().split('\n').at(-1), stdout }
 }
 
@@ -116,9 +120,39 @@ echo "$2: $tried ${things}, 0 off, to the end"
   })
   it('ask nothing once time is over', () => {
     program({})
-    expect(run(script, 2).status).toBe(76)
+    const said = ['f32', 'tf32', 'bf16', 'f16'].map((precision) => `${precision}: no time`).join(';')
+    expect(run(script, 2)).toMatchObject({ status: 76, said })
     expect(existsSync(path.join(dir, 'calls'))).toBe(false)
   })
+  it('go on with the line that a stage was stopped in, and forget nothing wrong before it', () => {
+    // As `timeout` does: everything of the stage at once.
+    const stop = 'echo line 2; kill -TERM 0; sleep 60'
+    program({ 'bf16-2': stop, 'bf16-1': 'echo line 1; echo "conv2d x[1]: wants 1 (terms 1), is off by 2 of what it may"' })
+    expect(run(script, 60, ['setsid', '--wait']).status).not.toBe(0)
+    expect(readFileSync(path.join(dir, `${folder}/bf16.last`), 'utf8')).toContain('line 2\n')
+    calls()
+    program({})
+    const { status, said, stdout } = run(script)
+    expect(status).toBe(1)
+    expect(calls()).toContain('bf16 2')
+    expect(stdout).toContain('is off by 2 of what it may\nbf16: stopped in line 2\nfrom line 2:\n')
+    expect(said).toContain(`bf16: 3 ${things}, 0 off, to the end, WRONG (its log says what)`)
+    expect(existsSync(path.join(dir, `${folder}/bf16.last`))).toBe(false)
+  })
+  it('go on from a stopped stage where nothing was wrong, or no line begun', () => {
+    program({})
+    run(script, 2)
+    write(`${folder}/f32.last`, 'line 0\nline 3\n')
+    write(`${folder}/f16.last`, 'GPU: none\n')
+    expect(run(script).status).toBe(0)
+    expect(calls()).toEqual(['bf16 0', 'f16 0', 'f32 3', 'tf32 0'])
+  })
+})
+
+it('what is wrong in a part that was stopped is known by the words of the program', () => {
+  const [, words] = /grep -q '(.*)' "\$1\.last"/.exec(readFileSync('scripts/gpu/parts.sh', 'utf8'))
+  const program = readFileSync('native/tests/cuda_shapes_test.cc', 'utf8')
+  for (const each of words.split('\\|')) expect(program).toMatch(new RegExp(`printf\\("[^"]*${each}`))
 })
 
 describe('memcheck', () => {
