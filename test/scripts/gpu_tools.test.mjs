@@ -252,6 +252,14 @@ describe('tuned', () => {
       stdout: expect.stringContaining('python3 scripts/gpu/torch_peer.py --anchor\n'),
     })
   })
+  it('goes on from choices of the same archive alone', () => {
+    write('bin/python3', '#!/bin/sh\n')
+    write('bin/node', '#!/bin/sh\nls $EFFNET_CACHE_DIR\ntouch $EFFNET_CACHE_DIR/choice\n')
+    expect(run('tuned').said).toBe('of')
+    expect(run('tuned').stdout).toContain('choice\n')
+    write('sources.txt', 'other sources')
+    expect(run('tuned').stdout).not.toContain('choice')
+  })
   it('is measured all the same where there is no PyTorch', () => {
     write('bin/python3', '#!/bin/sh\nexit 1\n')
     write('bin/node', '#!/bin/sh\necho measured\n')
