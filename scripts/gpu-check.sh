@@ -20,7 +20,8 @@
 #   counters   hardware counters of a step's kernels
 #   layers     the layers of B0 and V2-S on small images              op by op as in a step, against float64
 # Stages are partial where their time ends before their work: bench, peer and tuned with what they had time for; shapes, chosen, rows,
-# memcheck, racecheck and peers go on in a later call with the same DIR, or with --continue, on a GPU of the same name and driver.
+# memcheck, racecheck and peers go on in a later call with the same DIR, or with --continue, on a GPU of the same name and driver. All but
+# peers, and the kernels that tuned has chosen, want the same archive, too: with another they begin again.
 # A second call, --stage second (or by name), has the rest of shapes and what the first has no time for:
 #   libraries  convolutions and matrix products by cuDNN and cuBLASLt, wherever they can; against float64
 #   chosen     as shapes, by the libraries where a plan would take them

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, it, vi } from 'vitest'
@@ -108,6 +108,15 @@ describe('variables in the doctor', () => {
       EFFNET_OF_OTHERS_ENTIRELY: ['warn', 'nothing reads it', expect.stringMatching(/^unset it; docs\/cli\.md/)],
       EFFNET_FAULT: ['warn', expect.stringContaining('makes this process fail'), 'unset it'],
     })
+  })
+
+  it('are known that the scripts for a GPU read', () => {
+    const files = ['scripts/gpu-check.sh', ...readdirSync('scripts/gpu').map((name) => `scripts/gpu/${name}`)]
+    const texts = files.filter((file) => statSync(file).isFile()).map((file) => readFileSync(file, 'utf8'))
+    const names = new Set(texts.flatMap((text) => text.match(/\bEFFNET_[A-Z_]+\b/g) ?? []))
+    expect(names.size).toBeGreaterThan(10)
+    const checks = checkVariables(Object.fromEntries([...names].map((name) => [name, '1'])))
+    expect(checks.filter(({ value }) => value === 'nothing reads it')).toEqual([])
   })
 
   it.each(['EFFNET_CUDA_SYNC', 'EFFNET_CUDA_PROVIDER', 'EFFNET_CUDA_TUNE'])('%s, too', (name) => {
