@@ -54,8 +54,9 @@ describeWith(FAKE_DRIVER, 'variables that say how a GPU works', () => {
 
 describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
   const models: Model[] = []
-  const open = async (memoryLimit?: number | string): Promise<Model> => {
-    const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda', ...(memoryLimit && { memoryLimit }) })
+  const open = async (memoryLimit?: number | string, precision: 'fp32' | 'bf16-mixed' = 'fp32'): Promise<Model> => {
+    const limit = memoryLimit && { memoryLimit }
+    const model = await createModel('efficientnet_b0', { numClasses: 5, device: 'cuda', precision, ...limit })
     models.push(model)
     return model
   }
@@ -204,6 +205,24 @@ describeWith(FAKE_DRIVER, 'memory of a GPU', () => {
     expect(details.batchSizeThatFits).toBeGreaterThan(4)
     await model.session.trainPlan({ ...training, batchSize: details.batchSizeThatFits })
   }, 120_000)
+
+  it.each(['fp32', 'bf16-mixed'] as const)(
+    'names the same batch whatever was asked for: it fits, and 1.3 times as many do not (%s)',
+    async (precision) => {
+      const limited = () => open('400MB', precision)
+      const fits: number[] = []
+      for (const batchSize of [1000, 2000, 7000, 65536]) {
+        fits.push((await refusal(await limited(), batchSize)).details.batchSizeThatFits)
+      }
+      const least = Math.min(...fits)
+      expect(least).toBeGreaterThan(100)
+      expect(Math.max(...fits) - least).toBeLessThanOrEqual(0.02 * least)
+      await (await limited()).session.trainPlan({ ...training, batchSize: Math.max(...fits) })
+      const { details } = await refusal(await limited(), Math.ceil(1.3 * least))
+      expect(Math.abs(details.batchSizeThatFits - least)).toBeLessThanOrEqual(0.02 * least)
+    },
+    120_000,
+  )
 
   it('keeps to the limit of the model, which the message names', async () => {
     const model = await open('20%')

@@ -7,7 +7,7 @@ import { byteText } from '../../ts/byte_text.js'
 import { ARENA } from '../../ts/graph/plan_format.js'
 import { createModel } from '../../ts/index.js'
 import { availableMemory, memoryBytes } from '../../ts/runtime/memory_limit.js'
-import { checkMemory, type Demand } from '../../ts/runtime/out_of_memory.js'
+import { checkMemory, type Demand, type Room } from '../../ts/runtime/out_of_memory.js'
 
 const GIB = 2 ** 30
 let root: string
@@ -78,36 +78,87 @@ describe('a plan too large', () => {
     largest: [{ name: 'wide', shape: 'f32[32,8]', bytes: 3 * 2 ** 20 }],
     ...more,
   })
+  /** A quarter GiB an image, and beside it a 1/16 where `beside` is given. */
+  const demandOf =
+    (more: Partial<Demand> = {}, perImageBeside = 0) =>
+    (batchSize: number): Promise<Demand> => {
+      const arenaBytes = arenas.with(ARENA.activations, (batchSize * GIB) / 4)
+      return Promise.resolve(demand({ arenaBytes, ...more, beside: (more.beside ?? 0) + batchSize * perImageBeside, batchSize }))
+    }
+  const check = async (room: Room, batchSize = 32, ...of: Parameters<typeof demandOf>): Promise<void> => {
+    const demands = demandOf(...of)
+    await checkMemory(await demands(batchSize), room, demands)
+  }
 
-  it('is refused with the batch that fits', () => {
-    expect(() => checkMemory(demand(), { available: 2 * GIB })).toThrow(
-      expect.objectContaining({
-        code: 'EFF_OOM',
-        message: 'a plan needs 8.3 GiB of memory; 2.0 GiB are available; the largest tensors: wide f32[32,8] (3.0 MiB)',
-        hint: '--batch-size 6',
-      }),
-    )
+  it('is refused with the batch that fits', async () => {
+    await expect(check({ available: 2 * GIB })).rejects.toMatchObject({
+      code: 'EFF_OOM',
+      message: 'a plan needs 8.3 GiB of memory; 2.0 GiB are available; the largest tensors: wide f32[32,8] (3.0 MiB)',
+      hint: '--batch-size 6',
+    })
     // 0.9 of 2 GiB less the weights, a quarter GiB an image.
-    const fitting = arenas.map((b, i) => (i === ARENA.activations ? (b * 6) / 32 : b))
-    expect(() => checkMemory(demand({ arenaBytes: fitting, batchSize: 6 }), { available: 2 * GIB })).not.toThrow()
-    expect(() => checkMemory(demand({ arenaBytes: fitting, batchSize: 6, beside: GIB }), { available: 2 * GIB })).toThrow()
+    await check({ available: 2 * GIB }, 6)
+    await expect(check({ available: 2 * GIB }, 6, { beside: GIB })).rejects.toMatchObject({ code: 'EFF_OOM' })
   })
 
-  it('names the limit where that is what it does not fit into', () => {
-    expect(() => checkMemory(demand(), { available: GIB / 4, limit: 3 * GIB })).toThrow(
-      expect.objectContaining({
+  it.each([8, 64, 1000, 7000, 65536])(
+    'counts what lies beside the arenas and grows with the batch: asked for %d',
+    async (batch) => {
+      // 5/16 GiB an image, of 0.9 * 2 GiB less the weights.
+      await expect(check({ available: 2 * GIB }, batch, {}, GIB / 16)).rejects.toMatchObject({ hint: '--batch-size 4' })
+      // More than all of it for the images beside the arenas alone.
+      await expect(check({ available: 100 * GIB }, 65536, {}, GIB / 16)).rejects.toMatchObject({ hint: '--batch-size 287' })
+    },
+  )
+
+  it('is named with a batch that has room for its scratch too, and not refused for that', async () => {
+    const withScratch = (batchSize: number) =>
+      Promise.resolve({
+        ...demand({ batchSize, arenaBytes: arenas.with(ARENA.activations, (batchSize * GIB) / 4) }),
+        scratch: (batchSize * GIB) / 20,
+      })
+    const room = { available: 2 * GIB }
+    await checkMemory(await withScratch(7), room, withScratch)
+    // 0.3 GiB an image.
+    await expect(checkMemory(await withScratch(8), room, withScratch)).rejects.toMatchObject({ hint: '--batch-size 5' })
+  })
+
+  it('is named with a batch that fits where what it needs is no line', async () => {
+    const steps = (batchSize: number): Promise<Demand> =>
+      Promise.resolve(
+        demand({ batchSize, arenaBytes: arenas.with(ARENA.activations, 2 ** 20 * 2 ** Math.ceil(Math.log2(batchSize))) }),
+      )
+    const error = await checkMemory(await steps(4096), { available: 2 * GIB }, steps).catch((e: unknown) => e)
+    const { batchSizeThatFits: fits } = (error as { details: { batchSizeThatFits: number } }).details
+    // 0.9 * 2 GiB less the weights: 1593 MiB, so that 1024 images have room and 1025 do not.
+    expect(fits).toBeGreaterThan(512)
+    expect(fits).toBeLessThanOrEqual(1024)
+  })
+
+  it('names the limit where that is what it does not fit into', async () => {
+    for (const batch of [1, 32]) {
+      await expect(check({ available: GIB / 4, limit: 3 * GIB }, batch)).rejects.toMatchObject({
         message: expect.stringContaining('256.0 MiB are left of the limit of 3.0 GiB'),
         hint: 'a smaller model, or a larger memoryLimit; the weights and what goes with them take 256.0 MiB more, whatever the batch',
-      }),
-    )
-    // Half a GiB has room for the weights, a quarter GiB an image and nothing to spare.
-    expect(() => checkMemory(demand(), { available: GIB / 2, limit: 3 * GIB })).toThrow(
-      expect.objectContaining({ hint: 'a smaller --image-size or model, or a larger memoryLimit' }),
-    )
+      })
+    }
+    // 0.49 GiB have room for the weights, and for none of the images of a quarter GiB.
+    await expect(check({ available: 0.49 * GIB, limit: 3 * GIB })).rejects.toMatchObject({
+      hint: 'a smaller --image-size or model, or a larger memoryLimit',
+    })
   })
 
-  it('is only charged for what is not there yet', () => {
-    expect(() => checkMemory(demand({ held: [...arenas] }), { available: GIB })).not.toThrow()
+  it('names the machine that has too little', async () => {
+    await expect(check({ available: GIB / 4 })).rejects.toMatchObject({
+      hint: expect.stringContaining('a machine with more memory'),
+    })
+    await expect(check({ available: GIB / 4, gpu: true })).rejects.toMatchObject({
+      hint: expect.stringContaining('a GPU with more memory'),
+    })
+  })
+
+  it('is only charged for what is not there yet', async () => {
+    await check({ available: GIB }, 32, { held: [...arenas] })
   })
 })
 

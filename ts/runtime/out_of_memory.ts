@@ -12,6 +12,8 @@ export interface Room {
   available: number
   /** Bytes; given where it is the limit of the model that leaves no more. */
   limit?: number
+  /** Of a GPU's memory. */
+  gpu?: boolean
 }
 
 export interface Demand {
@@ -23,6 +25,8 @@ export interface Demand {
   held: readonly number[]
   /** Bytes beside the arenas. */
   beside?: number
+  /** Bytes that binding the plan is likely to take besides: nothing is refused for them, and a batch that is said to fit has them. */
+  scratch?: number
   /** The plan's largest tensors. */
   largest?: readonly LargeTensor[]
 }
@@ -50,14 +54,54 @@ export function largestTensors(graph: Graph, { placements }: MemoryPlan): LargeT
 const needed = ({ arenaBytes, held, beside = 0 }: Demand): number =>
   arenaBytes.reduce((sum, bytes, arena) => sum + Math.max(0, bytes - (held[arena] ?? 0)), beside)
 
+/** Of the same plan for another batch. */
+export type DemandOf = (batchSize: number) => Promise<Demand>
+
+/** Of what is available: for what no plan tells of, such as workspaces of libraries. */
+const SPARE = 0.1
+/** Of the batch that fits, by which a larger one is no longer looked for. */
+const NEAR = 0.01
+const MOST_TRIES = 6
+
+interface Fitting {
+  /** 0: none. */
+  batchSize: number
+  /** Bytes that would be needed for no image at all. */
+  fixed: number
+}
+
+/**
+ * The largest batch, or one within a hundredth of it, that needs no more than `bytes`. What a batch needs is nearly a line, by which the
+ * next try is found; that a batch fits is known of its own plan.
+ */
+async function fittingBatch(demand: Demand, bytes: number, demandOf: DemandOf): Promise<Fitting> {
+  const needOf = (of: Demand) => ({ batchSize: of.batchSize, bytes: needed(of) + (of.scratch ?? 0) })
+  const needs = async (batchSize: number) => needOf(await demandOf(batchSize))
+  const asked = needOf(demand)
+  const one = asked.batchSize === 1 ? asked : await needs(1)
+  let above = asked.batchSize === 1 ? await needs(2) : asked
+  const fixed = one.bytes - (above.bytes - one.bytes) / (above.batchSize - 1)
+  if (one.bytes > bytes) return { batchSize: 0, fixed }
+  if (above.bytes <= bytes) return { batchSize: above.batchSize, fixed }
+  let below = one
+  for (let tries = 0; tries < MOST_TRIES && above.batchSize - below.batchSize > 1; tries++) {
+    const share = (bytes - below.bytes) / (above.bytes - below.bytes)
+    const next = below.batchSize + Math.floor(share * (above.batchSize - below.batchSize))
+    if (next - below.batchSize <= NEAR * below.batchSize) break
+    const tried = await needs(next)
+    if (tried.bytes <= bytes) below = tried
+    else above = tried
+  }
+  return { batchSize: below.batchSize, fixed }
+}
+
 /** `cause`: of a try that failed though it seemed to fit. */
-export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: EffnetError): EffnetError {
-  const { what, batchSize, arenaBytes, largest = [] } = demand
+export async function outOfMemory(demand: Demand, room: Room, demandOf: DemandOf, cause?: EffnetError): Promise<EffnetError> {
+  const { available, limit } = room
+  const { what, batchSize, largest = [] } = demand
   const wanted = needed(demand)
-  const perImage = (arenaBytes[ARENA.activations]! + arenaBytes[ARENA.input]! + arenaBytes[ARENA.output]!) / batchSize
-  const withoutImages = wanted - perImage * batchSize
-  const most = Math.floor((0.9 * available - withoutImages) / perImage)
-  const fits = Math.max(0, cause ? Math.min(most, Math.floor(0.9 * batchSize)) : most)
+  const fitting = await fittingBatch(demand, (1 - SPARE) * available, demandOf)
+  const fits = cause ? Math.min(fitting.batchSize, Math.floor((1 - SPARE) * batchSize)) : fitting.batchSize
   const left =
     limit === undefined
       ? `${byteText(available)} are available`
@@ -68,13 +112,8 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
     ...(cause ? [cause.message] : []),
     ...(tensors ? [`the largest tensors: ${tensors}`] : []),
   ]
-  const instead = limit === undefined ? 'a machine with more memory' : 'a larger memoryLimit'
-  const smaller =
-    withoutImages < available
-      ? `a smaller --image-size or model, or ${instead}`
-      : `a smaller model, or ${instead}; the weights and what goes with them take ${byteText(withoutImages)} more, whatever the batch`
   return new EffnetError('EFF_OOM', parts.join('; '), {
-    hint: fits >= 1 ? `--batch-size ${fits}` : smaller,
+    hint: fits >= 1 ? `--batch-size ${fits}` : smallerMend(fitting.fixed, room),
     details: {
       needed: wanted,
       available,
@@ -85,6 +124,14 @@ export function outOfMemory(demand: Demand, { available, limit }: Room, cause?: 
     },
     ...(cause ? { cause } : {}),
   })
+}
+
+/** Where no batch fits; `fixed` bytes are needed whatever the batch. */
+function smallerMend(fixed: number, { available, limit, gpu = false }: Room): string {
+  const larger = limit === undefined ? `a ${gpu ? 'GPU' : 'machine'} with more memory` : 'a larger memoryLimit'
+  return fixed < available
+    ? `a smaller --image-size or model, or ${larger}`
+    : `a smaller model, or ${larger}; the weights and what goes with them take ${byteText(fixed)} more, whatever the batch`
 }
 
 /** Of a limit that has no room for a model whatever is done with it. @throws EFF_OOM */
@@ -112,6 +159,6 @@ export function weightsError(model: string, device: string, bytes: number, total
 }
 
 /** Before anything is allocated. @throws EFF_OOM */
-export function checkMemory(demand: Demand, room: Room): void {
-  if (needed(demand) > room.available) throw outOfMemory(demand, room)
+export async function checkMemory(demand: Demand, room: Room, demandOf: DemandOf): Promise<void> {
+  if (needed(demand) > room.available) throw await outOfMemory(demand, room, demandOf)
 }

@@ -97,6 +97,23 @@ function changeMemory<T>(memory: MemoryHandle, change: () => Promise<T>): Promis
   return turn
 }
 
+interface Program {
+  graph: Graph
+  region: ImageRegion | null
+}
+
+interface PlanRequest {
+  batchSize: number
+  program: Program
+  /** The same for another batch. */
+  programOf(batchSize: number): Promise<Program>
+  request: MemoryRequest
+  /** See `TrainPlanOptions`. */
+  accumulates?: boolean | undefined
+  /** Whether kernels keep the gradient of a convolution's result in their scratch. */
+  storesGradients?: boolean
+}
+
 interface BindingSite {
   pool: PoolHandle
   threads: number
@@ -130,26 +147,35 @@ class Compiled {
   static async create(
     { pool, threads, numbers, room, beside, tuning, deterministic, used }: BindingSite,
     memory: MemoryHandle,
-    { graph, region }: { graph: Graph; region: ImageRegion | null },
-    request: MemoryRequest,
-    batchSize: number,
+    { batchSize, program: { graph, region }, programOf, request, accumulates = false, storesGradients = false }: PlanRequest,
     held: number[],
-    accumulates = false,
   ): Promise<Compiled> {
     const native = binding()
+    const arenasOf = (plan: MemoryPlan): readonly number[] =>
+      plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
     const { plan, bytes, hash } = await inTurns(planStages(graph, request, region, numbers))
-    const arenaBytes = plan.arenaBytes.with(ARENA.activations, activationBytes(plan, threads)).with(ARENA.image, 0)
+    const arenaBytes = arenasOf(plan)
     const executable = await changeMemory(memory, async () => {
-      const sums = accumulates ? arenaBytes[ARENA.grads]! : 0
-      const demand: Demand = {
-        what: graph.name,
-        batchSize,
-        arenaBytes,
-        held: [...held],
-        beside: sums + beside(arenaBytes),
-        largest: largestTensors(graph, plan),
+      const heldBefore = [...held]
+      const demandFor = (of: Graph, placed: MemoryPlan, batch: number): Demand => {
+        const arenas = arenasOf(placed)
+        const largest = largestTensors(of, placed)
+        return {
+          what: of.name,
+          batchSize: batch,
+          arenaBytes: arenas,
+          held: heldBefore,
+          beside: (accumulates ? arenas[ARENA.grads]! : 0) + beside(arenas),
+          scratch: storesGradients ? (largest[0]?.bytes ?? 0) : 0,
+          largest,
+        }
       }
-      checkMemory(demand, await room())
+      const demandOf = async (batch: number): Promise<Demand> => {
+        const other = await programOf(batch)
+        return demandFor(other.graph, await inTurns(planMemory.parts(other.graph, request, other.region)), batch)
+      }
+      const demand = demandFor(graph, plan, batchSize)
+      await checkMemory(demand, await room(), demandOf)
       try {
         for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
           if (size <= (held[arena] ?? 0)) continue
@@ -162,7 +188,10 @@ class Compiled {
       } catch (cause) {
         // One that has its own mend is not of the memory that a batch takes.
         if (!(cause instanceof EffnetError) || cause.code !== 'EFF_OOM' || cause.hint !== undefined) throw cause
-        throw outOfMemory(demand, await room(), cause)
+        const left = await room()
+        // Arenas that have grown are there for a smaller batch.
+        const grown = held.reduce((sum, size, arena) => sum + size - (heldBefore[arena] ?? 0), 0)
+        throw await outOfMemory(demand, { ...left, available: left.available + grown }, demandOf, cause)
       }
     })
     return new Compiled(executable, graph, plan, hash, arenaBytes, used)
@@ -479,7 +508,8 @@ export class Session implements AsyncDisposable {
     const { availableBytes } = binding().deviceInfo(this.deviceHandle)
     const available = this.device === 'cpu' ? Math.min(availableBytes, await availableMemory()) : availableBytes
     const { limit, used } = binding().memoryBudget(this.memory)
-    return limit - used < available ? { available: limit - used, limit } : { available }
+    const gpu = this.device !== 'cpu'
+    return limit - used < available ? { available: limit - used, limit, gpu } : { available, gpu }
   }
 
   /** Of a GPU's memory, once plans are bound: it stays at that. Undefined on the CPU. */
@@ -551,25 +581,28 @@ export class Session implements AsyncDisposable {
     // Gradients that are not finite are found by their norm. A GPU takes it in every plan, for microseconds of a step: the weights
     // before stay. Without it the update itself finds out, when it has written, as on CPUs.
     const gradNorm = options.clip || lossScale || this.device !== 'cpu'
-    const graph = await inTurns(trainProgram.parts(this.config, { ...options, gradNorm, dtype, target: this.target }))
-    if (halfWeightGradients && !graph.nodes.some(mayHaveHalfGradient)) {
+    const programOf = async (batchSize: number): Promise<Program> => ({
+      graph: await inTurns(trainProgram.parts(this.config, { ...options, batchSize, gradNorm, dtype, target: this.target })),
+      region: null,
+    })
+    const { batchSize, accumulates } = options
+    const program = await programOf(batchSize)
+    if (halfWeightGradients && !program.graph.nodes.some(mayHaveHalfGradient)) {
       throw new EffnetError('EFF_CONFIG_VALUE', `halfWeightGradients: ${this.config.name} has no gradient that it is for`, {
         hint: 'leave it out; it is for dense convolutions larger than 1x1 behind the first, as EfficientNetV2 has',
       })
     }
     const { name } = options.optimizer
+    const request = {
+      weightOffsets: this.layout.offsets,
+      weightBytes: this.layout.bytes,
+      mirrors: { grads: true, moment0: true, moment1: name !== 'sgd', ema: options.ema },
+    }
     const compiled = await Compiled.create(
       this.site(pool, halfWeightGradients),
       this.memory,
-      { graph, region: null },
-      {
-        weightOffsets: this.layout.offsets,
-        weightBytes: this.layout.bytes,
-        mirrors: { grads: true, moment0: true, moment1: name !== 'sgd', ema: options.ema },
-      },
-      options.batchSize,
+      { batchSize, program, programOf, request, accumulates, storesGradients: this.device !== 'cpu' && dtype === 'f32' },
       this.held,
-      options.accumulates,
     )
     return this.keep(new TrainPlan(compiled, options, gradNorm))
   }
@@ -577,21 +610,13 @@ export class Session implements AsyncDisposable {
   /** Compiles a forward pass with BN folded into the weights. */
   async evalPlan(options: EvalPlanOptions): Promise<EvalPlan> {
     const pool = this.openPool()
-    const { graph, region, logits, features } = await inTurns(
-      evalProgram.parts(this.config, { ...options, dtype: this.format.dtype, target: this.target }),
-    )
-    const compiled = await Compiled.create(
-      this.site(pool),
-      this.memory,
-      { graph, region },
-      {
-        weightOffsets: this.layout.offsets,
-        weightBytes: this.layout.bytes,
-      },
-      options.batchSize,
-      this.held,
-    )
-    return this.keep(new EvalPlan(compiled, options, { logits, features }))
+    const { batchSize } = options
+    const programOf = (batch: number) =>
+      inTurns(evalProgram.parts(this.config, { ...options, batchSize: batch, dtype: this.format.dtype, target: this.target }))
+    const program = await programOf(batchSize)
+    const request = { weightOffsets: this.layout.offsets, weightBytes: this.layout.bytes }
+    const compiled = await Compiled.create(this.site(pool), this.memory, { batchSize, program, programOf, request }, this.held)
+    return this.keep(new EvalPlan(compiled, options, program))
   }
 
   private keep<P extends BoundPlan>(plan: P): P {
