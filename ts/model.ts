@@ -374,7 +374,7 @@ async function withSession<T>(session: Session, work: (session: Session) => Prom
 /**
  * A model by name, with random or given weights.
  * @throws EFF_MODEL_UNKNOWN with the nearest names; EFF_WEIGHTS_MISSING, EFF_WEIGHTS_SHAPE, EFF_WEIGHTS_CORRUPT;
- *   EFF_CONFIG_VALUE (the weights follow conventions that the model does not have); EFF_PRECISION, EFF_BACKEND_MISSING, EFF_OOM;
+ *   EFF_CONFIG_VALUE (the weights follow conventions that the model does not have, or `classes` is no list of names); EFF_PRECISION, EFF_BACKEND_MISSING, EFF_OOM;
  *   EFF_INVALID_ARGUMENT (`seed` is no whole number from 0 to 2^53 - 1)
  */
 export async function createModel(name: ModelName | (string & {}), options: CreateModelOptions = {}): Promise<Model> {
@@ -382,6 +382,7 @@ export async function createModel(name: ModelName | (string & {}), options: Crea
   const device = deviceName(options.device === undefined ? 'auto' : options.device)
   const precision = normalizePrecision(options.precision ?? 'fp32')
   const { classes, imageSize } = options
+  checkClassNames(classes)
   if (classes && options.numClasses !== undefined && classes.length !== options.numClasses) {
     throw new EffnetError('EFF_CONFIG_VALUE', `${classes.length} class names for numClasses = ${options.numClasses}`)
   }
@@ -408,6 +409,17 @@ export async function createModel(name: ModelName | (string & {}), options: Crea
     const source = await fillWeights(session, config, file, options.seed ?? 0)
     const names = classes ?? (file !== undefined && config.numClasses === IMAGENET_CLASSES ? imagenetLabels() : undefined)
     return new Model(session, config, source, names)
+  })
+}
+
+/** @throws EFF_CONFIG_VALUE for what is no list of names: a count too */
+function checkClassNames(classes: unknown): void {
+  if (classes === undefined || (Array.isArray(classes) && classes.every((name) => typeof name === 'string'))) return
+  throw new EffnetError('EFF_CONFIG_VALUE', `classes = ${JSON.stringify(classes) ?? String(classes)}: a list of names`, {
+    hint:
+      typeof classes === 'number' && Number.isInteger(classes) && classes > 0
+        ? `numClasses: ${classes}`
+        : "classes: ['cat', 'dog'], or numClasses: 2 where they have no names",
   })
 }
 

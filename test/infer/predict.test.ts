@@ -270,6 +270,21 @@ describe('models', () => {
     const [none, number] = await model.predict([null, 5] as never)
     for (const result of [none, number]) expect(result).toMatchObject({ error: { code: 'EFF_INVALID_ARGUMENT' } })
     await expect(createModel('efficientnet_b0', { classes: ['a'], numClasses: 2 })).rejects.toThrow(code('EFF_CONFIG_VALUE'))
+    for (const [classes, hint] of [
+      [3, /^numClasses: 3$/],
+      [0, /^classes: \['cat', 'dog'\], or numClasses: 2/],
+      [-1, /^classes: /],
+      ['abc', /^classes: /],
+      [['a', 5], /^classes: /],
+      [null, /^classes: /],
+    ] as const) {
+      const refused = createModel('efficientnet_b0', { classes: classes as never })
+      await expect(refused).rejects.toMatchObject({
+        code: 'EFF_CONFIG_VALUE',
+        message: `classes = ${JSON.stringify(classes)}: a list of names`,
+        hint: expect.stringMatching(hint),
+      })
+    }
     await expect(loadModel(root)).rejects.toThrow(code('EFF_CKPT_MISSING'))
     await expect(loadModel(file('0.jpg'))).rejects.toThrow(code('EFF_CKPT_MISSING'))
   })
