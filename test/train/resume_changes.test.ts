@@ -8,7 +8,7 @@ import type { Model } from '../../ts/model.js'
 import type { ResumePoint } from '../../ts/train/resume.js'
 import { finishedResult } from '../../ts/train/run_result.js'
 import { Trainer } from '../../ts/train/trainer.js'
-import type { FitOptions, FitResult, ResolvedOptions, TrainerOptions } from '../../ts/train/types.js'
+import type { Callback, FitOptions, FitResult, ResolvedOptions, TrainerOptions } from '../../ts/train/types.js'
 import { smallRuns } from './helpers/small_run.js'
 
 const open = smallRuns()
@@ -46,6 +46,24 @@ describe('a resumed run', () => {
     const distance = (a: Float32Array, b: Float32Array): number => Math.hypot(...a.map((v, i) => v - b[i]!))
     expect(distance(average, now)).toBeGreaterThan(0)
     expect(distance(average, weights)).toBeLessThan(2 * distance(now, weights))
+  })
+
+  it('that had ended tells of no batch that was made to fit the images, as its own was', async () => {
+    const told: string[] = []
+    const ofBatch = /\b(?:batchSize|accumulate) was \d+ and is \d+/g
+    const callbacks: Callback[] = [
+      {
+        name: 'told',
+        onWarning: (_, { code, message }) => void (code === 'resume-finished' && told.push(...(message.match(ofBatch) ?? []))),
+      },
+    ]
+    const images = data.train.length
+    await fit({ maxEpochs: 1, batchSize: 1000, callbacks })
+    await fit({ maxEpochs: 1, batchSize: 1000, callbacks }, { resume: 'last' })
+    await fit({ maxEpochs: 1, batchSize: images, accumulate: 2, callbacks }, { resume: 'last' })
+    expect(told).toEqual([])
+    await fit({ maxEpochs: 1, batchSize: images - 1, callbacks }, { resume: 'last' })
+    expect(told).toEqual([`batchSize was ${images} and is ${images - 1}`])
   })
 
   it('that had ended gives NaN where its checkpoint has null', () => {

@@ -224,7 +224,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     const resume = await findResume(options.resume, folder, (...w) => this.warn(...w))
     if (resume) {
       const done = finishedResult(resume, this.options)
-      if (done) return this.returnFinished(resume, done)
+      if (done) return this.returnFinished(resume, done, options.train)
     }
     if (folder) {
       this.lock ??= await RunLock.take(folder.dir)
@@ -321,21 +321,18 @@ export class FitRun implements TrainerContext, ValidationHost {
     return this.given.maxEpochs === undefined && maxSteps !== null ? maxSteps : byEpochs
   }
 
-  private fitBatchSize(train: ImageDataset): void {
+  private fitBatchSize({ length }: ImageDataset): void {
     const { batchSize, accumulate } = this.options
-    const { length } = train
-    if (length >= batchSize * accumulate || length === 0) return
-    if (length >= batchSize) {
-      const fits = Math.floor(length / batchSize)
+    const fitted = fittedBatch(this.options, length)
+    if (fitted.batchSize !== batchSize) {
+      this.warn('batch-size', `batchSize ${batchSize} is more than the ${length} training images; it is ${length} now`)
+    } else if (fitted.accumulate !== accumulate) {
       this.warn(
         'batch-size',
-        `${accumulate} batches of ${batchSize} are more than the ${length} training images; accumulate is ${fits} now`,
+        `${accumulate} batches of ${batchSize} are more than the ${length} training images; accumulate is ${fitted.accumulate} now`,
       )
-      this.options = { ...this.options, accumulate: fits }
-      return
     }
-    this.warn('batch-size', `batchSize ${batchSize} is more than the ${length} training images; it is ${length} now`)
-    this.options = { ...this.options, batchSize: length, accumulate: 1 }
+    this.options = { ...this.options, ...fitted }
   }
 
   /** Compiles the training step and fills weights, optimizer state and moving average. */
@@ -763,11 +760,11 @@ export class FitRun implements TrainerContext, ValidationHost {
   }
 
   /** A run that has reached its end is not run again; the model gets its weights. */
-  private async returnFinished(resume: ResumePoint, done: FitResult): Promise<FitResult> {
+  private async returnFinished(resume: ResumePoint, done: FitResult, train: ImageDataset): Promise<FitResult> {
     const own = this.folder && path.dirname(path.dirname(resume.dir)) === this.folder.dir
     if (this.folder && !own) throw nothingLeft(resume, done, this.folder)
     await this.model.loadWeights(resume.dir)
-    const changes = changedOptions(resume.state.options, this.options)
+    const changes = changedOptions(resume.state.options, { ...this.options, ...fittedBatch(this.options, train.length) })
     if (changes.length > 0) {
       const { epoch, step } = done
       this.warn(
@@ -791,6 +788,13 @@ function checkTrainable(model: Model): void {
   throw new EffnetError('EFF_CONFIG_VALUE', `every parameter of ${model.name} is frozen: nothing is left to train`, {
     hint: "model.unfreeze('classifier')   (--freeze backbone)",
   })
+}
+
+/** A step takes no more images than there are. */
+function fittedBatch({ batchSize, accumulate }: ResolvedOptions, images: number): { batchSize: number; accumulate: number } {
+  if (images === 0 || images >= batchSize * accumulate) return { batchSize, accumulate }
+  if (images >= batchSize) return { batchSize, accumulate: Math.floor(images / batchSize) }
+  return { batchSize: images, accumulate: 1 }
 }
 
 const halfOf = (epochs: number): number => Number((epochs / 2).toPrecision(2))
