@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import type { Model } from '../../ts/model.js'
 import { getModelConfig } from '../../ts/nn/index.js'
-import { resolveOptions } from '../../ts/train/options.js'
+import { fittedBatch, logInterval, resolveOptions } from '../../ts/train/options.js'
 import type { TrainerOptions } from '../../ts/train/types.js'
 
 const model = (kind: 'random' | 'file', name = 'tf_efficientnet_b0') => {
@@ -152,4 +152,21 @@ describe('mistakes', () => {
   ])('%j is refused', (o) => {
     expect(bad(o)).toThrow(expect.objectContaining({ code: 'EFF_CONFIG_VALUE' }))
   })
+})
+
+it.each([
+  // batchSize, accumulate, images: what a step takes then
+  [32, 1, 32, 32, 1],
+  [32, 1, 31, 31, 1],
+  [32, 4, 128, 32, 4],
+  [32, 4, 127, 32, 3],
+  [32, 4, 33, 32, 1],
+  [32, 4, 20, 20, 1],
+  [32, 4, 0, 32, 4],
+])('batches of %i, %i a step, of %i images', (batchSize, accumulate, images, fits, parts) => {
+  expect(fittedBatch({ batchSize, accumulate }, images)).toEqual({ batchSize: fits, accumulate: parts })
+})
+
+it('a run logs every 50 steps, a short one 400 times at least', () => {
+  expect([1, 400, 799, 800, 20_000, 1_000_000].map(logInterval)).toEqual([1, 1, 1, 2, 50, 50])
 })

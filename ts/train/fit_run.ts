@@ -21,6 +21,7 @@ import { faultPoint } from './fault.js'
 import { Readers } from './loaders.js'
 import { metricNames, noSuchMetric } from './metric_names.js'
 import { notFinite } from './not_finite.js'
+import { fittedBatch, logInterval } from './options.js'
 import { Progress } from './progress.js'
 import { changedOptions, dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
 import { RunFolder, type RunState } from './run_folder.js'
@@ -790,14 +791,4 @@ function checkTrainable(model: Model): void {
   })
 }
 
-/** A step takes no more images than there are. */
-function fittedBatch({ batchSize, accumulate }: ResolvedOptions, images: number): { batchSize: number; accumulate: number } {
-  if (images === 0 || images >= batchSize * accumulate) return { batchSize, accumulate }
-  if (images >= batchSize) return { batchSize, accumulate: Math.floor(images / batchSize) }
-  return { batchSize: images, accumulate: 1 }
-}
-
 const halfOf = (epochs: number): number => Number((epochs / 2).toPrecision(2))
-
-/** A few hundred lines a run at least, so that short runs have a curve; every 50 steps at most. */
-const logInterval = (totalSteps: number): number => Math.min(50, Math.max(1, Math.floor(totalSteps / 400)))

@@ -278,3 +278,15 @@ function resolveEma(ema: TrainerOptions['ema'], recipe: number): number {
 /** Without keys whose value is undefined, so that spreading does not erase defaults. */
 const defined = <T extends object>(o: T): Partial<T> =>
   Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as Partial<T>
+
+type StepImages = Pick<ResolvedOptions, 'batchSize' | 'accumulate'>
+
+/** A step takes no more images than there are. */
+export function fittedBatch({ batchSize, accumulate }: StepImages, images: number): StepImages {
+  if (images === 0 || images >= batchSize * accumulate) return { batchSize, accumulate }
+  if (images >= batchSize) return { batchSize, accumulate: Math.floor(images / batchSize) }
+  return { batchSize: images, accumulate: 1 }
+}
+
+/** A few hundred lines a run at least, so that short runs have a curve; every 50 steps at most. */
+export const logInterval = (totalSteps: number): number => Math.min(50, Math.max(1, Math.floor(totalSteps / 400)))
