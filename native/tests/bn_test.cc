@@ -84,6 +84,7 @@ TEST(BnStats, VarianceStaysExactUnderALargeMean) {
   for (const double mean : {0.0, 3.0, 100.0, -100.0}) {
     const Values x = stored(DType::f32, random_values(s.size(), 11, mean, 1));
     StatsRig t(DType::f32, s, x, 1e-30, 1);  // momentum 1: running_var is the batch's, unbiased
+    if (t.rig.covered()) continue;
     ASSERT_NO_FATAL_FAILURE(t.rig.run());
     const Stats want = reference_stats(s, x);
     const Values var = t.rig.get(t.running_var), got = t.rig.get(t.mean);

@@ -44,7 +44,7 @@ class Runner {
   bool made() const { return kernel_ != nullptr; }
   std::string name() const { return kernel_->name(); }
   int parts() const { return kernel_->shards(0); }
-  std::string form() const { return kernel_->name(); }
+  std::vector<std::string> forms() const { return {kernel_->name()}; }
   double flops() const { return kernel_->flops(); }
 
   void execute(int order, std::byte** arenas, const size_t*, const StepScalars& scalars) {

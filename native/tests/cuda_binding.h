@@ -45,11 +45,11 @@ class Binding {
     kernel_ = std::move(made.value());
     std::vector<cuda::Launch> launches;
     kernel_->record({}, launches);
-    form_.clear();
+    forms_.clear();
     for (const cuda::Launch& l : launches) {
       const auto blocks = static_cast<int>(l.grid.x * l.grid.y * l.grid.z);
       parts_ = std::max(parts_, blocks);
-      form_ += l.kernel + (blocks > 1 ? "+ " : " ");
+      forms_.push_back(l.kernel + (blocks > 1 ? "+" : ""));
     }
     return ok_status();
   }
@@ -57,7 +57,7 @@ class Binding {
   const std::string& name() const { return kernel_->name; }
   int parts() const { return parts_; }
   // The kernels that it launches, with a sign behind those of several blocks.
-  const std::string& form() const { return form_; }
+  const std::vector<std::string>& forms() const { return forms_; }
   double flops() const { return kernel_->flops; }
 
  protected:
@@ -77,7 +77,7 @@ class Binding {
   KernelFactory factory_;
   cuda::KernelPtr kernel_;
   int parts_ = 0;
-  std::string form_;
+  std::vector<std::string> forms_;
 };
 
 }  // namespace effnet::test::backend

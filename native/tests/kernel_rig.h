@@ -192,17 +192,22 @@ class Rig {
 
   Status make() { return runner_.make(op_); }
 
-  // Whether the program has run these kernels with these operands often enough: where every access is slow, shapes
-  // beyond that are left to the builds without a sanitizer, which compare their numbers. What cannot be made was not
-  // run.
+  // Whether the program has run each of these kernels with these operands often enough: where every access is slow,
+  // shapes beyond that are left to the builds without a sanitizer, which compare their numbers. What cannot be made was
+  // not run. To ThreadSanitizer both 16-bit types are one: a kernel's text, and with it its order of accesses, is.
   bool covered() {
     if (runs_of_a_form() == std::numeric_limits<int>::max()) return false;
     if (!runner_.made() && !make().ok()) return false;
-    std::string form = runner_.form();
-    for (const Tensor* t : op_.inputs) form += t ? 'i' : '-';
-    for (const Tensor* t : op_.outputs) form += t ? 'o' : '-';
+    std::string operands;
+    for (const Tensor* t : op_.inputs) operands += t ? 'i' : '-';
+    for (const Tensor* t : op_.outputs) operands += t ? 'o' : '-';
     static std::map<std::string, int> runs;
-    return runs[form]++ >= runs_of_a_form();
+    bool enough = true;
+    for (std::string form : runner_.forms()) {
+      for (size_t at; kThreadSanitizer && (at = form.find("_f16")) != std::string::npos;) form.replace(at, 4, "_bf16");
+      if (runs[form + operands]++ < runs_of_a_form()) enough = false;
+    }
+    return enough;
   }
 
   // Leaves the result of one run in the arenas.

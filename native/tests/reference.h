@@ -43,7 +43,7 @@ inline double act_slope(plan::Act act, double x) {
 
 // What CUDA kernels with 16-bit results may be off by before they round, in an activation and in its slope: they make
 // the sigmoid s of one tanh (cuda/kernels/activation.cuh), which a GPU has to 2^-11 of its value and the emulation
-// exactly or, with EFF_PERTURB_TANH, that far off. So s is off by e = 2^-12 |tanh(x/2)|, x s by |x| e, and the slope
+// exactly or, with EMULATED_TANH=gpu, that far off. So s is off by e = 2^-12 |tanh(x/2)|, x s by |x| e, and the slope
 // s + x s (1 - s) by |1 - x tanh(x/2)| e: rigorous, but for terms in e^2 and FP32's own rounding (1e-6). The result's
 // rounding is of a value that is off already: 1 % more.
 //

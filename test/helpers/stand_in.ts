@@ -18,8 +18,6 @@ function standIn(folder: string, libraries: readonly string[]): StandIn {
 
 /** A driver, and no library beside it. */
 export const FAKE_DRIVER = standIn('fake_cuda', ['libcuda.so.1'])
-/** The same, whose kernels have a tanh as far off as a GPU's may be (native/cuda/device/device.h). */
-export const PERTURBED_DRIVER = standIn('perturbed_cuda', ['libcuda.so.1'])
 /** A driver with these libraries beside it. */
 export const fakeLibraries = (...names: string[]): StandIn => standIn('fake_nvidia', ['libcuda.so.1', ...names])
 

@@ -202,17 +202,16 @@ EFF_DEVICE float min_of(float a, float b) { return std::fmin(a, b); }
 #endif
 
 // One instruction of the special-function unit; off by up to 2^-11 of the result on a GPU. The exact value elsewhere,
-// or, built with EFF_PERTURB_TANH, one as far off: tolerances must allow the device's error.
+// or, where the emulation is told to (emulation.h), one as far off: tolerances must allow the device's error.
 EFF_DEVICE float tanh_fast(float x) {
 #if defined(__CUDACC__)
   float result;
   asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
-#elif defined(EFF_PERTURB_TANH)
+#else
+  if (!emulation::kTanhOfGpu) return std::tanh(x);
   const uint32_t bits = float_to_bits(x) * 2654435761u;
   return std::tanh(x) * (1.0f + (bits >> 31 ? 0x1p-11f : -0x1p-11f));
-#else
-  return std::tanh(x);
 #endif
 }
 EFF_DEVICE bool is_nan(float x) { return x != x; }

@@ -7,7 +7,8 @@
 // ahead of the others; 4 = blocks and threads in random order, seeded by the number. Results must be the same bits
 // under all of them: that is what "deterministic" means for a kernel.
 //
-// Not visible here: speed, bank conflicts, the error of approximations, what tensor cores do inside.
+// Not visible here: speed, bank conflicts, what tensor cores do inside, and the error of approximations but for that of
+// tanh_fast, which EMULATED_TANH=gpu in the environment makes as far off as a GPU's may be.
 #pragma once
 
 #include <pthread.h>
@@ -48,6 +49,11 @@ void AnnotateIgnoreWritesEnd(const char*, int);
 #endif
 
 namespace effnet::cuda::emulation {
+
+inline const bool kTanhOfGpu = [] {
+  const char* asked = std::getenv("EMULATED_TANH");
+  return asked && std::strcmp(asked, "gpu") == 0;
+}();
 
 #if defined(__SANITIZE_ADDRESS__)
 inline void poison(void* p, size_t n) { __asan_poison_memory_region(p, n); }
