@@ -6,7 +6,7 @@
  *   cudnn          asks the real cuDNN for every row of native/cuda/providers/cudnn_support.inc (CI: 20 of them); minutes
  *   architectures  compiles the kernels for all GPUs of a release, PTX included, into build-architectures, and holds them to their
  *                  budgets: as many registers as on sm_90a and some, next to no spills, blocks that can be launched; and to the
- *                  instructions that they were written for. 10 minutes and more.
+ *                  instructions that they were written for. 40 minutes on two cores.
  *   layers         every layer shape of the models on small images, even and odd, in every type, emulated under four orders: the same
  *                  bits, and what float64 gives. Half an hour and more.
  */

@@ -11,7 +11,7 @@ import { cases, open, rehearsing } from './cases.mjs'
 
 // As torch_peer.py does: so many steps, or fewer where these would take longer than a case's part of the stage, as those of large models
 // do. In a call of its own there is time for all.
-const timing = JSON.parse(readFileSync(new URL('timing.json', import.meta.url), 'utf8'))
+const protocol = JSON.parse(readFileSync(new URL('protocol.json', import.meta.url), 'utf8'))
 const PROFILED = rehearsing ? 1 : 5
 
 /** How long each of up to `most` steps takes, of no more than `seconds` but `least` in any case. */
@@ -34,7 +34,7 @@ const end = 1e3 * Number(process.env.EFFNET_STAGE_END ?? Infinity)
 /** Seconds of the timed steps, a quarter of which is for those in front; `cases`: that are yet to come. */
 const windowOf = (cases) => {
   const share = (end - Date.now()) / 1e3 / cases
-  return Math.max(timing.window_s, Math.min(timing.longest_window_s, 0.8 * (share - timing.case_s)))
+  return Math.max(protocol.window_s, Math.min(protocol.longest_window_s, 0.8 * (share - protocol.case_s)))
 }
 const call = presentCall()
 const tuned = process.env.EFFNET_CUDA_TUNE === '1'
@@ -47,7 +47,7 @@ for (const [i, wanted] of cases.entries()) {
     continue
   }
   const { model, plan, step } = await open(wanted)
-  const { warmup, warmup_s, steps, least_steps } = timing
+  const { warmup, warmup_s, steps, least_steps } = protocol
   const window = windowOf(cases.length - i)
   const warmed = rehearsing ? await timesOf(step, 1, 0, 1) : await timesOf(step, warmup, Math.max(warmup_s, window / 4), 3)
   const times = rehearsing ? await timesOf(step, 2, 0, 2) : await timesOf(step, steps, window, least_steps)

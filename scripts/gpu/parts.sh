@@ -9,8 +9,8 @@
 # where it is not in PRECISION.log yet what a part has said.
 source scripts/gpu/progress.sh
 precisions=(f32 tf32 bf16 f16)
-# Many times what one takes on a GPU; on the driver without one nobody knows.
-[ "${EFFNET_REHEARSE:-0}" = 1 ] || export EFFNET_SHAPE_SECONDS=30
+# Many times what one takes on a GPU (LINE_SECONDS, where a library's kernels have to be found too); on the driver without one nobody knows.
+[ "${EFFNET_REHEARSE:-0}" = 1 ] || export EFFNET_SHAPE_SECONDS=${LINE_SECONDS:-30}
 
 # What part FROM has said, into the log.
 keep_part() { { [ "$2" = 0 ] || echo "from line $2:"; grep -v '^line [0-9]*$' "$1.last"; } >>"$1.log"; }

@@ -27,6 +27,7 @@ const rowsOf = (file) =>
     : []
 /** How far apart two measurements of the same work may be and still be those of one machine. */
 const ANCHOR = 0.03
+const { torch_modes: MODES } = JSON.parse(readFileSync(new URL('protocol.json', import.meta.url), 'utf8'))
 const keyOf = ({ mode, model, batch, size, precision }) => [mode, model, batch, size, precision].join(' ')
 const SIXTEEN_BIT = ['bf16-mixed', 'fp16-mixed']
 /** As keyOf, whichever 16-bit type it is. */
@@ -76,9 +77,6 @@ function fastest(row, found, anchors, others) {
   const best = usable.reduce((a, b) => (b.images_per_s > a.images_per_s ? b : a))
   return { ...best, ratio: row.images_per_s / best.images_per_s }
 }
-
-/** As torch_peer.py has them. */
-const MODES = ['eager', 'default', 'reduce-overhead', 'max-autotune']
 
 /**
  * What became of each of PyTorch's modes on a row's work: considered, by its best figure; refused, as `refusal` says; failed; missing. The

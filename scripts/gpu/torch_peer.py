@@ -11,7 +11,7 @@ CUDA events around each, inputs already on the GPU.
 
 Training is forward, backward, fused SGD with momentum and weight decay, and an average of the weights; 16 bit by autocast, fp16 with a
 loss scale whose optimizer step does not wait for the GPU. Inference has its weights in 16 bit and, compiled, frozen (batch norm
-folded). Batch 1 is waited for at each call: its time is a latency, by the wall clock. How many steps: timing.json.
+folded). Batch 1 is waited for at each call: its time is a latency, by the wall clock. How many steps: protocol.json.
 EFFNET_REHEARSE=1: two small images and, without a GPU, the CPU.
 """
 
@@ -28,13 +28,13 @@ import sys
 import time
 
 REHEARSING = os.environ.get("EFFNET_REHEARSE") == "1"
-TIMING = json.loads(pathlib.Path(__file__).with_name("timing.json").read_text())
+PROTOCOL = json.loads(pathlib.Path(__file__).with_name("protocol.json").read_text())
 END = float(os.environ.get("EFFNET_STAGE_END", "inf"))
 LOGS = os.environ.get("EFFNET_GPU_CHECK_LOGS")
 LONGEST_ANCHOR_S = 12
 LONGEST_START_S = 1 if REHEARSING else 30
 OUT_OF_MEMORY = "OutOfMemoryError:"
-MODES = ("eager", "default", "reduce-overhead", "max-autotune")
+MODES = PROTOCOL["torch_modes"]
 
 
 def present_call():
@@ -142,10 +142,10 @@ def measure(case, mode, window):
     first = 3
     seconds = timed(step, wait, first, False, True)[0]
     each = timed(step, wait, 2, False, True)[0] / 2
-    rest = 0 if REHEARSING else max(0, min(TIMING["warmup"] - first - 2, int(TIMING["warmup_s"] / each)))
+    rest = 0 if REHEARSING else max(0, min(PROTOCOL["warmup"] - first - 2, int(PROTOCOL["warmup_s"] / each)))
     if rest:
         each = timed(step, wait, rest, False, alone)[0] / rest
-    count = 2 if REHEARSING else max(TIMING["least_steps"], min(TIMING["steps"], int(window / each)))
+    count = 2 if REHEARSING else max(PROTOCOL["least_steps"], min(PROTOCOL["steps"], int(window / each)))
     by_events = device == "cuda" and not alone
     wall, times = timed(step, wait, count, by_events, alone)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
@@ -255,7 +255,7 @@ def table(first):
 def window_of(cases):
     """Seconds of the timed steps, as in bench.mjs; `cases`: that are yet to come."""
     share = (END - time.time()) / cases
-    return max(TIMING["window_s"], min(TIMING["longest_window_s"], 0.8 * (share - TIMING["case_s"])))
+    return max(PROTOCOL["window_s"], min(PROTOCOL["longest_window_s"], 0.8 * (share - PROTOCOL["case_s"])))
 
 
 def anchors(wanted):
@@ -266,7 +266,7 @@ def anchors(wanted):
             rest += 1
             continue
         # One alone is in front of other work.
-        made = row(case, "eager", window_of(len(wanted) - number) if len(wanted) > 1 else TIMING["window_s"])
+        made = row(case, "eager", window_of(len(wanted) - number) if len(wanted) > 1 else PROTOCOL["window_s"])
         print(json.dumps(made), flush=True)
         failed += "error" in made
         summary.append(f"{made['mode']} {made['batch']} {made['precision']} {made.get('images_per_s', 0):.0f}/s")
@@ -286,7 +286,7 @@ def main():
     if given.table:
         return table(given.first)
     if given.case is not None:
-        add_rows(given.into, cases_of_table()[given.case], given.modes.split(","), TIMING["table_window_s"])
+        add_rows(given.into, cases_of_table()[given.case], given.modes.split(","), PROTOCOL["table_window_s"])
         return 0
     return anchors(cases()[:1] if given.anchor else cases())
 
