@@ -231,7 +231,12 @@ describeWith(FAKE_DRIVER, 'device "cuda"', () => {
       const before = model.session.read('conv_head.weight')
       const mean = model.session.read('bn1.running_mean')
       const steps: StepEvent[] = []
-      const noted = { name: 'noted', onStepEnd: (_: unknown, event: StepEvent) => void steps.push(event) }
+      const warned: string[] = []
+      const noted = {
+        name: 'noted',
+        onStepEnd: (_: unknown, event: StepEvent) => void steps.push(event),
+        onWarning: (_: unknown, { code }: { code: string }) => void warned.push(code),
+      }
       const run = { outDir, batchSize: 4, imageSize: SIZE, maxSteps, maxEpochs: 9, seed: 1, callbacks: [noted] }
       await new Trainer({ model, ...run, ...scaled }).fit({ train, resume: 'auto' })
       const moved = [
@@ -239,13 +244,14 @@ describeWith(FAKE_DRIVER, 'device "cuda"', () => {
         apart(model.session.read('bn1.running_mean'), mean) > 0,
       ]
       await model.close()
-      return { moved, steps: steps.map(({ lossScale, skippedSteps }) => [lossScale, skippedSteps]) }
+      return { moved, warned, steps: steps.map(({ lossScale, skippedSteps }) => [lossScale, skippedSteps]) }
     }
-    expect(await fit(1)).toEqual({ moved: [false, false], steps: [[2 ** 12, 1]] })
+    expect(await fit(1)).toEqual({ moved: [false, false], warned: ['updates-skipped'], steps: [[2 ** 12, 1]] })
     const state = JSON.parse(readFileSync(path.join(outDir, 'checkpoints/last/state.json'), 'utf8'))
     expect(state.lossScale).toEqual({ scale: 2 ** 12, growth: 0, skipped: 1 })
     expect(await fit(3)).toEqual({
       moved: [true, true],
+      warned: ['resume-option'], // maxSteps
       steps: [
         [2 ** 12, 1],
         [2 ** 13, 1],
@@ -253,6 +259,26 @@ describeWith(FAKE_DRIVER, 'device "cuda"', () => {
     })
     const header = readFileSync(path.join(outDir, 'metrics.csv'), 'utf8').split('\n')[0]
     expect(header).toContain('loss_scale,skipped_steps')
+  }, 300_000)
+
+  it('goes on after an update of several batches that overflowed with the least scale to come', async () => {
+    const { train: all } = await imageFolder(path.join(packageRoot(), 'models/demo'))
+    const [, train] = all.split(8 / all.length, 1)
+    const model = await createModel('tf_efficientnet_b0', {
+      numClasses: all.classes.length,
+      device: 'cuda',
+      precision: 'fp16-mixed',
+    })
+    const steps: StepEvent[] = []
+    const noted = { name: 'noted', onStepEnd: (_: unknown, event: StepEvent) => void steps.push(event) }
+    const run = { batchSize: 4, accumulate: 2, imageSize: SIZE, maxSteps: 2, maxEpochs: 2, seed: 1, callbacks: [noted] }
+    const trainer = new Trainer({ model, ...run, lossScale: { initial: 2 ** 99, backoff: 2 ** -99 } })
+    await trainer.fit({ train })
+    await model.close()
+    expect(steps.map(({ lossScale, skippedSteps }) => [lossScale, skippedSteps])).toEqual([
+      [1, 1],
+      [1, 1],
+    ])
   }, 300_000)
 
   it.skipIf(!data)(

@@ -20,7 +20,7 @@ import type { EventHub } from './events.js'
 import { faultPoint } from './fault.js'
 import { Readers } from './loaders.js'
 import { metricNames, noSuchMetric } from './metric_names.js'
-import { notFinite } from './not_finite.js'
+import { allSkipped, notFinite } from './not_finite.js'
 import { fittedBatch, logInterval } from './options.js'
 import { Progress } from './progress.js'
 import { changedOptions, dataFingerprint, findResume, type ResumePoint, resumeWarnings } from './resume.js'
@@ -518,7 +518,9 @@ export class FitRun implements TrainerContext, ValidationHost {
     try {
       const result = await plan.step(input, scalars)
       if (this.lossScale) this.lossScale = this.model.session.lossScale
-      const { loss, gradNorm } = result
+      const { loss } = result
+      // Of another batch than an update's last it is that of the update before.
+      const gradNorm = scalars.part! + 1 === scalars.parts ? result.gradNorm : undefined
       if (Number.isFinite(loss) && (gradNorm === undefined || Number.isFinite(gradNorm))) return result
       // A step that was skipped: a smaller scale may do.
       if (scale > 1) return result
@@ -582,6 +584,7 @@ export class FitRun implements TrainerContext, ValidationHost {
     if (this.lossScale) {
       metrics['loss_scale'] = this.lossScale.scale
       metrics['skipped_steps'] = progress.skipped
+      if (progress.skipped === progress.step) this.warn('updates-skipped', ...allSkipped(progress.step, this.lossScale.scale))
     }
     metrics['images_per_s'] = speed.imagesPerS
     metrics['data_wait'] = speed.dataWait
@@ -683,7 +686,7 @@ export class FitRun implements TrainerContext, ValidationHost {
         frozen: this.model.frozen,
         data: data!,
         machine: machineState(this.model.session),
-        kernels: this.model.session.tuning?.state ?? null,
+        kernels: (!this.options.deterministic && this.model.session.tuning?.state) || null,
         result,
       },
       best,

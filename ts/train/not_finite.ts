@@ -1,4 +1,4 @@
-/** EFF_NAN: what to say when a loss, the gradients or an update are not finite. */
+/** What to say when a loss, the gradients or an update are not finite. */
 import type { NonFinite } from '../binding.js'
 import { EffnetError } from '../errors.js'
 
@@ -22,6 +22,7 @@ export interface NotFiniteAt {
   checkpoint?: { path: string; step: number } | null | undefined
 }
 
+/** EFF_NAN. */
 export function notFinite({ what, step, epoch, lr, first, checkpoint }: NotFiniteAt): EffnetError {
   const when = step === undefined ? '' : ` in step ${step} (epoch ${epoch}, lr ${lr})`
   const where = first ? `; ${placeOf(first)}` : ''
@@ -45,4 +46,13 @@ export function notFinite({ what, step, epoch, lr, first, checkpoint }: NotFinit
       ...(checkpoint === undefined ? {} : { checkpoint: checkpoint?.path ?? null }),
     },
   })
+}
+
+/** Message and hint where no step of a run with a loss scale made an update; `scale` is what the last left of it. */
+export function allSkipped(steps: number, scale: number): [message: string, hint: string] {
+  const left = steps === 1 ? 'the one update so far was' : `all ${steps} updates so far were`
+  return [
+    `${left} left out, as its gradients were not finite: the weights are those that training began with`,
+    `more steps, each of which lowers the loss scale (${scale} now), a smaller lossScale.initial, or precision: 'bf16-mixed'`,
+  ]
 }
