@@ -39,7 +39,7 @@ class DeviceMemory final : public Memory {
   bool exchanged() const { return exchanged_; }
 
   // The 16-bit copy of the weights that the plans of a model read, or of the moving average while the two are
-  // exchanged: neither has to be made again because the other was used.
+  // exchanged: each has its own, so that recorded addresses hold.
   struct Working {
     DeviceBlock copy;
     uint64_t version = 0;  // Memory::weights_version that it was made from

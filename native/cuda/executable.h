@@ -49,8 +49,8 @@ class Executable final : public effnet::Executable {
   std::shared_ptr<Memory> memory() const override { return memory_; }
 
  private:
-  // Of the weights as they are, and of the moving average while the two are exchanged: what the plan makes from them,
-  // so that neither has to be made again because the other was used, and no address moves.
+  // Of the weights as they are, and of the moving average while the two are exchanged: what the plan makes from them.
+  // Each has its own, so that recorded addresses hold.
   struct Folded {
     DeviceBlock prepared, working;  // and its 16-bit copy; that of the weights is the memory's
     uint64_t version = 0;           // Memory::weights_version that it was made from
@@ -95,6 +95,7 @@ class Executable final : public effnet::Executable {
   // Whether something is to be made of weights that have changed besides 16-bit copies.
   bool has_prepare_ops() const;
 
+  static bool by_library(const Recording& recording);
   // Onto the memory's stream.
   Status queue(Part part, const Use& use) const;
   // Without the copies of scalars and output.
@@ -168,6 +169,7 @@ class Executable final : public effnet::Executable {
   Folded folded_[2];
   InputRing ring_;
   Recording recordings_[InputRing::kSlots][2];  // by slot, and whether weights and average are exchanged
+  bool launched_[kParts] = {};                  // without a graph, as a library's first launches were not captured
   std::vector<CUevent> marks_;                  // of a profiled step: around its beginning, each op and its end
   double begin_ms_ = 0, finish_ms_ = 0;
   int profiled_steps_ = 0;

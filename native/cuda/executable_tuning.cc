@@ -21,6 +21,7 @@ StatusOr<KernelPtr> Executable::bind_op(const plan::Op& op, const Tuning& tuning
   Providers& providers = memory_->device()->providers();
   const KernelFactory own = factory_of(op.id);
   if ((!tuning.measure && tuning.kept.empty()) || !providers.has_choice(op)) return providers.bind(op, own);
+  EFF_RETURN_IF_ERROR(providers.check_libraries());
   const std::string key = signature(op);
   if (const auto kept = tuning.kept.find(key); kept != tuning.kept.end()) {
     auto kernel = providers.bind_to(kept->second, op, own);
@@ -86,9 +87,11 @@ Status Executable::measure() {
       return candidate.kernel->working != plan::DType::f32 && candidate.kernel->working != working_;
     });
     if (candidates.empty()) continue;
-    const auto fastest = candidates.size() == 1 ? StatusOr<size_t>(0) : tuner.fastest(op, candidates, at);
+    const auto fastest =
+        candidates.size() == 1 ? StatusOr(std::optional<size_t>(0)) : tuner.fastest(op, candidates, at);
     if (!fastest.ok()) return fastest.status();
-    Candidate& chosen = candidates[fastest.value()];
+    if (!fastest.value()) continue;  // the table's, and no choice to keep: a start with more memory measures
+    Candidate& chosen = candidates[*fastest.value()];
     tuning_.choices[key] = chosen.id;
     ++tuning_.measured;
     bound.kernel = std::move(chosen.kernel);

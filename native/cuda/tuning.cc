@@ -16,7 +16,7 @@ constexpr int kRuns = 11;
 // A graph of less than this is run several times over, so that its start does not count.
 constexpr double kShortMs = 0.05;
 constexpr int kRepeats = 8;
-// So many times as slow as the best in its first run: not run again.
+// So many times as slow as the best in its first run: not run again. Of a short run the start may be the most.
 constexpr double kHopeless = 4;
 
 // What tensors of a plan are aligned to; less is another op to a library.
@@ -36,6 +36,15 @@ std::string describe(const plan::Tensor* t) {
   return text;
 }
 
+// An attribute, as far as a kernel's time depends on it: with stochastic depth each block has a rate and a stream of
+// its own, and equal layers are equal all the same.
+double timed_attr(const plan::Op& op, int i) {
+  namespace bwd = op::conv2d_bwd;
+  if (op.id != plan::OpId::conv2d_bwd) return op.attr(i);
+  if (i == bwd::attr_drop_rate || i == bwd::attr_end_drop_rate) return op.attr(i) > 0;
+  return i == bwd::attr_rng_stream || i == bwd::attr_end_rng_stream ? 0 : op.attr(i);
+}
+
 bool may_change(Arena arena) { return arena == Arena::activations || arena == Arena::output; }
 
 }  // namespace
@@ -46,9 +55,9 @@ std::string signature(const plan::Op& op) {
   if (op.has_half_gradient()) text += " half gradient";
   for (const auto* operands : {&op.inputs, &op.outputs, &op.updates})
     for (const plan::Tensor* t : *operands) text += describe(t);
-  for (const double value : op.attrs) {
+  for (int i = 0; i < static_cast<int>(op.attrs.size()); ++i) {
     char number[32];
-    std::snprintf(number, sizeof number, " %g", value);
+    std::snprintf(number, sizeof number, " %g", timed_attr(op, i));
     text += number;
   }
   return text;
@@ -119,10 +128,11 @@ Status Tuner::put_aside(const plan::Op& op, const Addresses& at, bool back) {
   return status;
 }
 
-StatusOr<size_t> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>& candidates, Addresses at) {
+StatusOr<std::optional<size_t>> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>& candidates,
+                                               Addresses at) {
   EFF_RETURN_IF_ERROR(start());
   const Status kept = put_aside(op, at, false);
-  if (kept.code() == Code::oom) return size_t{0};
+  if (kept.code() == Code::oom) return std::optional<size_t>();
   EFF_RETURN_IF_ERROR(kept);
   EFF_CUDA(driver(), cuStreamSynchronize, stream_);  // a fault from here on is of what is measured
   // Tensors that the cache does not hold are not there either when a step comes to the op.
@@ -135,10 +145,12 @@ StatusOr<size_t> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>
   cold = cold && flush_.bytes();
   size_t best = 0;
   double least = std::numeric_limits<double>::infinity();
+  bool without_memory = false;
   Status gpu;
   for (size_t i = 0; i < candidates.size() && gpu.ok(); ++i) {
     const auto ms = time(*candidates[i].kernel, at, cold, least);
     if (!ms.ok()) {
+      without_memory |= ms.status().code() == Code::oom;
       gpu = driver_status(driver(), "cuStreamSynchronize", driver().cuStreamSynchronize(stream_));
       if (gpu.code() == Code::gpu_fault)
         gpu = Status(gpu.code(), "op " + std::string(op.name) + " (" + candidates[i].kernel->name +
@@ -148,10 +160,11 @@ StatusOr<size_t> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>
       best = i;
     }
   }
+  const Status back = put_aside(op, at, true);
   EFF_RETURN_IF_ERROR(gpu);
-  EFF_RETURN_IF_ERROR(put_aside(op, at, true));
+  EFF_RETURN_IF_ERROR(back);
   EFF_CUDA(driver(), cuStreamSynchronize, stream_);
-  return best;
+  return without_memory ? std::nullopt : std::optional(best);
 }
 
 StatusOr<double> Tuner::time(const Kernel& kernel, Addresses at, bool cold, double best) {
@@ -174,7 +187,7 @@ StatusOr<double> Tuner::time(const Kernel& kernel, Addresses at, bool cold, doub
   EFF_CUDA(driver(), cuStreamSynchronize, stream_);
   float first = 0;
   EFF_CUDA(driver(), cuEventElapsedTime, &first, marks_[0].first, marks_[0].second);
-  if (first > kHopeless * best) return std::numeric_limits<double>::infinity();
+  if (first >= kShortMs && first > kHopeless * best) return std::numeric_limits<double>::infinity();
   const bool repeated = !cold && first < kShortMs;
   if (repeated) EFF_RETURN_IF_ERROR(often.make(*device_, bound.value(), stream_, kRepeats));
   const Graph& graph = repeated ? often : once;

@@ -206,9 +206,9 @@ TEST(CudaDriver, AGpuIsOpenedWhereTheImagesRunOnIt) {
 
 // Codes after which every call of the process fails, and some that are near them and do not.
 TEST(CudaDriver, Faults) {
-  for (const int code : {214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721})
+  for (const int code : {214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911})
     EXPECT_TRUE(cuda::is_fault(static_cast<CUresult>(code))) << code;
-  for (const int code : {0, 1, 2, 100, 209, 400, 600, 701, 704, 705, 708, 712, 713, 720, 900, 901, 999})
+  for (const int code : {0, 1, 2, 100, 209, 400, 600, 701, 704, 705, 708, 712, 713, 720, 800, 900, 901, 910, 999})
     EXPECT_FALSE(cuda::is_fault(static_cast<CUresult>(code))) << code;
 }
 

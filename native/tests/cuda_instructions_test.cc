@@ -73,7 +73,9 @@ TEST(Instructions, OfFloats) {
     const float v = in[i];
     const OfFloat& of = got[i];
     SCOPED_TRACE(testing::Message() << std::hexfloat << v);
-    if (!std::isnan(v) && (v == 0 || std::abs(v) >= 0x1p-126f)) {
+    // Of what rounds to infinity nothing is said.
+    const bool overflows = std::isinf(tf32(v)) && !std::isinf(v);
+    if (!std::isnan(v) && !overflows && (v == 0 || std::abs(v) >= 0x1p-126f)) {
       // The unit that reads it does not look at the bits that TF32 has no room for.
       EXPECT_TRUE(same(std::bit_cast<float>(of.tf32 & 0xffffe000u), tf32(v)));
     }

@@ -7,6 +7,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import { binding, type NativeBinding } from '../../ts/binding.js'
+import { EffnetError } from '../../ts/errors.js'
 import { createModel, imageFolder, type StepEvent, Trainer, type TrainerEvent } from '../../ts/index.js'
 import { Model } from '../../ts/model.js'
 import { initParams } from '../../ts/runtime/init.js'
@@ -143,6 +144,27 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
     })
   })
 
+  it('takes the table where what was measured needs more memory than there is now, and keeps what was', async () => {
+    await classifier()
+    const [file] = kept()
+    const read = () => readFileSync(path.join(cache, 'kernels', file!), 'utf8')
+    const before = read()
+    const full = new EffnetError('EFF_OOM', 'of scratch')
+    const spy = vi.spyOn(binding(), 'bind').mockRejectedValueOnce(full)
+    expect(await classifier()).toEqual({
+      kernel: 'linear_f32:cublaslt',
+      measured: 0,
+      warnings: [expect.stringMatching(/^kernels: .* need more memory than there is now; those of a table are taken/)],
+    })
+    expect(read()).toBe(before)
+    // With nothing kept there is nothing else to take.
+    rmSync(cache, { recursive: true })
+    spy.mockRejectedValueOnce(full)
+    await expect(classifier()).rejects.toMatchObject({ code: 'EFF_OOM' })
+    spy.mockRestore()
+    expect(kept()).toEqual([])
+  })
+
   it('says when measuring begins and what it took, once for a plan', async () => {
     const heard = async () => {
       const model = await tiny()
@@ -258,6 +280,15 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
       const outDir = path.join(scratch, 'table')
       expect(await run(outDir, 1, SECOND, true)).toMatchObject({ kernels: ['linear_f32:cublaslt'], warnings: [] })
       expect(stateOf(outDir)).toMatchObject({ kernels: null, options: { deterministic: true } })
+      // What another plan of the model has measured is not the run's.
+      const model = await tiny()
+      await model.session.evalPlan({ batchSize: 3, imageSize: 32 })
+      expect(model.session.tuning!.state).not.toBeNull()
+      const other = path.join(scratch, 'table-beside')
+      const trainer = new Trainer({ model, outDir: other, batchSize: 2, imageSize: 32, maxSteps: 1, deterministic: true })
+      await trainer.fit(await imageFolder(data))
+      await model.close()
+      expect(stateOf(other)).toMatchObject({ kernels: null })
     })
   })
 })

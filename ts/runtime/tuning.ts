@@ -7,6 +7,7 @@ import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { binding, type ExecutableHandle, type KernelChoices, type Tuning, type TuningReport } from '../binding.js'
+import { EffnetError } from '../errors.js'
 import { packageVersion } from '../version.js'
 import { cudaVariable } from './cuda_variables.js'
 
@@ -155,7 +156,19 @@ export class KernelTuning {
       Object.assign(begun, { ops, at: performance.now() })
       this.onMeasuring?.({ plan, ops })
     }
-    const bound = await bind({ ...(await this.request(hash, table)), begins })
+    const asked = await this.request(hash, table)
+    const bound = await bind({ ...asked, begins }).catch((cause: unknown) => {
+      // What was measured where there was more memory; the table's kernels take the least.
+      const kept = Object.keys(asked.choices).length > 0
+      if (!kept || !(cause instanceof EffnetError) || cause.code !== 'EFF_OOM') throw cause
+      return bind({ measure: false, choices: {} }).then((executable) => {
+        this.tell(
+          'kernels',
+          `${plan}: the kernels that were measured need more memory than there is now; those of a table are taken, with which results are not the same bits`,
+        )
+        return executable
+      })
+    })
     const { ops } = begun
     if (ops > 0) this.onMeasuring?.({ plan, ops, seconds: (performance.now() - begun.at) / 1e3 })
     await this.settle(hash, binding().tuning(bound))

@@ -63,8 +63,7 @@ StatusOr<std::shared_ptr<const CublasLt>> CublasLt::create() {
 #undef X
   if (const int result = library->functions_.cublasLtCreate(&library->handle_); result != lt::kSuccess) {
     library->handle_ = nullptr;
-    return error(Code::backend_missing, "%s does not start: cublasLtCreate failed with status %d",
-                 found.value().path.c_str(), result);
+    return does_not_start(kCublasLt, "cublasLtCreate", result, result == lt::kAllocFailed);
   }
   return std::shared_ptr<const CublasLt>(std::move(library));
 }

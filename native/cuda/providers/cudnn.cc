@@ -212,10 +212,13 @@ class Frontend final : public Cudnn {
     if (opened_->properties) graph->set_device_properties(opened_->properties);
     EFF_RETURN_IF_ERROR(fe_status("graph", graph->validate()));
     EFF_RETURN_IF_ERROR(fe_status("graph", graph->build_operation_graph(opened_->handle)));
-    std::vector<fe::NumericalNote_t> refused{fe::NumericalNote_t::NONDETERMINISTIC};
+    using Note = fe::NumericalNote_t;
+    // Transforms are many times as far off as the sum of products.
+    std::vector<Note> refused{Note::NONDETERMINISTIC,  Note::FFT,
+                              Note::WINOGRAD,          Note::WINOGRAD_TILE_4x4,
+                              Note::WINOGRAD_TILE_6x6, Note::WINOGRAD_TILE_13x13};
     if (c.dtype == DType::f32 && !c.tf32)
-      refused.insert(refused.end(), {fe::NumericalNote_t::TENSOR_CORE, fe::NumericalNote_t::DOWN_CONVERT_INPUTS,
-                                     fe::NumericalNote_t::REDUCED_PRECISION_REDUCTION});
+      refused.insert(refused.end(), {Note::TENSOR_CORE, Note::DOWN_CONVERT_INPUTS, Note::REDUCED_PRECISION_REDUCTION});
     // A guess is no answer: heuristics offer engines that then fail to build.
     Status status = error(Code::plan_invalid, "cuDNN has no engine %s for this graph", wanted.c_str());
     graph->deselect_workspace_greater_than(kMostWorkspace);
@@ -263,8 +266,9 @@ StatusOr<std::shared_ptr<const Cudnn>> Cudnn::create() {
   auto opened = std::make_shared<Opened>();
   if (const auto result = fe::detail::create_handle(&opened->handle); result != CUDNN_STATUS_SUCCESS) {
     opened->handle = nullptr;
-    return error(Code::backend_missing, "%s does not start: cudnnCreate failed with status %d",
-                 open_library(kCudnn).value().path.c_str(), static_cast<int>(result));
+    const bool full = result == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ||
+                      result == CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED;
+    return does_not_start(kCudnn, "cudnnCreate", static_cast<int>(result), full);
   }
   return std::shared_ptr<const Cudnn>(std::make_shared<Frontend>(std::move(opened)));
 }

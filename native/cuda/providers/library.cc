@@ -177,6 +177,13 @@ StatusOr<OpenLibrary> open_library(const LibraryKind& kind) {
   return known->emplace(&kind, find_library(kind)).first->second;
 }
 
+Status does_not_start(const LibraryKind& kind, const char* call, int status, bool full) {
+  const auto library = open_library(kind);
+  return error(full ? Code::oom : Code::backend_missing,
+               "%s does not start: %s failed with status %d; EFFNET_CUDA_PROVIDER=own does without it",
+               library.ok() ? library.value().path.c_str() : kind.soname, call, status);
+}
+
 LibraryFacts library_facts(const LibraryKind& kind) {
   LibraryFacts facts{kind.name, {}, {}, {}, {}, {}};
   if (const char* absent = Cudnn::absent(); absent && &kind == &kCudnn) {

@@ -38,6 +38,9 @@ StatusOr<OpenLibrary> open_library(const LibraryKind& kind);
 // The same, at every call anew.
 StatusOr<OpenLibrary> find_library(const LibraryKind& kind);
 LibraryFacts library_facts(const LibraryKind& kind);
+// Of one that loads: `call` ended with `status`, for want of memory where it is `full`. Code::oom or
+// Code::backend_missing.
+Status does_not_start(const LibraryKind& kind, const char* call, int status, bool full);
 
 // Where a library is looked for, in this order: EFFNET_LIB_DIR, CUDA_HOME, what the loader finds, the Python
 // environments that are active, WSL's folder of drivers.

@@ -7,6 +7,7 @@
 #include "cuda/ops/conv.h"
 #include "cuda/providers/conv_bwd.h"
 #include "cuda/providers/cudnn_support.h"
+#include "cuda/providers/library.h"
 
 namespace effnet::cuda {
 namespace {
@@ -75,6 +76,12 @@ StatusOr<std::shared_ptr<const Cudnn>> Providers::cudnn() {
   return *cudnn_;
 }
 
+Status Providers::check_libraries() {
+  if (const auto one = cublaslt(); !one.ok() && open_library(kCublasLt).ok()) return one.status();
+  if (const auto other = cudnn(); !other.ok() && !Cudnn::absent() && open_library(kCudnn).ok()) return other.status();
+  return ok_status();
+}
+
 Libraries Providers::libraries() {
   const auto one = cublaslt();
   const auto other = cudnn();
@@ -110,7 +117,10 @@ StatusOr<KernelPtr> Providers::bind(const plan::Op& op, KernelFactory own) {
     case Code::plan_invalid:  // no algorithm for this one: the own kernel takes every shape
       return own(op);
     case Code::backend_missing:  // by the table: doctor says what is missing, and what that means
-      if (!asked.value()) return own(op);
+      if (!asked.value()) {
+        EFF_RETURN_IF_ERROR(check_libraries());
+        return own(op);
+      }
       return Status(Code::backend_missing, std::string("EFFNET_CUDA_PROVIDER=") + std::getenv("EFFNET_CUDA_PROVIDER") +
                                                ": " + kernel.status().message());
     default:

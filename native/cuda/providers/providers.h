@@ -45,6 +45,9 @@ class Providers {
   // can do; else a table decides. Code::backend_missing where the one named is not there.
   StatusOr<KernelPtr> bind(const plan::Op& op, KernelFactory own);
 
+  // Those that are there start: without one that does not, choices would be others than on an equal machine.
+  Status check_libraries();
+
   // Whether kernels other than the table's may be tried: not where EFFNET_CUDA_PROVIDER decides.
   bool has_choice(const plan::Op& op) const;
   // The kernels that there are for an op that has a choice, the table's first. What a library cannot do, or has not, is
