@@ -391,6 +391,21 @@ const MENDS: readonly [ErrorCode, RegExp, string][] = [
   ['EFF_OOM', /of the host's memory could not be allocated/, HOST_MEMORY_MEND],
   [
     'EFF_BACKEND_MISSING',
+    /images cannot be decoded on the GPU .*does not start: \w+ failed with status/,
+    "install nvJPEG's package again; or dataBackend: 'cpu'",
+  ],
+  [
+    'EFF_BACKEND_MISSING',
+    /does not start: \w+ failed with status/,
+    "install that library's package again, all of one release; or EFFNET_CUDA_PROVIDER=own, which does without",
+  ],
+  [
+    'EFF_OOM',
+    /does not start: \w+ failed with status/,
+    'free memory of the GPU, which other processes may hold (nvidia-smi); or EFFNET_CUDA_PROVIDER=own, which does without that library',
+  ],
+  [
+    'EFF_BACKEND_MISSING',
     /EFFNET_CUDA_PROVIDER=/,
     'unset EFFNET_CUDA_PROVIDER, or bring that library: effnet doctor tells what is missing and what brings it',
   ],

@@ -54,6 +54,7 @@ const CALLS: readonly [RegExp, string][] = [
   ],
   [/^loadModel\(folder\), or createModel\('[^']+', \{ compat: '([^']+)' \}\)$/, '--compat $1; or another --out for a new run'],
   [/^loadModel\(folder\)$/, 'leave --model out: it is that of the run; or give another --out for a new run'],
+  [/ a smaller lossScale\.initial, or precision: '([\w-]+)'$/, ' or --precision $1'],
   [/\ba lower lr, longer warm-up\b/, 'a lower --lr, a longer --warmup-epochs'],
   [/\boptimizer\.lr\b/g, '--lr'],
   [/\boptimizer\.weightDecay\b/g, '--weight-decay'],

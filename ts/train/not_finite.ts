@@ -50,9 +50,9 @@ export function notFinite({ what, step, epoch, lr, first, checkpoint }: NotFinit
 
 /** Message and hint where no step of a run with a loss scale made an update; `scale` is what the last left of it. */
 export function allSkipped(steps: number, scale: number): [message: string, hint: string] {
-  const left = steps === 1 ? 'the one update so far was' : `all ${steps} updates so far were`
+  const left = steps === 1 ? 'the one update so far was left out, as its' : `all ${steps} updates so far were left out, as their`
   return [
-    `${left} left out, as its gradients were not finite: the weights are those that training began with`,
+    `${left} gradients were not finite: the weights are those that training began with`,
     `more steps, each of which lowers the loss scale (${scale} now), a smaller lossScale.initial, or precision: 'bf16-mixed'`,
   ]
 }

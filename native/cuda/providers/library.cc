@@ -179,8 +179,7 @@ StatusOr<OpenLibrary> open_library(const LibraryKind& kind) {
 
 Status does_not_start(const LibraryKind& kind, const char* call, int status, bool full) {
   const auto library = open_library(kind);
-  return error(full ? Code::oom : Code::backend_missing,
-               "%s does not start: %s failed with status %d; EFFNET_CUDA_PROVIDER=own does without it",
+  return error(full ? Code::oom : Code::backend_missing, "%s does not start: %s failed with status %d",
                library.ok() ? library.value().path.c_str() : kind.soname, call, status);
 }
 

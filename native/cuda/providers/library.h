@@ -39,7 +39,7 @@ StatusOr<OpenLibrary> open_library(const LibraryKind& kind);
 StatusOr<OpenLibrary> find_library(const LibraryKind& kind);
 LibraryFacts library_facts(const LibraryKind& kind);
 // Of one that loads: `call` ended with `status`, for want of memory where it is `full`. Code::oom or
-// Code::backend_missing.
+// Code::backend_missing, whose mends ts/binding.ts knows by these words.
 Status does_not_start(const LibraryKind& kind, const char* call, int status, bool full);
 
 // Where a library is looked for, in this order: EFFNET_LIB_DIR, CUDA_HOME, what the loader finds, the Python

@@ -1,0 +1,31 @@
+/** A library of NVIDIA's that is there and does not start, as where the GPU's memory is full (native/cuda/fake). */
+import { expect, it } from 'vitest'
+import { describeWith, fakeLibraries } from '../helpers/stand_in.js'
+import { photo } from './helpers/folders.js'
+import { spawnEffnet } from './helpers/spawn.js'
+
+const LIBRARIES = fakeLibraries('libcublasLt.so.13')
+
+describeWith(LIBRARIES, 'a library that does not start', () => {
+  const predict = (env: Record<string, string>) =>
+    spawnEffnet(['predict', '--device', 'cuda', '--image-size', '32', '--deterministic', photo()], {
+      EFFNET_LIB_DIR: LIBRARIES.folder,
+      ...env,
+    }).done
+
+  it.each([
+    ['1', 69, 'EFF_BACKEND_MISSING', /Mend: install that library's package again.*EFFNET_CUDA_PROVIDER=own/],
+    ['3', 71, 'EFF_OOM', /Mend: free memory of the GPU.*EFFNET_CUDA_PROVIDER=own/],
+  ])('is no reason to take other kernels silently: status %s', async (status, exitCode, name, mend) => {
+    const { code, stderr } = await predict({ FAKE_CUBLASLT_FAIL: `cublasLtCreate:1:${status}` })
+    expect(stderr).toMatch(/libcublasLt\.so\.13 does not start: cublasLtCreate failed with status/)
+    expect(stderr).toMatch(new RegExp(`^${name} {2}`, 'm'))
+    expect(stderr).toMatch(mend)
+    expect(code).toBe(exitCode)
+  })
+
+  it('is not asked where its kernels are not wanted', async () => {
+    const { code } = await predict({ FAKE_CUBLASLT_FAIL: 'cublasLtCreate:1:1', EFFNET_CUDA_PROVIDER: 'own' })
+    expect(code).toBe(0)
+  })
+})
