@@ -1,5 +1,8 @@
 /** What people get wrong in words: each mistake gives one message with the mend, the right exit code, and no stack. */
-import { describe, it } from 'vitest'
+
+import { describe, expect, it } from 'vitest'
+import { userWords } from '../../ts/cli/user_words.js'
+import { allSkipped } from '../../ts/train/not_finite.js'
 import { expectMistake, type Mistake, usage } from './helpers/mistake.js'
 
 describe('wrong words', () => {
@@ -80,4 +83,11 @@ describe('wrong words', () => {
       mend: /cpu/,
     })
   })
+})
+
+it('the advice of a run that skipped every update has the words of the command line', () => {
+  expect(allSkipped(2, 512)[0]).toMatch(/^all 2 updates so far were left out/)
+  expect(userWords(allSkipped(1, 512)[1])).toBe(
+    'more steps, each of which lowers the loss scale (512 now), or --precision bf16-mixed',
+  )
 })

@@ -179,7 +179,6 @@ class Compiled {
       try {
         for (const [arena, size] of arenaBytes.slice(0, ARENA.activations + 1).entries()) {
           if (size <= (held[arena] ?? 0)) continue
-          held[arena] = 0 // where it fails, the old one may be gone too
           await native.ensureArena(memory, arena, size)
           held[arena] = size
         }

@@ -50,8 +50,7 @@ StatusOr<std::unique_ptr<NvJpeg>> NvJpeg::create(const Memory* memory) {
       result != nj::kSuccess) {
     made->handle_ = nullptr;
     if (result == nj::kAllocatorFailure) return jpeg_status("nvjpegCreateExV2", result);
-    return error(Code::backend_missing, "%s does not start: nvjpegCreateExV2 failed with status %d",
-                 found.value().path.c_str(), result);
+    return does_not_start(kNvJpeg, "nvjpegCreateExV2", result, false);
   }
   if (const int result = functions.nvjpegJpegStateCreate(made->handle_, &made->state_); result != nj::kSuccess) {
     made->state_ = nullptr;
