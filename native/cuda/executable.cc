@@ -289,7 +289,7 @@ Status Executable::queue_on_device(Part part, const Recording& recording) const 
   return queue_launches(part == Part::batch ? recording.accumulate : recording.finish);
 }
 
-bool Executable::by_library(const Recording& recording) {
+bool Executable::calls_libraries(const Recording& recording) {
   const auto is_call = [](const BoundLaunch& bound) { return bound.first.call != nullptr; };
   return std::any_of(recording.ops.begin(), recording.ops.end(),
                      [&](const BoundLaunches& of_op) { return std::any_of(of_op.begin(), of_op.end(), is_call); });
@@ -390,8 +390,8 @@ Status Executable::run(Part part, const Use& use) {
   if (synchronous_) return queue(part, use);
   const auto captured = graph(part, use);
   // What a library does at its first launch, a capture may refuse: it is launched once without, and captured next time.
-  if (captured.status().code() == Code::internal && by_library(use.recording) &&
-      !std::exchange(launched_[static_cast<int>(part)], true))
+  if (captured.status().code() == Code::internal && calls_libraries(use.recording) &&
+      !std::exchange(ungraphed_[static_cast<int>(part)], true))
     return queue(part, use);
   if (!captured.ok()) return captured.status();
   const bool beside = !use.slot.locked() && part != Part::prepare;

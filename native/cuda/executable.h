@@ -95,7 +95,7 @@ class Executable final : public effnet::Executable {
   // Whether something is to be made of weights that have changed besides 16-bit copies.
   bool has_prepare_ops() const;
 
-  static bool by_library(const Recording& recording);
+  static bool calls_libraries(const Recording& recording);
   // Onto the memory's stream.
   Status queue(Part part, const Use& use) const;
   // Without the copies of scalars and output.
@@ -169,8 +169,8 @@ class Executable final : public effnet::Executable {
   Folded folded_[2];
   InputRing ring_;
   Recording recordings_[InputRing::kSlots][2];  // by slot, and whether weights and average are exchanged
-  bool launched_[kParts] = {};                  // without a graph, as a library's first launches were not captured
-  std::vector<CUevent> marks_;                  // of a profiled step: around its beginning, each op and its end
+  bool ungraphed_[kParts] = {};  // launched once without a graph, as a library's first launches were not captured
+  std::vector<CUevent> marks_;   // of a profiled step: around its beginning, each op and its end
   double begin_ms_ = 0, finish_ms_ = 0;
   int profiled_steps_ = 0;
 };

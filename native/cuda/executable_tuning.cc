@@ -87,13 +87,12 @@ Status Executable::measure() {
       return candidate.kernel->working != plan::DType::f32 && candidate.kernel->working != working_;
     });
     if (candidates.empty()) continue;
-    const auto fastest =
-        candidates.size() == 1 ? StatusOr(std::optional<size_t>(0)) : tuner.fastest(op, candidates, at);
+    const auto fastest = candidates.size() == 1 ? StatusOr(Tuner::Fastest{0, true}) : tuner.fastest(op, candidates, at);
     if (!fastest.ok()) return fastest.status();
-    if (!fastest.value()) continue;  // the table's, and no choice to keep: a start with more memory measures
-    Candidate& chosen = candidates[*fastest.value()];
+    Candidate& chosen = candidates[fastest.value().index];
+    // In force, and so a checkpoint's; what counts as measured is kept for other starts.
     tuning_.choices[key] = chosen.id;
-    ++tuning_.measured;
+    if (fastest.value().of_all) ++tuning_.measured;
     bound.kernel = std::move(chosen.kernel);
   }
   return ok_status();

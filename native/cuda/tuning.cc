@@ -128,11 +128,10 @@ Status Tuner::put_aside(const plan::Op& op, const Addresses& at, bool back) {
   return status;
 }
 
-StatusOr<std::optional<size_t>> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>& candidates,
-                                               Addresses at) {
+StatusOr<Tuner::Fastest> Tuner::fastest(const plan::Op& op, const std::vector<Candidate>& candidates, Addresses at) {
   EFF_RETURN_IF_ERROR(start());
   const Status kept = put_aside(op, at, false);
-  if (kept.code() == Code::oom) return std::optional<size_t>();
+  if (kept.code() == Code::oom) return Fastest{0, false};
   EFF_RETURN_IF_ERROR(kept);
   EFF_CUDA(driver(), cuStreamSynchronize, stream_);  // a fault from here on is of what is measured
   // Tensors that the cache does not hold are not there either when a step comes to the op.
@@ -164,7 +163,7 @@ StatusOr<std::optional<size_t>> Tuner::fastest(const plan::Op& op, const std::ve
   EFF_RETURN_IF_ERROR(gpu);
   EFF_RETURN_IF_ERROR(back);
   EFF_CUDA(driver(), cuStreamSynchronize, stream_);
-  return without_memory ? std::nullopt : std::optional(best);
+  return Fastest{best, !without_memory};
 }
 
 StatusOr<double> Tuner::time(const Kernel& kernel, Addresses at, bool cold, double best) {

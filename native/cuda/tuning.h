@@ -1,7 +1,6 @@
 // Which of an op's kernels is the fastest on this GPU: measured on the memory that the plan will run in.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,10 +23,13 @@ class Tuner {
   Tuner(const Tuner&) = delete;
   Tuner& operator=(const Tuner&) = delete;
 
-  // The fastest, of equals the first; none where memory for measuring any of them is missing. One that fails is left
-  // out; an error is the GPU's. What the op writes is as before, but for activations and the plan's output. `at`: of
-  // the op, without scratch.
-  StatusOr<std::optional<size_t>> fastest(const plan::Op& op, const std::vector<Candidate>& candidates, Addresses at);
+  struct Fastest {
+    size_t index;  // of equals the first, and the first where nothing could be measured
+    bool of_all;   // false where memory for measuring was missing: with more another may be it
+  };
+  // One that fails is left out; an error is the GPU's. What the op writes is as before, but for activations and the
+  // plan's output. `at`: of the op, without scratch.
+  StatusOr<Fastest> fastest(const plan::Op& op, const std::vector<Candidate>& candidates, Addresses at);
 
  private:
   struct Graph;

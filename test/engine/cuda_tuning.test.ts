@@ -165,6 +165,21 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
     expect(kept()).toEqual([])
   })
 
+  it('keeps nothing for other starts where memory for measuring some was missing', async () => {
+    const { tuning } = binding()
+    const spy = vi.spyOn(binding(), 'tuning').mockImplementation((bound) => {
+      const report = tuning(bound)
+      return { ...report, measured: report.measured - 1 }
+    })
+    const model = await tiny()
+    await model.session.evalPlan({ batchSize: 2, imageSize: 32 })
+    // In force all the same, as a checkpoint has to know.
+    expect(Object.keys(model.session.tuning!.state!.choices).length).toBeGreaterThan(1)
+    await model.close()
+    spy.mockRestore()
+    expect(kept()).toEqual([])
+  })
+
   it('says when measuring begins and what it took, once for a plan', async () => {
     const heard = async () => {
       const model = await tiny()
@@ -274,6 +289,16 @@ describeWith(LIBRARIES, 'kernels that are measured', () => {
       const said = /[\d.]+ \w+ for copies to the GPU were ordinary memory: the host had no page-locked memory left/
       expect(readFileSync(path.join(outDir, 'report.html'), 'utf8')).toMatch(said)
       expect(readFileSync(path.join(sound, 'report.html'), 'utf8')).not.toMatch(said)
+    })
+
+    it.each([
+      ['EFF_INTERNAL', ['not-ahead']],
+      ['EFF_GPU_FAULT', []], // the step that follows says it
+    ] as const)('tells of a batch that was not copied ahead by %s', async (code, warnings) => {
+      const spy = vi.spyOn(binding(), 'prefetch').mockRejectedValueOnce(new EffnetError(code, 'not copied'))
+      expect(await run(path.join(scratch, code), 3, SECOND)).toMatchObject({ warnings })
+      expect(spy).toHaveBeenCalledTimes(1)
+      spy.mockRestore()
     })
 
     it('takes the table where it is told to be deterministic', async () => {

@@ -171,17 +171,18 @@ export class KernelTuning {
     })
     const { ops } = begun
     if (ops > 0) this.onMeasuring?.({ plan, ops, seconds: (performance.now() - begun.at) / 1e3 })
-    await this.settle(hash, binding().tuning(bound))
+    await this.settle(hash, binding().tuning(bound), ops)
     return bound
   }
 
   /** What came of it. */
-  async settle(planHash: string, { choices, measured, refused }: TuningReport): Promise<void> {
+  async settle(planHash: string, { choices, measured, refused }: TuningReport, toMeasure: number): Promise<void> {
     if (refused > 0) {
       this.tell('kernels', `${refused} kernels that were kept cannot be had here now: others were measured and taken`)
     }
     this.chosen = { ...this.chosen, ...choices }
-    if (measured > 0) await this.write(planHash, choices)
+    // Some were not for want of memory: the next start may have it.
+    if (measured > 0 && measured === toMeasure) await this.write(planHash, choices)
   }
 
   private file(planHash: string): string {
